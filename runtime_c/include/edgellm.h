@@ -1,0 +1,207 @@
+/* edgellm.h: run a compiled language model.
+ *
+ *   ellm_model    an opened, validated bundle: weights mapped read-only, kernels, plan, tokenizer. Immutable
+ *                 after open; any number of contexts may share it. Must outlive its contexts.
+ *   ellm_context  everything mutable: thread pool, arena, KV pool, sessions. All memory is allocated at open;
+ *                 nothing allocates afterwards. One thread may use a context at a time.
+ *
+ * Whatever can fail returns ellm_status and delivers through out-parameters. Nothing here prints or exits.
+ * Closing or freeing NULL is safe. Strings are UTF-8. */
+#ifndef EDGELLM_H
+#define EDGELLM_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- status ------------------------------------------------------------------------------------------- */
+
+/* One list makes the enum, the text and the program's exit codes. Numbers are frozen once released. */
+#define ELLM_STATUS_LIST(X)                                                                  \
+    X(OK, 0, "ok")                                                                           \
+    X(USAGE, 2, "wrong arguments")                                                           \
+    X(IO, 10, "a file could not be read or written")                                         \
+    X(NO_MEMORY, 11, "not enough memory")                                                    \
+    X(BUNDLE_MISSING, 20, "the bundle or one of its files is missing")                       \
+    X(BUNDLE_CORRUPT, 21, "a bundle file does not match its checksum or size")               \
+    X(BUNDLE_FORMAT, 22, "a bundle file is malformed")                                       \
+    X(BUNDLE_VERSION, 23, "the bundle has a format version this runtime does not read")      \
+    X(CPU_UNSUPPORTED, 24, "the bundle was compiled for another CPU")                        \
+    X(PLAN_INVALID, 25, "the plan refers to something that does not exist or does not fit")  \
+    X(KERNEL_INVALID, 26, "kernels.so is malformed or lacks a kernel")                       \
+    X(KERNEL_FAILED, 27, "a kernel reported an error")                                       \
+    X(TOKENIZER_INVALID, 30, "tokenizer.bin is malformed")                                   \
+    X(TEMPLATE_INVALID, 31, "chat.bin is malformed")                                         \
+    X(TEMPLATE_FAILED, 32, "the chat template raised an error")                              \
+    X(TEMPLATE_LIMIT, 33, "the chat template exceeded its time or memory limit")             \
+    X(TOKEN_RANGE, 40, "a token id is outside the vocabulary")                               \
+    X(CONTEXT_FULL, 41, "the context is full")                                               \
+    X(BUFFER_SMALL, 42, "the caller's buffer is too small")                                  \
+    X(CANCELLED, 43, "cancelled")                                                            \
+    X(INTERNAL, 99, "internal error")
+
+typedef enum ellm_status {
+#define ELLM_STATUS_ENUM(name, number, text) ELLM_##name = number,
+    ELLM_STATUS_LIST(ELLM_STATUS_ENUM)
+#undef ELLM_STATUS_ENUM
+} ellm_status;
+
+/* Static text of a status, and its name without the prefix ("BUNDLE_CORRUPT"). Never NULL. */
+const char *ellm_status_text(ellm_status status);
+const char *ellm_status_name(ellm_status status);
+
+/* What failed, where, and what to do. Filled by calls that take it; may be NULL. Always NUL-terminated. */
+typedef struct ellm_error {
+    char text[512];
+} ellm_error;
+
+/* ---- model -------------------------------------------------------------------------------------------- */
+
+typedef struct ellm_model ellm_model;
+
+/* Opens the bundle directory `path`: checks manifest, plan, kernels, tokenizer and template by SHA-256, the
+ * weight shards by their verified stamp (hashing them again where it is missing or stale), and the CPU. */
+ellm_status ellm_model_open(const char *path, ellm_model **model, ellm_error *error);
+void ellm_model_close(ellm_model *model);
+
+/* Hashes every file of the bundle and, on success, writes the verified stamp if the directory is writable.
+ * `progress` (may be NULL) is called with bytes done and bytes total. */
+typedef void (*ellm_progress)(uint64_t done, uint64_t total, void *user);
+ellm_status ellm_bundle_verify(const char *path, ellm_progress progress, void *user, ellm_error *error);
+
+typedef struct ellm_model_info {
+    const char *name;            /* owned by the model, like every string here */
+    const char *architecture;    /* "LlamaForCausalLM" */
+    const char *scheme;          /* "w4a8" */
+    const char *tier;            /* "dotprod" */
+    const char *manifest;        /* the whole manifest.json */
+    size_t manifest_bytes;
+    int32_t vocab_size;
+    int32_t context_length;      /* largest position + 1 the model was compiled for */
+    int32_t sliding_window;      /* positions visible to attention, 0: all */
+    uint64_t weight_bytes, arena_bytes, kv_bytes_per_token;
+} ellm_model_info;
+void ellm_model_get_info(const ellm_model *model, ellm_model_info *info);
+
+/* ---- context and sessions ------------------------------------------------------------------------------ */
+
+typedef struct ellm_context ellm_context;
+
+typedef struct ellm_context_options {
+    int32_t n_sessions;          /* default 1 */
+    int32_t context_length;      /* positions per session; 0: min(model's, 4096) */
+    int32_t n_threads_prefill;   /* 0: one per physical core */
+    int32_t n_threads_decode;    /* 0: same as prefill */
+} ellm_context_options;
+
+ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options,
+                              ellm_context **context, ellm_error *error);
+void ellm_context_close(ellm_context *context);
+int32_t ellm_context_length(const ellm_context *context);
+
+/* One row of a step: `token` is written at `position` of session `slot`. Rows of one session must be in
+ * ascending position, without gaps, starting at the session's length. */
+typedef struct ellm_row {
+    int32_t token, position, slot;
+    bool wants_logits;
+} ellm_row;
+
+/* Runs rows through the model and writes the logits of the rows that want them, in row order.
+ *
+ *   rows    in   n rows, any mix of sessions; cut into steps by the plan's row counts
+ *   logits  out  (rows that want them, vocab) float32, caller-owned; may be NULL when none does
+ *
+ * Appends the positions to the sessions. Does not allocate. The logits do not depend on how rows are split
+ * over calls, on the other rows of a call, or on the number of threads: the same bits each time.
+ * Returns ELLM_CONTEXT_FULL or ELLM_TOKEN_RANGE, nothing changed, if a row does not fit. */
+ellm_status ellm_context_eval(ellm_context *context, const ellm_row *rows, size_t n, float *logits);
+
+/* Convenience over eval for one session: appends `tokens`, writes the last one's logits, (vocab,) float32. */
+ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, float *logits);
+/* Positions held by a session; cut back to `length` positions (0 empties it, blocks return to the pool). */
+int32_t ellm_session_length(const ellm_context *context, int32_t slot);
+ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t length);
+
+/* A flag another thread or a signal handler may set; eval then returns ELLM_CANCELLED between two steps of the
+ * plan's rows (positions of finished steps stay). Cleared by the next call of eval's caller with false. */
+void ellm_context_cancel(ellm_context *context, bool cancel);
+
+/* ---- tokenizer ------------------------------------------------------------------------------------------ */
+
+/* Encodes `n_bytes` of UTF-8 (invalid bytes are treated as U+FFFD, as Hugging Face's readers do).
+ * add_special: apply the post-processor (BOS and the like). parse_special: recognise special tokens in text.
+ * Writes at most `cap` ids, always the full count to n_tokens; ELLM_BUFFER_SMALL if it did not fit. */
+ellm_status ellm_encode(const ellm_model *model, const char *text, size_t n_bytes, bool add_special,
+                        bool parse_special, int32_t *tokens, size_t cap, size_t *n_tokens);
+
+/* Decodes ids to UTF-8 as `tokenizers` does. Writes at most `cap` bytes, the full count to n_bytes. */
+ellm_status ellm_decode(const ellm_model *model, const int32_t *tokens, size_t n_tokens, bool skip_special,
+                        char *text, size_t cap, size_t *n_bytes);
+
+/* Streaming decode: feeds one token, gets the bytes that are certain now (whole characters only). The text of
+ * all calls plus ellm_stream_flush equals ellm_decode of all tokens. Zero-initialise to start. */
+typedef struct ellm_stream {
+    int32_t window[64];
+    uint32_t n_window, n_printed;
+    bool skip_special, started;
+} ellm_stream;
+ellm_status ellm_stream_push(const ellm_model *model, ellm_stream *stream, int32_t token, char *text, size_t cap,
+                             size_t *n_bytes);
+ellm_status ellm_stream_flush(const ellm_model *model, ellm_stream *stream, char *text, size_t cap,
+                              size_t *n_bytes);
+
+/* True for ids that end an answer (generation_config's eos_token_id and the like, from the manifest). */
+bool ellm_token_is_stop(const ellm_model *model, int32_t token);
+
+/* ---- chat template -------------------------------------------------------------------------------------- */
+
+/* Renders the bundle's chat template.
+ *
+ *   messages_json  in   JSON array of messages, e.g. [{"role":"user","content":"hi"}]
+ *   extra_json     in   JSON object of further variables (tools, date_string, …) or NULL
+ *
+ * Writes at most `cap` bytes, the full count to n_bytes; ELLM_BUFFER_SMALL if it did not fit.
+ * ELLM_TEMPLATE_FAILED with the template's own message where it calls raise_exception. */
+ellm_status ellm_chat_render(const ellm_model *model, const char *messages_json, const char *extra_json,
+                             bool add_generation_prompt, char *text, size_t cap, size_t *n_bytes,
+                             ellm_error *error);
+bool ellm_model_has_chat_template(const ellm_model *model);
+
+/* ---- sampling ------------------------------------------------------------------------------------------- */
+
+typedef struct ellm_logit_bias {
+    int32_t token;
+    float bias;
+} ellm_logit_bias;
+
+typedef struct ellm_sampler_options {
+    float temperature;           /* 0: greedy (lowest id wins a tie) */
+    int32_t top_k;               /* 0: off */
+    float top_p;                 /* 1: off */
+    float min_p;                 /* 0: off */
+    float repetition_penalty;    /* 1: off */
+    float presence_penalty, frequency_penalty; /* 0: off */
+    int32_t penalty_window;      /* tokens looked back on, 0: 64 */
+    uint64_t seed;
+    const ellm_logit_bias *bias; /* n_bias entries, caller-owned, must outlive the sampler */
+    size_t n_bias;
+} ellm_sampler_options;
+
+typedef struct ellm_sampler ellm_sampler;
+ellm_status ellm_sampler_open(int32_t vocab_size, const ellm_sampler_options *options, ellm_sampler **sampler);
+void ellm_sampler_close(ellm_sampler *sampler);
+/* Tells the sampler about a token of the prompt or the answer (for the penalties). */
+void ellm_sampler_accept(ellm_sampler *sampler, int32_t token);
+/* Picks a token. Changes `logits` (vocab,) in place. The same seed and logits give the same token everywhere. */
+int32_t ellm_sampler_pick(ellm_sampler *sampler, float *logits);
+/* The manifest's recommended options (generation_config.json); greedy where it has none. */
+void ellm_model_sampler_options(const ellm_model *model, ellm_sampler_options *options);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

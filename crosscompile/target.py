@@ -1,0 +1,120 @@
+"""What a bundle is compiled for: the instruction-set tier and its packing, from CPU features alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from crosscompile.errors import TargetError
+
+
+@dataclass(frozen=True)
+class Tier:
+    """One class of vector units, and how weights are laid out for it.
+
+    requires    features as Linux prints them in /proc/cpuinfo; all must be present
+    llvm        attributes of the LLVM target; exactly what the kernels may use, no more
+    rows        output rows of a row group (lanes of the 32-bit accumulator)
+    chunk       consecutive columns of one row in a weight vector, by scheme ("w4", "w8")
+    unsigned    weights stored with an offset (vpdpbusd and vpmaddubsw multiply unsigned by signed)
+    """
+
+    name: str
+    arch: str
+    requires: tuple[str, ...]
+    llvm: tuple[str, ...]
+    rows: int
+    chunk: dict[str, int]
+    unsigned: tuple[str, ...] = ()
+
+    def packing(self, kind: str) -> str:
+        """The packing string (runtime_c/FORMAT.md) of weights of `kind`: w4, w8, f16 or f32."""
+        if kind in ("f32", "f16"):
+            return f"{kind}.r16"
+        return f"{kind}.r{self.rows}.k{self.chunk[kind]}" + (".u" if kind in self.unsigned else "")
+
+
+_X86 = ("avx2", "fma", "f16c")
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni")
+
+TIERS: dict[str, Tier] = {
+    tier.name: tier
+    for tier in (  # later entries of an architecture are better
+        Tier("armv7-neon", "armv7", ("neon", "vfpv4"), ("+v7", "+neon", "+vfp4"), 4, {"w4": 2, "w8": 2}),
+        Tier("armv8-neon", "aarch64", ("asimd",), ("+v8a", "+neon"), 4, {"w4": 2, "w8": 2}),
+        Tier("dotprod", "aarch64", ("asimd", "asimddp"), ("+v8a", "+neon", "+dotprod"), 4, {"w4": 4, "w8": 4}),
+        Tier(
+            "i8mm",
+            "aarch64",
+            ("asimd", "asimddp", "i8mm"),
+            ("+v8a", "+neon", "+dotprod", "+i8mm"),
+            4,
+            {"w4": 8, "w8": 8},
+        ),
+        Tier("avx2", "x86_64", _X86, ("+avx2", "+fma", "+f16c"), 8, {"w4": 4, "w8": 4}, ("w4",)),
+        Tier(
+            "avx-vnni",
+            "x86_64",
+            (*_X86, "avx_vnni"),
+            ("+avx2", "+fma", "+f16c", "+avxvnni"),
+            8,
+            {"w4": 4, "w8": 4},
+            ("w4", "w8"),
+        ),
+        Tier(
+            "avx512-vnni",
+            "x86_64",
+            (*_X86, *_AVX512),
+            ("+avx2", "+fma", "+f16c", "+avx512f", "+avx512bw", "+avx512vl", "+avx512dq", "+avx512vnni"),
+            16,
+            {"w4": 4, "w8": 4},
+            ("w4", "w8"),
+        ),
+    )
+}
+
+ARCHITECTURES = tuple(dict.fromkeys(tier.arch for tier in TIERS.values()))
+
+
+@dataclass(frozen=True)
+class Target:
+    """A CPU to compile for: architecture (aarch64, armv7, x86_64), system (linux, android) and tier."""
+
+    arch: str
+    os: str
+    tier: Tier
+
+    @property
+    def llvm(self) -> dict[str, object]:
+        """TVM's target dictionary. The features are exactly the tier's, whatever core the board has."""
+        system = "linux-android" if self.os == "android" else "linux-gnu"
+        if self.arch == "armv7":
+            return {
+                "kind": "llvm",
+                "mtriple": "armv7a-linux-gnueabihf",
+                "mcpu": "cortex-a7",
+                "mattr": list(self.tier.llvm),
+                "mfloat-abi": "hard",
+            }
+        mcpu = {"aarch64": "generic", "x86_64": "x86-64"}[self.arch]
+        return {"kind": "llvm", "mtriple": f"{self.arch}-{system}", "mcpu": mcpu, "mattr": list(self.tier.llvm)}
+
+
+def target_for(arch: str, cpu_features: Iterable[str], os: str = "linux") -> Target:
+    """The best tier for a CPU with these features (names of /proc/cpuinfo). TargetError if there is none."""
+    features = set(cpu_features)
+    if arch not in ARCHITECTURES:
+        raise TargetError(f"architecture {arch!r} is not supported; supported are {', '.join(ARCHITECTURES)}")
+    fitting = [t for t in TIERS.values() if t.arch == arch and features.issuperset(t.requires)]
+    if not fitting:
+        least = next(t for t in TIERS.values() if t.arch == arch)
+        missing = ", ".join(sorted(set(least.requires) - features))
+        raise TargetError(f"no tier fits this {arch} CPU: tier {least.name} needs {missing} in cpu_features")
+    return Target(arch, os, fitting[-1])
+
+
+def target_of_tier(name: str, os: str = "linux") -> Target:
+    """The target of a tier named outright. TargetError if there is no such tier."""
+    if name not in TIERS:
+        raise TargetError(f"tier {name!r} does not exist; tiers are {', '.join(TIERS)}")
+    return Target(TIERS[name].arch, os, TIERS[name])

@@ -1,0 +1,22 @@
+/* model.h: what the rest of the library may ask of an opened model.
+ *
+ * model.c implements ellm_model_open/close/get_info, ellm_token_is_stop, ellm_model_has_chat_template and
+ * ellm_model_sampler_options; tokenizer*.c and template*.c implement encode, decode, stream and chat_render
+ * over the two accessors below. */
+#ifndef ELLM_MODEL_H
+#define ELLM_MODEL_H
+
+#include "edgellm.h"
+
+typedef struct ellm_tokenizer ellm_tokenizer; /* tokenizer.h */
+typedef struct ellm_template ellm_template;   /* template.h */
+struct ellm_plan;                             /* plan.h */
+
+/* Never NULL for an opened model. */
+const ellm_tokenizer *ellm_model_tokenizer(const ellm_model *model);
+/* NULL where the bundle has no chat.bin. */
+const ellm_template *ellm_model_template(const ellm_model *model);
+/* The validated plan; weights and kernels are resolved to addresses. */
+const struct ellm_plan *ellm_model_plan(const ellm_model *model);
+
+#endif

@@ -1,0 +1,252 @@
+"""A Hugging Face checkpoint directory: configuration, tokenizer files, and tensors read lazily from safetensors."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crosscompile.errors import CheckpointError, ConfigError
+from crosscompile.safetensors_stream import TensorInfo, read_header
+
+__all__ = ["Checkpoint", "TensorInfo", "load"]
+
+FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+"""Stored types that can be read. NumPy has no bfloat16: its bits are the upper half of a float32."""
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+TEXT_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+"""Every file besides the tensors that can change what is compiled."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint. Tensors stay in their files until `read`.
+
+    special_tokens: name -> text ("bos_token" -> "<s>"), from tokenizer_config.json and special_tokens_map.json.
+    files: everything that was read or that `read` may read, relative to `path`.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    tokenizer_json: bytes | None
+    tokenizer_config: dict[str, Any]
+    chat_template: str | None
+    tensors: dict[str, TensorInfo] = field(repr=False)
+    special_tokens: dict[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+    def info(self, name: str, shape: tuple[int, ...] | None = None) -> TensorInfo:
+        """The tensor's place. CheckpointError if it is missing, not a float type, or not of this shape."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise CheckpointError(
+                f"{self.path}: tensor {name!r} is missing, which config.json implies; the checkpoint is incomplete "
+                f"or config.json belongs to another model"
+            )
+        if tensor.dtype not in FLOATS:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {name!r} has dtype {tensor.dtype}; only {', '.join(FLOATS)} can be compiled: "
+                f"use the unquantized checkpoint or save it as bfloat16"
+            )
+        if shape is not None and tensor.shape != shape:
+            raise CheckpointError(
+                f"{tensor.file}: tensor {name!r} has shape {list(tensor.shape)}, config.json implies {list(shape)}; "
+                f"one of the two belongs to another model"
+            )
+        return tensor
+
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray:
+        """Reads a tensor, or a slice of its first axis, as float32. Only the slice is read from the file."""
+        tensor = self.info(name)
+        start, stop, step = (rows or slice(None)).indices(tensor.shape[0] if tensor.shape else 1)
+        assert step == 1, "only contiguous rows"
+        stored = FLOATS[tensor.dtype]
+        inner = tensor.shape[1:]
+        width = int(np.prod(inner, dtype=np.int64)) * stored.itemsize
+        raw = bytearray(max(stop - start, 0) * width)
+        try:
+            with tensor.file.open("rb") as stream:
+                stream.seek(tensor.offset_bytes + start * width)
+                n_read = stream.readinto(raw)
+        except OSError as error:
+            raise CheckpointError(f"{tensor.file} cannot be read: {error.strerror}") from error
+        if n_read != len(raw):
+            raise CheckpointError(f"{tensor.file} was truncated while it was read; download or export it again")
+        values = np.frombuffer(raw, stored).reshape((max(stop - start, 0), *inner) if tensor.shape else ())
+        if tensor.dtype == "BF16":
+            return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+        return values.astype(np.float32, copy=False)
+
+
+def _read_bytes(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return _read_bytes(file).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{file} is not UTF-8 (byte {error.start}); download or export it again") from error
+
+
+def _read_object(file: Path, required: bool = False) -> dict[str, Any]:
+    """A JSON object; {} if the file does not exist and is not required."""
+    if not file.exists() and not required:
+        return {}
+    try:
+        value = json.loads(_read_text(file))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{file}: line {error.lineno}: {error.msg}; download or export it again") from error
+    except RecursionError as error:
+        raise CheckpointError(f"{file}: nested too deeply; download or export it again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{file}: a JSON object is expected, not {type(value).__name__}")
+    return value
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / "config.json"
+    if not file.is_file():
+        raise ConfigError(f"{path} has no config.json: it is not a Hugging Face checkpoint directory")
+    config = _read_object(file, required=True)
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
+        raise ConfigError(
+            f"{file}: quantization_config says the weights are already quantized ({method}); "
+            f"use the original bfloat16 or float16 checkpoint, edgellm quantizes it itself"
+        )
+    return config
+
+
+def _shards(path: Path) -> Iterator[tuple[Path, set[str] | None]]:
+    """Safetensors files with the tensors that the index expects in each (None: whatever it holds)."""
+    if (path / SINGLE).is_file():
+        yield path / SINGLE, None
+        return
+    index = path / INDEX
+    if not index.is_file():
+        raise CheckpointError(_no_weights(path))
+    weight_map = _read_object(index, required=True).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map is missing or empty; download it again")
+    by_file: dict[str, set[str]] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str) or not name or os.path.basename(name) != name or name in (".", ".."):
+            raise CheckpointError(f"{index}: weight_map of {tensor!r} is {name!r}, not a file name; download it again")
+        by_file.setdefault(name, set()).add(tensor)
+    for name, tensors in sorted(by_file.items()):
+        if not (path / name).is_file():
+            raise CheckpointError(f"{path / name} is missing, {INDEX} lists it; download the checkpoint again")
+        yield path / name, tensors
+
+
+def _no_weights(path: Path) -> str:
+    """Why a directory without model.safetensors cannot be loaded, and what to do."""
+    names = sorted(entry.name for entry in path.iterdir())
+    pickles = [name for name in names if name.startswith("pytorch_model") and name.endswith((".bin", ".json"))]
+    if pickles:
+        return (
+            f"{path} holds its weights as pickle ({pickles[0]}), which can run code when read; convert it once with "
+            f"transformers: AutoModelForCausalLM.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
+        )
+    for suffix, text in ((".gguf", "GGUF"), (".pth", "original PyTorch"), (".h5", "TensorFlow"), (".msgpack", "Flax")):
+        found = [name for name in names if name.endswith(suffix)]
+        if found:
+            return f"{path} holds {text} weights ({found[0]}); use the model's safetensors version"
+    others = [name for name in names if name.endswith(".safetensors")]
+    if others:
+        return f"{path} has {others[0]} but neither {SINGLE} nor {INDEX}; a whole model is needed, not adapters or parts"
+    return f"{path} has neither {SINGLE} nor {INDEX}; download or export the checkpoint again"
+
+
+def _read_tensors(path: Path) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for file, expected in _shards(path):
+        found, _ = read_header(file)
+        if expected is not None:
+            missing = sorted(expected - found.keys())
+            if missing:
+                raise CheckpointError(f"{file} lacks tensor {missing[0]!r}, {INDEX} lists it there; download it again")
+            found = {name: found[name] for name in found if name in expected}
+        tensors.update(found)
+    return tensors
+
+
+def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
+    """The template in order of precedence: chat_template.jinja, chat_template.json, tokenizer_config.json."""
+    if (path / "chat_template.jinja").is_file():
+        return _read_text(path / "chat_template.jinja")
+    file = path / "chat_template.json"
+    template = _read_object(file).get("chat_template")
+    if template is None:
+        file, template = path / "tokenizer_config.json", tokenizer_config.get("chat_template")
+    if isinstance(template, list):
+        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        if not named:
+            return None
+        if "default" not in named:
+            names = ", ".join(sorted(map(str, named)))
+            raise CheckpointError(f"{file}: chat_template has no template named 'default' (it has {names}); add one")
+        template = named["default"]
+    if template is not None and not isinstance(template, str):
+        raise CheckpointError(f"{file}: chat_template must be a string or a list, not {type(template).__name__}")
+    return template
+
+
+def _special_tokens(path: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
+    special: dict[str, str] = {}
+    for source in (_read_object(path / "special_tokens_map.json"), tokenizer_config):
+        for key, value in source.items():
+            if key.endswith("_token"):
+                text = value.get("content") if isinstance(value, dict) else value
+                if isinstance(text, str):
+                    special[key] = text
+    return special
+
+
+def load(path: str | Path) -> Checkpoint:
+    """Opens a checkpoint directory: reads its JSON files and tensor headers, no tensor data.
+
+    Raises CheckpointError for missing, truncated or malformed files, ConfigError for a missing or unusable config.json.
+    """
+    path = Path(path)
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; name the checkpoint directory that holds config.json")
+    if not path.is_dir():
+        raise CheckpointError(f"{path} does not exist; name a checkpoint directory")
+    config = _read_config(path)
+    tokenizer_config = _read_object(path / "tokenizer_config.json")
+    tokenizer = path / "tokenizer.json"
+    tensors = _read_tensors(path)
+    texts = [name for name in TEXT_FILES if (path / name).is_file()]
+    shards = sorted({tensor.file.name for tensor in tensors.values()})
+    return Checkpoint(
+        path=path,
+        config=config,
+        generation_config=_read_object(path / "generation_config.json"),
+        tokenizer_json=_read_bytes(tokenizer) if tokenizer.is_file() else None,
+        tokenizer_config=tokenizer_config,
+        chat_template=_chat_template(path, tokenizer_config),
+        tensors=tensors,
+        special_tokens=_special_tokens(path, tokenizer_config),
+        files=(*texts, *shards),
+    )

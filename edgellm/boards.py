@@ -1,0 +1,334 @@
+"""Board manifests: boards/<id>.toml read, checked and turned into a frozen Board.
+
+A manifest is data. Every section is named after the code that reads it, every key carries its unit, and anything
+unknown or of the wrong type is refused with the file, the key and the reason.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+
+from crosscompile.data import data_path
+from crosscompile.target import Target, target_for
+from edgellm.errors import BoardError
+from edgellm.instances import Address, parse_address, read_instances
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ARCHES = ("aarch64", "armv7", "x86_64")
+SYSTEMS = ("linux", "android")
+
+
+@dataclass(frozen=True)
+class TargetSection:
+    """What kernels are compiled for.
+
+    arch          aarch64, armv7 or x86_64
+    os            linux or android
+    cpu           the cores by name, for people
+    cpu_features  as Linux prints them in /proc/cpuinfo; only those that every core has
+    """
+
+    arch: str
+    cpu: str
+    cpu_features: tuple[str, ...]
+    n_cores: int
+    os: str = "linux"
+    n_fast_cores: int | None = None
+
+
+@dataclass(frozen=True)
+class MemorySection:
+    """How much memory there is and how fast.
+
+    ram_bytes              of the smallest variant that is still sold, which is what a bundle must fit by default
+    ram_options_bytes      every variant
+    bandwidth_bytes_per_s  theoretical peak: transfers per second times bus width
+    page_bytes             page size of the usual kernel
+    """
+
+    ram_bytes: int
+    ram_options_bytes: tuple[int, ...] = ()
+    bandwidth_bytes_per_s: int | None = None
+    page_bytes: int = 4096
+
+
+@dataclass(frozen=True)
+class RuntimeSection:
+    """Where the runtime starts before it has measured the board itself."""
+
+    threads_decode: int | None = None
+    threads_prefill: int | None = None
+
+
+@dataclass(frozen=True)
+class VulkanSection:
+    """The GPU. api: the newest Vulkan version its Mesa driver is conformant with."""
+
+    device: str
+    api: str | None = None
+
+
+@dataclass(frozen=True)
+class ThermalSection:
+    """Temperature at which the firmware starts to slow the clock down, in degrees Celsius."""
+
+    throttle_c: int
+
+
+@dataclass(frozen=True)
+class VirtualSection:
+    """A board that runs on this machine and behaves like another.
+
+    like      the board it stands for; all other sections are that board's
+    qemu      the emulator's program name; empty: the machine's own processor runs it
+    qemu_cpu  the emulated processor
+    """
+
+    like: str
+    qemu: str = ""
+    qemu_cpu: str = ""
+
+
+@dataclass(frozen=True)
+class Board:
+    """A type of board (from boards/), or one instance of it (from `edgellm boards add`).
+
+    host  "user@host" of an instance; None for a type. port and name belong to the instance too.
+    """
+
+    id: str
+    name: str
+    target_section: TargetSection
+    memory: MemorySection
+    runtime: RuntimeSection = field(default_factory=RuntimeSection)
+    vulkan: VulkanSection | None = None
+    thermal: ThermalSection | None = None
+    virtual_section: VirtualSection | None = None
+    instance: str | None = None
+    host: str | None = None
+    port: int = 22
+
+    @property
+    def label(self) -> str:
+        """What messages call the board: the instance's name, or the type's id."""
+        return self.instance or self.id
+
+    @property
+    def arch(self) -> str:
+        return self.target_section.arch
+
+    @property
+    def os(self) -> str:
+        return self.target_section.os
+
+    @property
+    def cpu(self) -> str:
+        return self.target_section.cpu
+
+    @property
+    def cpu_features(self) -> tuple[str, ...]:
+        return self.target_section.cpu_features
+
+    @property
+    def n_cores(self) -> int:
+        return self.target_section.n_cores
+
+    @property
+    def memory_bytes(self) -> int:
+        return self.memory.ram_bytes
+
+    @property
+    def virtual(self) -> str | None:
+        """The id of the board that a virtual one stands for; None for hardware."""
+        return self.virtual_section.like if self.virtual_section else None
+
+    def target(self) -> Target:
+        """What crosscompile needs to know of this board. Raises TargetError if no tier fits its CPU."""
+        return target_for(self.arch, self.cpu_features, self.os)
+
+
+_SECTIONS: dict[str, tuple[str, type[Any]]] = {
+    "target": ("target_section", TargetSection),
+    "memory": ("memory", MemorySection),
+    "runtime": ("runtime", RuntimeSection),
+    "vulkan": ("vulkan", VulkanSection),
+    "thermal": ("thermal", ThermalSection),
+    "virtual": ("virtual_section", VirtualSection),
+}
+"""Section of a manifest: (field of Board, its type)."""
+
+Chooser = Callable[[list["Board"]], "Board"]
+"""Asks which of several instances is meant."""
+
+LOCAL = "local"
+"""The one type whose facts are read from this machine instead of a file's numbers."""
+
+
+def list_boards(directory: Path | None = None) -> list[Board]:
+    """Every type of board, sorted by id. Raises BoardError on the first manifest that is wrong."""
+    return [load_board(path.stem, directory) for path in sorted(_manifests(directory))]
+
+
+def load_board(board_id: str, directory: Path | None = None) -> Board:
+    """The type of board called `board_id`.
+
+    directory: where the manifests lie; the distribution's own by default.
+    Raises BoardError if there is none of that name, or its manifest is wrong.
+    """
+    paths = {path.stem: path for path in _manifests(directory)}
+    if board_id not in paths:
+        raise BoardError(f"there is no board {board_id!r}; `edgellm boards` lists them: {', '.join(sorted(paths))}")
+    path = paths[board_id]
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BoardError(f"{path}: not valid TOML: {error}") from error
+    if "virtual" in document:
+        return _virtual(document, path, directory)
+    if board_id == LOCAL:
+        from edgellm.local import describe  # reads /proc, which no other board needs
+
+        document = {**describe(), **document}
+    return _board(document, path)
+
+
+def find_type(name: str) -> Board:
+    """The type of board that `name` means, a type's id or an instance's name; for whatever needs no address."""
+    instance = read_instances().get(name)
+    return load_board(instance.type if instance else name)
+
+
+def find_board(name: str, host: str | None = None, choose: Chooser | None = None) -> Board:
+    """The board that `--board NAME [--host HOST]` means.
+
+    name: an instance's name, or a type's id; the only instance of a type is meant by the type too.
+    host: "user@host[:port]"; then no instance is looked for.
+    choose: asked when a type has several instances; by default the person at the terminal, if there is one.
+    Raises BoardError if nothing has that name, or several instances do and nobody can be asked.
+    """
+    instances = read_instances()
+    if host is not None:
+        return _at(find_type(name), None, parse_address(host))
+    if name in instances:
+        return _at(load_board(instances[name].type), name, instances[name].address)
+    board = load_board(name)
+    candidates = [_at(board, key, entry.address) for key, entry in instances.items() if entry.type == name]
+    if len(candidates) < 2:
+        return candidates[0] if candidates else board
+    if choose is None:
+        from edgellm.boards_cli import chooser
+
+        choose = chooser()
+    if choose is None:
+        raise BoardError(
+            f"{name} is {len(candidates)} boards: "
+            + ", ".join(f"{each.instance} ({each.host})" for each in candidates)
+            + "; name one of them with --board"
+        )
+    return choose(candidates)
+
+
+def _at(board: Board, instance: str | None, address: Address) -> Board:
+    return replace(board, instance=instance, host=address.host, port=address.port)
+
+
+def _manifests(directory: Path | None) -> list[Path]:
+    return list((directory or data_path("boards")).glob("*.toml"))
+
+
+def _virtual(document: Mapping[str, Any], path: Path, directory: Path | None) -> Board:
+    name = _name(document, path, allowed={"name", "virtual"})
+    section = _section(document["virtual"], VirtualSection, path, "virtual")
+    like = load_board(section.like, directory)
+    if like.virtual:
+        raise BoardError(f"{path}: virtual.like: {section.like} is itself virtual; name real hardware")
+    if bool(section.qemu) != bool(section.qemu_cpu):
+        raise BoardError(f"{path}: virtual: qemu and qemu_cpu belong together; give both or neither")
+    return replace(like, id=path.stem, name=name, virtual_section=section)
+
+
+def _board(document: Mapping[str, Any], path: Path) -> Board:
+    values: dict[str, Any] = {"id": path.stem, "name": _name(document, path, allowed={"name", *_SECTIONS})}
+    for key, (attribute, kind) in _SECTIONS.items():
+        if key in document:
+            values[attribute] = _section(document[key], kind, path, key)
+    for key in ("target", "memory"):
+        if key not in document:
+            raise BoardError(f"{path}: section [{key}] is missing")
+    board = Board(**values)
+    _check(board, path)
+    return board
+
+
+def _name(document: Mapping[str, Any], path: Path, allowed: set[str]) -> str:
+    for key in document:
+        if key not in allowed:
+            raise BoardError(f"{path}: {key}: unknown; known here: {', '.join(sorted(allowed))}")
+    name = document.get("name")
+    if not isinstance(name, str) or not name:
+        raise BoardError(f"{path}: name: must be a text that is not empty")
+    return name
+
+
+def _check(board: Board, path: Path) -> None:
+    target, memory = board.target_section, board.memory
+    rules = (
+        ("target.arch", target.arch in ARCHES, f"must be one of {', '.join(ARCHES)}"),
+        ("target.os", target.os in SYSTEMS, f"must be one of {', '.join(SYSTEMS)}"),
+        ("target.n_cores", target.n_cores > 0, "must be positive"),
+        ("target.n_fast_cores", 0 < (target.n_fast_cores or 1) <= target.n_cores, "must be from 1 to n_cores"),
+        ("memory.ram_bytes", memory.ram_bytes > 0, "must be positive"),
+        (
+            "memory.ram_options_bytes",
+            not memory.ram_options_bytes or memory.ram_bytes in memory.ram_options_bytes,
+            "must contain ram_bytes",
+        ),
+        ("memory.page_bytes", memory.page_bytes in (4096, 16384, 65536), "must be 4096, 16384 or 65536"),
+        ("runtime.threads_decode", 0 < (board.runtime.threads_decode or 1) <= target.n_cores, "must be 1 to n_cores"),
+        ("runtime.threads_prefill", 0 < (board.runtime.threads_prefill or 1) <= target.n_cores, "must be 1 to n_cores"),
+    )
+    for key, holds, reason in rules:
+        if not holds:
+            raise BoardError(f"{path}: {key}: {reason}")
+
+
+Section = TypeVar("Section")
+
+
+def _section(table: Any, kind: type[Section], path: Path, section: str) -> Section:
+    """Build a section's dataclass from its TOML table, refusing what the dataclass does not name."""
+    if not isinstance(table, Mapping):
+        raise BoardError(f"{path}: {section}: must be a table, [{section}]")
+    types = get_type_hints(kind)
+    for key in table:
+        if key not in types:
+            raise BoardError(f"{path}: {section}.{key}: unknown; known here: {', '.join(types)}")
+    values: dict[str, Any] = {}
+    for member in fields(kind):  # type: ignore[arg-type]  # every kind in _SECTIONS is a dataclass
+        if member.name in table:
+            values[member.name] = _value(table[member.name], types[member.name], f"{path}: {section}.{member.name}")
+        elif member.default is MISSING:
+            raise BoardError(f"{path}: {section}.{member.name}: is missing")
+    return kind(**values)
+
+
+def _value(value: Any, wanted: Any, where: str) -> Any:
+    if get_origin(wanted) is UnionType:
+        wanted = next(option for option in get_args(wanted) if option is not NoneType)
+    if get_origin(wanted) is tuple:
+        item = get_args(wanted)[0]
+        if not isinstance(value, list):
+            raise BoardError(f"{where}: must be a list, not {type(value).__name__}")
+        return tuple(_value(entry, item, f"{where}[{i}]") for i, entry in enumerate(value))
+    if type(value) is not wanted:  # bool is an int to isinstance
+        raise BoardError(f"{where}: must be {wanted.__name__}, not {type(value).__name__} ({value!r})")
+    return value

@@ -1,0 +1,200 @@
+"""Write a model's weights: read rows of the checkpoint, quantize and pack them, stream them into shards.
+
+The shards follow runtime_c/FORMAT.md. At no time is more than a slice of one tensor in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from crosscompile.checkpoint import Checkpoint
+from crosscompile.errors import CheckpointError, QuantizeError
+from crosscompile.packing import Packing, pack
+from crosscompile.safetensors_stream import ShardWriter, Slot
+
+SLICE_ELEMENTS = 1 << 20
+"""Weights handled at once: 4 MB of float32, small enough for a cache, large enough for NumPy."""
+
+INDEX = "model.safetensors.index.json"
+
+Progress = Callable[[int, int], None]
+"""Called with bytes written and bytes in total."""
+
+
+class Parameter(Protocol):
+    """What this module needs of a model's parameter (crosscompile.models.Parameter)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def sources(self) -> tuple[str, ...]: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def packing(self) -> str: ...
+    @property
+    def shard(self) -> str: ...
+    @property
+    def value(self) -> np.ndarray | None: ...
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What was written. n_bytes: stored tensors with their scales and row padding, without alignment between them.
+
+    n_parameters: logical weights taken from the checkpoint, before padding.
+    """
+
+    n_bytes: int
+    n_parameters: int
+
+    @property
+    def bits_per_weight(self) -> float:
+        return 8 * self.n_bytes / max(self.n_parameters, 1)
+
+
+def stored_slots(parameter: Parameter) -> dict[str, Slot]:
+    """Stored tensors of a parameter by name: `name` and, if it is quantized, `name.scale`."""
+    form = Packing.parse(parameter.packing)
+    if form.kind == "vec":
+        dtype = np.dtype("<f4") if parameter.value is None else parameter.value.dtype.newbyteorder("<")
+        return {parameter.name: Slot(tuple(parameter.shape), dtype)}
+    out, columns = parameter.shape
+    stored = form.stored(out, columns)
+    return {parameter.name + suffix: Slot(shape, dtype) for suffix, (shape, dtype) in stored.items()}
+
+
+def weight_bytes(parameters: Iterable[Parameter]) -> Weights:
+    """Size of the weights before they are written."""
+    n_bytes = n_parameters = 0
+    for parameter in parameters:
+        n_bytes += sum(slot.n_bytes for slot in stored_slots(parameter).values())
+        n_parameters += int(np.prod(parameter.shape, dtype=np.int64)) if parameter.value is None else 0
+    return Weights(n_bytes, n_parameters)
+
+
+def check_sources(checkpoint: Checkpoint, parameters: Iterable[Parameter]) -> None:
+    """CheckpointError if a tensor is missing or shapes do not stack to what the model needs. Reads no data."""
+    for parameter in parameters:
+        if parameter.value is not None:
+            continue
+        infos = [checkpoint.info(name) for name in parameter.sources]
+        rows, inner = parameter.shape[0], tuple(parameter.shape[1:])
+        for info in infos:
+            if len(info.shape) != len(parameter.shape) or info.shape[1:] != inner:
+                wanted = ", ".join(["n", *map(str, inner)])
+                raise CheckpointError(
+                    f"{info.file}: tensor {info.name!r} has shape {list(info.shape)}, config.json implies [{wanted}]; "
+                    f"one of the two belongs to another model"
+                )
+        total = sum(info.shape[0] for info in infos)
+        if total != rows:
+            sizes = " + ".join(f"{info.name} {list(info.shape)}" for info in infos)
+            raise CheckpointError(
+                f"{infos[0].file}: {sizes} gives {total} rows, config.json implies {rows}; "
+                f"one of the two belongs to another model"
+            )
+
+
+def _slices(checkpoint: Checkpoint, parameter: Parameter, rows: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, values) of at most `rows` rows of the sources stacked; all but the last have exactly `rows`."""
+    pending: list[np.ndarray] = []
+    held = first = 0
+    for name in parameter.sources:
+        n = checkpoint.info(name).shape[0]
+        at = 0
+        while at < n:
+            take = min(rows - held, n - at)
+            values = checkpoint.read(name, slice(at, at + take))
+            _check_finite(name, at, values)
+            pending.append(values)
+            held, at = held + take, at + take
+            if held == rows:
+                yield first, pending[0] if len(pending) == 1 else np.concatenate(pending)
+                first, held, pending = first + held, 0, []
+    if pending:
+        yield first, pending[0] if len(pending) == 1 else np.concatenate(pending)
+
+
+def _check_finite(name: str, first: int, values: np.ndarray) -> None:
+    finite = np.isfinite(values)
+    if not finite.all():
+        row = first + int(np.argwhere(~finite)[0][0])
+        kind = "NaN" if np.isnan(values).any() else "an infinity"
+        raise QuantizeError(
+            f"tensor {name!r} holds {kind} in row {row}: the checkpoint is damaged or overflowed when it was saved; "
+            f"download it again or export it as bfloat16"
+        )
+
+
+def _write_parameter(checkpoint: Checkpoint, parameter: Parameter, writer: ShardWriter, done: Callable[[int], None]) -> None:
+    if parameter.value is not None:
+        writer.write(parameter.name, 0, parameter.value)
+        done(parameter.value.nbytes)
+        return
+    form = Packing.parse(parameter.packing)
+    columns = int(np.prod(parameter.shape[1:], dtype=np.int64))
+    rows = max(SLICE_ELEMENTS // max(columns, 1) // form.rows, 1) * form.rows
+    positions: dict[str, int] = {}
+    for first, values in _slices(checkpoint, parameter, rows):
+        try:
+            pieces = pack(parameter.packing, values)
+        except QuantizeError as error:
+            raise QuantizeError(f"{' + '.join(parameter.sources)}, rows from {first} on: {error}") from error
+        for suffix, piece in pieces.items():
+            at = positions.get(suffix, 0)
+            writer.write(parameter.name + suffix, at, piece)
+            positions[suffix] = at + piece.nbytes
+            done(piece.nbytes)
+
+
+def write_weights(
+    checkpoint: Checkpoint, parameters: Iterable[Parameter], directory: Path, progress: Progress | None = None
+) -> Weights:
+    """Writes one safetensors shard per `Parameter.shard` and the index into `directory`, which must exist.
+
+    Each file appears under its name only when it is complete. Raises QuantizeError for NaN, infinities and values
+    beyond a scheme's range (naming tensor and row), CheckpointError for missing tensors and wrong shapes.
+    """
+    parameters = tuple(parameters)
+    check_sources(checkpoint, parameters)
+    size = weight_bytes(parameters)
+    written = 0
+
+    def done(n_bytes: int) -> None:
+        nonlocal written
+        written += n_bytes
+        if progress is not None:
+            progress(written, size.n_bytes)
+
+    shards: dict[str, list[Parameter]] = {}
+    for parameter in parameters:
+        shards.setdefault(parameter.shard, []).append(parameter)
+    weight_map: dict[str, str] = {}
+    total = 0
+    for shard, members in shards.items():
+        slots: dict[str, Slot] = {}
+        for parameter in members:
+            slots.update(stored_slots(parameter))
+        metadata = {f"packing:{parameter.name}": parameter.packing for parameter in members}
+        file = directory / f"{shard}.safetensors"
+        with ShardWriter(file, slots, metadata) as writer:
+            for parameter in members:
+                _write_parameter(checkpoint, parameter, writer, done)
+        weight_map.update(dict.fromkeys(slots, file.name))
+        total += sum(slot.n_bytes for slot in slots.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    partial = directory / f".{INDEX}.partial"
+    with partial.open("w") as stream:
+        json.dump(index, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(directory / INDEX)
+    return size

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from edgellm.bundle import Bundle
     from edgellm.chat import Chat
     from edgellm.compile import compile_model
-    from edgellm.connect import connect
-    from edgellm.deploy import Deployment, deploy
+    from edgellm.connection import connect
+    from edgellm.deployment import Deployment, deploy
     from edgellm.errors import EdgeError
     from edgellm.remote import Remote
 
@@ -30,12 +30,12 @@ _HOMES = {
     "Board": "edgellm.boards",
     "Bundle": "edgellm.bundle",
     "Chat": "edgellm.chat",
-    "Deployment": "edgellm.deploy",
+    "Deployment": "edgellm.deployment",
     "EdgeError": "edgellm.errors",
     "Remote": "edgellm.remote",
     "compile_model": "edgellm.compile",
-    "connect": "edgellm.connect",
-    "deploy": "edgellm.deploy",
+    "connect": "edgellm.connection",
+    "deploy": "edgellm.deployment",
     "find_board": "edgellm.boards",
     "list_boards": "edgellm.boards",
 }

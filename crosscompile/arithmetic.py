@@ -1,0 +1,172 @@
+"""Vector expressions of the arithmetic contract: the same bits on every tier.
+
+Each function takes and returns TIR expressions of float32, scalar or vector. Nothing relies on the compiler
+contracting a multiply and an add: where one rounding is meant, `fma` says so, and a product is never the operand of
+a plain addition. Polynomials are Cephes' single-precision ones (expf.c, sinf.c).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm import tirx
+from tvm.script import tirx as T
+
+Expr = Any  # TVM's expression classes are created at run time; there is nothing narrower to name
+
+LANES = 16
+"""Width in which reductions are ordered and elementwise kernels written; LLVM splits it into what the tier has."""
+
+MAGIC = 12582912.0
+"""1.5 · 2²³: adding it rounds a float of magnitude below 2²² to an integer, half to even."""
+MAGIC_BITS = 0x4B400000
+
+
+def lanes_of(x: Expr) -> int:
+    """Number of vector lanes of an expression."""
+    dtype = str(x.ty.dtype if hasattr(x, "ty") and hasattr(x.ty, "dtype") else x.dtype)
+    return int(dtype.rpartition("x")[2]) if "x" in dtype else 1
+
+
+def wide(dtype: str, lanes: int) -> str:
+    """The dtype of a vector."""
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def constant(value: float, lanes: int, dtype: str = "float32") -> Expr:
+    """A constant in every lane."""
+    scalar = tirx.const(value, dtype)
+    return scalar if lanes == 1 else T.broadcast(scalar, lanes)
+
+
+def fma(a: Expr, b: Expr, c: Expr) -> Expr:
+    """a · b + c with one rounding."""
+    return T.call_llvm_pure_intrin(wide("float32", lanes_of(a)), "llvm.fma", a, b, c)
+
+
+def let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
+    """Evaluates `value` once for an expression that uses it several times."""
+    var = tirx.Var("t", value.ty if hasattr(value, "ty") else value.dtype)
+    return tirx.Let(var, value, body(var))
+
+
+def bits(x: Expr) -> Expr:
+    """The float's bits as int32."""
+    return T.reinterpret(wide("int32", lanes_of(x)), x)
+
+
+def from_bits(x: Expr) -> Expr:
+    """The float32 with these int32 bits."""
+    return T.reinterpret(wide("float32", lanes_of(x)), x)
+
+
+def integer_product(a: Expr, b: Expr) -> Expr:
+    """a · b rounded to the nearest integer, half to even, as int32. |a · b| < 2²²."""
+    n = lanes_of(a)
+    return bits(fma(a, b, constant(MAGIC, n))) - constant(MAGIC_BITS, n, "int32")
+
+
+def exp(x: Expr) -> Expr:
+    """e^x, x clamped to [-87.3, 88]; within 2 ulp."""
+    n = lanes_of(x)
+
+    def c(value: float) -> Expr:
+        return constant(value, n)
+
+    def scaled(power: Expr, r: Expr) -> Expr:
+        p = c(1.9875691500e-4)
+        for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+            p = fma(p, r, c(coefficient))
+        y = fma(p, r * r, r) + c(1.0)
+        exponent = (bits(power) - constant(MAGIC_BITS - 127, n, "int32")) << constant(23, n, "int32")
+        return y * from_bits(exponent)
+
+    def reduced(power: Expr, clamped: Expr) -> Expr:
+        count = power - c(MAGIC)
+        return let(
+            count,
+            lambda k: let(
+                fma(k, c(2.12194440e-4), fma(k, c(-0.693359375), clamped)),
+                lambda r: scaled(power, r),
+            ),
+        )
+
+    low_high = tirx.Max(tirx.Min(x, c(88.0)), c(-87.3))
+    return let(low_high, lambda v: let(fma(v, c(1.44269504), c(MAGIC)), lambda power: reduced(power, v)))
+
+
+def silu(x: Expr) -> Expr:
+    """x / (1 + e^-x)."""
+    return x / (exp(constant(0.0, lanes_of(x)) - x) + constant(1.0, lanes_of(x)))
+
+
+def sin_cos(x: Expr, of: Callable[[Expr, Expr], Expr]) -> Expr:
+    """`of(sin x, cos x)`, within 2 ulp for |x| < 10⁵.
+
+    k = round(x · 2/π); r = x - k · π/2 in three parts, then minimax polynomials on [-π/4, π/4].
+    """
+    n = lanes_of(x)
+
+    def c(value: float) -> Expr:
+        return constant(value, n)
+
+    def i(value: int) -> Expr:
+        return constant(value, n, "int32")
+
+    def polynomials(power: Expr, r: Expr, z: Expr) -> Expr:
+        s = fma(fma(c(-1.9515295891e-4), z, c(8.3321608736e-3)), z, c(-1.6666654611e-1))
+        s = fma(s, z * r, r)
+        k = fma(fma(c(2.443315711809948e-5), z, c(-1.388731625493765e-3)), z, c(4.166664568298827e-2))
+        k = fma(k, z * z, fma(c(-0.5), z, c(1.0)))
+
+        def quadrant(sine: Expr, cosine: Expr) -> Expr:
+            q = bits(power) & i(3)
+            odd = tirx.NE(q & i(1), i(0))
+            sin_sign = (q & i(2)) << i(30)
+            cos_sign = ((q + i(1)) & i(2)) << i(30)
+            swapped_sine = tirx.Select(odd, cosine, sine)
+            swapped_cosine = tirx.Select(odd, sine, cosine)
+            return of(from_bits(bits(swapped_sine) ^ sin_sign), from_bits(bits(swapped_cosine) ^ cos_sign))
+
+        return let(s, lambda sine: let(k, lambda cosine: quadrant(sine, cosine)))
+
+    def reduced(power: Expr) -> Expr:
+        def parts(k: Expr) -> Expr:
+            # π/2 in three pieces: 1.5703125 (7 bits), 4.837512969970703e-4 (11 bits), the rest
+            r = fma(k, c(-1.5703125), x)
+            r = fma(k, c(-4.837512969970703125e-4), r)
+            return fma(k, c(-7.54978995489188216e-8), r)
+
+        return let(
+            power - c(MAGIC),
+            lambda k: let(parts(k), lambda r: let(r * r, lambda z: polynomials(power, r, z))),
+        )
+
+    return let(fma(x, c(0.636619772367581343), c(MAGIC)), reduced)
+
+
+def halves(x: Expr, op: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Folds a vector to a scalar with `op`: lanes l and l + n/2, then l + n/4, … (the contract's fixed tree)."""
+    n = lanes_of(x)
+    if n == 1:
+        return x
+    if n == 2:
+        return let(x, lambda v: op(tirx.Shuffle([v], [0]), tirx.Shuffle([v], [1])))
+    low, high = list(range(n // 2)), list(range(n // 2, n))
+    return let(x, lambda v: halves(op(tirx.Shuffle([v], low), tirx.Shuffle([v], high)), op))
+
+
+def tree_sum(x: Expr) -> Expr:
+    """Sum of the lanes of a vector in the contract's order."""
+    return halves(x, lambda a, b: a + b)
+
+
+def tree_max(x: Expr) -> Expr:
+    """Largest lane of a vector."""
+    return halves(x, lambda a, b: tirx.Max(a, b))
+
+
+def magnitude(x: Expr) -> Expr:
+    """|x|."""
+    return from_bits(bits(x) & constant(0x7FFFFFFF, lanes_of(x), "int32"))

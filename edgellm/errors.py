@@ -14,7 +14,7 @@
     │   ├── LinkError           the connection broke or stalled
     │   ├── DiskFullError       no space left where a file was written
     │   └── CommandError        a command failed on the board
-    └── RuntimeFault            edgellm-rt answered with a named error (status from edgellm.h)
+    └── RuntimeFailedError      edgellm-rt answered with a named error (status from edgellm.h)
 
 A message says what failed, where, and what to do about it, in one line.
 """
@@ -86,7 +86,7 @@ class CommandError(RemoteError):
         self.stderr = stderr
 
 
-class RuntimeFault(EdgeError):
+class RuntimeFailedError(EdgeError):
     """edgellm-rt answered with a named error.
 
     name: the status' name as in edgellm.h ("BUNDLE_CORRUPT"); status: its number, the exit code.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import socket
@@ -19,7 +20,9 @@ class LocalProcess(Process):
     """A child process."""
 
     def __init__(self, child: subprocess.Popen[bytes], name: str, silence_s: float) -> None:
-        assert child.stdin is not None and child.stdout is not None and child.stderr is not None
+        assert child.stdin
+        assert child.stdout
+        assert child.stderr
         self._child, self._name, self._silence_s = child, name, silence_s
         self._stdin, self._stdout, self._stderr = child.stdin, child.stdout, child.stderr
         self._errors = bytearray()
@@ -65,10 +68,8 @@ class LocalProcess(Process):
         self._drain.join(5)
         for pipe in (self._stdout, self._stderr):
             pipe.close()
-        try:
+        with contextlib.suppress(BrokenPipeError):  # what was still buffered for a process that has ended
             self._stdin.close()
-        except BrokenPipeError:
-            pass  # what was still buffered for a process that has ended
 
 
 class LocalRemote(Remote):

@@ -16,7 +16,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from crosscompile.data import data_path
 from crosscompile.target import Target, target_for
 from edgellm.errors import BoardError
-from edgellm.instances import Address, parse_address, read_instances
+from edgellm.instances import Instance, read_instances
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -217,11 +217,11 @@ def find_board(name: str, host: str | None = None, choose: Chooser | None = None
     """
     instances = read_instances()
     if host is not None:
-        return _at(find_type(name), None, parse_address(host))
+        return replace(_at(find_type(name), Instance.at(name, name, host)), instance=None)
     if name in instances:
-        return _at(load_board(instances[name].type), name, instances[name].address)
+        return _at(load_board(instances[name].type), instances[name])
     board = load_board(name)
-    candidates = [_at(board, key, entry.address) for key, entry in instances.items() if entry.type == name]
+    candidates = [_at(board, entry) for entry in instances.values() if entry.type == name]
     if len(candidates) < 2:
         return candidates[0] if candidates else board
     if choose is None:
@@ -237,8 +237,8 @@ def find_board(name: str, host: str | None = None, choose: Chooser | None = None
     return choose(candidates)
 
 
-def _at(board: Board, instance: str | None, address: Address) -> Board:
-    return replace(board, instance=instance, host=address.host, port=address.port)
+def _at(board: Board, instance: Instance) -> Board:
+    return replace(board, instance=instance.name, host=instance.host, port=instance.port)
 
 
 def _manifests(directory: Path | None) -> list[Path]:

@@ -12,7 +12,7 @@ from typing import Any
 from crosscompile.errors import TargetError
 from edgellm.boards import Board, Chooser, find_board, list_boards, load_board
 from edgellm.errors import BoardError
-from edgellm.instances import Instance, add_instance, parse_address, read_instances, remove_instance
+from edgellm.instances import Instance, add_instance, read_instances, remove_instance
 
 _EPILOG = """\
 examples:
@@ -80,10 +80,10 @@ def _add(args: argparse.Namespace) -> None:
     board = load_board(args.type)
     if board.virtual or board.id == "local":
         raise BoardError(f"{board.id} runs on this machine and needs no address; use --board {board.id}")
-    instance = Instance(args.name, board.id, parse_address(args.address))
+    instance = Instance.at(args.name, board.id, args.address)
     add_instance(instance, replace=args.replace)
     _say(
-        {"added": instance.name, "type": instance.type, "host": instance.address.host, "port": instance.address.port},
+        {"added": instance.name, "type": instance.type, "host": instance.host, "port": instance.port},
         f"{instance.name} is a {board.name} at {instance.address}; try `edgellm deploy --board {instance.name} MODEL`",
         args.json,
     )
@@ -93,8 +93,7 @@ def _list(as_json: bool) -> None:
     boards, instances = list_boards(), read_instances()
     if as_json:
         own = [
-            {"name": each.name, "type": each.type, "host": each.address.host, "port": each.address.port}
-            for each in instances.values()
+            {"name": each.name, "type": each.type, "host": each.host, "port": each.port} for each in instances.values()
         ]
         print(json.dumps({"boards": [describe(board) for board in boards], "instances": own}, indent=2))
         return
@@ -103,17 +102,17 @@ def _list(as_json: bool) -> None:
 
     console = Console()
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in ("board", "name", "processor", "tier", "memory"):
-        table.add_column(column, no_wrap=column != "name")
+    for column in ("board", "processor", "tier", "memory"):
+        table.add_column(column, no_wrap=column != "processor")
     for board in boards:
-        table.add_row(board.id, board.name, _cores(board), _tier(board), _memory(board))
+        table.add_row(board.id, _cores(board), _tier(board), _memory(board))
     console.print(table)
     if instances:
         own_table = Table(box=None, header_style="bold", pad_edge=False)
         for column in ("your board", "type", "address"):
             own_table.add_column(column)
         for each in instances.values():
-            own_table.add_row(each.name, each.type, str(each.address))
+            own_table.add_row(each.name, each.type, each.address)
         console.print()
         console.print(own_table)
     else:
@@ -122,7 +121,8 @@ def _list(as_json: bool) -> None:
 
 def _cores(board: Board) -> str:
     """The cores without clocks and SoC, which `show` has: "4× Cortex-A76 + 4× Cortex-A55"."""
-    return re.sub(r" \(.*\)| [\d.–]+ (G|M)Hz", "", board.cpu)
+    emulated = ", emulated" if board.virtual_section and board.virtual_section.qemu else ""
+    return re.sub(r" \(.*\)| [\d.–]+ (G|M)Hz", "", board.cpu) + emulated
 
 
 def _tier(board: Board) -> str:

@@ -10,6 +10,7 @@ The file may be edited by hand. It is replaced in one step, so that it is whole 
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgellm.address import parse_address
 from edgellm.errors import BoardError
 from edgellm.files import write_atomically
 
@@ -26,38 +28,27 @@ else:
     import tomli as tomllib
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
-_ADDRESS = re.compile(
-    r"(?P<host>([^@\s:\[\]\"\\]+@)?(\[[0-9A-Fa-f:.%\w]+\]|[^@\s:\[\]\"\\-][^@\s:\[\]\"\\]*))(:(?P<port>\d{1,5}))?"
-)
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where SSH finds a board. host: "user@host" or "host"; an IPv6 address has no brackets here."""
-
-    host: str
-    port: int = 22
-
-    def __str__(self) -> str:
-        return self.host if self.port == 22 else f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True)
 class Instance:
-    """One board of one's own."""
+    """One board of one's own. host: "user@host" or "host"; an IPv6 address has no brackets here."""
 
     name: str
     type: str
-    address: Address
+    host: str
+    port: int = 22
 
+    @classmethod
+    def at(cls, name: str, type: str, address: str) -> Instance:
+        """An instance at "user@host[:port]". Raises UsageError if that is no address."""
+        where = parse_address(address)
+        return cls(name, type, f"{where.user}@{where.host}" if where.user else where.host, where.port or 22)
 
-def parse_address(text: str) -> Address:
-    """Read "user@host", "host:2222", "pi@[fe80::1]:22". Raises BoardError if it is none of them."""
-    match = _ADDRESS.fullmatch(text)
-    port = int(match["port"] or 22) if match else 0
-    if not match or not 0 < port < 65536:
-        raise BoardError(f"{text!r} is not an address; write user@host or user@host:port")
-    return Address(re.sub(r"[\[\]]", "", match["host"]), port)
+    @property
+    def address(self) -> str:
+        """What `edgellm boards add` was given."""
+        return self.host if self.port == 22 else f"{self.host}:{self.port}"
 
 
 def instances_path() -> Path:
@@ -84,7 +75,7 @@ def read_instances() -> dict[str, Instance]:
         port = table.get("port", 22)
         if type(port) is not int or not 0 < port < 65536:
             raise BoardError(f"{path}: {name}.port: must be a whole number from 1 to 65535")
-        found[name] = Instance(name, table["type"], Address(table["host"], port))
+        found[name] = Instance(name, table["type"], table["host"], port)
     return found
 
 
@@ -111,7 +102,7 @@ def remove_instance(name: str) -> Instance:
 
 def _write(instances: Mapping[str, Instance]) -> None:
     tables = [
-        f'[{name}]\ntype = "{entry.type}"\nhost = "{entry.address.host}"\nport = {entry.address.port}\n'
+        f"[{name}]\ntype = {json.dumps(entry.type)}\nhost = {json.dumps(entry.host)}\nport = {entry.port}\n"
         for name, entry in sorted(instances.items())
     ]
     write_atomically(instances_path(), "\n".join(tables).encode())

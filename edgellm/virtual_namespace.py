@@ -1,0 +1,153 @@
+"""The name spaces a virtual board runs in: its own file system, its own host name, its own emulator.
+
+An ordinary user may make them: inside a user namespace of its own, a process may mount, and since Linux 6.7 it may
+have a binfmt_misc of its own, in which "a program for another processor" means "run it under QEMU".
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+from edgellm.errors import VirtualBoardError
+
+_OWN_USERS = ("unshare", "--user", "--map-root-user", "--mount", "--uts")
+_AS_ROOT = ("unshare", "--mount", "--uts")
+
+# (magic, mask) of the first 20 bytes of an ELF file: class, byte order, type and machine (Linux, binfmt_misc.rst)
+_ELF_MASK = r"\xff\xff\xff\xff\xff\xff\xff\x00\xff\xff\xff\xff\xff\xff\xff\xff\xfe\xff\xff\xff"
+_ELF_MAGIC = {
+    "qemu-aarch64": r"\x7f\x45\x4c\x46\x02\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\xb7\x00",
+    "qemu-arm": r"\x7f\x45\x4c\x46\x01\x01\x01\x00\x00\x00\x00\x00\x00\x00\x00\x00\x02\x00\x28\x00",
+}
+
+_BINFMT = "mount --make-rprivate / && mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc"
+
+# $1 root folder, $2 the board's folder, $3 host name, $4 binfmt registration or nothing, then the command.
+# The root folder is shared by all boards and read-only; home, /tmp and /run are the board's own.
+_ENTER = r"""set -e
+root=$1 board=$2 name=$3 format=$4; shift 4
+mount --make-rprivate /
+if [ -n "$format" ]; then
+  mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
+  printf '%s' "$format" > /proc/sys/fs/binfmt_misc/register
+fi
+echo "$name" > /proc/sys/kernel/hostname
+mount --bind "$root" "$board/root"
+cd "$board"
+mount --bind home root/home/pi
+mount --bind etc root/etc/ssh/board
+mount --rbind /proc root/proc
+mount --rbind /sys root/sys
+mount --rbind /dev root/dev
+mount -t tmpfs -o mode=1777 tmpfs root/tmp
+mount -t tmpfs tmpfs root/run
+mount -o remount,bind,ro root
+exec "$@"
+"""
+
+
+def obstacle(emulated: bool) -> str | None:
+    """Why this machine cannot give a board its name spaces, with the remedy; None if it can.
+
+    emulated: the board's processor is another one, so it needs binfmt_misc as well.
+    """
+    if not shutil.which("unshare") or not shutil.which("mount"):
+        return "it needs the programs unshare and mount; install them with `sudo apt-get install util-linux mount`"
+    if _prefix() is None:
+        if Path("/proc/sys/kernel/apparmor_restrict_unprivileged_userns").exists():
+            remedy = "run `sudo sysctl kernel.apparmor_restrict_unprivileged_userns=0`, or run this as root"
+        else:
+            remedy = "run this as root"
+        return f"this system lets an ordinary user mount nothing in a user namespace; {remedy}"
+    if emulated and not _works((*_OWN_USERS, "sh", "-c", _BINFMT)):
+        release = os.uname().release
+        return f"a user namespace has no binfmt_misc of its own on Linux {release}; it needs Linux 6.7 or newer"
+    return None
+
+
+def launch(
+    command: list[str], root: Path, board: Path, name: str, emulator: Path | None, env: dict[str, str], log: Path
+) -> int:
+    """Start a command inside a board's name spaces and return its process id.
+
+    root: the folder to be `/`; board: a folder with root/, home/ and etc/ in it; name: its host name.
+    The process belongs to nobody but init: it outlives this one, and is never a zombie of it.
+    """
+    prefix = _prefix()
+    if prefix is None:
+        raise VirtualBoardError("this system allows no name spaces")
+    registration = f":{emulator.name}:M::{_ELF_MAGIC[emulator.name]}:{_ELF_MASK}:{emulator}:PF" if emulator else ""
+    if prefix == _OWN_USERS:
+        inner = ["unshare", "--user", "--map-user=1000", "--map-group=1000", f"--root={board / 'root'}", *command]
+    else:
+        inner = ["chroot", "--userspec=1000:1000", str(board / "root"), *command]
+    entered = [*prefix, "sh", "-c", _ENTER, "sh", str(root), str(board), name, registration, *inner]
+    # The shell starts the board in a session of its own, tells its process id, and ends: init inherits the board.
+    with log.open("w") as output:
+        started = subprocess.run(
+            ["sh", "-c", 'setsid "$@" </dev/null >&2 & echo $!', "sh", *entered],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            text=True,
+            env=env,
+            check=True,
+        )
+    return int(started.stdout)
+
+
+def members(pid: int) -> list[int]:
+    """Every process that shares a board's file system with process `pid`, itself included."""
+    space = _mount_namespace(pid)
+    if space is None or space == _mount_namespace(os.getpid()):
+        return []
+    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _mount_namespace(int(name)) == space]
+
+
+def end(pid: int, timeout_s: float = 10.0) -> None:
+    """End every process of a board. Raises VirtualBoardError if some survive."""
+    deadline = time.monotonic() + timeout_s
+    wanted = members(pid)
+    while wanted and time.monotonic() < deadline:
+        for each in wanted:
+            try:
+                os.kill(each, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        time.sleep(0.01)
+        wanted = [each for each in wanted if _mount_namespace(each) is not None]
+    if wanted:
+        raise VirtualBoardError(f"processes {wanted} of the virtual board do not end")
+
+
+def start_ticks(pid: int) -> int | None:
+    """When a process started, in clock ticks since boot; None if there is no such process, or it is a zombie."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _mount_namespace(pid: int) -> str | None:
+    try:
+        return os.readlink(f"/proc/{pid}/ns/mnt")
+    except OSError:  # gone, a zombie, or somebody else's: in no case ours
+        return None
+
+
+def _prefix() -> tuple[str, ...] | None:
+    """How to get name spaces in which mounting is allowed; None if nothing does."""
+    for prefix in (_OWN_USERS, _AS_ROOT) if os.geteuid() == 0 else (_OWN_USERS,):
+        if _works((*prefix, "mount", "-t", "tmpfs", "tmpfs", "/tmp")):
+            return prefix
+    return None
+
+
+def _works(command: tuple[str, ...]) -> bool:
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False).returncode == 0

@@ -28,7 +28,7 @@ _ELF_MAGIC = {
 _BINFMT = "mount --make-rprivate / && mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc"
 
 # $1 root folder, $2 the board's folder, $3 host name, $4 binfmt registration or nothing, then the command.
-# The root folder is shared by all boards and read-only; home, /tmp and /run are the board's own.
+# The root folder is shared by all boards and read-only; home, /tmp, /run and the terminals are the board's own.
 _ENTER = r"""set -e
 root=$1 board=$2 name=$3 format=$4; shift 4
 mount --make-rprivate /
@@ -44,6 +44,7 @@ mount --bind etc root/etc/ssh/board
 mount --rbind /proc root/proc
 mount --rbind /sys root/sys
 mount --rbind /dev root/dev
+mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts root/dev/pts
 mount -t tmpfs -o mode=1777 tmpfs root/tmp
 mount -t tmpfs tmpfs root/run
 mount -o remount,bind,ro root

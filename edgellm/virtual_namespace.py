@@ -36,7 +36,7 @@ if [ -n "$format" ]; then
   mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
   printf '%s' "$format" > /proc/sys/fs/binfmt_misc/register
 fi
-echo "$name" > /proc/sys/kernel/hostname
+if command -v hostname >/dev/null; then hostname "$name"; fi
 mount --bind "$root" "$board/root"
 cd "$board"
 mount --bind home root/home/pi

@@ -1,4 +1,4 @@
-"""Start, stop and look at a virtual board."""
+"""Start, stop and look at a virtual board; fetch brings what a start needs."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ examples:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
-    parser.add_argument("action", choices=("start", "stop", "status"), metavar="start|stop|status")
-    parser.add_argument("board", nargs="?", metavar="ID", help="which virtual board; start: virtual-rpi5; others: all")
+    parser.add_argument("action", choices=("start", "stop", "status", "fetch"), metavar="start|stop|status|fetch")
+    parser.add_argument(
+        "board", nargs="?", metavar="ID", help="which virtual board; start: virtual-rpi5; the others: all"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -33,7 +35,9 @@ def main(args: argparse.Namespace) -> int:
         _start(_virtual_board(args.board or "virtual-rpi5"), args.json)
         return 0
     boards = [_virtual_board(args.board)] if args.board else [board for board in list_boards() if board.virtual]
-    if args.action == "stop":
+    if args.action == "fetch":
+        _fetch(boards, args.json)
+    elif args.action == "stop":
         stopped = [board.id for board in boards if virtual.stop(board)]
         text = "\n".join(f"{board_id} is stopped; what was deployed on it stays" for board_id in stopped)
         print(json.dumps({"stopped": stopped}) if args.json else text or "no virtual board was running")
@@ -87,6 +91,20 @@ def _start(board: Board, as_json: bool) -> None:
     else:
         login = f"ssh -i {where.key_path} -o UserKnownHostsFile={where.known_hosts_path} -p {where.port}"
         print(f"{board.id} runs; log in with:\n  {login} {where.user}@{where.host}")
+
+
+def _fetch(boards: list[Board], as_json: bool) -> None:
+    """Bring the parts here that a later start needs; a board that cannot run on this machine needs none."""
+    reasons = {board.id: virtual.availability(board) for board in boards}
+    with shown_progress() as progress:
+        for board in boards:
+            if reasons[board.id] is None:
+                virtual.fetch(board, progress)
+    if as_json:
+        print(json.dumps(reasons))
+        return
+    for board_id, reason in reasons.items():
+        print(f"{board_id} is ready" if reason is None else f"{board_id} cannot run on this machine: {reason}")
 
 
 def _login(board: Board) -> dict[str, str | int | None]:

@@ -70,23 +70,29 @@ def start(board: Board, progress: Progress | None = None) -> SshAddress:
     progress: told about the first start's downloads.
     Raises VirtualBoardError if the machine cannot run it, the parts cannot be fetched, or it does not answer.
     """
-    section = board.virtual_section
     if reason := availability(board):
         raise VirtualBoardError(f"{board.id} cannot run on this machine: {reason}")
-    assert section is not None
     folder = _folder(board)
     for name in ("home", "etc", "root"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     with virtual_parts.locked(folder / ".lock"):
         state = status(board)
         if state is None:
-            report = progress or (lambda what, fraction: None)
-            parts = _cache() / "parts"
-            emulator = virtual_parts.ensure_emulator(section.qemu, parts, report) if section.qemu else None
-            root = virtual_parts.ensure_root(board.arch, parts, report, emulator)
+            root, emulator = fetch(board, progress)
             _ensure_keys(folder)
             state = _launch(board, folder, root, emulator)
         return _address(board, state)
+
+
+def fetch(board: Board, progress: Progress | None = None) -> tuple[Path, Path | None]:
+    """Bring a board's parts here, so that starting it needs no network: its root folder, and its emulator if any.
+
+    Raises VirtualBoardError if they cannot be fetched.
+    """
+    report = progress or (lambda what, fraction: None)
+    parts, section = _cache() / "parts", board.virtual_section
+    emulator = virtual_parts.ensure_emulator(section.qemu, parts, report) if section and section.qemu else None
+    return virtual_parts.ensure_root(board.arch, parts, report, emulator), emulator
 
 
 def stop(board: Board) -> bool:

@@ -1,0 +1,50 @@
+# Every target sets up what it needs by itself (.ci/setup); a second run starts at once.
+PY = .venv/bin/python
+C_FILES = $(wildcard runtime_c/src/*.[ch] runtime_c/cli/*.[ch] runtime_c/tests/*.[ch])
+PYTHON_FILES = edgellm crosscompile tests examples
+TIME ?= 300
+SEED ?= 1
+BOARD ?= virtual-rpi5
+MODEL = examples/voice_assistant/model
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: setup-demo ## compile a model for a Raspberry Pi 5, deploy it to an emulated one over SSH, and ask it
+	@$(PY) examples/demo.py
+
+test: setup-test ## every test that needs no board, no GPU and no torch
+	@$(PY) -m pytest -m "not board and not gpu and not oracle"
+
+test-full: setup-oracle ## the same, and the golden files against transformers (needs torch, 1 GB)
+	@$(PY) -m pytest -m "not board and not gpu"
+
+oracle: setup-oracle ## make the golden files anew with transformers
+	@$(PY) tests/data/make_golden.py
+
+lint: setup-lint ## ruff, mypy, clang-format, TOML
+	.venv/bin/ruff check $(PYTHON_FILES)
+	.venv/bin/ruff format --check $(PYTHON_FILES)
+	.venv/bin/mypy
+	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
+	.venv/bin/taplo fmt --check pyproject.toml boards/*.toml
+
+format: setup-lint ## put everything into house style
+	.venv/bin/ruff check --fix --quiet $(PYTHON_FILES)
+	.venv/bin/ruff format --quiet $(PYTHON_FILES)
+	.venv/bin/clang-format -i $(C_FILES)
+	.venv/bin/taplo fmt pyproject.toml boards/*.toml
+
+bench: setup-demo ## speed and memory of the demo model on BOARD
+	@.venv/bin/edgellm deploy --board $(BOARD) $(MODEL) && .venv/bin/edgellm bench --board $(BOARD)
+
+fuzz: setup-fuzz ## each fuzz target of runtime_c for TIME seconds
+	@$(MAKE) --no-print-directory -C runtime_c fuzz TIME=$(TIME)
+
+size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its budget
+	@$(MAKE) --no-print-directory -C runtime_c size PYTHON=$(abspath $(PY))
+
+setup-%:
+	@.ci/setup $*
+
+.PHONY: help demo test test-full oracle lint format bench fuzz size

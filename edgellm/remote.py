@@ -142,7 +142,8 @@ class Remote(ABC):
         With an offset, the first `offset` bytes must lie there already. The name appears at once, so use a
         temporary one. Raises DiskFullError, CommandError or LinkError; what was written so far stays.
         """
-        script = 'cat >"$1"\n' if offset == 0 else 'cat >>"$1"\n'
+        # A new inode: the old one may be a hard link into the slot in use.
+        script = 'rm -f "$1"; cat >"$1"\n' if offset == 0 else 'cat >>"$1"\n'
         with local.open("rb") as file, self.start(shell_argv(script + FLUSH + 'flush "$1"', remote)) as process:
             file.seek(offset)
             try:

@@ -1,0 +1,46 @@
+"""What was deployed last to each board, so that `edgellm chat --board B` needs neither --host nor --model.
+
+Kept in deployments.json of the user's state directory (XDG_STATE_HOME). Losing it loses only convenience.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from edgellm.files import write_atomically
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """host: "user@host[:port]" given with --host, if it was; model: its name on the board."""
+
+    host: str | None = None
+    model: str | None = None
+
+
+def state_path() -> Path:
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "edgellm" / "deployments.json"
+
+
+def recall(label: str) -> Remembered:
+    """What is known of a board, by its label; nothing if it was never deployed to."""
+    entry = _read().get(label, {})
+    host, model = entry.get("host"), entry.get("model")
+    return Remembered(host if isinstance(host, str) else None, model if isinstance(model, str) else None)
+
+
+def remember(label: str, what: Remembered) -> None:
+    """Records a deployment, in place of the board's last one."""
+    write_atomically(state_path(), json.dumps({**_read(), label: asdict(what)}, indent=1).encode())
+
+
+def _read() -> dict[str, dict[str, object]]:
+    try:
+        document = json.loads(state_path().read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # ValueError: somebody edited it; the next deploy writes it anew
+        return {}
+    return {k: v for k, v in document.items() if isinstance(v, dict)} if isinstance(document, dict) else {}

@@ -1,0 +1,100 @@
+"""A bundle whose edgellm-rt is a small script: for tests of how bundles travel, not of what is in them.
+
+The script keeps the contract of the real program: verify hashes everything, info all but the weights, golden and run
+fail with named errors, chat speaks the JSON lines protocol.
+"""
+
+from __future__ import annotations
+
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgellm import bundle as bundles
+from edgellm.bundle import Bundle
+
+ARCH = {"x86_64": "x86_64", "aarch64": "aarch64"}.get(platform.machine(), platform.machine())
+
+PROGRAM = r'''
+import hashlib, json, os, sys, time
+command, folder, rest = sys.argv[1], sys.argv[2], sys.argv[3:]
+
+def fail(name, status, text):
+    print(f"edgellm-rt: {name}: {text}", file=sys.stderr)
+    sys.exit(status)
+
+def content(path):
+    with open(os.path.join(folder, path), "rb") as file:
+        return file.read()
+
+try:
+    raw = content("manifest.json")
+    if content("manifest.sha256").split()[0].decode() != hashlib.sha256(raw).hexdigest():
+        fail("BUNDLE_CORRUPT", 21, "manifest.json does not match manifest.sha256")
+    manifest = json.loads(raw)
+    for path, entry in manifest["files"].items():
+        if command == "verify" or not path.startswith("weights/"):
+            if hashlib.sha256(content(path)).hexdigest() != entry["sha256"]:
+                fail("BUNDLE_CORRUPT", 21, f"{path} does not match its checksum")
+except FileNotFoundError as error:
+    fail("BUNDLE_MISSING", 20, f"{error.filename} is missing")
+
+def emit(**message):
+    print(json.dumps(message), flush=True)
+
+if command == "golden" and b"golden fails" in content("plan.json"):
+    fail("KERNEL_FAILED", 27, "golden prompt 0: token 3 is 17 instead of 4")
+if command == "run":
+    print("You said: " + rest[rest.index("-p") + 1], flush=True)
+    print("3 tokens", file=sys.stderr)
+elif command == "bench":
+    emit(prefill_tok_s=100.0, decode_tok_s=10.0, ttft_ms=12.5, load_ms=3.0, peak_rss_bytes=123456789, threads=4)
+elif command == "chat":
+    emit(type="ready", model=manifest["model"]["name"])
+    for line in sys.stdin:
+        message = json.loads(line)
+        if message["type"] == "user" and message["text"] == "rubbish":
+            print("\x1b[31mthis is not JSON", flush=True)
+        elif message["type"] == "user" and message["text"] == "long":
+            while True:  # until it is cancelled
+                emit(type="text", text="tick ")
+                import select
+                if select.select([sys.stdin], [], [], 0.02)[0] and "cancel" in sys.stdin.readline():
+                    emit(type="done", reason="cancelled", prompt_tokens=1, tokens=2, prefill_ms=1.0, decode_ms=1.0)
+                    break
+        elif message["type"] == "user":
+            emit(type="text", text="You said: ")
+            emit(type="text", text=message["text"] + "\x1b[2J")
+            emit(type="done", reason="stop", prompt_tokens=5, tokens=4, prefill_ms=2.0, decode_ms=8.0)
+'''
+
+
+def make_bundle(directory: Path, files: dict[str, bytes] | None = None, **manifest: Any) -> Bundle:
+    """A sealed bundle in `directory`. files: added to or replacing the usual ones; manifest: sections to merge."""
+    content = {
+        "weights/layer.0.safetensors": bytes(range(256)) * 64,
+        "weights/layer.1.safetensors": b"one" * 5000,
+        "weights/model.safetensors.index.json": b"{}",
+        "kernels.so": b"\x7fELF kernels",
+        "plan.json": b"{}",
+        "tokenizer.bin": b"tokens",
+        **(files or {}),
+    }
+    for path, data in content.items():
+        (directory / path).parent.mkdir(parents=True, exist_ok=True)
+        (directory / path).write_bytes(data)
+    program = directory / "edgellm-rt"
+    program.write_text(f"#!{sys.executable}\n{PROGRAM}")
+    program.chmod(0o755)
+    document: dict[str, Any] = {
+        "model": {"name": "tiny", "context_length": 64},
+        "scheme": {"name": "w4a8"},
+        "target": {"tier": "test", "arch": ARCH, "os": "linux", "cpu_features": []},
+        "memory": {"weight_bytes": 1000, "arena_bytes": 1000, "kv_bytes_per_token": 10},
+        "generation": {"stop_ids": [0]},
+        "golden": [{"prompt": [1], "tokens": [2]}],
+    }
+    for key, section in manifest.items():
+        document[key] = {**document[key], **section}
+    return bundles.seal(directory, document)

@@ -1,0 +1,269 @@
+"""Bundles: the directory that is compiled once and deployed many times. runtime_c/FORMAT.md specifies its content."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgellm.errors import BundleError
+
+FORMAT = 1
+MANIFEST, DIGEST, STAMP = "manifest.json", "manifest.sha256", ".verified"
+NOT_CONTENT = {MANIFEST, DIGEST, STAMP}
+"""Files that the manifest does not list."""
+
+Progress = Callable[[int, int], None]
+"""Called with bytes done and bytes in total."""
+
+_REMEDY = "compile the bundle again"
+
+
+@dataclass(frozen=True)
+class BundleFile:
+    """One file of a bundle: path relative to the bundle, size, and SHA-256 in hex."""
+
+    path: str
+    n_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle directory whose manifest has been read and checked; `verify` checks the files themselves.
+
+    sha256: of manifest.json, which names the whole content.
+    """
+
+    path: Path
+    manifest: dict[str, Any]
+    sha256: str
+    files: tuple[BundleFile, ...]
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest["model"]["name"])
+
+    @property
+    def scheme(self) -> str:
+        return str(self.manifest["scheme"]["name"])
+
+    @property
+    def tier(self) -> str:
+        return str(self.manifest["target"]["tier"])
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of everything the manifest lists."""
+        return sum(file.n_bytes for file in self.files)
+
+
+def sha256_of(file: Path, progress: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file's content in hex, read in pieces of 4 MB."""
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while piece := stream.read(1 << 22):
+            digest.update(piece)
+            if progress is not None:
+                progress(len(piece))
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def content_files(directory: Path) -> list[str]:
+    """Relative paths of a bundle's content, sorted; hidden files are no content."""
+    found = (file.relative_to(directory) for file in directory.rglob("*") if file.is_file())
+    return sorted(p.as_posix() for p in found if p.as_posix() not in NOT_CONTENT and not p.name.startswith("."))
+
+
+def seal(directory: Path, manifest: dict[str, Any], progress: Progress | None = None) -> Bundle:
+    """Hashes every file below `directory` and writes manifest.json, manifest.sha256 and the verified stamp.
+
+    manifest: everything but `format` and `files`. All files are on the disk when this returns.
+    """
+    names = content_files(directory)
+    sizes = {name: (directory / name).stat().st_size for name in names}
+    total, done = sum(sizes.values()), 0
+
+    def count(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        if progress is not None:
+            progress(done, total)
+
+    files = {name: {"bytes": sizes[name], "sha256": sha256_of(directory / name, count)} for name in names}
+    text = json.dumps({"format": FORMAT, **manifest, "files": files}, indent=1, ensure_ascii=False) + "\n"
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (directory / MANIFEST).write_text(text, encoding="utf-8")
+    (directory / DIGEST).write_text(f"{digest}  {MANIFEST}\n")
+    for name in (*names, MANIFEST, DIGEST):
+        _sync(directory / name)
+    bundle = read(directory)
+    write_stamp(bundle)
+    return bundle
+
+
+def write_stamp(bundle: Bundle) -> None:
+    """Records that the files below weights/ were hashed and matched: inode, size and ctime of each."""
+    lines = [f"edgellm-verified 1 {bundle.sha256}"]
+    for file in bundle.files:
+        if file.path.startswith("weights/"):
+            status = (bundle.path / file.path).stat()
+            lines.append(f"{status.st_ino} {status.st_size} {status.st_ctime_ns} {file.path}")
+    partial = bundle.path / f"{STAMP}.partial"
+    partial.write_text("\n".join(lines) + "\n")
+    partial.replace(bundle.path / STAMP)
+
+
+def _is_safe(name: str) -> bool:
+    return bool(name) and not name.startswith("/") and not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
+
+
+def _file(where: Path, name: str, entry: object) -> BundleFile:
+    if not _is_safe(name):
+        raise BundleError(f"{where}: files: {name!r} is not a path inside the bundle; {_REMEDY}")
+    n_bytes = entry.get("bytes") if isinstance(entry, dict) else None
+    digest = entry.get("sha256") if isinstance(entry, dict) else None
+    if not isinstance(n_bytes, int) or n_bytes < 0 or not isinstance(digest, str) or len(digest) != 64:
+        raise BundleError(f"{where}: files: {name!r} needs bytes and sha256; {_REMEDY}")
+    return BundleFile(name, n_bytes, digest)
+
+
+def read(path: str | Path) -> Bundle:
+    """Reads and checks a bundle's manifest, not its other files. BundleError names what is wrong."""
+    path = Path(path)
+    if not path.is_dir():
+        raise BundleError(f"{path} is not a directory; name a bundle made by `edgellm compile`")
+    where = path / MANIFEST
+    try:
+        raw, digest_line = where.read_bytes(), (path / DIGEST).read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise BundleError(f"{path} is not a bundle: {error.filename} cannot be read ({error.strerror})") from error
+    digest = hashlib.sha256(raw).hexdigest()
+    if digest_line.split() != [digest, MANIFEST]:
+        raise BundleError(f"{where} does not match {DIGEST}; {_REMEDY}")
+    try:
+        manifest = json.loads(raw)
+    except ValueError as error:
+        raise BundleError(f"{where} is not JSON ({error}); {_REMEDY}") from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{where} is not a JSON object; {_REMEDY}")
+    if manifest.get("format") != FORMAT:
+        raise BundleError(f"{where}: format {manifest.get('format')!r} is not read by this version; {_REMEDY}")
+    for key in ("model", "scheme", "target", "files", "memory", "generation"):
+        if not isinstance(manifest.get(key), dict):
+            raise BundleError(f"{where}: {key} is missing or not an object; {_REMEDY}")
+    for section, key in (("model", "name"), ("scheme", "name"), ("target", "tier")):
+        if not isinstance(manifest[section].get(key), str):
+            raise BundleError(f"{where}: {section}.{key} is missing or not a string; {_REMEDY}")
+    files = tuple(_file(where, name, entry) for name, entry in manifest["files"].items())
+    return Bundle(path, manifest, digest, files)
+
+
+inspect = read
+
+
+def problems(bundle: Bundle, progress: Progress | None = None) -> list[str]:
+    """What is wrong with each file, one line per file; empty when all is well. Hashes everything."""
+    found: list[str] = []
+    done = 0
+    for file in bundle.files:
+        path = bundle.path / file.path
+        try:
+            size = path.stat().st_size
+            if size != file.n_bytes:
+                found.append(f"{path} has {size} bytes, the manifest says {file.n_bytes}")
+            elif sha256_of(path) != file.sha256:
+                found.append(f"{path} does not match its SHA-256")
+        except OSError as error:
+            found.append(f"{path} cannot be read: {error.strerror}")
+        done += file.n_bytes
+        if progress is not None:
+            progress(done, bundle.n_bytes)
+    return found
+
+
+def verify(path: str | Path, progress: Progress | None = None) -> Bundle:
+    """Hashes every file and writes the verified stamp. BundleError lists every file that is wrong."""
+    bundle = read(path)
+    found = problems(bundle, progress)
+    if found:
+        raise BundleError(f"{'; '.join(found)}; {_REMEDY}")
+    with contextlib.suppress(PermissionError):  # a bundle on read-only media verifies too, it just has no stamp
+        write_stamp(bundle)
+    return bundle
+
+
+@contextlib.contextmanager
+def building(output: Path) -> Iterator[Path]:
+    """A temporary directory beside `output` that takes its name when the block ends without an error.
+
+    An existing bundle, or an empty directory, is replaced; anything else is refused. Nothing half-written stays.
+    """
+    output = output.absolute()
+    if output.exists() and not (output / MANIFEST).is_file():
+        if not output.is_dir() or any(output.iterdir()):
+            raise BundleError(f"{output} exists and is not a bundle; choose another directory or remove it")
+    partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(output)
+        _remove(partial)
+        partial.mkdir()
+    except OSError as error:
+        raise BundleError(f"{output} cannot be written: {error.strerror}; choose another directory") from error
+    try:
+        yield partial
+        for directory in (*(d for d in partial.rglob("*") if d.is_dir()), partial):
+            _sync(directory)
+        old = output.with_name(f".{output.name}.{os.getpid()}.old")
+        if output.exists():
+            output.rename(old)
+        partial.rename(output)
+        _sync(output.parent)
+        _remove(old)
+    finally:
+        _remove(partial)
+
+
+def _sweep(output: Path) -> None:
+    """Removes what a killed process left beside `output`."""
+    for entry in output.parent.glob(f".{glob.escape(output.name)}.*"):
+        pid, _, kind = entry.name[len(output.name) + 2 :].partition(".")
+        if pid.isdigit() and kind in ("partial", "old") and not Path(f"/proc/{pid}").exists():
+            _remove(entry)
+
+
+def _remove(directory: Path) -> None:
+    if directory.exists():
+        shutil.rmtree(directory)
+
+
+def copy(bundle: Bundle, output: Path) -> Bundle:
+    """A second copy of a bundle, complete or not there at all."""
+    with building(output) as partial:
+        for file in bundle.files:
+            target = partial / file.path
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(bundle.path / file.path, target)
+            _sync(target)
+        for name in (MANIFEST, DIGEST):
+            shutil.copy2(bundle.path / name, partial / name)
+            _sync(partial / name)
+    copied = read(output)
+    write_stamp(copied)
+    return copied

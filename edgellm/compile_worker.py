@@ -1,0 +1,98 @@
+"""The process in which TVM runs: `python -m edgellm.compile_worker`, started by edgellm.compile.
+
+Standard input holds one JSON request. Standard output answers with JSON lines:
+{"stage": …, "done": …, "total": …} while working, {"sized": {…}} before weights are written, and at the end
+{"result": {…}} or {"error": type, "text": …}. LLVM may abort this process; the parent turns that into an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from crosscompile.errors import CompileError
+
+
+class Channel:
+    """JSON lines to the parent, on a descriptor of its own: libraries may print to standard output."""
+
+    def __init__(self) -> None:
+        self._stream: TextIO = os.fdopen(os.dup(sys.stdout.fileno()), "w", buffering=1)
+        os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+        self._shown = 0.0
+
+    def send(self, **message: Any) -> None:
+        self._stream.write(json.dumps(message) + "\n")
+
+    def progress(self, stage: str, done: int, total: int) -> None:
+        """At most twenty times a second, and at the end."""
+        now = time.monotonic()
+        if done == total or now - self._shown > 0.05:
+            self._shown = now
+            self.send(stage=stage, done=done, total=total)
+
+
+def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
+    """Compiles kernels and writes weights into request["output"]; returns what the manifest needs."""
+    started = time.monotonic()
+    channel.progress("compiling kernels", 0, 0)
+    import crosscompile
+    from crosscompile import checkpoint, models
+    from crosscompile.quantize import check_sources, weight_bytes, write_weights
+    from crosscompile.target import target_of_tier
+
+    source = checkpoint.load(request["checkpoint"])
+    scheme = models.scheme_for(request["scheme"], embedding=request["embedding"], head=request["head"])
+    if request["kv"]:
+        scheme = dataclasses.replace(scheme, kv=request["kv"])
+    target = target_of_tier(request["tier"], request["os"])
+    dump = Path(request["dump"]) if request["dump"] else None
+    compiled = crosscompile.compile_model(source.config, target, scheme, dump=dump, tensor_names=set(source.tensors))
+    check_sources(source, compiled.parameters)
+    size = weight_bytes(compiled.parameters)
+    compiled_at = time.monotonic()
+    memory = {**compiled.memory, "weight_bytes": size.n_bytes}
+    channel.send(sized={"memory": memory, "context_length": compiled.model["context_length"]})
+
+    output = Path(request["output"])
+    (output / "weights").mkdir()
+    weights = write_weights(
+        source, compiled.parameters, output / "weights", lambda done, total: channel.progress("weights", done, total)
+    )
+    (output / "kernels.so").write_bytes(compiled.kernels)
+    (output / "plan.json").write_text(json.dumps(compiled.plan, separators=(",", ":")))
+    return {
+        "model": compiled.model,
+        "memory": memory,
+        "scheme": dataclasses.asdict(scheme),
+        "statistics": {
+            "kernels": len(compiled.plan["kernels"]),
+            "kernel_bytes": len(compiled.kernels),
+            "bits_per_weight": round(weights.bits_per_weight, 3),
+            "parameters": weights.n_parameters,
+        },
+        "seconds": {"kernels": compiled_at - started, "weights": time.monotonic() - compiled_at},
+    }
+
+
+def main() -> int:
+    """Entry point. 0: a result was sent, 1: an error was sent."""
+    channel = Channel()
+    try:
+        channel.send(result=work(json.load(sys.stdin), channel))
+    except CompileError as error:
+        channel.send(error=type(error).__name__, text=str(error))
+        return 1
+    except OSError as error:
+        channel.send(error="OSError", text=f"{error.filename or 'output'}: {error.strerror}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -73,6 +73,7 @@ TIERS: dict[str, Tier] = {
     )
 }
 
+
 ARCHITECTURES = tuple(dict.fromkeys(tier.arch for tier in TIERS.values()))
 
 

@@ -13,12 +13,10 @@ from tvm import s_tir, tirx
 from tvm.script import tirx as T
 
 from crosscompile.arithmetic import fma
+from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, i64
 from crosscompile.kernels.dot import SIGNED_NIBBLE_SHIFT, register_dot, scalar_dot, weight_dtype, weight_shape
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
-
-OUT_EWISE_FUSABLE, ELEMENTWISE, OPAQUE = 4, 0, 8
-"""Relax's op_pattern kinds, as AnnotateTIROpPattern uses them."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,6 @@ class LinearKnobs:
     """
 
     token_tile: int = 4
-
-
-def i64(value: int) -> Any:
-    """A dimension. FuseTIR takes int64 ones only."""
-    return tirx.IntImm("int64", value)
 
 
 def quantized_linear(n: int, rows_padded: int, columns: int, packing: str) -> tirx.PrimFunc:
@@ -159,7 +152,7 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
         tile -= 1
     m_outer, m_inner = sch.split(m, [None, tile])
     sch.reorder(g, m_outer, b, m_inner, r)
-    sch.annotate(g, "ellm.range", 1)
+    sch.annotate(g, RANGE, 1)
 
     m_last, column = sch.get_loops(last)[-2:]
     rows = int(sch.get(r).extent)

@@ -1,0 +1,166 @@
+"""Kernels to machine code: TIR functions with a plain C interface, linked into one shared object."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.ir import PointerType, PrimType
+from tvm.tirx.buffer import is_buffer_var
+
+from crosscompile.errors import CodegenError
+from crosscompile.kernels.build import RANGE
+from crosscompile.target import Target
+
+SCALARS = ("table_cap",)
+"""Symbolic dimensions that may become scalar arguments, in this order."""
+
+
+@dataclass(frozen=True)
+class Signature:
+    """How a kernel is called: pointer parameters by name, scalars by symbol, and the size of the shared range."""
+
+    name: str
+    pointers: tuple[str, ...]
+    scalars: tuple[str, ...]
+    groups: int
+
+
+def _lowering() -> list[Any]:
+    """From S-TIR to what LLVM code generation takes; TVM's own order, without the packed calling convention."""
+    return [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        tirx.transform.StmtSimplify(),
+        s_tir.transform.LowerOpaqueBlock(),
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(32),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        tirx.transform.StorageRewrite(),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+    ]
+
+
+def _share_range(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, int]:
+    """Turns the loop marked RANGE into [g0, g1), two new last parameters. Returns its extent too."""
+    g0, g1 = tirx.Var("g0", "int64"), tirx.Var("g1", "int64")
+    extents: list[int] = []
+
+    def rewrite(node: Any) -> Any:
+        """The statement with its outermost marked loop replaced; descends only where that loop may lie."""
+        if isinstance(node, tirx.For):
+            if RANGE not in node.annotations:
+                return node
+            extents.append(int(node.extent))
+            return tirx.For(node.loop_var, g0, g1 - g0, tirx.ForKind.SERIAL, node.body)
+        if isinstance(node, tirx.SeqStmt):
+            return tirx.SeqStmt([rewrite(child) for child in node.seq])
+        if isinstance(node, s_tir.SBlockRealize):
+            block = node.block
+            inner = s_tir.SBlock(
+                block.iter_vars,
+                block.reads,
+                block.writes,
+                block.name_hint,
+                rewrite(block.body),
+                block.init,
+                block.alloc_buffers,
+                block.match_buffers,
+                block.annotations,
+            )
+            return s_tir.SBlockRealize(node.iter_values, node.predicate, inner)
+        return node
+
+    body = rewrite(function.body)
+    name = function.attrs["global_symbol"]
+    if len(extents) != 1:
+        raise AssertionError(f"kernel {name} has {len(extents)} shared ranges instead of one")
+    params = [*function.params, g0, g1]
+    return tirx.PrimFunc(params, body, function.ret_type, function.attrs), extents[0]
+
+
+def _plain_interface(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[str, ...], tuple[str, ...]]:
+    """Buffers become pointers, symbolic dimensions that the body uses become scalars before g0 and g1; returns 0."""
+    buffers = [p for p in function.params if is_buffer_var(p)]
+    ranges = [p for p in function.params if not is_buffer_var(p)]
+    pointers = [tirx.Var(p.name + "_p", PointerType(p.ty.dtype, p.ty.storage_scope)) for p in buffers]
+    shape_vars: dict[str, Any] = {}
+    for buffer in buffers:
+        for extent in [*buffer.ty.shape, *buffer.ty.strides]:
+            if isinstance(extent, tvm.ir.Expr):
+                for var in tirx.analysis.undefined_vars(extent):
+                    shape_vars.setdefault(var.name, var)
+    declarations = [tirx.DeclBuffer(b, data=pointer) for b, pointer in zip(buffers, pointers)]
+    used = {v.name for v in tirx.analysis.undefined_vars(function.body, [*buffers, *ranges])}
+    scalars = tuple(name for name in SCALARS if name in shape_vars and name in used)
+    body: Any = tirx.SeqStmt([*declarations, function.body])
+    for buffer in buffers:
+        body = tirx.AttrStmt(buffer, "storage_alignment", tirx.IntImm("int32", 64), body)
+    for key, value in (("device_id", 0), ("device_type", 1)):  # LowerTVMBuiltin asks for these
+        body = tirx.AttrStmt("default", key, tirx.IntImm("int32", value), body)
+    body = tirx.SeqStmt([body, tirx.Return(tirx.IntImm("int32", 0))])
+    params = [*pointers, *(shape_vars[name] for name in scalars), *ranges]
+    plain = tirx.PrimFunc(params, body, PrimType("int32"), function.attrs)
+    return plain.with_attr("calling_conv", 1), tuple(b.name for b in buffers), scalars
+
+
+def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tuple[Any, dict[str, Signature]]:
+    """LLVM module of the kernels, and how each is called. Kernels are scheduled S-TIR functions by symbol name."""
+    llvm = tvm.target.Target(target.llvm)
+    groups: dict[str, int] = {}
+    shared: dict[str, tirx.PrimFunc] = {}
+    for name, function in kernels.items():
+        shared[name], groups[name] = _share_range(function.with_attr("global_symbol", name))
+    module = tvm.IRModule(shared)
+    module = tirx.transform.BindTarget(llvm.with_host(llvm))(module)
+    module = tvm.ir.transform.Sequential(_lowering())(module)
+    signatures: dict[str, Signature] = {}
+    plain: dict[Any, tirx.PrimFunc] = {}
+    for symbol, function in module.functions.items():
+        name = symbol.name_hint
+        lowered, pointers, scalars = _plain_interface(function)
+        plain[symbol] = lowered.with_attr("target", llvm)
+        signatures[name] = Signature(name, pointers, scalars, groups[name])
+    module = tirx.transform.LowerIntrin()(tirx.transform.LowerTVMBuiltin()(tvm.IRModule(plain)))
+    return tvm.get_global_func("target.build.llvm")(module, llvm), signatures
+
+
+def link(library: Any, target: Target) -> bytes:
+    """kernels.so: no imports, no relocations, no libc. CodegenError names what the linker missed."""
+    triple = {"aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf", "x86_64": "x86_64-linux-gnu"}[target.arch]
+    with tempfile.TemporaryDirectory(prefix="edgellm-link-") as folder:
+        kernels, result = Path(folder, "kernels.o"), Path(folder, "kernels.so")
+        library.write_to_file(str(kernels))
+        flags = ["-shared", "-nostdlib", "-O2", "-ffreestanding", "-fno-builtin", "-fPIC", "-Wl,-s"]
+        flags += ["-Wl,--no-undefined", "-Wl,-z,max-page-size=65536", "-Wl,--gc-sections"]
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{triple}.2.28", *flags, "-o", str(result)]
+        support = Path(__file__).with_name("freestanding.c")
+        done = subprocess.run([*command, str(support), str(kernels)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[-300:])
+            raise CodegenError(f"linking kernels.so for {target.tier.name} failed: {first}")
+        return result.read_bytes()
+
+
+def compile_kernels(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tuple[bytes, dict[str, Signature]]:
+    """kernels.so and the signature of each kernel in it."""
+    library, signatures = compile_object(kernels, target)
+    return link(library, target), signatures

@@ -1,0 +1,96 @@
+"""A few words for writing TIR functions as ordinary Python, on TVM's IR builder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from crosscompile.arithmetic import LANES, Expr, constant
+
+OUT_EWISE_FUSABLE, ELEMENTWISE, OPAQUE = 4, 0, 8
+"""Relax's op_pattern kinds, as AnnotateTIROpPattern numbers them."""
+
+RANGE = "ellm.range"
+"""Marks the loop over [0, groups) that threads share; codegen turns it into [g0, g1)."""
+
+
+def i64(value: int) -> Expr:
+    """A dimension. FuseTIR takes int64 ones only."""
+    return tirx.IntImm("int64", value)
+
+
+def kernel(name: str, body: Callable[[Builder], None]) -> tirx.PrimFunc:
+    """The function that `body` writes; opaque to operator fusion."""
+    with IRBuilder() as builder:
+        with T.prim_func(s_tir=True):
+            T.func_name(name)
+            T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
+            body(Builder())
+    return builder.get()
+
+
+class Builder:
+    """What a kernel's body may say."""
+
+    def buffer(self, name: str, shape: tuple[Any, ...], dtype: str) -> Any:
+        """The next parameter. Dimensions: ints or symbolic variables."""
+        dims = tuple(i64(d) if isinstance(d, int) else d for d in shape)
+        return T.arg(name, T.Buffer(dims, dtype))
+
+    def local(self, size: int, dtype: str = "float32") -> Any:
+        """A buffer on the stack: under 1 KB, or TVM would call an allocator."""
+        if size * 4 >= 1024:
+            raise AssertionError(f"a local buffer of {size} elements does not stay on the stack")
+        return T.alloc_buffer((size,), dtype)
+
+    def shared(self, extent: int) -> AbstractContextManager[Expr]:
+        """The loop that threads share: the outermost one."""
+        frame: AbstractContextManager[Expr] = T.serial(i64(0), i64(extent), annotations={RANGE: 1})
+        return frame
+
+    def loop(self, start: Any, stop: Any) -> AbstractContextManager[Expr]:
+        """for start ≤ i < stop, in order."""
+        first, last = (i64(v) if isinstance(v, int) else v for v in (start, stop))
+        frame: AbstractContextManager[Expr] = T.serial(first, last)
+        return frame
+
+    def unrolled(self, stop: int) -> range:
+        """A loop unrolled while the kernel is written."""
+        return range(stop)
+
+    def bind(self, value: Expr) -> Expr:
+        """A name for a value, computed once, here."""
+        return T.bind(value)
+
+    def store(self, buffer: Any, value: Expr, *index: Any) -> None:
+        """buffer[index] = value. A ramp in the index stores a vector."""
+        T.buffer_store(buffer, value, list(index))
+
+    def fill(self, buffer: Any, size: int, value: float = 0.0, dtype: str = "float32") -> None:
+        """Sets `size` elements, a multiple of 16, of a local buffer."""
+        for lane in range(0, size, LANES):
+            T.buffer_store(buffer, constant(value, LANES, dtype), [T.ramp(lane, 1, LANES)])
+
+    def when(self, condition: Expr, then: Callable[[], None], otherwise: Callable[[], None] | None = None) -> None:
+        """if condition: then() else: otherwise()."""
+        with T.If(condition):
+            with T.Then():
+                then()
+            if otherwise is not None:
+                with T.Else():
+                    otherwise()
+
+
+def span(start: Any, lanes: int = LANES) -> Expr:
+    """The index of `lanes` consecutive elements."""
+    return T.ramp(start, 1, lanes)
+
+
+def cast(dtype: str, value: Expr) -> Expr:
+    """value converted to dtype."""
+    return T.Cast(dtype, value)

@@ -1,0 +1,51 @@
+"""Embedding rows read straight out of the packed weight, so that a tied head is stored once."""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from crosscompile.arithmetic import Expr
+from crosscompile.kernels.build import Builder, cast, kernel
+from crosscompile.kernels.dot import weight_dtype, weight_shape
+from crosscompile.packing import GROUP, Packing
+
+
+def embed(n: int, vocab: int, columns: int, packing: str) -> tirx.PrimFunc:
+    """(tokens (n,) int32, w, [scale,]) -> x (n, columns) f32."""
+    form = Packing.parse(packing)
+    groups = form.padded_rows(vocab) // form.rows
+
+    def floating(k: Builder) -> None:
+        tokens = k.buffer("tokens", (n,), "int32")
+        w = k.buffer("w", (groups, columns, form.rows), "float32" if form.kind == "f32" else "float16")
+        x = k.buffer("x", (n, columns), "float32")
+        with k.shared(n) as m:
+            token = k.bind(cast("int64", tokens[m]))
+            with k.loop(0, columns) as c:
+                k.store(x, cast("float32", w[tirx.truncdiv(token, form.rows), c, tirx.truncmod(token, form.rows)]), m, c)
+
+    def quantized(k: Builder) -> None:
+        chunks, rows, chunk = weight_shape(form)
+        dtype = weight_dtype(form)
+        tokens = k.buffer("tokens", (n,), "int32")
+        w = k.buffer("w", (groups, columns // GROUP, chunks, rows, chunk), dtype)
+        scale = k.buffer("scale", (groups, columns // GROUP, rows), "float16")
+        x = k.buffer("x", (n, columns), "float32")
+
+        def put(m: Expr, column: Expr, q: Expr, s: Expr) -> None:
+            k.store(x, cast("float32", q) * s, m, column)
+
+        with k.shared(n) as m:
+            token = k.bind(cast("int64", tokens[m]))
+            g, r = tirx.truncdiv(token, rows), tirx.truncmod(token, rows)
+            with k.loop(0, columns // GROUP) as b, k.loop(0, chunks) as c, k.loop(0, chunk) as i:
+                s = k.bind(cast("float32", scale[g, b, r]))
+                byte = k.bind(cast("int32", w[g, b, c, r, i]))
+                if form.kind == "w8":
+                    put(m, b * GROUP + c * chunk + i, byte - (128 if form.unsigned else 0), s)
+                else:
+                    first = b * GROUP + c * (2 * chunk) + i
+                    for column, nibble in ((first, byte & 15), (first + chunk, (byte >> 4) & 15)):
+                        put(m, column, nibble - 8 if form.unsigned else (nibble ^ 8) - 8, s)
+
+    return kernel("embed", quantized if form.kind in ("w4", "w8") else floating)

@@ -117,16 +117,31 @@ def seal(directory: Path, manifest: dict[str, Any], progress: Progress | None = 
     return bundle
 
 
-def write_stamp(bundle: Bundle) -> None:
-    """Records that the files below weights/ were hashed and matched: inode, size and ctime of each."""
+def _stamp(bundle: Bundle) -> str:
     lines = [f"edgellm-verified 1 {bundle.sha256}"]
     for file in bundle.files:
         if file.path.startswith("weights/"):
             status = (bundle.path / file.path).stat()
             lines.append(f"{status.st_ino} {status.st_size} {status.st_ctime_ns} {file.path}")
+    return "\n".join(lines) + "\n"
+
+
+def write_stamp(bundle: Bundle) -> None:
+    """Records that the files below weights/ were hashed and matched: inode, size and ctime of each."""
     partial = bundle.path / f"{STAMP}.partial"
-    partial.write_text("\n".join(lines) + "\n")
+    partial.write_text(_stamp(bundle))
     partial.replace(bundle.path / STAMP)
+
+
+def is_stamped(bundle: Bundle) -> bool:
+    """True if the stamp vouches for the weights and every other file matches its hash."""
+    try:
+        if (bundle.path / STAMP).read_text(encoding="utf-8", errors="replace") != _stamp(bundle):
+            return False
+        rest = [file for file in bundle.files if not file.path.startswith("weights/")]
+        return all(sha256_of(bundle.path / file.path) == file.sha256 for file in rest)
+    except OSError:
+        return False
 
 
 def _is_safe(name: str) -> bool:

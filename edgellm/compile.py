@@ -1,0 +1,412 @@
+"""From a checkpoint to a bundle: the whole line, cached by content.
+
+TVM runs in a process of its own (edgellm.compile_worker) and is never imported here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import crosscompile.errors
+from crosscompile import checkpoint
+from crosscompile.checkpoint import Checkpoint
+from crosscompile.errors import CodegenError, CompileError
+from crosscompile.target import Target
+from edgellm import bundle as bundles
+from edgellm import cache, golden, hub
+from edgellm.boards import Board
+from edgellm.bundle import Bundle
+from edgellm.errors import ModelError, UnsuitableError
+from edgellm.generation import generation
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage's name, what is done and the total in bytes (total 0: not measured)."""
+
+RUNTIME_BYTES = 16 << 20
+"""Program, stacks, tokenizer, logits: what edgellm-rt takes besides weights, arena and KV cache (`edgellm bench`)."""
+
+DEFAULT_CONTEXT = 4096
+"""Positions a session gets where nobody asks for more (ellm_context_options.context_length)."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the content of a bundle, besides checkpoint and target. None: the scheme's default."""
+
+    scheme: str
+    embedding: str | None = None
+    head: str | None = None
+    kv: str | None = None
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """A bundle and how it was made. report: statistics and seconds per stage; cached: nothing was compiled now."""
+
+    bundle: Bundle
+    report: dict[str, Any]
+    cached: bool
+
+
+def compile_model(
+    model: str | Path,
+    board: Board | str,
+    scheme: str = "w4a8",
+    output: Path | None = None,
+    *,
+    embedding: str | None = None,
+    head: str | None = None,
+    kv: str | None = None,
+    context: int | None = None,
+    dump: Path | None = None,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Compiles a checkpoint directory or Hub id for a board and returns the bundle.
+
+    output: directory that the bundle is copied to; None: it stays in the cache. context: positions per session that
+    must fit the board's memory. dump: directory for the IR after each phase (compiles even if it is cached).
+    Raises CompileError where the checkpoint cannot be compiled, EdgeError for all else.
+    """
+    options = Options(scheme, embedding, head, kv)
+    return build(model, board, options, output, context=context, dump=dump, progress=progress).bundle
+
+
+def build(
+    model: str | Path,
+    board: Board | str,
+    options: Options,
+    output: Path | None = None,
+    *,
+    context: int | None = None,
+    dump: Path | None = None,
+    progress: Progress | None = None,
+) -> Compilation:
+    """compile_model, with statistics."""
+    if isinstance(board, str):
+        from edgellm.boards import find_board
+
+        board = find_board(board)
+    show = progress or (lambda stage, done, total: None)
+    target = board.target()
+    path, name = hub.resolve(model, show)
+    show("reading the checkpoint", 0, 0)
+    source = checkpoint.load(path)
+    fits = MemoryCheck(board, context)
+    made = compile_checkpoint(source, name, target, options, fits=fits, dump=dump, progress=show)
+    if output is not None:
+        show("copying", 0, 0)
+        made = replace(made, bundle=bundles.copy(made.bundle, Path(output)))
+    return made
+
+
+@dataclass(frozen=True)
+class MemoryCheck:
+    """Whether a model fits a board's memory with `context` positions (None: the runtime's default)."""
+
+    board: Board
+    context: int | None
+
+    def __call__(self, memory: dict[str, int], context_length: int) -> None:
+        """Raises UnsuitableError, with the numbers and what would help."""
+        positions = min(self.context or DEFAULT_CONTEXT, context_length)
+        kv = memory["kv_bytes_per_token"] * positions
+        total = memory["weight_bytes"] + memory["arena_bytes"] + kv + RUNTIME_BYTES
+        ram = self.board.memory_bytes
+        if total <= ram:
+            return
+        parts = (
+            f"weights {_mb(memory['weight_bytes'])}, arena {_mb(memory['arena_bytes'])}, "
+            f"KV cache {_mb(kv)} for {positions} positions, runtime {_mb(RUNTIME_BYTES)}"
+        )
+        room = ram - (total - kv)
+        if room >= 64 * memory["kv_bytes_per_token"]:
+            remedy = f"use --context {room // memory['kv_bytes_per_token'] // 64 * 64} or less"
+        else:
+            remedy = "use a smaller scheme (--scheme w4a8 --embedding w4a8 --head w4a8), a smaller model or another board"
+        raise UnsuitableError(
+            f"the model needs {_mb(total)} ({parts}), {self.board.label} has {_mb(ram)}: {remedy}"
+        )
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.0f} MB"
+
+
+def cache_key(source: Checkpoint, name: str, target: Target, options: Options, show: Progress) -> tuple[str, str]:
+    """(key of the finished bundle, hash of the checkpoint's content)."""
+    files = [source.path / file for file in source.files]
+    total, done = sum(file.stat().st_size for file in files), 0
+
+    def count(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        show("hashing the checkpoint", done, total)
+
+    hashes = cache.content_hashes(files, count)
+    content = cache.key_of({file.name: digest for file, digest in hashes.items()})
+    parts = {
+        "name": name,
+        "checkpoint": content,
+        "options": asdict(options),
+        "target": [target.arch, target.os, target.tier.name],
+        "versions": cache.versions(),
+        "sources": cache.sources_digest(),
+        "python": list(sys.version_info[:2]),
+    }
+    return cache.key_of(parts), content
+
+
+def compile_checkpoint(
+    source: Checkpoint,
+    name: str,
+    target: Target,
+    options: Options,
+    *,
+    fits: Callable[[dict[str, int], int], None] | None = None,
+    dump: Path | None = None,
+    progress: Progress | None = None,
+) -> Compilation:
+    """The cached bundle of a checkpoint for a target, compiled if it is not there.
+
+    fits: called with the bundle's memory needs and context length; what it raises ends the compilation.
+    """
+    show = progress or (lambda stage, done, total: None)
+    key, content = cache_key(source, name, target, options, show)
+    folder = cache.root() / "bundles"
+    with cache.locked(key):
+        if dump is None:
+            hit = _cached(folder / key)
+            if hit is not None:
+                if fits is not None:
+                    fits(hit.bundle.manifest["memory"], hit.bundle.manifest["model"]["context_length"])
+                return hit
+        job = _Job(source, name, target, options, fits, dump, show)
+        with bundles.building(folder / key) as partial:
+            report = job.run(partial, content)
+        (folder / f"{key}.json").write_text(json.dumps(report))
+        return Compilation(bundles.read(folder / key), report, cached=False)
+
+
+def _cached(directory: Path) -> Compilation | None:
+    """The bundle if it is whole: same sizes, and its stamp still vouches for the weights."""
+    if not (directory / bundles.MANIFEST).is_file():
+        return None
+    try:
+        found = bundles.read(directory)
+        if not bundles.is_stamped(found) and bundles.problems(found):
+            return None
+        report = json.loads((directory.parent / f"{directory.name}.json").read_text())
+    except (bundles.BundleError, OSError, ValueError):
+        return None  # damaged: compile it again, which replaces it
+    return Compilation(found, report, cached=True)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One compilation that the cache did not have."""
+
+    source: Checkpoint
+    name: str
+    target: Target
+    options: Options
+    fits: Callable[[dict[str, int], int], None] | None
+    dump: Path | None
+    show: Progress
+
+    def run(self, partial: Path, content: str) -> dict[str, Any]:
+        """Fills `partial` with the whole bundle; returns the report."""
+        started = time.monotonic()
+        seconds: dict[str, float] = {}
+        _check_space(partial, self.source)
+        self._texts(partial)
+        host = golden.host_target()
+        native = host is not None and (host.arch, host.tier) == (self.target.arch, self.target.tier)
+        with contextlib.ExitStack() as stack:
+            pool = stack.enter_context(ThreadPoolExecutor(3))
+            jobs = [pool.submit(_runtime, partial, self.target)]
+            twin = None
+            if host is not None and not native:
+                twin = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="golden-", dir=partial.parent.parent)))
+                jobs += [pool.submit(self._twin, twin, partial, host)]
+            result = self._worker(partial, self.target, self.fits, self.show, self.dump)
+            seconds.update(result["seconds"])
+            self.show("building the runtime", 0, 0)
+            others = [job.result() for job in jobs]
+            manifest = self._manifest(result, content)
+            answers: list[dict[str, list[int]]] = []
+            at = time.monotonic()
+            if native:
+                bundles.seal(partial, manifest)
+                answers = golden.answers(partial, self.source)
+            elif twin is not None:
+                bundles.seal(twin, self._manifest(others[1], content, host))
+                answers = golden.answers(twin, self.source)
+            seconds["golden prompts"] = time.monotonic() - at
+        self.show("checksums", 0, 0)
+        at = time.monotonic()
+        bundles.seal(
+            partial, {**manifest, "golden": answers}, lambda done, total: self.show("checksums", done, total)
+        )
+        seconds["checksums"] = time.monotonic() - at
+        seconds["total"] = time.monotonic() - started
+        return {"statistics": result["statistics"], "seconds": {k: round(v, 3) for k, v in seconds.items()}}
+
+    def _texts(self, directory: Path) -> None:
+        """tokenizer.bin and chat.bin. First, because they are quick and their errors are frequent."""
+        from crosscompile.template import compile_template
+        from crosscompile.tokenizer import compile_tokenizer
+
+        source = self.source
+        if source.tokenizer_json is None:
+            raise ModelError(
+                f"{source.path} has no tokenizer.json; make one with transformers: AutoTokenizer.from_pretrained("
+                f"{str(source.path)!r}).save_pretrained({str(source.path)!r})"
+            )
+        self.show("compiling the tokenizer", 0, 0)
+        (directory / "tokenizer.bin").write_bytes(compile_tokenizer(source.tokenizer_json, source.tokenizer_config))
+        if source.chat_template is not None:
+            (directory / "chat.bin").write_bytes(compile_template(source.chat_template, source.special_tokens))
+
+    def _twin(self, directory: Path, original: Path, host: Target) -> dict[str, Any]:
+        """The same bundle for this machine, without a manifest: it answers the golden prompts."""
+        for name in ("tokenizer.bin", "chat.bin"):
+            if (original / name).is_file():
+                shutil.copyfile(original / name, directory / name)
+        _runtime(directory, host)
+        return self._worker(directory, host, None, lambda stage, done, total: None, None)
+
+    def _worker(
+        self,
+        directory: Path,
+        target: Target,
+        fits: Callable[[dict[str, int], int], None] | None,
+        show: Progress,
+        dump: Path | None,
+    ) -> dict[str, Any]:
+        request = {
+            "checkpoint": str(self.source.path),
+            "output": str(directory),
+            "tier": target.tier.name,
+            "os": target.os,
+            "dump": str(dump.absolute()) if dump is not None else None,
+            **asdict(self.options),
+        }
+        return run_worker(request, fits, show)
+
+    def _manifest(self, result: dict[str, Any], content: str, target: Target | None = None) -> dict[str, Any]:
+        """All of manifest.json but format, files and golden prompts."""
+        from edgellm import __version__
+
+        target = target or self.target
+        versions = cache.versions()
+        return {
+            "model": {**result["model"], "name": self.name},
+            "scheme": result["scheme"],
+            "target": {
+                "device": "cpu",
+                "arch": target.arch,
+                "os": target.os,
+                "tier": target.tier.name,
+                "cpu_features": list(target.tier.requires),
+            },
+            "memory": result["memory"],
+            "generation": generation(self.source, result["model"]["vocab_size"]),
+            "golden": [],
+            "provenance": {
+                "tool": f"edgellm {__version__}",
+                "tvm": versions["apache-tvm"],
+                "tvm_ffi": versions["apache-tvm-ffi"],
+                "ziglang": versions["ziglang"],
+                "checkpoint": content,
+                "sources": cache.sources_digest(),
+            },
+        }
+
+
+def _runtime(directory: Path, target: Target) -> None:
+    """Puts edgellm-rt for `target` into the bundle."""
+    from crosscompile.runtime import build_runtime
+
+    program = build_runtime(target, cache=cache.root() / "runtime")
+    shutil.copyfile(program, directory / "edgellm-rt")
+    (directory / "edgellm-rt").chmod(0o755)
+
+
+def _check_space(directory: Path, source: Checkpoint) -> None:
+    """UnsuitableError if the disk cannot hold what will be written, taken as the checkpoint's own size."""
+    needed = sum(tensor.n_bytes for tensor in source.tensors.values())
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise UnsuitableError(
+            f"{directory.parent} has {_mb(free)} free, compiling {source.path.name} takes up to {_mb(needed)}; "
+            f"free some space or set EDGELLM_CACHE to another disk"
+        )
+
+
+@contextlib.contextmanager
+def _process(stderr: Any) -> Iterator[subprocess.Popen[str]]:
+    """The worker; it never outlives the block."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "edgellm.compile_worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        encoding="utf-8",
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def run_worker(
+    request: dict[str, Any], fits: Callable[[dict[str, int], int], None] | None, show: Progress
+) -> dict[str, Any]:
+    """Runs one request in the compiling process. Its errors are raised here; its death is a CodegenError."""
+    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr, _process(stderr) as process:
+        assert process.stdin is not None and process.stdout is not None
+        with contextlib.suppress(BrokenPipeError):  # it died at once: the exit code says more
+            process.stdin.write(json.dumps(request))
+            process.stdin.close()
+        for line in process.stdout:
+            message = json.loads(line)
+            if "result" in message:
+                result: dict[str, Any] = message["result"]
+                return result
+            if "error" in message:
+                raise _error(message["error"], message["text"])
+            if "sized" in message:
+                if fits is not None:
+                    fits(message["sized"]["memory"], message["sized"]["context_length"])
+            else:
+                show(message["stage"], message["done"], message["total"])
+        code = process.wait()
+        stderr.seek(0)
+        lines = [line.strip() for line in stderr.read().splitlines() if line.strip()]
+    how = f"signal {-code}" if code < 0 else f"exit code {code}"
+    last = next((line for line in lines if "LLVM ERROR" in line), lines[-1] if lines else "it said nothing")
+    raise CodegenError(
+        f"the compiler process ended with {how} for tier {request['tier']}: {last}; "
+        f"try another --scheme, and report this with the model's config.json"
+    )
+
+
+def _error(kind: str, text: str) -> Exception:
+    """The worker's error as an exception of the same type."""
+    found = getattr(crosscompile.errors, kind, None)
+    if isinstance(found, type) and issubclass(found, CompileError):
+        return found(text)
+    return ModelError(text)

@@ -1,0 +1,144 @@
+"""Turn a checkpoint into a bundle for one board.
+
+MODEL is a Hugging Face checkpoint directory (config.json, safetensors, tokenizer.json) or a Hub id, org/name. The
+bundle is a directory: run it in place with `DIR/edgellm-rt run DIR -p "…"`, or send it with `edgellm deploy`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from edgellm.compile import DEFAULT_CONTEXT, Compilation, Options, build
+from edgellm.terminal import size
+
+SCHEMES = ("w4a8", "w8a8", "f16", "f32")
+
+
+def add_scheme_arguments(parser: argparse.ArgumentParser) -> None:
+    """--scheme and its parts, for every command that compiles."""
+    parser.add_argument("--scheme", choices=SCHEMES, default="w4a8", help="weights and activations (default: w4a8)")
+    parser.add_argument("--embedding", choices=SCHEMES, help="scheme of the token embedding, if it should differ")
+    parser.add_argument("--head", choices=SCHEMES, help="scheme of the output head, if it should differ")
+    parser.add_argument("--kv", choices=("f16", "f32"), help="type of the KV cache, if it should differ")
+    parser.add_argument(
+        "--context", type=int, metavar="N", help=f"positions that must fit the board's memory (default: {DEFAULT_CONTEXT})"
+    )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `edgellm compile`."""
+    parser.add_argument("model", metavar="MODEL", help="checkpoint directory or Hub id (org/name[@revision])")
+    parser.add_argument("--board", required=True, help="a type or an instance; `edgellm boards` lists them")
+    parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="where the bundle is written")
+    add_scheme_arguments(parser)
+    parser.add_argument("--dump", type=Path, metavar="DIR", help="write the IR after each phase into this directory")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def options_of(args: argparse.Namespace) -> Options:
+    """The Options that add_scheme_arguments' arguments mean."""
+    return Options(args.scheme, args.embedding, args.head, args.kv)
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs `edgellm compile`."""
+    started = time.monotonic()
+    with StageDisplay(quiet=args.json) as display:
+        made = build(
+            args.model,
+            args.board,
+            options_of(args),
+            args.output,
+            context=args.context,
+            dump=args.dump,
+            progress=display.update,
+        )
+    elapsed = time.monotonic() - started
+    if args.json:
+        print(json.dumps(as_json(made, elapsed)))
+    else:
+        show(made, elapsed)
+    return 0
+
+
+class StageDisplay:
+    """One line with the stage, and a bar where the stage counts bytes. Nothing where the output is no terminal."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        self._progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<24}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+        self._task = self._progress.add_task("starting", total=None)
+
+    def __enter__(self) -> StageDisplay:
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def update(self, stage: str, done: int, total: int) -> None:
+        """The callback that edgellm.compile takes."""
+        self._progress.update(self._task, description=stage, completed=done, total=total or None)
+
+
+def as_json(made: Compilation, elapsed_s: float) -> dict[str, Any]:
+    """What --json prints. Sizes in bytes, times in seconds."""
+    manifest = made.bundle.manifest
+    return {
+        "path": str(made.bundle.path),
+        "sha256": made.bundle.sha256,
+        "bytes": made.bundle.n_bytes,
+        "model": manifest["model"],
+        "scheme": manifest["scheme"],
+        "target": manifest["target"],
+        "memory": manifest["memory"],
+        **made.report,
+        "cached": made.cached,
+        "elapsed_s": round(elapsed_s, 3),
+    }
+
+
+def show(made: Compilation, elapsed_s: float) -> None:
+    """Prints what was compiled, sizes and seconds per stage."""
+    from rich.console import Console
+    from rich.table import Table
+
+    manifest, report = made.bundle.manifest, made.report
+    model, scheme, memory = manifest["model"], manifest["scheme"], manifest["memory"]
+    statistics = report["statistics"]
+    parts = f"embedding {scheme['embedding']}, head {scheme['head']}, KV {scheme['kv']}"
+    saved = 1 - memory["arena_bytes"] / max(memory["arena_unplanned_bytes"], 1)
+    table = Table.grid(padding=(0, 2))
+    table.add_row("model", f"{model['name']}: {model['architecture']}, {statistics['parameters'] / 1e6:,.1f} M parameters")
+    table.add_row("scheme", f"{scheme['name']} ({parts})")
+    table.add_row("target", f"{manifest['target']['arch']}, tier {manifest['target']['tier']}")
+    table.add_row("kernels", f"{statistics['kernels']} in {size(statistics['kernel_bytes'])}")
+    weights = f"{size(memory['weight_bytes'])}, {statistics['bits_per_weight']:.2f} bits per weight"
+    table.add_row("weights", weights)
+    unplanned = f"without planning {size(memory['arena_unplanned_bytes'])}, {saved:.0%} saved"
+    table.add_row("arena", f"{size(memory['arena_bytes'])} ({unplanned})")
+    table.add_row("KV cache", f"{size(memory['kv_bytes_per_token'])} per token")
+    table.add_row("golden", f"{len(manifest['golden'])} prompts that the board must answer exactly")
+    if made.cached:
+        table.add_row("time", f"{elapsed_s:.1f} s, from the cache")
+    else:
+        stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report["seconds"].items() if stage != "total")
+        table.add_row("time", f"{elapsed_s:.1f} s ({stages})")
+    table.add_row("bundle", f"{made.bundle.path} ({size(made.bundle.n_bytes)})")
+    Console(soft_wrap=True, highlight=False).print(table)

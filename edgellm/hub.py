@@ -1,0 +1,61 @@
+"""MODEL on the command line: a checkpoint directory, or a Hugging Face Hub id that is fetched."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from crosscompile.checkpoint import INDEX, SINGLE, TEXT_FILES
+from edgellm.errors import ModelError
+
+_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+
+PATTERNS = (*TEXT_FILES, SINGLE, INDEX, "model-*.safetensors")
+"""Files that are fetched; repositories often hold the same weights in other formats too."""
+
+Progress = Callable[[str, int, int], None]
+
+
+def resolve(model: str | Path, progress: Progress | None = None) -> tuple[Path, str]:
+    """(checkpoint directory, name for people). Fetches `org/name[@revision]` where no such directory exists.
+
+    Interrupted downloads resume; HF_HUB_OFFLINE, HF_ENDPOINT, HF_HOME and HF_TOKEN mean what they mean to
+    huggingface_hub. Raises ModelError.
+    """
+    path = Path(model).expanduser()
+    if path.exists():
+        return path, path.resolve().name
+    match = _ID.fullmatch(str(model))
+    if not match or str(model).startswith((".", "/", "~")):
+        raise ModelError(f"{model} does not exist; name a checkpoint directory or a Hub id such as org/name")
+    if progress is not None:
+        progress(f"fetching {match['name']}", 0, 0)
+    return _fetch(match["name"], match["revision"]), match["name"].partition("/")[2]
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    """Downloads into huggingface_hub's cache; complete files are not fetched again."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.utils import disable_progress_bars
+
+    disable_progress_bars()
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+    except GatedRepoError as error:
+        raise ModelError(f"{name} needs its licence accepted on the Hub and a token: `hf auth login`") from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(f"{name} is neither a directory nor on the Hub; check the name, or `hf auth login`") from error
+    except RevisionNotFoundError as error:
+        raise ModelError(f"{name} has no revision {revision}; leave it out for the newest") from error
+    except LocalEntryNotFoundError as error:
+        if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE"):
+            raise ModelError(f"{name} is not in the Hub cache and HF_HUB_OFFLINE is set; unset it once") from error
+        raise ModelError(f"{name} cannot be fetched: the Hub is not reachable; check the network") from error
+    except HfHubHTTPError as error:
+        raise ModelError(f"{name} cannot be fetched: {str(error).splitlines()[0]}; run the command again") from error
+    except OSError as error:
+        raise ModelError(f"{name} cannot be fetched: {error}; run the command again, it resumes") from error

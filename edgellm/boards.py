@@ -49,7 +49,7 @@ class TargetSection:
 class MemorySection:
     """How much memory there is and how fast.
 
-    ram_bytes              of the smallest variant that is still sold, which is what a bundle must fit by default
+    ram_bytes              of a usual variant, for estimates; deployment asks the board itself
     ram_options_bytes      every variant
     bandwidth_bytes_per_s  theoretical peak: transfers per second times bus width
     page_bytes             page size of the usual kernel

@@ -147,9 +147,9 @@ def describe(board: Board) -> dict[str, Any]:
         "thermal": dataclasses.asdict(board.thermal) if board.thermal else None,
         "virtual": dataclasses.asdict(board.virtual_section) if board.virtual_section else None,
     }
-    head = {"id": board.id, "name": board.name}
+    head: dict[str, Any] = {"id": board.id, "name": board.name}
     if board.host:
-        head |= {"instance": board.label, "host": board.host, "port": str(board.port)}
+        head |= {"instance": board.label, "host": board.host, "port": board.port}
     return {**head, **{name: section for name, section in sections.items() if section}}
 
 

@@ -1,0 +1,58 @@
+"""The layering of the design: who may import whom."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = sorted(path for package in ("edgellm", "crosscompile") for path in (ROOT / package).rglob("*.py"))
+
+
+def imports(path: Path) -> set[str]:
+    """Top-level names that a module imports anywhere in it, type-checking blocks included."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative imports are not house style"
+            found.add((node.module or "").partition(".")[0])
+    return found
+
+
+def importers(name: str) -> set[str]:
+    return {path.relative_to(ROOT).as_posix() for path in SOURCES if name in imports(path)}
+
+
+def test_there_is_something_to_check():
+    assert "edgellm/boards.py" in importers("crosscompile")
+
+
+def test_only_crosscompile_imports_tvm():
+    assert {path for path in importers("tvm") | importers("tvm_ffi") if not path.startswith("crosscompile/")} == set()
+
+
+def test_only_ssh_imports_paramiko():
+    assert {path for path in importers("paramiko") if not path.startswith("edgellm/ssh")} == set()
+
+
+def test_crosscompile_knows_nothing_of_edgellm():
+    assert {path for path in importers("edgellm") if path.startswith("crosscompile/")} == set()
+
+
+@pytest.mark.parametrize("name", ["rich", "argparse", "requests", "urllib", "http", "huggingface_hub", "socket"])
+def test_crosscompile_has_no_network_and_no_terminal(name):
+    # crosscompile/runtime.py is also a command that a Makefile runs, so it may read arguments.
+    allowed = {"crosscompile/runtime.py"} if name == "argparse" else set()
+    assert {path for path in importers(name) if path.startswith("crosscompile/")} <= allowed
+
+
+def test_every_top_level_folder_has_a_short_readme():
+    for name in ("edgellm", "crosscompile", "boards", "runtime_c", "tests", "examples"):
+        lines = (ROOT / name / "README.md").read_text().splitlines()
+        assert 0 < len(lines) <= 60, name
+
+
+def test_boards_holds_no_python():
+    assert not list((ROOT / "boards").rglob("*.py"))

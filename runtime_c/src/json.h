@@ -27,15 +27,15 @@ typedef enum ellm_json_kind {
 typedef struct ellm_json ellm_json;
 struct ellm_json {
     ellm_json_kind kind;
-    uint32_t count;        /* elements of an array or object */
-    ellm_json *first;      /* first element of an array or object, in the text's order */
-    ellm_json *next;       /* next element of the parent, NULL at its end */
-    const char *key;       /* name within an object, NUL-terminated, else NULL */
-    size_t key_bytes;
-    const char *text;      /* STRING: NUL-terminated, and may itself hold NULs; numbers: the text as written */
-    size_t text_bytes;
-    int64_t integer;       /* INT, BOOL (0 or 1) */
-    double real;           /* REAL, INT (rounded) */
+    uint32_t count;       /* elements of an array or object, bytes of a string */
+    const char *key;      /* name within an object, NUL-terminated, else NULL */
+    ellm_json *next;      /* next element of the parent in the text's order, NULL at its end */
+    union {
+        ellm_json *first; /* ARRAY, OBJECT: first element or NULL */
+        const char *text; /* STRING: NUL-terminated, and may itself hold NULs */
+        int64_t integer;  /* INT; BOOL: 0 or 1 */
+        double real;      /* REAL */
+    };
 };
 
 /* Reads one value that fills all of `text`. The tree lives in `region`, independent of `text`.
@@ -49,6 +49,8 @@ const ellm_json *ellm_json_get(const ellm_json *object, const char *key);
 /* Typed access. False if `value` is NULL or of another kind or out of range; the result is then untouched. */
 bool ellm_json_int(const ellm_json *value, int64_t least, int64_t most, int64_t *result);
 bool ellm_json_real(const ellm_json *value, double *result);
+/* The text of a string without NULs of 1 to most_bytes bytes, else NULL. */
+const char *ellm_json_text(const ellm_json *value, size_t most_bytes);
 bool ellm_json_equals(const ellm_json *value, const char *text);
 
 #endif

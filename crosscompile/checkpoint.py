@@ -16,7 +16,7 @@ from crosscompile.safetensors_stream import TensorInfo, read_header
 
 __all__ = ["Checkpoint", "TensorInfo", "load"]
 
-FLOATS = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 """Stored types that can be read. NumPy has no bfloat16: its bits are the upper half of a float32."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -174,7 +174,9 @@ def _no_weights(path: Path) -> str:
             return f"{path} holds {text} weights ({found[0]}); use the model's safetensors version"
     others = [name for name in names if name.endswith(".safetensors")]
     if others:
-        return f"{path} has {others[0]} but neither {SINGLE} nor {INDEX}; a whole model is needed, not adapters or parts"
+        return (
+            f"{path} has {others[0]} but neither {SINGLE} nor {INDEX}; a whole model is needed, not adapters or parts"
+        )
     return f"{path} has neither {SINGLE} nor {INDEX}; download or export the checkpoint again"
 
 

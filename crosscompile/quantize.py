@@ -134,7 +134,9 @@ def _check_finite(name: str, first: int, values: np.ndarray) -> None:
         )
 
 
-def _write_parameter(checkpoint: Checkpoint, parameter: Parameter, writer: ShardWriter, done: Callable[[int], None]) -> None:
+def _write_parameter(
+    checkpoint: Checkpoint, parameter: Parameter, writer: ShardWriter, done: Callable[[int], None]
+) -> None:
     if parameter.value is not None:
         writer.write(parameter.name, 0, parameter.value)
         done(parameter.value.nbytes)

@@ -87,7 +87,8 @@ def _sync(path: Path) -> None:
 def content_files(directory: Path) -> list[str]:
     """Relative paths of a bundle's content, sorted; hidden files are no content."""
     found = (file.relative_to(directory) for file in directory.rglob("*") if file.is_file())
-    return sorted(p.as_posix() for p in found if p.as_posix() not in NOT_CONTENT and not p.name.startswith("."))
+    shown = (path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts))
+    return sorted(name for name in shown if name not in NOT_CONTENT)
 
 
 def seal(directory: Path, manifest: dict[str, Any], progress: Progress | None = None) -> Bundle:
@@ -230,9 +231,8 @@ def building(output: Path) -> Iterator[Path]:
     An existing bundle, or an empty directory, is replaced; anything else is refused. Nothing half-written stays.
     """
     output = output.absolute()
-    if output.exists() and not (output / MANIFEST).is_file():
-        if not output.is_dir() or any(output.iterdir()):
-            raise BundleError(f"{output} exists and is not a bundle; choose another directory or remove it")
+    if output.exists() and not (output / MANIFEST).is_file() and (not output.is_dir() or any(output.iterdir())):
+        raise BundleError(f"{output} exists and is not a bundle; choose another directory or remove it")
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from edgellm import bundle as bundles
 from edgellm import cache, golden, hub
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
-from edgellm.errors import ModelError, UnsuitableError
+from edgellm.errors import BundleError, ModelError, UnsuitableError
 from edgellm.generation import generation
 
 Progress = Callable[[str, int, int], None]
@@ -133,10 +133,10 @@ class MemoryCheck:
         if room >= 64 * memory["kv_bytes_per_token"]:
             remedy = f"use --context {room // memory['kv_bytes_per_token'] // 64 * 64} or less"
         else:
-            remedy = "use a smaller scheme (--scheme w4a8 --embedding w4a8 --head w4a8), a smaller model or another board"
-        raise UnsuitableError(
-            f"the model needs {_mb(total)} ({parts}), {self.board.label} has {_mb(ram)}: {remedy}"
-        )
+            remedy = (
+                "use a smaller scheme (--scheme w4a8 --embedding w4a8 --head w4a8), a smaller model or another board"
+            )
+        raise UnsuitableError(f"the model needs {_mb(total)} ({parts}), {self.board.label} has {_mb(ram)}: {remedy}")
 
 
 def _mb(n_bytes: int) -> str:
@@ -207,7 +207,7 @@ def _cached(directory: Path) -> Compilation | None:
         if not bundles.is_stamped(found) and bundles.problems(found):
             return None
         report = json.loads((directory.parent / f"{directory.name}.json").read_text())
-    except (bundles.BundleError, OSError, ValueError):
+    except (BundleError, OSError, ValueError):
         return None  # damaged: compile it again, which replaces it
     return Compilation(found, report, cached=True)
 
@@ -227,37 +227,33 @@ class _Job:
     def run(self, partial: Path, content: str) -> dict[str, Any]:
         """Fills `partial` with the whole bundle; returns the report."""
         started = time.monotonic()
-        seconds: dict[str, float] = {}
         _check_space(partial, self.source)
         self._texts(partial)
         host = golden.host_target()
         native = host is not None and (host.arch, host.tier) == (self.target.arch, self.target.tier)
-        with contextlib.ExitStack() as stack:
-            pool = stack.enter_context(ThreadPoolExecutor(3))
-            jobs = [pool.submit(_runtime, partial, self.target)]
-            twin = None
-            if host is not None and not native:
-                twin = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="golden-", dir=partial.parent.parent)))
-                jobs += [pool.submit(self._twin, twin, partial, host)]
+        twin = partial / ".golden" if host is not None and not native else None
+        with ThreadPoolExecutor(2) as pool:
+            runtime = pool.submit(_runtime, partial, self.target)
+            other = pool.submit(self._twin, twin, partial, host) if twin is not None and host is not None else None
             result = self._worker(partial, self.target, self.fits, self.show, self.dump)
-            seconds.update(result["seconds"])
             self.show("building the runtime", 0, 0)
-            others = [job.result() for job in jobs]
-            manifest = self._manifest(result, content)
-            answers: list[dict[str, list[int]]] = []
+            runtime.result()
+            manifest = self._manifest(result, content, self.target)
+            self.show("golden prompts", 0, 0)
             at = time.monotonic()
+            seconds = dict(result["seconds"])
+            answers: list[dict[str, list[int]]] = []
             if native:
                 bundles.seal(partial, manifest)
                 answers = golden.answers(partial, self.source)
-            elif twin is not None:
-                bundles.seal(twin, self._manifest(others[1], content, host))
+            elif other is not None and twin is not None and host is not None:
+                bundles.seal(twin, self._manifest(other.result(), content, host))
                 answers = golden.answers(twin, self.source)
+                shutil.rmtree(twin)
             seconds["golden prompts"] = time.monotonic() - at
         self.show("checksums", 0, 0)
         at = time.monotonic()
-        bundles.seal(
-            partial, {**manifest, "golden": answers}, lambda done, total: self.show("checksums", done, total)
-        )
+        bundles.seal(partial, {**manifest, "golden": answers}, lambda done, total: self.show("checksums", done, total))
         seconds["checksums"] = time.monotonic() - at
         seconds["total"] = time.monotonic() - started
         return {"statistics": result["statistics"], "seconds": {k: round(v, 3) for k, v in seconds.items()}}
@@ -280,6 +276,7 @@ class _Job:
 
     def _twin(self, directory: Path, original: Path, host: Target) -> dict[str, Any]:
         """The same bundle for this machine, without a manifest: it answers the golden prompts."""
+        directory.mkdir()
         for name in ("tokenizer.bin", "chat.bin"):
             if (original / name).is_file():
                 shutil.copyfile(original / name, directory / name)
@@ -304,11 +301,10 @@ class _Job:
         }
         return run_worker(request, fits, show)
 
-    def _manifest(self, result: dict[str, Any], content: str, target: Target | None = None) -> dict[str, Any]:
+    def _manifest(self, result: dict[str, Any], content: str, target: Target) -> dict[str, Any]:
         """All of manifest.json but format, files and golden prompts."""
         from edgellm import __version__
 
-        target = target or self.target
         versions = cache.versions()
         return {
             "model": {**result["model"], "name": self.name},
@@ -377,7 +373,8 @@ def run_worker(
 ) -> dict[str, Any]:
     """Runs one request in the compiling process. Its errors are raised here; its death is a CodegenError."""
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr, _process(stderr) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: the exit code says more
             process.stdin.write(json.dumps(request))
             process.stdin.close()

@@ -26,7 +26,10 @@ def add_scheme_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head", choices=SCHEMES, help="scheme of the output head, if it should differ")
     parser.add_argument("--kv", choices=("f16", "f32"), help="type of the KV cache, if it should differ")
     parser.add_argument(
-        "--context", type=int, metavar="N", help=f"positions that must fit the board's memory (default: {DEFAULT_CONTEXT})"
+        "--context",
+        type=int,
+        metavar="N",
+        help=f"positions that must fit in memory (default: {DEFAULT_CONTEXT})",
     )
 
 
@@ -125,7 +128,9 @@ def show(made: Compilation, elapsed_s: float) -> None:
     parts = f"embedding {scheme['embedding']}, head {scheme['head']}, KV {scheme['kv']}"
     saved = 1 - memory["arena_bytes"] / max(memory["arena_unplanned_bytes"], 1)
     table = Table.grid(padding=(0, 2))
-    table.add_row("model", f"{model['name']}: {model['architecture']}, {statistics['parameters'] / 1e6:,.1f} M parameters")
+    table.add_row(
+        "model", f"{model['name']}: {model['architecture']}, {statistics['parameters'] / 1e6:,.1f} M parameters"
+    )
     table.add_row("scheme", f"{scheme['name']} ({parts})")
     table.add_row("target", f"{manifest['target']['arch']}, tier {manifest['target']['tier']}")
     table.add_row("kernels", f"{statistics['kernels']} in {size(statistics['kernel_bytes'])}")

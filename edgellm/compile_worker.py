@@ -47,9 +47,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     from crosscompile.target import target_of_tier
 
     source = checkpoint.load(request["checkpoint"])
-    scheme = models.scheme_for(request["scheme"], embedding=request["embedding"], head=request["head"])
-    if request["kv"]:
-        scheme = dataclasses.replace(scheme, kv=request["kv"])
+    scheme = models.scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
     target = target_of_tier(request["tier"], request["os"])
     dump = Path(request["dump"]) if request["dump"] else None
     compiled = crosscompile.compile_model(source.config, target, scheme, dump=dump, tensor_names=set(source.tensors))

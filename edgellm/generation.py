@@ -11,13 +11,14 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p")
 
 
 def _ids(source: Checkpoint, file: str, value: object, vocab_size: int) -> list[int]:
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    for token in values:
+    ids: list[int] = []
+    for token in value if isinstance(value, list) else [] if value is None else [value]:
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < vocab_size:
             raise CheckpointError(
                 f"{source.path / file}: token id {token!r} is not in the vocabulary of {vocab_size}; correct it"
             )
-    return [int(token) for token in values]
+        ids.append(token)
+    return ids
 
 
 def generation(source: Checkpoint, vocab_size: int) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def _yarn(parameters: Mapping[str, Any], dim: int, limit: int) -> tuple[np.ndarr
 
     theta = _number(parameters, "rope_theta")
     if theta == 1.0:
-        raise ConfigError("config.json: rope_theta 1.0 gives every RoPE dimension the same frequency; yarn needs another")
+        raise ConfigError("config.json: rope_theta 1.0 gives all RoPE dimensions one frequency; yarn needs another")
 
     def dimension(rotations: float) -> float:
         return dim * math.log(original / (rotations * 2 * math.pi)) / (2 * math.log(theta))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgellm.boards import Board, find_board, list_boards
     from edgellm.bundle import Bundle
-    from edgellm.chat import Chat
+    from edgellm.conversation import Chat
     from edgellm.compile import compile_model
     from edgellm.connection import connect
     from edgellm.deployment import Deployment, deploy
@@ -29,7 +29,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Board": "edgellm.boards",
     "Bundle": "edgellm.bundle",
-    "Chat": "edgellm.chat",
+    "Chat": "edgellm.conversation",
     "Deployment": "edgellm.deployment",
     "EdgeError": "edgellm.errors",
     "Remote": "edgellm.remote",

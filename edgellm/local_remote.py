@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import selectors
+import signal
 import socket
 import subprocess
 import threading
@@ -62,14 +63,15 @@ class LocalProcess(Process):
         return self._errors.decode("utf-8", "replace")
 
     def close(self) -> None:
+        with contextlib.suppress(BrokenPipeError):  # what was still buffered for a process that has ended
+            self._stdin.close()
         if self._child.poll() is None:
-            self._child.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._child.pid, signal.SIGKILL)  # it leads its own group: what it started ends too
             self._child.wait()
         self._drain.join(5)
         for pipe in (self._stdout, self._stderr):
             pipe.close()
-        with contextlib.suppress(BrokenPipeError):  # what was still buffered for a process that has ended
-            self._stdin.close()
 
 
 class LocalRemote(Remote):

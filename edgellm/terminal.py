@@ -7,8 +7,11 @@ _KEPT = {"\n", "\t"}
 
 def printable(text: str) -> str:
     """Removes what would let text command a terminal: C0 and C1 controls except newline and tab, and the Unicode
-    direction overrides that reorder what stands around them."""
-    return "".join(character for character in text if _harmless(character))
+    direction overrides that reorder what stands around them. Lone surrogates cannot be written; they become U+FFFD.
+    """
+    return "".join(
+        "\ufffd" if 0xD800 <= ord(character) < 0xE000 else character for character in text if _harmless(character)
+    )
 
 
 def one_line(text: str, limit: int = 400) -> str:

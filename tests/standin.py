@@ -85,7 +85,7 @@ def make_bundle(directory: Path, files: dict[str, bytes] | None = None, **manife
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_bytes(data)
     program = directory / "edgellm-rt"
-    program.write_text(f"#!{sys.executable}\n{PROGRAM}")
+    program.write_text(f"#!{sys.executable} -SE\n{PROGRAM}")
     program.chmod(0o755)
     document: dict[str, Any] = {
         "model": {"name": "tiny", "context_length": 64},

@@ -1,0 +1,76 @@
+"""Measure the model on a board: prefill and decode speed, time to first token, load time, peak memory."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from edgellm.errors import CommandError
+from edgellm.runtime_program import run_json
+from edgellm.selection import add_board, add_model, selected_model
+from edgellm.terminal import one_line, size
+
+_BENCH_S = 1800.0
+
+ROWS = (
+    ("prefill", "prefill_tok_s", "tok/s"),
+    ("decode", "decode_tok_s", "tok/s"),
+    ("time to first token", "ttft_ms", "ms"),
+    ("load", "load_ms", "ms"),
+    ("peak memory", "peak_rss_bytes", "bytes"),
+    ("threads", "threads", ""),
+)
+"""(what it is called, its key in edgellm-rt's answer, unit)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = "example:\n  edgellm bench --board kitchen --prompt 256 --generate 64 --json"
+    add_board(parser)
+    add_model(parser)
+    parser.add_argument("--prompt", type=int, metavar="N", help="length of the prompt in tokens")
+    parser.add_argument("--generate", type=int, metavar="N", help="tokens to generate")
+    parser.add_argument("--repeat", type=int, metavar="N", help="measurements; the median counts")
+    parser.add_argument("--threads", type=int, metavar="N", help="threads on the board")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def main(args: argparse.Namespace) -> int:
+    options: list[str] = []
+    for name in ("prompt", "generate", "repeat", "threads"):
+        value = getattr(args, name)
+        if value is not None:
+            options += [f"--{name}", str(value)]
+    with selected_model(args) as model:
+        measured = run_json(model.remote, model.argv("bench", *options), "edgellm-rt bench", _BENCH_S)
+        title = f"{model.name} on {model.remote.name}"
+    if args.json:
+        print(json.dumps({"board": args.board, "model": model.name, **measured}))
+    else:
+        show(title, measured)
+    return 0
+
+
+def show(title: str, measured: dict[str, Any]) -> None:
+    """Prints the table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=one_line(title), title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(justify="right")
+    for label, key, unit in ROWS:
+        if key in measured:
+            table.add_row(label, cell(measured[key], unit))
+    if not table.row_count:
+        raise CommandError(f"{title}: edgellm-rt bench measured nothing that is known here: {one_line(str(measured))}")
+    Console(highlight=False).print(table)
+
+
+def cell(value: object, unit: str) -> str:
+    """A measured value with its unit; whatever else a board sends is shown harmlessly."""
+    if not isinstance(value, int | float):
+        return one_line(str(value), 40)
+    if unit == "bytes":
+        return size(value)
+    return f"{value:.1f} {unit}" if unit else f"{value:g}"

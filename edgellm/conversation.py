@@ -1,0 +1,170 @@
+"""A conversation with a model on a board: `edgellm-rt chat --jsonl`, one JSON object per line each way.
+
+What the board sends is untrusted: lines are bounded, every message is checked, and text is returned with the
+characters removed that would command a terminal.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgellm.errors import CommandError, LinkError
+from edgellm.runtime_program import InstalledModel, failure
+from edgellm.terminal import one_line, printable
+
+_LINE_CAP = 1 << 20
+_POLL_S = 0.1
+_ANSWER_S = 600.0  # a long prompt on a slow board is silent for minutes before the first token
+
+
+@dataclass(frozen=True)
+class Done:
+    """How an answer ended. reason: "stop", "length" or "cancelled"; times in milliseconds."""
+
+    reason: str
+    prompt_tokens: int
+    tokens: int
+    prefill_ms: float
+    decode_ms: float
+
+    @property
+    def decode_tok_s(self) -> float:
+        return 1000 * self.tokens / self.decode_ms if self.decode_ms > 0 else 0.0
+
+    @property
+    def prefill_tok_s(self) -> float:
+        return 1000 * self.prompt_tokens / self.prefill_ms if self.prefill_ms > 0 else 0.0
+
+
+@dataclass
+class Answer:
+    """Filled while an answer streams. notices: what the runtime wants the user to know."""
+
+    done: Done | None = None
+    notices: list[str] = field(default_factory=list)
+
+
+class Chat:
+    """A conversation; the board keeps its history. Use it as a context manager.
+
+    with Chat(model) as chat:
+        for piece in chat.ask("Hello"):
+            print(piece, end="", flush=True)
+
+    model: from find_model or connect(...). argv: further options of `edgellm-rt chat`.
+    Raises RuntimeFailedError if the model does not open, RemoteError if the board goes away.
+    """
+
+    def __init__(self, model: InstalledModel, system: str | None = None, argv: Sequence[str] = ()) -> None:
+        self._remote = model.remote
+        options = ["--jsonl", *(("--system", system) if system is not None else ()), *argv]
+        self._process = model.remote.start(model.argv("chat", *options), silence_s=_ANSWER_S)
+        self._buffer = bytearray()
+        self.answer = Answer()
+        try:
+            self.ready = self._expect("ready")
+        except BaseException:
+            self._process.close()
+            raise
+
+    def ask(self, text: str, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
+        """Says `text` and yields the answer as it comes; `answer.done` is set at the end.
+
+        cancelled: asked ten times a second; once it is true the board is told to stop, and the answer ends.
+        """
+        self.answer = Answer()
+        self._send(type="user", text=text)
+        told = False
+        while self.answer.done is None:
+            if not told and cancelled():
+                self._send(type="cancel")
+                told = True
+            message = self._receive(_POLL_S)
+            if message is None:
+                continue
+            kind = message["type"]
+            if kind == "text":
+                yield printable(self._text(message))
+            elif kind == "notice":
+                self.answer.notices.append(one_line(self._text(message)))
+            elif kind == "error":
+                raise CommandError(f"{self._remote.name}: {one_line(self._text(message))} ({message.get('name')})")
+            elif kind == "done":
+                self.answer.done = self._done(message)
+
+    def reset(self) -> None:
+        """Forgets everything but the system prompt."""
+        self._send(type="reset")
+
+    def close(self) -> None:
+        self._process.close()
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def _send(self, **message: str) -> None:
+        try:
+            self._process.write(json.dumps(message).encode() + b"\n")
+        except BrokenPipeError:
+            raise self._ended() from None
+
+    def _expect(self, kind: str) -> dict[str, Any]:
+        message = self._receive(_ANSWER_S)
+        if message is None:
+            raise LinkError(f"{self._remote.name}: the model did not open within {_ANSWER_S:.0f} s; check the board")
+        if message["type"] == "error":
+            raise CommandError(f"{self._remote.name}: {one_line(self._text(message))} ({message.get('name')})")
+        if message["type"] != kind:
+            raise self._nonsense(json.dumps(message))
+        return message
+
+    def _receive(self, timeout_s: float) -> dict[str, Any] | None:
+        """The next message; None if there is none within timeout_s."""
+        while (end := self._buffer.find(b"\n")) < 0:
+            if len(self._buffer) > _LINE_CAP:
+                raise self._nonsense("a line without an end")
+            try:
+                piece = self._process.read(65536, timeout_s)
+            except TimeoutError:
+                return None
+            if not piece:
+                raise self._ended()
+            self._buffer += piece
+        line = bytes(self._buffer[:end])
+        del self._buffer[: end + 1]
+        try:
+            message = json.loads(line)
+        except (ValueError, RecursionError):
+            raise self._nonsense(line.decode("utf-8", "replace")) from None
+        if not isinstance(message, dict) or not isinstance(message.get("type"), str):
+            raise self._nonsense(line.decode("utf-8", "replace"))
+        return message
+
+    def _text(self, message: dict[str, Any]) -> str:
+        text = message.get("text")
+        if not isinstance(text, str):
+            raise self._nonsense(json.dumps(message))
+        return text
+
+    def _done(self, message: dict[str, Any]) -> Done:
+        reason = message.get("reason")
+        numbers = [message.get(key, 0) for key in ("prompt_tokens", "tokens", "prefill_ms", "decode_ms")]
+        if not isinstance(reason, str) or not all(isinstance(n, int | float) and n >= 0 for n in numbers):
+            raise self._nonsense(json.dumps(message))
+        return Done(one_line(reason, 40), int(numbers[0]), int(numbers[1]), float(numbers[2]), float(numbers[3]))
+
+    def _nonsense(self, line: str) -> CommandError:
+        return CommandError(f"{self._remote.name}: edgellm-rt said something unexpected: {one_line(line, 120)}")
+
+    def _ended(self) -> Exception:
+        status = self._process.wait()
+        errors = self._process.errors()
+        if status == 0:
+            return CommandError(f"{self._remote.name}: edgellm-rt ended the conversation: {one_line(errors)}", 0)
+        return failure(self._remote, "edgellm-rt chat", status, errors)

@@ -1,0 +1,182 @@
+"""Put a model on a board and switch over to it.
+
+MODEL is a checkpoint directory or a Hub id, which is compiled for the board first, or a bundle made by `edgellm
+compile`, which is sent as it is. Only what differs from the model on the board is sent. The board's old model keeps
+working until the new one has been verified there and has answered the golden prompts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgellm import bundle as bundles
+from edgellm.boards import Board, find_board
+from edgellm.bundle import MANIFEST, Bundle
+from edgellm.compile_cli import StageDisplay, add_scheme_arguments, options_of
+from edgellm.connection import connect
+from edgellm.deployment import Deployment, Reporter, deploy
+from edgellm.probe import Facts, probe
+from edgellm.remembered import Remembered, recall, remember
+from edgellm.selection import add_board
+from edgellm.terminal import size
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "examples:\n"
+        "  edgellm deploy --board rpi5 --host pi@raspberrypi.local ./MyModel\n"
+        "  edgellm deploy --board virtual-rpi5 HuggingFaceTB/SmolLM2-135M-Instruct --scheme w8a8\n"
+        "  edgellm deploy --board kitchen bundle/ --name assistant"
+    )
+    parser.add_argument("model", metavar="MODEL", help="checkpoint directory, Hub id, or bundle directory")
+    add_board(parser)
+    parser.add_argument("--name", help="what the model is called on the board (default: its own name)")
+    parser.add_argument("--verify", action="store_true", help="hash everything on the board even if nothing changed")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
+    add_scheme_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+    board = find_board(args.board, args.host)
+    with connect(board, args.host) as remote:
+        facts = probe(remote)  # first of all: a board that is off, or a wrong key, should not cost a compilation
+        say(args, "board", describe(board, facts))
+        bundle = bundle_for(args, board)
+        with shown_transfer(quiet=args.json) as reporter:
+            done = deploy(bundle, remote, name=args.name, facts=facts, reporter=reporter, verify=args.verify)
+    host = args.host or recall(board.label).host
+    remember(board.label, Remembered(host, done.name))
+    if args.json:
+        print(json.dumps({"board": board.label, **asdict(done), "sha256": bundle.sha256}))
+    else:
+        conclude(args, board, bundle, done)
+    return 0
+
+
+def bundle_for(args: argparse.Namespace, board: Board) -> Bundle:
+    """The bundle that MODEL is, or is compiled to."""
+    path = Path(args.model)
+    if (path / MANIFEST).is_file():
+        bundle = bundles.read(path)
+        say(args, "bundle", f"{path}: {bundle.name} {bundle.scheme} for {bundle.tier}, {size(bundle.n_bytes)}")
+        return bundle
+    from edgellm.compile import build
+
+    with StageDisplay(quiet=args.json) as display:
+        made = build(args.model, board, options_of(args), context=args.context, progress=display.update)
+    bundle = made.bundle
+    how = "compiled before" if made.cached else f"compiled in {made.report['seconds']['total']:.1f} s"
+    say(args, "model", f"{bundle.name} {bundle.scheme} for {bundle.tier}, {size(bundle.n_bytes)}, {how}")
+    return bundle
+
+
+def say(args: argparse.Namespace, key: str, text: str) -> None:
+    """A line of the transcript."""
+    if not args.json:
+        print(f"{key:<9}{text}", flush=True)
+
+
+def describe(board: Board, facts: Facts) -> str:
+    """The board in a line: kitchen: Raspberry Pi 5, aarch64, 8.3 GB of memory (7.9 GB available), …"""
+    memory = f"{size(facts.memory_bytes)} of memory ({size(facts.memory_available_bytes)} available)"
+    return f"{board.label}: {board.name}, {facts.arch}, {memory}, {size(facts.disk_free_bytes)} of disk free"
+
+
+def conclude(args: argparse.Namespace, board: Board, bundle: Bundle, done: Deployment) -> None:
+    """What was done, and what to type next."""
+    if done.unchanged:
+        say(args, "sent", f"nothing: {done.name} is on {board.label} already")
+    else:
+        rate = f" at {size(done.sent_bytes / done.transfer_s)}/s" if done.transfer_s > 0.05 else ""
+        kept = f"; {size(done.kept_bytes)} were there already" if done.kept_bytes else ""
+        say(args, "sent", f"{size(done.sent_bytes)} in {done.transfer_s:.1f} s{rate}{kept}")
+        n_golden = len(bundle.manifest.get("golden", []))
+        say(args, "checked", f"{len(bundle.files)} checksums and {n_golden} golden prompts, on the board")
+    say(args, "in use", f"{done.name} after {done.total_s:.1f} s; talk to it: edgellm chat --board {board.label}")
+
+
+@contextmanager
+def shown_transfer(quiet: bool) -> Iterator[Reporter]:
+    """A reporter that draws a bar with rate and time left on a terminal, and else prints only notes."""
+    if quiet or not sys.stderr.isatty():
+        yield Notes()
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        SpinnerColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    spinner = Progress(SpinnerColumn(), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
+    bar = Progress(
+        TextColumn("sending"),
+        BarColumn(bar_width=30),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=spinner.console,
+        transient=True,
+    )
+    drawing = Drawing(spinner, bar)
+    try:
+        yield drawing
+    finally:
+        drawing.stop()
+
+
+class Notes(Reporter):
+    """Prints what the user should know, and nothing else."""
+
+    def note(self, text: str) -> None:
+        print(f"edgellm: {text}", file=sys.stderr, flush=True)
+
+
+class Drawing(Notes):
+    """One live line: a spinner with the stage, or the transfer's bar. Both are rich.progress.Progress."""
+
+    def __init__(self, spinner: Progress, bar: Progress) -> None:
+        self._spinner, self._bar = spinner, bar
+        self._stage = spinner.add_task("looking at what is on the board", total=None)
+        self._task: TaskID | None = None
+        spinner.start()
+
+    def stage(self, text: str) -> None:
+        self._spinner.update(self._stage, description=text)
+
+    def note(self, text: str) -> None:
+        self._spinner.console.print(f"edgellm: {text}", highlight=False, markup=False, soft_wrap=True)
+
+    def transfer_begins(self, n_bytes: int) -> None:
+        self._spinner.stop()
+        self._task = self._bar.add_task("sending", total=n_bytes)
+        self._bar.start()
+
+    def transferred(self, n_bytes: int) -> None:
+        if self._task is not None:
+            self._bar.advance(self._task, n_bytes)
+
+    def transfer_ends(self) -> None:
+        if self._task is not None:
+            self._bar.stop()
+            self._bar.remove_task(self._task)
+            self._task = None
+        self._spinner.start()
+
+    def stop(self) -> None:
+        self._bar.stop()
+        self._spinner.stop()

@@ -1,0 +1,101 @@
+"""What an architecture's table entry says, and what it may use to build its network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm.relax.frontend import nn
+
+from crosscompile.errors import ConfigError
+from crosscompile.kernels.attention import Heads
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How weights and cache are stored: f32, f16, w8a8 or w4a8 for body, embedding and head; f32 or f16 for kv."""
+
+    name: str
+    body: str
+    embedding: str
+    head: str
+    kv: str
+
+
+SCHEMES: dict[str, Scheme] = {
+    "f32": Scheme("f32", "f32", "f32", "f32", "f32"),
+    "f16": Scheme("f16", "f16", "f16", "f16", "f16"),
+    "w8a8": Scheme("w8a8", "w8a8", "w8a8", "w8a8", "f16"),
+    "w4a8": Scheme("w4a8", "w4a8", "w8a8", "w8a8", "f16"),
+}
+WEIGHT_KINDS = {"f32": "f32", "f16": "f16", "w8a8": "w8", "w4a8": "w4"}
+"""The stored kind of weights under each scheme."""
+
+
+def scheme_for(name: str, embedding: str | None = None, head: str | None = None, kv: str | None = None) -> Scheme:
+    """A scheme by name, with embedding, head and cache chosen separately where given. ConfigError on unknown names."""
+    for what, value, known in (
+        ("scheme", name, SCHEMES),
+        ("embedding scheme", embedding or name, SCHEMES),
+        ("head scheme", head or name, SCHEMES),
+        ("kv type", kv or "f16", ("f16", "f32")),
+    ):
+        if value not in known:
+            raise ConfigError(f"{what} {value!r} does not exist; there are {', '.join(known)}")
+    base = SCHEMES[name]
+    return Scheme(name, base.body, embedding or base.embedding, head or base.head, kv or base.kv)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One entry of the table.
+
+    build   (config.json, kv dtype) -> Network
+    """
+
+    build: Callable[[Mapping[str, Any], str], Network]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network ready to be traced for any number of rows.
+
+    body          forward(tokens, positions, slots, block_table, *states) -> (hidden, *states), an nn.Module
+    head          forward(hidden, rows) -> logits, an nn.Module
+    sources       bundle parameter -> checkpoint tensors stacked along rows, where the names differ
+    heads         of every layer with a KV cache, in order
+    """
+
+    body: nn.Module
+    head: nn.Module
+    sources: Mapping[str, tuple[str, ...]]
+    heads: tuple[Heads, ...]
+    vocab_size: int
+    hidden_size: int
+    context_length: int
+    tied: bool
+
+
+def integer(config: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
+    """An integer of config.json; ConfigError names the field."""
+    value = config.get(key)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"config.json: {key!r} must be an integer of at least {least}, not {value!r}")
+    return value
+
+
+def multiple(config: Mapping[str, Any], key: str, value: int, of: int) -> int:
+    """Checks a size that kernels cut into groups."""
+    if value % of:
+        raise ConfigError(f"config.json: {key!r} is {value}; edgellm needs a multiple of {of}")
+    return value
+
+
+def constant(value: np.ndarray) -> Any:
+    """A value fixed at compile time, stored with the weights."""
+    from tvm import relax
+
+    return nn.Tensor(_expr=relax.const(value))

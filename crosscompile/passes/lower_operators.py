@@ -1,0 +1,215 @@
+"""Replaces Relax operators by kernels: matmul becomes act_quant + quantized_linear, with packed parameters.
+
+Norms and SiLU · up that feed a quantized matmul become one kernel with the quantization (a prologue). What this leaves
+unused is removed by dead code elimination afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tvm
+from tvm import relax
+
+from crosscompile.errors import ConfigError
+from crosscompile.kernels import elementwise, rows
+from crosscompile.kernels.embed import embed
+from crosscompile.kernels.linear import float_linear, quantized_linear
+from crosscompile.packing import GROUP, Packing
+from crosscompile.target import Tier
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a parameter of the network is found: bundle tensor, packing, logical shape."""
+
+    tensor: str
+    packing: str
+    shape: tuple[int, ...]
+
+
+@dataclass
+class _Rewriter:
+    tier: Tier
+    stored: Mapping[str, Stored]
+    builder: relax.BlockBuilder
+    module: tvm.IRModule
+    values: dict[Any, Any] = field(default_factory=dict)  # variable of the old function -> expression of the new
+    parameters: dict[str, list[Any]] = field(default_factory=dict)  # bundle tensor -> its new parameters
+    names: dict[Any, str] = field(default_factory=dict)  # parameter variable of the old function -> its name
+    origin: dict[Any, Any] = field(default_factory=dict)  # variable of the old function -> call that made it
+    quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # old variable -> its quantized rows
+
+    @property
+    def sums(self) -> bool:
+        return bool(self.tier.unsigned)
+
+    def value(self, expr: Any) -> Any:
+        """The new expression for an old one."""
+        if isinstance(expr, relax.Tuple):
+            return relax.Tuple([self.value(f) for f in expr.fields])
+        if isinstance(expr, (tvm.ir.GenericConst, relax.ShapeExpr)):
+            return expr
+        if expr in self.names:
+            return self.weight(expr)[0]
+        return self.values[expr]
+
+    def weight(self, var: Any) -> list[Any]:
+        """The packed parameters that stand for a parameter of the network: data and, for w4 and w8, scale."""
+        stored = self.stored[self.names[var]]
+        if stored.tensor not in self.parameters:
+            form = Packing.parse(stored.packing)
+            shapes = form.stored(*stored.shape) if form.kind != "vec" else {"": (stored.shape, None)}
+            made = []
+            for suffix, (shape, dtype) in shapes.items():
+                name = str(dtype) if dtype is not None else "float32"
+                if name == "uint8" and not form.unsigned:
+                    name = "int8"
+                made.append(relax.Var(stored.tensor + suffix, relax.TensorType(shape, name)))
+            self.parameters[stored.tensor] = made
+        return self.parameters[stored.tensor]
+
+    def call(self, name: str, function: Any, args: Sequence[Any], outputs: Sequence[tuple[tuple[int, ...], str]]) -> Any:
+        """Emits a call_tir of a kernel and returns its result, or the tuple's elements."""
+        symbol = self.builder.add_func(function, name)
+        types = [relax.TensorType(shape, dtype) for shape, dtype in outputs]
+        result = self.builder.emit(relax.call_tir(symbol, list(args), types if len(types) > 1 else types[0]))
+        if len(types) == 1:
+            return result
+        return tuple(self.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types)))
+
+    def quantize(self, var: Any) -> tuple[Any, ...]:
+        """q, scale[, sum] of an activation, made by whatever kernel makes the activation where there is one."""
+        if var not in self.quantized:
+            n, columns = _shape(var)
+            blocks = columns // GROUP
+            outputs = [((n, blocks, GROUP), "int8"), ((n, blocks), "float32")]
+            if self.sums:
+                outputs.append(((n, blocks), "int32"))
+            call = self.origin.get(var)
+            name = call.op.name if call is not None and isinstance(call.op, tvm.ir.Op) else ""
+            if name == "relax.nn.rms_norm":
+                function = rows.rms_norm(n, columns, float(call.attrs.epsilon), True, self.sums)
+                made = self.call("rms_norm_quant", function, [self.value(a) for a in call.args[:2]], outputs)
+            elif name == "relax.multiply":
+                gate_up = self.gated(call)
+                function = rows.silu_mul(n, columns, True, self.sums)
+                made = self.call("silu_mul_quant", function, [self.value(gate_up)], outputs)
+            else:
+                made = self.call("act_quant", rows.act_quant(n, columns, self.sums), [self.value(var)], outputs)
+            self.quantized[var] = made
+        return self.quantized[var]
+
+    def gated(self, call: Any) -> Any:
+        """x of multiply(silu(split(x)[0]), split(x)[1]); ConfigError for other products."""
+        left, right = (self.origin.get(a) for a in call.args)
+        if left is not None and _is(left, "relax.nn.silu"):
+            gate, up = self.origin.get(left.args[0]), right
+            if isinstance(gate, relax.TupleGetItem) and isinstance(up, relax.TupleGetItem):
+                source = self.origin.get(gate.tuple_value)
+                if (gate.index, up.index) == (0, 1) and gate.tuple_value.same_as(up.tuple_value):
+                    if source is not None and _is(source, "relax.split"):
+                        return source.args[0]
+        raise ConfigError("the architecture multiplies tensors in a way no kernel covers; SiLU(gate) · up is one")
+
+    def matmul(self, var: Any, call: Any) -> Any:
+        x, transposed = call.args
+        weight = self.origin.get(transposed)
+        if weight is None or not _is(weight, "relax.permute_dims") or weight.args[0] not in self.names:
+            raise ConfigError("the architecture multiplies by something that is not a transposed parameter")
+        stored = self.stored[self.names[weight.args[0]]]
+        form, (out, columns) = Packing.parse(stored.packing), stored.shape
+        padded, n = form.padded_rows(out), _shape(var)[0]
+        outputs = [((n, padded), "float32")]
+        if form.kind in ("w4", "w8"):
+            q, scale, *sums = self.quantize(x)
+            args = [q, scale, *(sums if form.unsigned else []), *self.weight(weight.args[0])]
+            function = quantized_linear(n, padded, columns, stored.packing)
+        else:
+            args = [self.value(x), *self.weight(weight.args[0])]
+            function = float_linear(n, padded, columns, stored.packing)
+        return self.call(f"linear_{form.kind}", function, args, outputs)
+
+    def operator(self, var: Any, call: Any) -> Any:
+        """The new expression for one call of a Relax operator, or None where it stands for itself elsewhere."""
+        name = call.op.name
+        n, *rest = _shape(var) if not isinstance(var.ty, relax.TupleType) else (0,)
+        if name == "relax.matmul":
+            return self.matmul(var, call)
+        if name == "relax.take":
+            table, tokens = call.args
+            stored = self.stored[self.names[table]]
+            function = embed(n, *stored.shape, stored.packing)
+            args = [self.value(tokens), *self.weight(table)]
+            return self.call("embed", function, args, [((n, rest[0]), "float32")])
+        if name == "relax.nn.rms_norm":
+            function = rows.rms_norm(n, rest[0], float(call.attrs.epsilon), False, False)
+            return self.call("rms_norm", function, [self.value(a) for a in call.args[:2]], [((n, rest[0]), "float32")])
+        if name == "relax.multiply":
+            function = rows.silu_mul(n, rest[0], False, False)
+            return self.call("silu_mul", function, [self.value(self.gated(call))], [((n, rest[0]), "float32")])
+        if name == "relax.add":
+            left, right = call.args
+            bias = len(_shape(right)) == 1
+            function = elementwise.add_bias(n, rest[0]) if bias else elementwise.add(n, rest[0])
+            args = [self.value(left), self.value(right)]
+            return self.call("bias_add" if bias else "residual_add", function, args, [((n, rest[0]), "float32")])
+        if name in ("relax.permute_dims", "relax.split", "relax.nn.silu"):
+            return None  # consumed by matmul and multiply
+        raise ConfigError(f"the architecture uses operator {name}, for which there is no kernel")
+
+    def binding(self, var: Any, value: Any) -> None:
+        self.origin[var] = value
+        if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op):
+            if value.op.name in ("relax.call_tir", "relax.call_tir_inplace"):
+                symbol = self.builder.add_func(self.module[value.args[0]], value.args[0].name_hint)
+                args = [symbol, self.value(value.args[1]), *value.args[2:]]
+                call = relax.Call(value.op, args, value.attrs, value.ty_args)
+                self.values[var] = self.builder.emit(call)
+                return
+            made = self.operator(var, value)
+            if made is not None:
+                self.values[var] = made
+        elif isinstance(value, relax.TupleGetItem):
+            if value.tuple_value in self.values:
+                self.values[var] = self.builder.emit(relax.TupleGetItem(self.values[value.tuple_value], value.index))
+        else:
+            self.values[var] = self.value(value)
+
+
+def _is(expr: Any, name: str) -> bool:
+    return isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name == name
+
+
+def _shape(expr: Any) -> tuple[int, ...]:
+    return tuple(int(d) for d in expr.ty.shape.values)
+
+
+def lower_operators(
+    module: tvm.IRModule, function: str, names: Sequence[str], stored: Mapping[str, Stored], tier: Tier
+) -> tvm.IRModule:
+    """Lowers one traced function.
+
+    names: the parameters of the network, in the order in which they follow the inputs. Returns a module with
+    `function` whose parameters are the inputs and then the packed parameters, named after bundle tensors, and kernels.
+    """
+    old = module[function]
+    rewriter = _Rewriter(tier, stored, relax.BlockBuilder(), module)
+    inputs = old.params[: len(old.params) - len(names)]
+    rewriter.names = dict(zip(old.params[len(inputs) :], names))
+    fresh = [relax.Var(p.name, p.ty) for p in inputs]
+    rewriter.values.update(zip(inputs, fresh))
+    builder = rewriter.builder
+    with builder.function(function):
+        with builder.dataflow():
+            for block in old.body.blocks:
+                for binding in block.bindings:
+                    rewriter.binding(binding.var, binding.value)
+            result = builder.emit_output(rewriter.value(old.body.body))
+        parameters = [*fresh, *(v for made in rewriter.parameters.values() for v in made)]
+        builder.emit_func_output(result, parameters)
+    return builder.get()
+
+

@@ -1,0 +1,243 @@
+"""plan.json from lowered functions: a flat list of kernel launches over arena, weights, states and inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm import relax, tirx
+
+from crosscompile.codegen import Signature
+from crosscompile.errors import PlanError
+from crosscompile.kernels.attention import KV_BLOCK
+from crosscompile.lower import FUNCTION, Lowered
+
+ALIGNMENT = 64
+INPUTS = ("tokens", "positions", "slots", "rows", "block_table")
+CHUNK_BYTES = 16384
+"""What a chunk of work should at least touch, so that handing it out costs less than doing it."""
+
+
+def aligned(size: int) -> int:
+    """size rounded up to the arena's alignment."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of the plan, before offsets are final.
+
+    steps          (kernel, arguments); an argument is (kind, value) as in plan.json, plus ("escape", 0) for the result
+    scratch_bytes  planned storage; unplanned_bytes: what it would be if no two tensors shared storage
+    """
+
+    role: str
+    n: int
+    steps: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...]
+    scratch_bytes: int
+    unplanned_bytes: int
+
+
+@dataclass
+class Weights:
+    """Tensors that kernels read, in order of first use, and constants made at compile time."""
+
+    bytes_of: dict[str, int] = field(default_factory=dict)
+    constants: dict[str, np.ndarray] = field(default_factory=dict)
+    positions: dict[str, int] = field(default_factory=dict)
+
+    def index(self, name: str, size: int) -> int:
+        """Position of a tensor in plan.json's list, which grows by it when it is new."""
+        if name not in self.positions:
+            self.positions[name] = len(self.positions)
+            self.bytes_of[name] = size
+        return self.positions[name]
+
+    def constant(self, value: np.ndarray) -> tuple[str, int]:
+        """Name and bytes of a constant; equal ones are one."""
+        for name, known in self.constants.items():
+            if known.dtype == value.dtype and np.array_equal(known, value):
+                return name, value.nbytes
+        name = f"constant.{len(self.constants)}"
+        self.constants[name] = value
+        return name, value.nbytes
+
+
+def _nbytes(shape: Sequence[Any], dtype: str) -> int:
+    size = np.dtype(dtype).itemsize
+    for extent in shape:
+        if not isinstance(extent, (int, tirx.IntImm)):
+            raise PlanError(f"a tensor of shape {list(shape)} has no constant size")
+        size *= int(extent)
+    return size
+
+
+class _Walker:
+    """Follows one lowered function and notes its launches."""
+
+    def __init__(self, role: str, n: int, weights: Weights) -> None:
+        self.role, self.n, self.weights = role, n, weights
+        self.values: dict[Any, Any] = {}
+        self.steps: list[tuple[str, tuple[tuple[str, Any], ...]]] = []
+        self.scratch = self.unplanned = 0
+
+    def value(self, expr: Any) -> Any:
+        if isinstance(expr, tvm.ir.GenericConst):
+            name, size = self.weights.constant(expr.value.numpy())
+            return ("w", self.weights.index(name, size))
+        if isinstance(expr, relax.Tuple):
+            return [self.value(item) for item in expr.fields]
+        return self.values[expr]
+
+    def parameter(self, var: Any) -> Any:
+        if isinstance(var.ty, relax.TupleType):
+            return [("s", i) for i in range(len(var.ty.fields))]
+        if var.name in INPUTS:
+            return ("i", var.name)
+        if var.name == "hidden":
+            return ("a", 0)
+        return ("w", self.weights.index(var.name, _nbytes(var.ty.shape.values, str(var.ty.dtype))))
+
+    def call(self, var: Any, call: Any) -> Any:
+        name = call.op.name if isinstance(call.op, tvm.ir.Op) else call.op.name_hint
+        if name == "relax.memory.alloc_storage":
+            offset, self.scratch = self.scratch, self.scratch + aligned(int(call.args[0].values[0]))
+            return ("scratch", offset)
+        if name == "relax.memory.alloc_tensor":
+            self.unplanned += aligned(_nbytes(var.ty.shape.values, str(var.ty.dtype)))
+            kind, offset = self.values[call.args[0]]
+            return (kind, offset + int(call.args[1].value))
+        if name == "relax.builtin.alloc_tensor":
+            return ("escape", 0)
+        if name in ("relax.memory.kill_storage", "relax.memory.kill_tensor"):
+            return None
+        if isinstance(call.op, tvm.ir.GlobalVar):
+            self.steps.append((name, tuple(self.value(argument) for argument in call.args)))
+            return None
+        raise PlanError(f"{self.role} {self.n}: operator {name} is left after lowering")
+
+    def walk(self, function: Any) -> None:
+        for var in function.params:
+            self.values[var] = self.parameter(var)
+        for block in function.body.blocks:
+            for binding in block.bindings:
+                value = binding.value
+                if isinstance(value, relax.TupleGetItem):
+                    self.values[binding.var] = self.values[value.tuple_value][value.index]
+                elif isinstance(value, relax.Call):
+                    self.values[binding.var] = self.call(binding.var, value)
+                else:
+                    self.values[binding.var] = self.value(value)
+        result = self.value(function.body.body)
+        result = result[0] if isinstance(result, list) else result
+        if result != ("escape", 0):
+            raise PlanError(f"{self.role} {self.n}: the result is {result}, not a tensor of its own")
+
+
+def read_function(role: str, n: int, lowered: Lowered, weights: Weights) -> Function:
+    """The launches of one lowered function. Kernel names get the role and n as prefix."""
+    walker = _Walker(role, n, weights)
+    walker.walk(lowered.module[FUNCTION])
+    steps = tuple((kernel_name(role, n, kernel), args) for kernel, args in walker.steps)
+    return Function(role, n, steps, walker.scratch, walker.unplanned)
+
+
+def kernel_name(role: str, n: int, name: str) -> str:
+    """The symbol of a kernel: unique over all functions of a plan."""
+    return f"{role}{n}_{name}"
+
+
+def _extent(name: str, shape: Sequence[Any], dtype: str, kind: str) -> Any:
+    """Bytes an argument spans: a number, or [number, symbol]."""
+    if kind == "s":
+        return [_nbytes(shape[1:], dtype), "blocks"]
+    if name == "block_table":
+        return [4, "table"]
+    return _nbytes(shape, dtype)
+
+
+def write_plan(
+    functions: Sequence[Function],
+    kernels: Mapping[str, tirx.PrimFunc],
+    inplace: Mapping[str, tuple[int, ...]],
+    signatures: Mapping[str, Signature],
+    weights: Weights,
+    states: Sequence[tuple[str, int]],
+    hidden_row_bytes: int,
+    logits_row_bytes: int,
+) -> dict[str, Any]:
+    """plan.json as a dictionary (runtime_c/FORMAT.md).
+
+    states: (name, bytes per block). Arena: hidden rows first, kept from body to head; then scratch; logits behind the
+    heads' scratch.
+    """
+    bodies = [f for f in functions if f.role == "body"]
+    heads = [f for f in functions if f.role == "head"]
+    hidden_bytes = aligned(max(f.n for f in bodies) * hidden_row_bytes)
+    logits = hidden_bytes + max(f.scratch_bytes for f in heads)
+    logits_bytes = aligned(max(f.n for f in heads) * logits_row_bytes)
+    arena = max(logits + logits_bytes, hidden_bytes + max(f.scratch_bytes for f in bodies))
+
+    order = list(dict.fromkeys(name for f in functions for name, _ in f.steps))
+    index = {name: i for i, name in enumerate(order)}
+    kinds = {name: [kind for kind, _ in args] for f in functions for name, args in f.steps}
+    entries = []
+    for name in order:
+        signature, buffers = signatures[name], kernels[name].params
+        changed = inplace.get(name, ())
+        first_output = _first_output(buffers)
+        arguments, touched = [], 0
+        for i, (buffer, kind) in enumerate(zip(buffers, kinds[name])):
+            extent = _extent(buffer.name, buffer.ty.shape, str(buffer.ty.dtype), kind)
+            access = "rw" if i in changed else "w" if i >= first_output else "r"
+            arguments.append({"access": access, "bytes": extent})
+            touched += extent if isinstance(extent, int) else 0
+        grain = max(1, min(signature.groups, CHUNK_BYTES * signature.groups // max(touched, 1)))
+        if "s" in kinds[name]:
+            grain = 1
+        entries.append(
+            {
+                "name": name,
+                "args": arguments,
+                "scalars": list(signature.scalars),
+                "groups": signature.groups,
+                "grain": grain,
+            }
+        )
+
+    def place(role: str, argument: tuple[str, Any]) -> list[Any]:
+        kind, value = argument
+        if kind == "escape":
+            return ["a", 0 if role == "body" else logits]
+        return ["a", hidden_bytes + value] if kind == "scratch" else [kind, value]
+
+    return {
+        "format": 1,
+        "arena_bytes": arena,
+        "kv_block": KV_BLOCK,
+        "weights": [{"tensor": name, "bytes": size} for name, size in weights.bytes_of.items()],
+        "states": [{"name": name, "bytes_per_block": size} for name, size in states],
+        "kernels": entries,
+        "functions": [
+            {
+                "name": f.role,
+                "n": f.n,
+                "steps": [
+                    {"kernel": index[name], "args": [place(f.role, argument) for argument in args]}
+                    for name, args in f.steps
+                ],
+            }
+            for f in functions
+        ],
+        "hidden": {"arena": 0, "bytes_per_row": hidden_row_bytes},
+        "logits": {"arena": logits, "bytes_per_row": logits_row_bytes},
+    }
+
+
+def _first_output(buffers: Sequence[Any]) -> int:
+    """Index of a kernel's first output: the last buffer, or where rows are quantized q, scale[, sum]."""
+    names = [buffer.name for buffer in buffers]
+    return names.index("q") if names[-1] in ("scale", "sum") else len(names) - 1

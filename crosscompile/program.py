@@ -1,0 +1,191 @@
+"""The line from config.json to kernels.so and plan.json: trace, lower, generate code, plan."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tvm
+from tvm.relax.frontend import nn
+
+from crosscompile.codegen import compile_kernels
+from crosscompile.kernels.attention import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_shapes
+from crosscompile.lower import FUNCTION, lower
+from crosscompile.models import architecture_for
+from crosscompile.models.architecture import WEIGHT_KINDS, Network, Scheme
+from crosscompile.packing import Packing
+from crosscompile.passes.lower_operators import Stored
+from crosscompile.plan import Weights, kernel_name, read_function, write_plan
+from crosscompile.target import Target
+
+BODY_LADDER = (1, 2, 4, 8, 32, 64)
+HEAD_LADDER = (1, 4, 8)
+"""Row counts functions exist for. A prompt is covered by the largest that fit, a tail by masking."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One tensor of the bundle and where it comes from.
+
+    sources   checkpoint tensors stacked along rows; empty for a constant
+    shape     logical (out, in), before rows are padded; (length,) for vectors
+    packing   runtime_c/FORMAT.md; "vec" is stored as it is, in float32
+    shard     file below weights/, without the suffix
+    value     a constant made at compile time
+    """
+
+    name: str
+    sources: tuple[str, ...]
+    shape: tuple[int, ...]
+    packing: str
+    shard: str
+    value: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class CompiledModel:
+    """What compiling a configuration gives: code, plan, and which parameters to pack how.
+
+    memory   arena_bytes, arena_unplanned_bytes, kv_bytes_per_token
+    model    the manifest's `model` object, without its name
+    seconds  per stage
+    """
+
+    kernels: bytes
+    plan: dict[str, Any]
+    parameters: tuple[Parameter, ...]
+    memory: dict[str, int]
+    model: dict[str, Any]
+    seconds: dict[str, float]
+
+
+def compile_model(
+    config: Mapping[str, Any],
+    target: Target,
+    scheme: Scheme,
+    dump: Path | None = None,
+    tensor_names: Collection[str] | None = None,
+) -> CompiledModel:
+    """Compiles a config.json for a target.
+
+    tensor_names: the checkpoint's tensors, to tell a tied head from a stored one. dump: gets the IR after each phase.
+    Raises ConfigError for what is not supported, CodegenError and PlanError where lowering fails.
+    """
+    name, architecture = architecture_for(config)
+    network = architecture.build(config, scheme.kv)
+    tier = target.tier
+    stored: dict[str, Stored] = {}
+    functions, kernels, inplace = [], {}, {}
+    weights, seconds = Weights(), {"trace": 0.0, "lower": 0.0}
+
+    for role, ladder in (("body", BODY_LADDER), ("head", HEAD_LADDER)):
+        for n in ladder:
+            start = time.monotonic()
+            traced, parameters = _trace(network, role, n, max(BODY_LADDER))
+            for parameter, tensor in parameters:
+                shape = tuple(int(extent) for extent in tensor.shape)
+                stored[parameter] = _stored(parameter, shape, network, scheme, target)
+            seconds["trace"] += time.monotonic() - start
+            start = time.monotonic()
+            folder = dump / f"{role}-{n}" if dump else None
+            lowered = lower(traced, [parameter for parameter, _ in parameters], stored, tier, folder)
+            for symbol, function in lowered.module.functions.items():
+                if symbol.name_hint != FUNCTION:
+                    kernels[kernel_name(role, n, symbol.name_hint)] = function
+            for kernel, indices in lowered.inplace.items():
+                inplace[kernel_name(role, n, kernel)] = indices
+            functions.append(read_function(role, n, lowered, weights))
+            seconds["lower"] += time.monotonic() - start
+
+    start = time.monotonic()
+    code, signatures = compile_kernels(kernels, target)
+    seconds["generate code"] = time.monotonic() - start
+    states = _states(network)
+    head_rows = Packing.parse(stored["lm_head.weight"].packing).padded_rows(network.vocab_size)
+    plan = write_plan(
+        functions, kernels, inplace, signatures, weights, states, 4 * network.hidden_size, 4 * head_rows
+    )
+    parameters_ = _parameters(stored, network, weights)
+    count = sum(int(np.prod(p.shape)) for p in parameters_ if p.value is None)
+    windows = {heads.window for heads in network.heads}
+    return CompiledModel(
+        code,
+        plan,
+        parameters_,
+        {
+            "arena_bytes": plan["arena_bytes"],
+            "arena_unplanned_bytes": max(f.unplanned_bytes for f in functions),
+            "kv_bytes_per_token": sum(size for _, size in states) // KV_BLOCK,
+        },
+        {
+            "architecture": name,
+            "vocab_size": network.vocab_size,
+            "context_length": network.context_length,
+            "sliding_window": windows.pop() if len(windows) == 1 else 0,
+            "n_layers": len(network.heads),
+            "parameters": count,
+        },
+        seconds,
+    )
+
+
+def _trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule, list[tuple[str, Any]]]:
+    """The Relax function of one row count, and its parameters in order."""
+    if role == "head":
+        spec: dict[str, Any] = {
+            "hidden": nn.spec.Tensor((most, network.hidden_size), "float32"),
+            "rows": nn.spec.Tensor((n,), "int32"),
+        }
+        module = network.head
+    else:
+        states = []
+        for heads in network.heads:
+            states += [nn.spec.Tensor(shape, kv_dtype(heads.dtype)) for shape in state_shapes(heads)]
+        spec = {
+            "tokens": nn.spec.Tensor((n,), "int32"),
+            "positions": nn.spec.Tensor((n,), "int32"),
+            "slots": nn.spec.Tensor((n,), "int32"),
+            "block_table": nn.spec.Tensor((SESSIONS_CAP, "table_cap"), "int32"),
+            "states": states,
+        }
+        module = network.body
+    return module.export_tvm(spec={FUNCTION: spec})
+
+
+def _stored(name: str, shape: tuple[int, ...], network: Network, scheme: Scheme, target: Target) -> Stored:
+    """Where and how a parameter is stored. A tied head shares the embedding's tensor if it is packed alike."""
+    if len(shape) == 1:
+        return Stored(name, "vec", shape)
+    kinds = {"model.embed_tokens.weight": scheme.embedding, "lm_head.weight": scheme.head}
+    packing = target.tier.packing(WEIGHT_KINDS[kinds.get(name, scheme.body)])
+    if name == "lm_head.weight" and network.tied and scheme.embedding == scheme.head:
+        name = "model.embed_tokens.weight"
+    return Stored(name, packing, shape)
+
+
+def _states(network: Network) -> list[tuple[str, int]]:
+    """(name, bytes per block) of every state."""
+    states = []
+    for layer, heads in enumerate(network.heads):
+        size = int(np.dtype(kv_dtype(heads.dtype)).itemsize) * heads.kv * heads.dim * KV_BLOCK
+        states += [(f"k.{layer}", size), (f"v.{layer}", size)]
+    return states
+
+
+def _parameters(stored: Mapping[str, Stored], network: Network, weights: Weights) -> tuple[Parameter, ...]:
+    made: dict[str, Parameter] = {}
+    for name, place in stored.items():
+        if place.tensor in made:
+            continue
+        parts = place.tensor.split(".")
+        shard = f"layer-{int(parts[2]):03}" if parts[:2] == ["model", "layers"] else "head"
+        shard = "embedding" if place.tensor == "model.embed_tokens.weight" else shard
+        sources = network.sources.get(place.tensor, (place.tensor,))
+        made[place.tensor] = Parameter(place.tensor, tuple(sources), place.shape, place.packing, shard)
+    for name, value in weights.constants.items():
+        made[name] = Parameter(name, (), value.shape, "vec", "constants", value)
+    return tuple(made.values())

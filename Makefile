@@ -2,6 +2,7 @@
 PY = .venv/bin/python
 C_FILES = $(wildcard runtime_c/src/*.[ch] runtime_c/cli/*.[ch] runtime_c/tests/*.[ch])
 PYTHON_FILES = edgellm crosscompile tests examples
+ORACLES = logits
 TIME ?= 300
 SEED ?= 1
 BOARD ?= virtual-rpi5
@@ -16,11 +17,11 @@ demo: setup-demo ## compile a model for a Raspberry Pi 5, deploy it to an emulat
 test: setup-test ## every test that needs no board, no GPU and no torch
 	@$(PY) -m pytest -m "not board and not gpu and not oracle"
 
-test-full: setup-oracle ## the same, and the golden files against transformers (needs torch, 1 GB)
+test-full: oracle ## make the golden files anew with transformers, then every test against them
 	@$(PY) -m pytest -m "not board and not gpu"
 
-oracle: setup-oracle ## make the golden files anew with transformers
-	@$(PY) tests/data/make_golden.py
+oracle: setup-oracle ## make the golden files in tests/data anew (needs torch and transformers)
+	@for script in $(ORACLES); do $(PY) -m tests.oracle.$$script || exit 1; done
 
 lint: setup-lint ## ruff, mypy, clang-format, TOML
 	.venv/bin/ruff check $(PYTHON_FILES)

@@ -42,12 +42,13 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     started = time.monotonic()
     channel.progress("compiling kernels", 0, 0)
     import crosscompile
-    from crosscompile import checkpoint, models
+    from crosscompile import checkpoint
+    from crosscompile.models.architecture import scheme_for
     from crosscompile.quantize import check_sources, weight_bytes, write_weights
     from crosscompile.target import target_of_tier
 
     source = checkpoint.load(request["checkpoint"])
-    scheme = models.scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
+    scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
     target = target_of_tier(request["tier"], request["os"])
     dump = Path(request["dump"]) if request["dump"] else None
     compiled = crosscompile.compile_model(source.config, target, scheme, dump=dump, tensor_names=set(source.tensors))

@@ -1,0 +1,7 @@
+"""`make oracle`: makes every golden file anew."""
+
+from tests.oracle import logits, rope
+
+if __name__ == "__main__":
+    rope.main()
+    logits.main()

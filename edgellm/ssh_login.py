@@ -10,6 +10,7 @@ from __future__ import annotations
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -159,19 +160,21 @@ class Login:
         _record(route.known_hosts[0], route.key_name, key)
 
     def _authenticate(self, transport: paramiko.Transport, route: Route) -> None:
-        tried = []
-        for name, key in self._keys(route):
-            tried.append(name)
-            try:
-                if not transport.auth_publickey(route.user, key):
-                    return
-            except paramiko.BadAuthenticationType as error:
-                if not {"password", "keyboard-interactive"} & set(error.allowed_types):
-                    raise
-                break
-            except paramiko.AuthenticationException:
-                continue
+        tried: list[str] = []
+        with closing(paramiko.Agent()) as agent:  # it signs during the login only
+            for name, key in self._keys(route, agent):
+                tried.append(name)
+                try:
+                    if not transport.auth_publickey(route.user, key):
+                        return
+                except paramiko.BadAuthenticationType as error:
+                    if not {"password", "keyboard-interactive"} & set(error.allowed_types):
+                        raise
+                    break
+                except paramiko.AuthenticationException:
+                    continue
         if self._ask_hidden is not None:
+            tried.append("password")
             for _ in range(_PASSWORD_TRIES):
                 try:
                     transport.auth_password(route.user, self._ask_hidden(f"{route.user}@{route.host}'s password: "))
@@ -180,16 +183,15 @@ class Login:
                     break
                 except paramiko.AuthenticationException:
                     continue
-            tried.append("password")
         raise LoginError(
             f"{self._name}: {route.user} was not let in (tried: {', '.join(tried) or 'no key was found'}); "
             f"copy your key with `ssh-copy-id -p {route.port} {route.user}@{route.host}`, or check the user name"
         )
 
-    def _keys(self, route: Route) -> Iterator[tuple[str, paramiko.PKey]]:
+    def _keys(self, route: Route, agent: paramiko.Agent) -> Iterator[tuple[str, paramiko.PKey]]:
         """(what it is called, key) in the order to try; protected files are opened with a passphrase asked for."""
         if not route.only_these_keys:
-            for held in paramiko.Agent().get_keys():
+            for held in agent.get_keys():
                 yield f"agent {held.comment or held.get_name()}", held
         paths = route.key_paths
         if not paths and not route.only_these_keys:

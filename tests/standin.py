@@ -16,7 +16,7 @@ from edgellm.bundle import Bundle
 
 ARCH = {"x86_64": "x86_64", "aarch64": "aarch64"}.get(platform.machine(), platform.machine())
 
-PROGRAM = r'''
+PROGRAM = r"""
 import hashlib, json, os, sys, time
 command, folder, rest = sys.argv[1], sys.argv[2], sys.argv[3:]
 
@@ -67,7 +67,7 @@ elif command == "chat":
             emit(type="text", text="You said: ")
             emit(type="text", text=message["text"] + "\x1b[2J")
             emit(type="done", reason="stop", prompt_tokens=5, tokens=4, prefill_ms=2.0, decode_ms=8.0)
-'''
+"""
 
 
 def make_bundle(directory: Path, files: dict[str, bytes] | None = None, **manifest: Any) -> Bundle:

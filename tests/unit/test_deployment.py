@@ -51,7 +51,9 @@ def works(board: FakeRemote, bundle: Bundle) -> bool:
 def test_first_deployment_sends_everything(board: FakeRemote, first: Bundle) -> None:
     done = deploy(first, board)
     assert works(board, first)
-    assert done.sent_bytes == first.n_bytes + sum((first.path / n).stat().st_size for n in ("manifest.json", "manifest.sha256"))
+    assert done.sent_bytes == first.n_bytes + sum(
+        (first.path / n).stat().st_size for n in ("manifest.json", "manifest.sha256")
+    )
     assert entries(board) == {"current", first.sha256[:16]}
     assert not done.unchanged
 
@@ -215,7 +217,9 @@ def refused(board: FakeRemote, bundle: Bundle, said: str, **changes: object) -> 
     assert not model(board).exists()
 
 
-def test_a_board_that_does_not_fit_is_refused_before_the_first_byte(board: FakeRemote, tmp_path: Path, first: Bundle) -> None:
+def test_a_board_that_does_not_fit_is_refused_before_the_first_byte(
+    board: FakeRemote, tmp_path: Path, first: Bundle
+) -> None:
     refused(board, first, "runs riscv64 programs", arch="riscv64")
     refused(board, first, r"needs 8\.\d MB of memory on fake, which has 1.0 MB", memory_bytes=1_000_000)
     refused(board, first, r"1\.\d MB are needed in .*, 100.0 kB are free", disk_free_bytes=100_000)
@@ -243,7 +247,7 @@ def test_a_damaged_manifest_on_the_board_costs_only_time(board: FakeRemote, firs
     assert done.kept_bytes == 0
 
 
-def test_the_deployed_program_can_run_from_a_copy_without_execute_bits(board: FakeRemote, tmp_path: Path, first: Bundle) -> None:
+def test_a_program_without_execute_bits_runs_after_deployment(board: FakeRemote, tmp_path: Path, first: Bundle) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(first.path, copy)
     (copy / "edgellm-rt").chmod(0o644)

@@ -64,7 +64,7 @@ def missing_tool() -> str | None:
 
 def ensure_emulator(name: str, directory: Path, progress: Progress) -> Path:
     """The static emulator `name`, fetched if need be. Raises VirtualBoardError if it cannot be."""
-    return _ensure(directory, "qemu", (RELEASE + "-backports",), progress, _make_emulators) / name
+    return ensure_part(directory, "qemu", (RELEASE + "-backports",), progress, _make_emulators) / name
 
 
 def ensure_root(arch: str, directory: Path, progress: Progress, emulator: Path | None) -> Path:
@@ -77,10 +77,10 @@ def ensure_root(arch: str, directory: Path, progress: Progress, emulator: Path |
     def make(folder: Path, report: Progress) -> None:
         _make_root(DEBIAN_ARCHES[arch], folder, report, emulator)
 
-    return _ensure(directory, DEBIAN_ARCHES[arch], PACKAGES + tuple(_FILES.values()), progress, make)
+    return ensure_part(directory, DEBIAN_ARCHES[arch], PACKAGES + tuple(_FILES.values()), progress, make)
 
 
-def _ensure(
+def ensure_part(
     directory: Path, name: str, recipe: Sequence[str], progress: Progress, make: Callable[[Path, Progress], None]
 ) -> Path:
     """The part `name`, made in a temporary folder and renamed, so that half a part is never seen."""
@@ -214,14 +214,14 @@ def _private_apt(arch: str, suites: Sequence[str], progress: Progress) -> Iterat
 def _mirror() -> str | None:
     """The Debian mirror this machine is set up to use; None if apt has none."""
     chosen = os.environ.get("EDGELLM_DEBIAN_MIRROR")
-    return chosen or next((uri for uri, suites in _sources() if _SUITES & suites), None)
+    return chosen or next((uri for uri, suites in package_sources() if _SUITES & suites), None)
 
 
 _SUITES = {"bullseye", "bookworm", "trixie", "forky", "sid", "stable", "oldstable", "testing", "unstable"}
 """Names that only Debian itself gives to the releases on its mirrors."""
 
 
-def _sources(directory: Path = Path("/etc/apt")) -> Iterator[tuple[str, set[str]]]:
+def package_sources(directory: Path = Path("/etc/apt")) -> Iterator[tuple[str, set[str]]]:
     """(address, suites) of each package source apt is configured with, in both of apt's formats (sources.list(5))."""
     for file in (directory / "sources.list", *sorted((directory / "sources.list.d").glob("*.list"))):
         for line in file.read_text(errors="replace").splitlines() if file.is_file() else ():

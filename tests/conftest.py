@@ -1,4 +1,4 @@
-"""Fixtures that several folders use: virtual boards in a cache of their own, so that nobody's running board is touched."""
+"""Fixtures for several folders: virtual boards in a cache of their own; nobody's running board is touched."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -1,8 +1,8 @@
 """Conversations with a home assistant: system prompt, user turns, tool calls, tool results and answers.
 
-    python conversations.py --split held_out --count 100 --seed 7 > conversations.jsonl
+    python conversations.py --split held_out --count 100 --exchanges 1 --seed 11 > conversations_heldout.jsonl
 
-Every assistant message carries what evaluate.py checks it by; see `Check`.
+Every assistant message carries what it is judged by; see `Check`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,28 @@ Message = dict[str, Any]
 REFUSE_ACTION = "Sorry, I can't do that. I can only control this home."
 REFUSE_QUESTION = "Sorry, I don't know that. I only know about this home."
 ALL_LIGHTS = "all lights"
-COMMANDS_OF = {LIGHT: ("turn_on", "turn_off"), SWITCH: ("turn_on", "turn_off"), DOOR: ("lock", "unlock"), COVER: ("open", "close")}
-STATE_AFTER = {"turn_on": "on", "turn_off": "off", "lock": "locked", "unlock": "unlocked", "open": "open", "close": "closed"}
-OPPOSITE = {"turn_on": "turn_off", "turn_off": "turn_on", "lock": "unlock", "unlock": "lock", "open": "close", "close": "open"}
+COMMANDS_OF = {
+    LIGHT: ("turn_on", "turn_off"),
+    SWITCH: ("turn_on", "turn_off"),
+    DOOR: ("lock", "unlock"),
+    COVER: ("open", "close"),
+}
+STATE_AFTER = {
+    "turn_on": "on",
+    "turn_off": "off",
+    "lock": "locked",
+    "unlock": "unlocked",
+    "open": "open",
+    "close": "closed",
+}
+OPPOSITE = {
+    "turn_on": "turn_off",
+    "turn_off": "turn_on",
+    "lock": "unlock",
+    "unlock": "lock",
+    "open": "close",
+    "close": "open",
+}
 QUESTION_STATE = {"state_on": "on", "state_off": "off", "locked": "locked", "unlocked": "unlocked", "open": "open",
                   "closed": "closed"}  # fmt: skip
 
@@ -87,7 +106,7 @@ def call_message(calls: list[tuple[str, dict[str, Any]]]) -> Message:
 
 
 def listed(items: list[str]) -> str:
-    """"the a", "the a and the b", "the a, the b and the c"."""
+    """An enumeration: "the a", "the a and the b", "the a, the b and the c"."""
     articled = [f"the {item}" for item in items]
     return articled[0] if len(articled) == 1 else ", ".join(articled[:-1]) + " and " + articled[-1]
 
@@ -143,7 +162,9 @@ class Writer:
         self.messages.append(call_message(calls))
 
     def result(self, ok: bool) -> None:
-        self.messages.append({"role": "tool", "content": json.dumps({"ok": True} if ok else {"ok": False, "error": "no answer"})})
+        self.messages.append(
+            {"role": "tool", "content": json.dumps({"ok": True} if ok else {"ok": False, "error": "no answer"})}
+        )
 
     def acknowledged(self, done: str, name: str, state: str) -> bool:
         """Adds the tool's result and what is said about it; one call in twelve fails."""
@@ -160,7 +181,9 @@ class Writer:
     def switch(self, device: Device, verb: str, sentence: str) -> None:
         self.command(sentence, device.name)
         self.calls([(verb, {"device": device.name})], "command")
-        if self.acknowledged(f"The {device.name} is now {STATE_AFTER[verb]}.", device.name, f"is now {STATE_AFTER[verb]}"):
+        if self.acknowledged(
+            f"The {device.name} is now {STATE_AFTER[verb]}.", device.name, f"is now {STATE_AFTER[verb]}"
+        ):
             device.state, device.percent = STATE_AFTER[verb], None
             self.home.changed.add(device.name)
         self.last = (device, verb)
@@ -288,7 +311,10 @@ class Writer:
         self.question(self.pick(patterns.QUESTIONS[kind]))
         home = self.home
         if kind == "outside":
-            self.answer(f"It is {home.outside_c} degrees outside.", Check("time and weather", all=(f" {home.outside_c} degrees",)))
+            self.answer(
+                f"It is {home.outside_c} degrees outside.",
+                Check("time and weather", all=(f" {home.outside_c} degrees",)),
+            )
         elif kind == "weather":
             text = f"The weather is {home.weather}, with {home.outside_c} degrees."
             self.answer(text, Check("time and weather", all=(home.weather, f" {home.outside_c} degrees")))
@@ -356,23 +382,25 @@ class Writer:
         self.question(self.pick(patterns.UNKNOWN).format(x=self.topic()))
         self.answer(REFUSE_QUESTION, Check("refusal, not known", all=("sorry, i",)))
 
-    def write(self) -> Conversation:
+    def write(self, n_exchanges: int | None = None) -> Conversation:
+        """Writes `n_exchanges` requests and what follows from each; three to eight if it is None."""
         actions = {
             self.do_switch: 20, self.do_state: 18, self.do_room: 7, self.do_list: 11, self.do_general: 7, self.do_absent: 8,
             self.do_absent_room: 2, self.do_brightness: 6, self.do_temperature: 6, self.do_timer: 5, self.do_pair: 5,
             self.do_all_lights: 2, self.do_again: 4, self.do_small_talk: 7, self.do_repeat: 4, self.do_refuse_action: 6,
             self.do_refuse_question: 6,
         }  # fmt: skip
-        for action in self.rng.choices(list(actions), list(actions.values()), k=self.rng.choice((3, 4, 5, 6, 7, 8))):
+        count = n_exchanges or self.rng.choice((3, 4, 5, 6, 7, 8))
+        for action in self.rng.choices(list(actions), list(actions.values()), k=count):
             action()
         return Conversation(self.messages, self.checks, tools=self.rng.random() < 0.15)
 
 
-def conversations(split: str, seed: int) -> Iterator[Conversation]:
+def conversations(split: str, seed: int, n_exchanges: int | None = None) -> Iterator[Conversation]:
     """An endless stream of conversations; equal for equal arguments."""
     rng = random.Random(f"{split} {seed}")
     while True:
-        yield Writer(rng, split).write()
+        yield Writer(rng, split).write(n_exchanges)
 
 
 def main() -> int:
@@ -380,13 +408,17 @@ def main() -> int:
     parser.add_argument("--split", choices=names.SPLITS, default=names.TRAIN)
     parser.add_argument("--count", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--exchanges", type=int, help="requests in each conversation (default: three to eight)")
+    parser.add_argument(
+        "--tools", action="store_true", help="also write the tools of those conversations that name them"
+    )
     parser.add_argument("--checks", action="store_true", help="also write what each answer is judged by")
     arguments = parser.parse_args()
-    stream = conversations(arguments.split, arguments.seed)
+    stream = conversations(arguments.split, arguments.seed, arguments.exchanges)
     for _ in range(arguments.count):
         conversation = next(stream)
         line: dict[str, Any] = {"messages": conversation.messages}
-        if conversation.tools:
+        if conversation.tools and arguments.tools:
             line["tools"] = TOOLS
         if arguments.checks:
             line["checks"] = {index: asdict(check) for index, check in conversation.checks.items()}

@@ -62,7 +62,9 @@ PERSONAS = _words(
     "Willow Marvin Stella Hugo Pixel Greta",
 )
 
-_ONSETS = "b bl br c ch cl d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl sn st t th tr v w y z zw".split()
+_ONSETS = (
+    "b bl br c ch cl d dr f fl fr g gl gr h j k kl kr l m n p pl pr qu r s sh sk sl sn st t th tr v w y z zw".split()
+)
 _VOWELS = "a a e e i i o o u u ai ee oo ou".split()
 _CODAS = ["", "", "", "", *"b ck d ft g k l ll m mp n n nd ng nk nt p r r rk rm rn s st t th v x z".split()]
 
@@ -114,7 +116,9 @@ def persona(rng: random.Random, split: str) -> str:
 
 def _ordinary() -> frozenset[str]:
     lists: Sequence[Words] = (ROOMS, MODIFIERS, LIGHT_KINDS, SWITCH_KINDS, DOOR_KINDS, COVER_KINDS, PERSONAS)
-    return frozenset(part.lower() for words in lists for split in SPLITS for word in words.of(split) for part in word.split())
+    return frozenset(
+        part.lower() for words in lists for split in SPLITS for word in words.of(split) for part in word.split()
+    )
 
 
 _ORDINARY = _ordinary()

@@ -40,7 +40,9 @@ def heard(sentence: str, rng: random.Random, protected: frozenset[str], noise: f
 
     protected: words (of device names) that stay as they are. noise: chance of an error per word.
     """
-    sentence = re.sub(r"\d+", lambda match: spell(int(match[0])) if int(match[0]) <= 100 else match[0], sentence.lower())
+    sentence = re.sub(
+        r"\d+", lambda match: spell(int(match[0])) if int(match[0]) <= 100 else match[0], sentence.lower()
+    )
     sentence = sentence.replace("%", " percent")
     words = re.sub(r"[^\w' ]+", " ", sentence).split()
     result: list[str] = []

@@ -142,7 +142,7 @@ def main() -> int:
             recent = sum(losses[-50:]) / len(losses[-50:])
             print(f"step {step} loss {recent:.4f} rate {rate:.2e} {seen / elapsed:,.0f} tokens/s, {left / 60:.1f} min left",
                   flush=True)  # fmt: skip
-        if step % 500 == 0 or step == arguments.steps:
+        if step % 250 == 0 or step == arguments.steps:
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)

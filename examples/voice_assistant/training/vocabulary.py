@@ -24,7 +24,8 @@ def render(messages: Iterable[Message], tools: bool, generation_prompt: bool = F
         content = str(message["content"])
         if message["role"] == "system" and tools:
             signatures = ", ".join(
-                f"{tool['function']['name']}({', '.join(tool['function']['parameters']['properties'])})" for tool in TOOLS
+                f"{tool['function']['name']}({', '.join(tool['function']['parameters']['properties'])})"
+                for tool in TOOLS
             )
             content += f"\nTools: {signatures}"
         calls = [json.dumps(call["function"]) for call in message.get("tool_calls", ())]

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from edgellm.boards import Board, find_board, list_boards
     from edgellm.bundle import Bundle
-    from edgellm.conversation import Chat
     from edgellm.compile import compile_model
     from edgellm.connection import connect
+    from edgellm.conversation import Chat
     from edgellm.deployment import Deployment, deploy
     from edgellm.errors import EdgeError
     from edgellm.remote import Remote

@@ -1,0 +1,206 @@
+"""deploy, run, chat and bench as commands over a real SSH server, with a stand-in for the model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgellm.deployment import Reporter, deploy
+from edgellm.errors import DiskFullError, EdgeError, LinkError, UnsuitableError
+from edgellm.local_remote import LocalRemote
+from edgellm.probe import probe
+from edgellm.remote import Process
+from edgellm.runtime_program import find_model
+from edgellm.ssh import SshRemote
+from tests.emulated.conftest import Link, SshServer
+from tests.emulated.test_ssh import through
+from tests.standin import make_bundle
+
+
+@pytest.fixture
+def environment(ssh_server: SshServer, tmp_path: Path) -> dict[str, str]:
+    """For the command line: a home whose ~/.ssh reaches the server as `kitchen`."""
+    home = tmp_path / "host home"
+    (home / ".ssh").mkdir(parents=True)
+    address = ssh_server.address
+    (home / ".ssh/config").write_text(
+        f"Host kitchen\n  HostName 127.0.0.1\n  Port {address.port}\n  User {address.user}\n"
+        f"  IdentityFile {address.key_path}\n  UserKnownHostsFile {address.known_hosts_path}\n"
+    )
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("XDG_", "SSH_", "EDGELLM_"))}
+    return {**clean, "HOME": str(home), "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def edgellm(environment: dict[str, str], *argv: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "edgellm", *argv]
+    return subprocess.run(command, env=environment, input=stdin, capture_output=True, text=True, timeout=120)
+
+
+def test_from_deploy_to_chat(ssh_server: SshServer, environment: dict[str, str], tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle dir")
+    first = edgellm(environment, "deploy", str(bundle.path), "--board", "rpi5", "--host", "kitchen")
+    assert first.returncode == 0, first.stderr
+    assert re.search(r"sent +\d+\.\d kB in ", first.stdout)
+    assert "edgellm chat --board rpi5" in first.stdout
+    assert (ssh_server.home / ".edgellm/models/tiny/current/plan.json").is_file()
+
+    second = edgellm(environment, "deploy", str(bundle.path), "--board", "rpi5", "--host", "kitchen", "--json")
+    assert json.loads(second.stdout)["sent_bytes"] == 0
+
+    # Where it is and what was deployed are remembered.
+    prompt = 'it\'s "me" $HOME'
+    answer = edgellm(environment, "run", "--board", "rpi5", "-p", prompt)
+    assert (answer.returncode, answer.stdout) == (0, f"You said: {prompt}\n")
+    assert "3 tokens" in answer.stderr
+
+    talk = edgellm(environment, "chat", "--board", "rpi5", stdin="hello\n/reset\n/nonsense\n/quit\n")
+    assert talk.returncode == 0, talk.stderr
+    assert talk.stdout == "You said: hello[2J\n"  # the escape character did not get through
+    assert "there is no /nonsense" in talk.stderr
+
+    bench = edgellm(environment, "bench", "--board", "rpi5")
+    assert re.search(r"decode +. +10\.0 tok/s", bench.stdout)
+    assert "123.5 MB" in bench.stdout
+
+
+def test_errors_are_one_line(ssh_server: SshServer, environment: dict[str, str], tmp_path: Path) -> None:
+    for argv, said in (
+        (("run", "--board", "rpi5", "-p", "x"), "where is rpi5?"),
+        (("run", "--board", "nonesuch", "-p", "x"), "there is no board 'nonesuch'"),
+        (("run", "--board", "rpi5", "--host", "kitchen", "--model", "absent", "-p", "x"), "no model called absent"),
+        (("deploy", str(tmp_path / "absent"), "--board", "rpi5", "--host", "kitchen"), "absent"),
+        (("deploy", str(make_bundle(tmp_path / "b").path), "--board", "rpi5", "--host=-oProxyCommand=x"), "address"),
+    ):
+        result = edgellm(environment, *argv)
+        assert result.returncode == 1, argv
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert result.stderr.startswith("edgellm: ")
+        assert said in result.stderr
+
+
+def test_a_board_that_talks_nonsense_is_not_believed(
+    ssh_server: SshServer, environment: dict[str, str], tmp_path: Path
+) -> None:
+    deploy(make_bundle(tmp_path / "b"), connected := SshRemote(ssh_server.address))
+    connected.close()
+    talk = edgellm(environment, "chat", "--board", "rpi5", "--host", "kitchen", "--model", "tiny", stdin="rubbish\n")
+    assert talk.returncode == 1
+    assert talk.stderr == "edgellm: rpi5 (kitchen): edgellm-rt said something unexpected: [31mthis is not JSON\n"
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_conversation(
+    ssh_server: SshServer, environment: dict[str, str], tmp_path: Path
+) -> None:
+    with SshRemote(ssh_server.address) as remote:
+        deploy(make_bundle(tmp_path / "b"), remote)
+    command = [sys.executable, "-m", "edgellm", "chat", "--board", "rpi5", "--host", "kitchen", "--model", "tiny"]
+    with subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as chat:
+        assert chat.stdin
+        assert chat.stdout
+        chat.stdin.write(b"long\n")
+        chat.stdin.flush()
+        assert chat.stdout.read(5) == b"tick "
+        chat.send_signal(signal.SIGINT)
+        chat.stdin.write(b"still there?\n")
+        chat.stdin.close()
+        assert b"You said: still there?" in chat.stdout.read()
+        assert chat.wait() == 0
+
+
+def test_a_deployment_over_a_broken_link_goes_on_later(ssh_server: SshServer, tmp_path: Path) -> None:
+    old = make_bundle(tmp_path / "old", model={"name": "broken-link"})
+    big = make_bundle(
+        tmp_path / "big", {"weights/layer.1.safetensors": bytes(20_000_000)}, model={"name": "broken-link"}
+    )
+    with SshRemote(ssh_server.address) as remote:
+        deploy(old, remote)
+    link = Link(ssh_server.port, limit_bytes=8_000_000, then=ssh_server.kill_sessions)
+    with SshRemote(through(link, ssh_server, tmp_path)) as remote, pytest.raises(LinkError, match="broke"):
+        deploy(big, remote)
+    with SshRemote(ssh_server.address) as remote:
+        current = find_model(remote, "broken-link")
+        assert remote.run(current.argv("verify")).status == 0
+        done = deploy(big, remote)
+        assert 0 < done.sent_bytes < 16_000_000
+        assert remote.run(current.argv("verify")).status == 0
+        assert remote.run(["ls", f"{ssh_server.home}/.edgellm/models/broken-link"]).text.split() == [
+            big.sha256[:16],
+            "current",
+        ]
+
+
+class SmallDisk(LocalRemote):
+    """This machine with a disk of 4 MB as its home, in a mount name space of its own."""
+
+    def __init__(self, home: Path) -> None:
+        super().__init__("small", {"HOME": str(home)})
+        script = 'mount -t tmpfs -o size=4m tmpfs "$HOME" && echo mounted && exec sleep 600'
+        command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
+        environment = {**os.environ, "HOME": str(home)}
+        self._holder = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
+        assert self._holder.stdout
+        assert self._holder.stdout.readline() == b"mounted\n"
+        self._prefix = ["nsenter", "-t", str(self._holder.pid), "--user", "--mount", "--preserve-credentials", "--"]
+
+    def start(self, argv: Sequence[str], *, silence_s: float = 60.0) -> Process:
+        return super().start([*self._prefix, *argv], silence_s=silence_s)
+
+    def close(self) -> None:
+        self._holder.kill()
+        self._holder.communicate()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    (tmp_path / "small").mkdir()
+    with SmallDisk(tmp_path / "small") as remote:
+        yield remote
+
+
+def test_a_full_disk(small_disk: SmallDisk, tmp_path: Path) -> None:
+    old = make_bundle(tmp_path / "old")
+    big = make_bundle(tmp_path / "big", {"weights/layer.1.safetensors": bytes(6_000_000)})
+    deploy(old, small_disk)
+    with pytest.raises(UnsuitableError, match=r"no space on small: 7\.\d MB are needed in .*, 4\.\d MB are free"):
+        deploy(big, small_disk)
+    # Somebody else takes the space while we send: the question beforehand could not know.
+    before = probe(small_disk)
+    with pytest.raises(DiskFullError, match=r"no space on small: 6\.\d MB are needed in .* free now"):
+        deploy(big, small_disk, facts=replace(before, disk_free_bytes=10**9))
+    current = find_model(small_disk, "tiny")
+    assert small_disk.run(current.argv("verify")).status == 0
+    assert before.disk_free_bytes - probe(small_disk).disk_free_bytes < 100_000  # nothing was left behind
+
+
+def test_two_at_once_do_no_harm(ssh_server: SshServer, tmp_path: Path) -> None:
+    """Two people deploy the same bundle to the same board: one may fail, the board ends up with a whole model."""
+    bundle = make_bundle(tmp_path / "b", {"weights/layer.1.safetensors": bytes(3_000_000)}, model={"name": "twice"})
+    failures: list[BaseException] = []
+
+    def go() -> None:
+        with SshRemote(ssh_server.address) as remote:
+            try:
+                deploy(bundle, remote, reporter=Reporter())
+            except EdgeError as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=go) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with SshRemote(ssh_server.address) as remote:
+        deploy(bundle, remote)
+        assert remote.run(find_model(remote, "twice").argv("verify")).status == 0

@@ -1,6 +1,7 @@
 # Every target sets up what it needs by itself (.ci/setup); a second run starts at once.
 PY = .venv/bin/python
-C_FILES = $(wildcard runtime_c/src/*.[ch] runtime_c/cli/*.[ch] runtime_c/tests/*.[ch])
+C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/cli/*.[ch])
+C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch])
 PYTHON_FILES = edgellm crosscompile tests examples
 TIME ?= 300
 SEED ?= 1
@@ -22,11 +23,12 @@ test-full: oracle ## make the golden files anew with transformers, then every te
 oracle: setup-oracle ## make the golden files in tests/data anew (needs torch and transformers)
 	@$(PY) -m tests.oracle
 
-lint: setup-lint ## ruff, mypy, clang-format, TOML
+lint: setup-lint ## ruff, mypy, clang-format, clang-tidy, taplo
 	.venv/bin/ruff check $(PYTHON_FILES)
 	.venv/bin/ruff format --check $(PYTHON_FILES)
 	.venv/bin/mypy
 	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
+	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -Iruntime_c/include -Iruntime_c/src
 	.venv/bin/taplo fmt --check pyproject.toml boards/*.toml
 
 format: setup-lint ## put everything into house style

@@ -65,12 +65,10 @@ def shown_progress() -> Iterator[Progress]:
 
     columns = (TextColumn("virtual board: {task.description}"), BarColumn(bar_width=20), TaskProgressColumn())
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
-        tasks = {}
+        task = bars.add_task("", total=1.0, visible=False)
 
         def draw(what: str, fraction: float) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=1.0)
-            bars.update(tasks[what], completed=fraction)
+            bars.update(task, description=what, completed=fraction, visible=True)
 
         yield draw
 

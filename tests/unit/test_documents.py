@@ -1,0 +1,31 @@
+"""The documents tell the truth about what lies here."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from edgellm.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = ("boards", "crosscompile", "edgellm", "examples", "runtime_c", "tests")
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_top_level_folder_has_a_short_readme(folder):
+    assert 0 < len((ROOT / folder / "README.md").read_text().splitlines()) <= 60
+
+
+def test_readme_has_every_command():
+    table = (ROOT / "README.md").read_text()
+    assert {name for name in COMMANDS if f"`edgellm {name}" not in table} == set()
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", *(f"{folder}/README.md" for folder in FOLDERS)])
+def test_links_and_make_targets_exist(document):
+    text = (ROOT / document).read_text()
+    for link in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
+        assert ((ROOT / document).parent / link).exists(), link
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    for target in re.findall(r"`make ([a-z-]+)", text):
+        assert target in targets, target

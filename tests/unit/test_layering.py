@@ -16,8 +16,8 @@ def imports(path: Path) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: relative imports are not house style"
-            found.add((node.module or "").partition(".")[0])
+            package = path.relative_to(ROOT).parts[0]  # a relative import stays inside it
+            found.add(package if node.level else (node.module or "").partition(".")[0])
     return found
 
 

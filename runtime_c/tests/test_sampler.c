@@ -75,7 +75,7 @@ static void test_frequencies(ellm_sampler_options o) {
     }
     int inside = 0;
     for (int i = 0; i < kept; i++) {
-        double mean = expected[i].p * n_draws, spread = sqrt(mean * (1 - expected[i].p)) + 1;
+        double mean = expected[i].p * (double)n_draws, spread = sqrt(mean * (1 - expected[i].p)) + 1;
         CHECK(fabs(counts[expected[i].token] - mean) < 5 * spread);
         inside += counts[expected[i].token];
     }

@@ -1,0 +1,140 @@
+/* edgellm-rt: run a compiled language model. This file finds the command, prints its error and exits with it. */
+#include "posix.h"
+
+#include "program.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef struct command {
+    const char *name;
+    command_id id;
+    command_run *run;
+    const char *summary, *text; /* one line for the list; what --help adds */
+} command;
+
+static const command commands[] = {
+    {"run", RUN, run_main, "answer one prompt",
+     "The answer goes to standard output as it is generated, statistics to standard error.\n\n"
+     "  edgellm-rt run DIR -p \"Turn on the light in the kitchen.\"\n"
+     "  edgellm-rt run DIR --tokens 1,2,3 --logits logits.f32\n"},
+    {"chat", CHAT, chat_main, "hold a conversation",
+     "Type a line, get an answer. Ctrl-C stops an answer; at the prompt it leaves. /help lists what else there is.\n\n"
+     "With --jsonl, one JSON object per line each way.\n"
+     "  in:  {\"type\":\"user\",\"text\":...} {\"type\":\"cancel\"} {\"type\":\"reset\"} {\"type\":\"system\",\"text\":...}\n"
+     "  out: {\"type\":\"ready\",...} {\"type\":\"text\",\"text\":...} {\"type\":\"notice\",\"text\":...}\n"
+     "       {\"type\":\"done\",\"reason\":\"stop|length|cancelled\",\"prompt_tokens\":N,\"tokens\":N,\n"
+     "        \"prefill_ms\":X,\"decode_ms\":X} {\"type\":\"error\",\"name\":...,\"text\":...}\n"},
+    {"bench", BENCH, bench_main, "measure speed and memory",
+     "The prompt is arbitrary tokens, and stop tokens are ignored: every run does the same work.\n"},
+    {"verify", VERIFY, verify_main, "check every file's SHA-256",
+     "Afterwards the bundle opens without hashing its weights, until one of them changes.\n"},
+    {"info", INFO, info_main, "what the bundle is and whether it runs here", "Opens the bundle with all its checks.\n"},
+    {"golden", GOLDEN, golden_main, "answer the golden prompts, which must come out exactly",
+     "The manifest holds greedy answers that every machine must reproduce token by token.\n"},
+};
+enum { n_commands = sizeof commands / sizeof *commands };
+
+/* ---- shared services ---- */
+
+double clock_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec * 1e3 + (double)now.tv_nsec / 1e6;
+}
+
+/* A signal handler reaches nothing else. */
+static volatile sig_atomic_t n_interrupts;
+static ellm_context *volatile interrupted_context;
+
+static void interrupt(int number) {
+    n_interrupts = n_interrupts + 1;
+    if (n_interrupts > 2) {
+        _exit(128 + number);
+    }
+    ellm_context *context = interrupted_context;
+    if (context != NULL) {
+        ellm_context_cancel(context, true);
+    }
+}
+
+void interrupts_catch(void) {
+    struct sigaction action = {.sa_handler = interrupt}; /* no SA_RESTART: reading the prompt ends too */
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGTERM, &action, NULL);
+}
+
+void interrupts_cancel(ellm_context *context) { interrupted_context = context; }
+int interrupts_count(void) { return n_interrupts; }
+void interrupts_clear(void) { n_interrupts = 0; }
+
+ellm_status output_write(const char *text, size_t n_bytes, ellm_error *error) {
+    while (n_bytes > 0) {
+        ssize_t n = write(STDOUT_FILENO, text, n_bytes);
+        if (n < 0 && errno == EINTR) {
+            continue;
+        }
+        if (n < 0) {
+            return ellm_fail(error, ELLM_IO, "standard output: %s", strerror(errno));
+        }
+        text += n;
+        n_bytes -= (size_t)n;
+    }
+    return ELLM_OK;
+}
+
+/* ---- */
+
+static void print_help(void) {
+    printf("edgellm-rt: run a compiled language model.\n\n");
+    for (int i = 0; i < n_commands; i++) {
+        printf("  edgellm-rt %-7s DIR   %s\n", commands[i].name, commands[i].summary);
+    }
+    printf("\nDIR is a bundle; it may be left out when this program lies in it.\n"
+           "`edgellm-rt COMMAND --help` explains a command. Errors are one line on standard error,\n"
+           "`edgellm-rt: NAME: text`, and the exit code is the status number of edgellm.h.\n");
+}
+
+static int report(ellm_status status, const ellm_error *error) {
+    fprintf(stderr, "edgellm-rt: %s: %s\n", ellm_status_name(status),
+            error->text[0] != '\0' ? error->text : ellm_status_text(status));
+    return (int)status;
+}
+
+int main(int argc, char **argv) {
+    ellm_error error = {{0}};
+    const char *name = argc > 1 ? argv[1] : "--help";
+    if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 || strcmp(name, "help") == 0) {
+        print_help();
+        return argc > 1 ? 0 : (int)ELLM_USAGE;
+    }
+    if (strcmp(name, "--version") == 0) {
+        printf("edgellm-rt " RT_VERSION ", bundle format 1\n");
+        return 0;
+    }
+    for (int i = 0; i < n_commands; i++) {
+        const command *c = &commands[i];
+        if (strcmp(name, c->name) == 0) {
+            settings s;
+            ellm_status status = options_parse(c->id, c->name, argc - 2, argv + 2, &s, &error);
+            if (status == ELLM_OK && s.help) {
+                printf("edgellm-rt %s [DIR] [options]: %s\n\n%s\noptions:\n", c->name, c->summary, c->text);
+                options_print(c->id);
+                return 0;
+            }
+            if (status == ELLM_OK) {
+                status = c->run(&s, &error);
+            }
+            if (fflush(stdout) != 0 && status == ELLM_OK) {
+                status = ellm_fail(&error, ELLM_IO, "standard output: %s", strerror(errno));
+            }
+            return status == ELLM_OK ? 0 : report(status, &error);
+        }
+    }
+    return report(ellm_fail(&error, ELLM_USAGE, "there is no command '%s'; `edgellm-rt --help` lists them", name), &error);
+}

@@ -1,0 +1,190 @@
+#include "posix.h"
+
+#include "options.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "error.h"
+
+typedef enum kind { FLAG, COUNT, REAL, TEXT, TEXTS } kind;
+
+typedef struct option {
+    const char *name; /* without dashes; a single letter takes one dash */
+    char letter;      /* short form, 0: none */
+    kind kind;
+    unsigned commands;
+    size_t offset; /* of the value within settings */
+    double least, most;
+    const char *value, *help;
+} option;
+
+#define FIELD(field) offsetof(settings, field)
+enum { SAMPLED = RUN | CHAT, COMPUTES = RUN | CHAT | BENCH | GOLDEN, TALKS_JSON = RUN | BENCH | VERIFY | INFO | GOLDEN };
+
+static const option options[] = {
+    {"prompt", 'p', TEXT, RUN, FIELD(prompt), 0, 0, "TEXT", "answer this; the chat template is applied if there is one"},
+    {"tokens", 0, TEXT, RUN, FIELD(tokens), 0, 0, "IDS", "continue these token ids, as in 1,2,3; nothing is added"},
+    {"system", 0, TEXT, SAMPLED, FIELD(system), 0, 0, "TEXT", "the system prompt"},
+    {"raw", 0, FLAG, RUN, FIELD(raw), 0, 0, NULL, "take -p as plain text, without the chat template"},
+    {"logits", 0, TEXT, RUN, FIELD(logits), 0, 0, "FILE",
+     "write the prompt's logits, float32 (positions, vocabulary); without -n nothing is generated"},
+    {"n", 'n', COUNT, SAMPLED, FIELD(n_tokens), 0, INT_MAX, "N", "generate at most N tokens (default: until the model stops)"},
+    {"prompt", 0, COUNT, BENCH, FIELD(prompt_tokens), 1, 1 << 24, "N", "tokens of the prompt (default 128)"},
+    {"generate", 0, COUNT, BENCH, FIELD(generate), 1, 1 << 24, "N", "tokens to generate (default 64)"},
+    {"repeat", 0, COUNT, BENCH, FIELD(repeat), 1, 1000, "N", "measurements; the median counts (default 3)"},
+    {"temperature", 0, REAL, SAMPLED, FIELD(temperature), 0, 1e4, "T", "0: always the likeliest token"},
+    {"top-k", 0, COUNT, SAMPLED, FIELD(top_k), 0, INT_MAX, "K", "choose among the K likeliest (0: off)"},
+    {"top-p", 0, REAL, SAMPLED, FIELD(top_p), 0, 1, "P", "... that together have probability P (1: off)"},
+    {"min-p", 0, REAL, SAMPLED, FIELD(min_p), 0, 1, "P", "... at least P times as likely as the likeliest (0: off)"},
+    {"seed", 0, COUNT, SAMPLED, FIELD(seed), 0, 9.2e18, "N", "the same seed gives the same answer on every board"},
+    {"stop", 0, TEXTS, SAMPLED, FIELD(stops), 0, 0, "TEXT", "end the answer before TEXT; up to 16 times"},
+    {"threads", 0, COUNT, COMPUTES, FIELD(threads), 1, 1024, "N", "threads (default: one per core)"},
+    {"context", 0, COUNT, COMPUTES, FIELD(context), 1, 1 << 24, "N", "positions to make room for (default: the model's, at most 4096)"},
+    {"jsonl", 0, FLAG, CHAT, FIELD(jsonl), 0, 0, NULL, "one JSON object per line each way, for programs"},
+    {"json", 0, FLAG, TALKS_JSON, FIELD(json), 0, 0, NULL, "print one JSON object"},
+    {"help", 'h', FLAG, 63, FIELD(help), 0, 0, NULL, "this"},
+};
+enum { n_options = sizeof options / sizeof *options };
+
+void options_print(command_id command) {
+    for (int i = 0; i < n_options; i++) {
+        const option *o = &options[i];
+        if ((o->commands & command) != 0) {
+            char left[64], letter[8] = "    ";
+            if (o->letter != 0) {
+                snprintf(letter, sizeof letter, "-%c%s ", o->letter, o->name[1] == '\0' ? "" : ",");
+            }
+            snprintf(left, sizeof left, "%s%s%s%s%s", letter, o->name[1] == '\0' ? "" : "--",
+                     o->name[1] == '\0' ? "" : o->name, o->value == NULL || o->name[1] == '\0' ? "" : " ",
+                     o->value == NULL ? "" : o->value);
+            printf("  %-22s %s\n", left, o->help);
+        }
+    }
+}
+
+static ellm_status set(const option *o, const char *shown, const char *text, settings *s, ellm_error *error) {
+    char *place = (char *)s + o->offset, *end = NULL;
+    if (o->kind == TEXT) {
+        *(const char **)(void *)place = text;
+    } else if (o->kind == TEXTS) {
+        if (s->n_stops == most_stops || text[0] == '\0') {
+            return ellm_fail(error, ELLM_USAGE, "%s: at most %d texts, none of them empty", shown, (int)most_stops);
+        }
+        s->stops[s->n_stops++] = text;
+    } else if (o->kind == COUNT) {
+        errno = 0;
+        long long value = strtoll(text, &end, 10);
+        if (end == text || *end != '\0' || errno != 0 || (double)value < o->least || (double)value > o->most) {
+            return ellm_fail(error, ELLM_USAGE, "%s wants a whole number from %.0f to %.0f, not '%s'", shown,
+                             o->least, o->most, text);
+        }
+        *(int64_t *)(void *)place = value;
+    } else {
+        double value = strtod(text, &end);
+        if (end == text || *end != '\0' || !(value >= o->least && value <= o->most)) {
+            return ellm_fail(error, ELLM_USAGE, "%s wants a number from %g to %g, not '%s'", shown, o->least, o->most,
+                             text);
+        }
+        *(double *)(void *)place = value;
+    }
+    return ELLM_OK;
+}
+
+/* The option `argument` names, its value behind "=" if there is one. */
+static const option *find(command_id command, const char *argument, const char **value) {
+    *value = NULL;
+    for (int i = 0; i < n_options; i++) {
+        const option *o = &options[i];
+        if ((o->commands & command) == 0) {
+            continue;
+        }
+        if (o->letter != 0 && argument[1] == o->letter) {
+            if (argument[2] == '\0') {
+                return o;
+            }
+            if (o->kind != FLAG) { /* -n16 */
+                *value = argument + 2;
+                return o;
+            }
+        }
+        size_t n = strlen(o->name);
+        if (argument[1] == '-' && n > 1 && strncmp(argument + 2, o->name, n) == 0) {
+            if (argument[2 + n] == '\0') {
+                return o;
+            }
+            if (argument[2 + n] == '=' && o->kind != FLAG) {
+                *value = argument + 3 + n;
+                return o;
+            }
+        }
+    }
+    return NULL;
+}
+
+/* DIR may be left out when the program lies inside the bundle. */
+static ellm_status own_directory(const char *name, settings *s, ellm_error *error) {
+    ssize_t n = readlink("/proc/self/exe", s->own_directory, sizeof s->own_directory - 32);
+    char *slash = NULL;
+    if (n > 0) {
+        s->own_directory[n] = '\0';
+        slash = strrchr(s->own_directory, '/');
+    }
+    if (slash != NULL) {
+        strcpy(slash, "/manifest.json");
+        bool inside = access(s->own_directory, F_OK) == 0;
+        slash[slash == s->own_directory ? 1 : 0] = '\0';
+        if (inside) {
+            s->directory = s->own_directory;
+            return ELLM_OK;
+        }
+    }
+    return ellm_fail(error, ELLM_USAGE, "which bundle? edgellm-rt %s DIR; `edgellm-rt %s --help` explains", name, name);
+}
+
+ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s,
+                          ellm_error *error) {
+    *s = (settings){.n_tokens = -1, .threads = -1, .context = -1, .top_k = -1, .seed = -1, .prompt_tokens = -1,
+                    .generate = -1, .repeat = -1, .temperature = -1, .top_p = -1, .min_p = -1};
+    bool only_operands = false;
+    for (int i = 0; i < argc; i++) {
+        const char *argument = argv[i], *value;
+        if (only_operands || argument[0] != '-' || argument[1] == '\0') {
+            if (s->directory != NULL) {
+                return ellm_fail(error, ELLM_USAGE, "one bundle at a time: '%s' is one too many (quote text that has spaces)",
+                                 argument);
+            }
+            s->directory = argument;
+            continue;
+        }
+        if (strcmp(argument, "--") == 0) {
+            only_operands = true;
+            continue;
+        }
+        const option *o = find(command, argument, &value);
+        if (o == NULL) {
+            return ellm_fail(error, ELLM_USAGE, "%s has no option %s; `edgellm-rt %s --help` lists them", name, argument,
+                             name);
+        }
+        if (o->kind == FLAG) {
+            *((bool *)(void *)((char *)s + o->offset)) = true;
+            continue;
+        }
+        if (value == NULL) {
+            if (i + 1 == argc) {
+                return ellm_fail(error, ELLM_USAGE, "%s wants a value: %s %s", argument, argument, o->value);
+            }
+            value = argv[++i];
+        }
+        ellm_status status = set(o, argument, value, s, error);
+        if (status != ELLM_OK) {
+            return status;
+        }
+    }
+    return s->help || s->directory != NULL ? ELLM_OK : own_directory(name, s, error);
+}

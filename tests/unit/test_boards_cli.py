@@ -1,10 +1,14 @@
 """`edgellm boards` and `edgellm board`, as a person and as a script see them."""
 
+import io
 import json
 
 import pytest
 
+from edgellm.boards import find_board
 from edgellm.cli import main
+from edgellm.errors import BoardError
+from edgellm.instances import Instance, add_instance
 
 
 @pytest.fixture(autouse=True)
@@ -70,3 +74,23 @@ def test_nothing_runs_at_first(capsys):
     assert "no virtual board was running" in capsys.readouterr().out
     assert main(["board", "status", "--json"]) == 0
     assert not any(row["running"] for row in json.loads(capsys.readouterr().out))
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("answer", "host"), [("1\n", "pi@a"), ("hall\n", "pi@b"), ("3\n", None), ("", None)])
+def test_ambiguous_board_is_asked_for_on_a_terminal(answer, host, monkeypatch):
+    add_instance(Instance.at("kitchen", "rpi5", "pi@a"))
+    add_instance(Instance.at("hall", "rpi5", "pi@b"))
+    screen = Terminal()
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    monkeypatch.setattr("sys.stderr", screen)
+    if host is None:
+        with pytest.raises(BoardError, match="is none of them"):
+            find_board("rpi5")
+    else:
+        assert find_board("rpi5").host == host
+    assert "1  kitchen  pi@a" in screen.getvalue()

@@ -81,7 +81,7 @@ class Terminal(io.StringIO):
         return True
 
 
-@pytest.mark.parametrize(("answer", "host"), [("1\n", "pi@a"), ("hall\n", "pi@b"), ("3\n", None), ("", None)])
+@pytest.mark.parametrize(("answer", "host"), [("2\n", "pi@a"), ("hall\n", "pi@b"), ("3\n", None), ("", None)])
 def test_ambiguous_board_is_asked_for_on_a_terminal(answer, host, monkeypatch):
     add_instance(Instance.at("kitchen", "rpi5", "pi@a"))
     add_instance(Instance.at("hall", "rpi5", "pi@b"))
@@ -93,4 +93,4 @@ def test_ambiguous_board_is_asked_for_on_a_terminal(answer, host, monkeypatch):
             find_board("rpi5")
     else:
         assert find_board("rpi5").host == host
-    assert "1  kitchen  pi@a" in screen.getvalue()
+    assert "1  hall  pi@b" in screen.getvalue()

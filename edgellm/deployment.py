@@ -23,7 +23,7 @@ from edgellm.bundle import Bundle
 from edgellm.connection import model_name
 from edgellm.errors import DiskFullError, EdgeError, LinkError, RuntimeFailedError, UnsuitableError
 from edgellm.probe import Facts, check_disk, check_fit, probe
-from edgellm.remote import Remote
+from edgellm.remote import FileToSend, Remote
 from edgellm.runtime_program import PROGRAM, failure, runtime_argv
 from edgellm.slots import PART, ModelFolder, Survey, content_of, is_complete, slot_name
 from edgellm.terminal import size
@@ -166,7 +166,8 @@ class _Deployer:
                 links.append((*held, path))
             else:
                 sends[path] = done if 0 < done < n_bytes else 0
-        removals = tuple(path for path in (part.sizes if part else ()) if path not in self._sizes)
+        there = part.sizes if part else {}
+        removals = tuple(path for path in there if path not in self._sizes or sends.get(path) == 0)
         return _Plan(tuple(links), sends, removals)
 
     def _build(self, plan: _Plan) -> None:
@@ -175,12 +176,12 @@ class _Deployer:
         self._send(plan.sends)
         self._reporter.stage("verifying every file on the board")
         try:
-            self._verify()
+            self._runtime(self._part, "verify")
         except RuntimeFailedError as error:
             if error.name != _CORRUPT:
                 raise
             self._send_damaged(error)
-            self._verify()
+            self._runtime(self._part, "verify")
         if self._bundle.manifest.get("golden"):
             self._reporter.stage("asking the golden prompts")
             self._runtime(self._part, "golden")
@@ -191,9 +192,11 @@ class _Deployer:
         self._reporter.transfer_begins(sum(self._sizes[path] - start for path, start in sends.items()))
         try:
             for path, start in sends.items():
-                self._remote.put(
-                    self._bundle.path / path, posixpath.join(part, path), offset=start, progress=self._count
-                )
+                if start:
+                    there = posixpath.join(part, path)
+                    self._remote.put(self._bundle.path / path, there, offset=start, progress=self._count)
+            whole = [FileToSend(self._bundle.path / path, path, path == PROGRAM) for path in sends if not sends[path]]
+            self._remote.put_all(whole, part, progress=self._count)
         except DiskFullError as error:
             free = probe(self._remote).disk_free_bytes
             missing = sum(self._sizes[path] - start for path, start in sends.items())
@@ -209,10 +212,6 @@ class _Deployer:
         self._sent_bytes += n_bytes
         self._reporter.transferred(n_bytes)
 
-    def _verify(self) -> None:
-        self._remote.check(["chmod", "755", posixpath.join(self._folder.slot_path(self._part), PROGRAM)])
-        self._runtime(self._part, "verify")
-
     def _send_damaged(self, error: RuntimeFailedError) -> None:
         """Sends again what does not have its checksum on the board: a damaged copy, or a cut-off earlier transfer."""
         wanted = {file.path: file.sha256 for file in self._bundle.files}
@@ -221,6 +220,7 @@ class _Deployer:
         if not damaged:  # then the manifest itself, which is small
             damaged = {path: 0 for path in self._sizes if path not in wanted}
         self._reporter.note(f"{len(damaged)} damaged file(s) on the board are sent again: {error}")
+        self._folder.prepare(self._part, (), damaged, set())
         self._send(damaged)
 
     def _runtime(self, slot: str, command: str) -> None:

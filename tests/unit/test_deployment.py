@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +17,14 @@ from edgellm.errors import EdgeError, LinkError, RuntimeFailedError, UnsuitableE
 from edgellm.fake import FakeRemote
 from edgellm.probe import Facts, probe
 from tests.standin import make_bundle
+
+
+@pytest.fixture
+def tmp_path() -> Iterator[Path]:
+    """A folder in memory where there is one: real flushes to a disk would make these tests slow."""
+    shared = Path("/dev/shm")
+    with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 @pytest.fixture
@@ -204,8 +216,6 @@ def test_wrong_golden_tokens_stop_the_switch(board: FakeRemote, tmp_path: Path, 
 
 
 def facts(board: FakeRemote, **changes: object) -> Facts:
-    from dataclasses import replace
-
     return replace(probe(board), **changes)  # type: ignore[arg-type]
 
 

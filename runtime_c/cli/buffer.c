@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "utf8.h"
+
 void buffer_reserve(buffer *b, size_t n_bytes) {
     if (n_bytes >= SIZE_MAX / 4 - b->n) {
         n_bytes = SIZE_MAX / 4; /* malloc will refuse */
@@ -66,31 +68,15 @@ void buffer_free(buffer *b) {
     *b = (buffer){0};
 }
 
-/* Length of the well-formed UTF-8 character at `s` (Unicode 15, table 3-7), 0 if there is none. */
-static size_t utf8_length(const unsigned char *s, size_t n) {
-    if (s[0] < 0x80) return 1;
-    size_t length = s[0] >= 0xf0 ? 4 : s[0] >= 0xe0 ? 3 : 2;
-    if (s[0] < 0xc2 || s[0] > 0xf4 || n < length) return 0;
-    unsigned char least = s[0] == 0xe0 ? 0xa0 : s[0] == 0xf0 ? 0x90 : 0x80;
-    unsigned char most = s[0] == 0xed ? 0x9f : s[0] == 0xf4 ? 0x8f : 0xbf;
-    if (s[1] < least || s[1] > most) return 0;
-    for (size_t i = 2; i < length; i++) {
-        if ((s[i] & 0xc0) != 0x80) return 0;
-    }
-    return length;
-}
-
 void buffer_put_json(buffer *b, const char *text, size_t n_bytes) {
     const unsigned char *s = (const unsigned char *)text;
     buffer_put(b, "\"", 1);
     for (size_t i = 0; i < n_bytes;) {
-        size_t length = utf8_length(s + i, n_bytes - i);
-        if (length == 0) {
+        uint32_t point;
+        size_t length = ellm_utf8_read(s + i, n_bytes - i, &point);
+        if (point == ELLM_UTF8_BAD || point == ELLM_UTF8_CUT) {
             buffer_put(b, "\xef\xbf\xbd", 3);
-            i++;
-            continue;
-        }
-        if (s[i] == '"' || s[i] == '\\') {
+        } else if (s[i] == '"' || s[i] == '\\') {
             buffer_put(b, "\\", 1);
             buffer_put(b, text + i, 1);
         } else if (s[i] == '\n') {

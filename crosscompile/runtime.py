@@ -1,0 +1,128 @@
+"""The runtime program for a target: runtime_c cross-compiled with zig's clang, cached by content."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Literal
+
+from crosscompile.data import data_path
+from crosscompile.errors import CodegenError
+from crosscompile.target import Target
+
+Libc = Literal["gnu", "musl"]
+
+_TRIPLES: dict[tuple[str, str], tuple[str, ...]] = {
+    # glibc 2.28 (2018) is the oldest that supported distributions for these boards still carry.
+    ("aarch64", "gnu"): ("-target", "aarch64-linux-gnu.2.28"),
+    ("armv7", "gnu"): ("-target", "arm-linux-gnueabihf.2.28", "-mcpu=cortex_a7"),
+    ("x86_64", "gnu"): ("-target", "x86_64-linux-gnu.2.28", "-mcpu=x86_64"),
+    ("aarch64", "musl"): ("-target", "aarch64-linux-musl", "-static"),
+    ("armv7", "musl"): ("-target", "arm-linux-musleabihf", "-mcpu=cortex_a7", "-static"),
+    ("x86_64", "musl"): ("-target", "x86_64-linux-musl", "-mcpu=x86_64", "-static"),
+}
+COMPILE_FLAGS = (
+    "-std=c11",
+    "-Os",
+    "-DNDEBUG",
+    "-ffp-contract=off",
+    "-fno-sanitize=undefined",
+    "-fno-unwind-tables",
+    "-fno-asynchronous-unwind-tables",
+    "-ffunction-sections",
+    "-fdata-sections",
+    "-fPIE",
+    "-fstack-protector-strong",
+)
+LINK_FLAGS = (
+    "-pie",
+    "-s",
+    "-Wl,--gc-sections",
+    "-Wl,-z,max-page-size=65536",  # Pi 5 kernels have 16 KB pages, some distributions 64 KB
+    "-Wl,-z,noexecstack",
+    "-Wl,-z,relro",
+    "-Wl,-z,now",
+)
+_TIMEOUT_S = 900  # the first musl build compiles musl
+
+
+def sources() -> list[Path]:
+    """runtime_c's files that make the program: C sources and headers, in a fixed order."""
+    root = data_path("runtime_c")
+    return [path for part in ("include", "src", "cli") for path in sorted((root / part).glob("*.[ch]"))]
+
+
+def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
+    """The command that compiles C for `target`, without files: zig cc, triple and include paths.
+
+    Android gets static musl whatever `libc` says: bionic has another loader and another libc.
+    """
+    root = data_path("runtime_c")
+    triple = _TRIPLES[target.arch, "musl" if target.os == "android" else libc]
+    return [sys.executable, "-m", "ziglang", "cc", *triple, f"-I{root / 'include'}", f"-I{root / 'src'}"]
+
+
+def run_compiler(command: list[str], directory: Path) -> None:
+    """Runs a compiler in `directory`, where its own cache goes too. CodegenError with its first error line."""
+    environment = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(directory / "zig-cache")}
+    try:
+        done = subprocess.run(
+            command, cwd=directory, env=environment, capture_output=True, timeout=_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise CodegenError(f"the C compiler did not run: {error}; `{' '.join(command[:7])} …`") from error
+    if done.returncode:
+        lines = done.stderr.decode("utf-8", "replace").splitlines()
+        first = next((line for line in lines if "error" in line), lines[-1] if lines else f"exit {done.returncode}")
+        remedy = "; install ziglang" if "No module named" in first else ""
+        raise CodegenError(f"the C compiler failed: {first.strip()}{remedy}; `{' '.join(command[:7])} …`")
+
+
+def build_runtime(target: Target, libc: Libc = "gnu", cache: Path | None = None) -> Path:
+    """Builds edgellm-rt for `target`, stripped, and returns its path inside the cache.
+
+    libc: "gnu" links dynamically against glibc ≥ 2.28; "musl" links everything statically.
+    cache: defaults to ~/.cache/edgellm/runtime (EDGELLM_CACHE overrides ~/.cache/edgellm). Entries are keyed by the
+    sources, the flags and zig's version, and appear whole or not at all. Raises CodegenError if the compiler fails.
+    """
+    if cache is None:
+        root = os.environ.get("EDGELLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "edgellm"
+        cache = Path(root).expanduser() / "runtime"
+    files = sources()
+    program = cache / _key(files, compiler(target, libc)) / "edgellm-rt"
+    if program.is_file():
+        return program
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
+        work = Path(name)
+        c_files = [str(path) for path in files if path.suffix == ".c"]
+        command = [*compiler(target, libc), *COMPILE_FLAGS, *LINK_FLAGS, *c_files, "-lpthread", "-o", "edgellm-rt"]
+        run_compiler(command, work)
+        entry = work / "entry"
+        entry.mkdir()
+        shutil.move(work / "edgellm-rt", entry / "edgellm-rt")
+        (entry / "edgellm-rt").chmod(0o755)
+        try:
+            entry.rename(program.parent)
+        except OSError:
+            if not program.is_file():  # otherwise another process was faster, with the same content
+                raise
+    return program
+
+
+def _key(files: list[Path], command: list[str]) -> str:
+    """Content hash of everything that decides what is built; paths of the machine stay out of it."""
+    digest = hashlib.sha256()
+    settings = [part for part in command[4:] if not part.startswith("-I")]
+    versions = importlib.metadata.version("ziglang")
+    digest.update("\0".join([versions, *settings, *COMPILE_FLAGS, *LINK_FLAGS]).encode())
+    for path in files:
+        content = path.read_bytes()
+        digest.update(f"\0{path.parent.name}/{path.name}\0{len(content)}\0".encode() + content)
+    return digest.hexdigest()[:32]

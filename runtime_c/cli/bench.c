@@ -1,0 +1,123 @@
+/* bench: how fast, and in how much memory. */
+#include "posix.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+
+enum { most_repeats = 1000 };
+
+typedef struct measurement {
+    double prefill_tok_s, decode_tok_s, first_token_ms;
+} measurement;
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The median of one field over n measurements. */
+static double median(const measurement *m, size_t n, size_t offset) {
+    double values[most_repeats];
+    for (size_t i = 0; i < n; i++) {
+        memcpy(&values[i], (const char *)&m[i] + offset, sizeof values[i]);
+    }
+    qsort(values, n, sizeof *values, ascending);
+    return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
+}
+
+/* Most memory this process ever had in RAM, mapped weights included; 0 if the kernel does not say. */
+static uint64_t peak_rss_bytes(void) {
+    FILE *file = fopen("/proc/self/status", "r");
+    char line[256];
+    unsigned long long kb = 0;
+    while (file != NULL && fgets(line, sizeof line, file) != NULL && sscanf(line, "VmHWM: %llu kB", &kb) != 1) {
+    }
+    if (file != NULL) {
+        fclose(file);
+    }
+    return kb * 1024;
+}
+
+static ellm_status measure(engine *e, const int32_t *prompt, size_t n_prompt, int64_t n_generate, measurement *m,
+                           ellm_error *error) {
+    answer a;
+    answer_request request = {.prompt = prompt, .n_prompt = n_prompt, .most_tokens = n_generate + 1, .ignore_stop = true,
+                              .sampling = {.top_p = 1, .repetition_penalty = 1}};
+    ellm_status status = ellm_session_truncate(e->context, 0, 0);
+    e->n_held = 0;
+    if (status != ELLM_OK) {
+        return ellm_fail(error, status, "the cache cannot be emptied");
+    }
+    status = engine_answer(e, &request, &a, error);
+    if (status == ELLM_OK && strcmp(a.reason, "cancelled") == 0) {
+        status = ellm_fail(error, ELLM_CANCELLED, "nothing was measured");
+    }
+    if (status == ELLM_OK) { /* the first token comes from prefill, each further one from one step of decode */
+        *m = (measurement){(double)n_prompt * 1e3 / a.prefill_ms, (double)n_generate * 1e3 / a.decode_ms, a.first_token_ms};
+    }
+    free(a.ids);
+    return status;
+}
+
+static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m) {
+    printf("%s, %s, %s, %d threads; prompt %lld, generate %lld, median of %lld\n", e->info.name, e->info.scheme,
+           e->info.tier, (int)e->n_threads, (long long)n_prompt, (long long)n_generate, (long long)n_repeats);
+    printf("  prefill              %10.1f tok/s\n", m->prefill_tok_s);
+    printf("  decode               %10.1f tok/s\n", m->decode_tok_s);
+    printf("  time to first token  %10.1f ms\n", m->first_token_ms);
+    printf("  load                 %10.1f ms\n", e->load_ms);
+    printf("  peak memory          %10.1f MB\n", (double)peak_rss_bytes() / 1e6);
+}
+
+static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m) {
+    buffer json = {0};
+    buffer_put_json(&json, e->info.name, strlen(e->info.name));
+    printf("{\"name\":%s,\"scheme\":\"%s\",\"tier\":\"%s\",\"threads\":%d,\"prompt\":%lld,\"generate\":%lld,\"repeat\":%lld,"
+           "\"prefill_tok_s\":%.3f,\"decode_tok_s\":%.3f,\"ttft_ms\":%.3f,\"load_ms\":%.3f,\"peak_rss_bytes\":%llu}\n",
+           json.data, e->info.scheme, e->info.tier, (int)e->n_threads, (long long)n_prompt, (long long)n_generate,
+           (long long)n_repeats, m->prefill_tok_s, m->decode_tok_s, m->first_token_ms, e->load_ms,
+           (unsigned long long)peak_rss_bytes());
+    buffer_free(&json);
+}
+
+ellm_status bench_main(const settings *s, ellm_error *error) {
+    int64_t n_prompt = s->prompt_tokens > 0 ? s->prompt_tokens : 128, n_generate = s->generate > 0 ? s->generate : 64;
+    int64_t n_repeats = s->repeat > 0 ? s->repeat : 3;
+    engine e;
+    interrupts_catch();
+    ellm_status status = engine_open(&e, s, error);
+    if (status == ELLM_OK && n_prompt + n_generate > e.context_length) {
+        if (s->prompt_tokens < 0 && s->generate < 0) { /* a small model: what fits */
+            n_prompt = e.context_length / 2 > 0 ? e.context_length / 2 : 1;
+            n_generate = e.context_length > n_prompt ? e.context_length - n_prompt : 1;
+        } else {
+            status = ellm_fail(error, ELLM_USAGE, "--prompt %lld and --generate %lld do not fit the context of %d",
+                               (long long)n_prompt, (long long)n_generate, (int)e.context_length);
+        }
+    }
+    int32_t *prompt = calloc((size_t)n_prompt, sizeof *prompt);
+    measurement *m = calloc((size_t)n_repeats, sizeof *m), middle;
+    if (prompt == NULL || m == NULL) {
+        status = ellm_fail(error, ELLM_NO_MEMORY, "a prompt of %lld tokens", (long long)n_prompt);
+    }
+    for (int64_t i = 0; status == ELLM_OK && i < n_prompt; i++) {
+        prompt[i] = (int32_t)((7919 * i + 1) % e.info.vocab_size);
+    }
+    for (int64_t i = 0; status == ELLM_OK && i < n_repeats; i++) {
+        status = measure(&e, prompt, (size_t)n_prompt, n_generate, &m[i], error);
+    }
+    if (status == ELLM_OK) {
+        size_t n = (size_t)n_repeats;
+        middle = (measurement){median(m, n, offsetof(measurement, prefill_tok_s)),
+                               median(m, n, offsetof(measurement, decode_tok_s)),
+                               median(m, n, offsetof(measurement, first_token_ms))};
+        (s->json ? print_json : print_table)(&e, n_prompt, n_generate, n_repeats, &middle);
+    }
+    free(prompt);
+    free(m);
+    engine_close(&e);
+    return status;
+}

@@ -87,6 +87,8 @@ def launch(
         inner = ["unshare", "--user", "--map-user=1000", "--map-group=1000", f"--root={board / 'root'}", *command]
     else:
         inner = ["chroot", "--userspec=1000:1000", str(board / "root"), *command]
+        for path in (board / "home", board / "etc", *(board / "etc").iterdir()):
+            os.chown(path, 1000, 1000)  # sshd becomes uid 1000 for good, and reads its keys as that
     entered = [*prefix, "sh", "-c", _ENTER, "sh", str(root), str(board), name, registration, *inner]
     # The shell starts the board in a session of its own, tells its process id, and ends: init inherits the board.
     with log.open("w") as output:

@@ -253,8 +253,7 @@ class Llama:
         angle = np.arange(len(ids), dtype=F32)[:, None] * self.inv_freq[None]
         sine, cosine = (part * F32(self.scaling) for part in sin_cos(angle))
         tied = bool(self.config.get("tie_word_embeddings", False))
-        # a tied head shares the stored weight, so one scheme decides for both
-        x = self.linear("model.embed_tokens", self.scheme.head if tied else self.scheme.embedding).values(ids)
+        x = self.linear("model.embed_tokens", self.scheme.embedding).values(ids)
         for index in range(int(self.config["num_hidden_layers"])):
             x = self.layer(x, f"model.layers.{index}", cosine, sine)
         x = rms_norm(x, self._checkpoint.read("model.norm.weight"), self.epsilon)

@@ -365,7 +365,11 @@ def _process(stderr: Any) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):  # it died with the request half read
+                    pipe.close()
 
 
 def run_worker(

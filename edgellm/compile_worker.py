@@ -75,7 +75,11 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
             "bits_per_weight": round(weights.bits_per_weight, 3),
             "parameters": weights.n_parameters,
         },
-        "seconds": {"kernels": compiled_at - started, "weights": time.monotonic() - compiled_at},
+        "seconds": {
+            "start": compiled_at - started - sum(compiled.seconds.values()),
+            **compiled.seconds,
+            "weights": time.monotonic() - compiled_at,
+        },
     }
 
 

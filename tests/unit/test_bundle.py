@@ -96,11 +96,14 @@ def test_paths_stay_inside(tmp_path, name):
 
 
 def test_a_failed_build_leaves_nothing_and_keeps_the_old_bundle(tmp_path, bundle):
-    with pytest.raises(RuntimeError), bundles.building(bundle.path) as partial:
-        (partial / "plan.json").write_text("half")
-        raise RuntimeError
-    with pytest.raises(RuntimeError), bundles.building(tmp_path / "new") as partial:
-        raise RuntimeError
+    def fail(output):
+        with bundles.building(output) as partial:
+            (partial / "plan.json").write_text("half")
+            raise RuntimeError
+
+    for output in (bundle.path, tmp_path / "new"):
+        with pytest.raises(RuntimeError):
+            fail(output)
     assert os.listdir(tmp_path) == ["b"]
     bundles.verify(bundle.path)
 

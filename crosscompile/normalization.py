@@ -1,0 +1,119 @@
+"""Normalizer steps of tokenizer.bin: their encoding, the tables they need, and the same steps in Python.
+
+The Python side only normalizes added tokens at compile time; the board does the text.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from . import pattern, unicode
+from .errors import TokenizerError
+
+DECOMPOSE, COMPOSE, MAP, REPLACE, PREPEND, STRIP = range(1, 7)
+
+Step = Callable[[str], str]
+
+
+@dataclass
+class Tables:
+    """Sections MAPS (code point, first value, count), VALUES, MARKS (first, last, class), COMPOSE (a, b, composite)."""
+
+    maps: list[int] = field(default_factory=list)
+    values: list[int] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    compose: list[int] = field(default_factory=list)
+    spans: dict[tuple[str, ...], tuple[int, int]] = field(default_factory=dict)
+
+    def span(self, *names: str) -> tuple[int, int]:
+        """First entry and number of entries of the map made of the named tables."""
+        if names not in self.spans:
+            merged = {point: image for name in names for point, image in unicode.tables()[name]}
+            first = len(self.maps) // 3
+            for point, image in sorted(merged.items()):
+                self.maps += [point, len(self.values), len(image)]
+                self.values += image
+            self.spans[names] = (first, len(merged))
+        return self.spans[names]
+
+    def add_marks(self) -> None:
+        if not self.marks:
+            rows = [
+                (flat[i], flat[i + 1], int(value))
+                for value, flat in unicode.tables()["marks"].items()
+                for i in range(0, len(flat), 2)
+            ]
+            self.marks = [value for row in sorted(rows) for value in row]
+
+    def add_compose(self) -> None:
+        if not self.compose:
+            self.compose = [value for row in unicode.tables()["compose"] for value in row]
+
+
+class Writer(Protocol):
+    """What this module needs of the tokenizer's writer."""
+
+    program: pattern.Program
+    tables: Tables
+
+    def string(self, text: str) -> tuple[int, int]: ...
+
+    def step(self, kind: int, *arguments: int) -> None: ...
+
+
+def unicode_form(writer: Writer, form: str) -> Step:
+    names = ("canonical", "compatible") if "K" in form else ("canonical",)
+    writer.tables.add_marks()
+    writer.step(DECOMPOSE, *writer.tables.span(*names))
+    if form.endswith("C"):
+        writer.tables.add_compose()
+        writer.step(COMPOSE)
+    return lambda text: unicodedata.normalize(form, text)  # type: ignore[arg-type]
+
+
+def replace(writer: Writer, step: Mapping[str, Any], node: pattern.Node) -> Step:
+    writer.step(REPLACE, writer.program.add(node), *writer.string(step["content"]))
+    literal = step["pattern"].get("String")
+
+    def apply(text: str) -> str:
+        if literal is None:
+            raise TokenizerError(
+                "tokenizer.json: an added token marked `normalized` together with a Replace normalizer that has a "
+                "regular expression is not supported. Mark the token as not normalized."
+            )
+        return text.replace(literal, step["content"])
+
+    return apply
+
+
+def strip(writer: Writer, left: bool, right: bool) -> Step:
+    space = unicode.named("\\s")
+    assert space is not None
+    writer.step(STRIP, writer.program.class_of(space), int(left), int(right))
+    return lambda text: text.strip() if left and right else text.lstrip() if left else text.rstrip() if right else text
+
+
+def add(
+    writer: Writer,
+    step: Mapping[str, Any],
+    pattern_of: Callable[[Mapping[str, Any]], pattern.Node],
+    refuse: Callable[[str], TokenizerError],
+) -> Step:
+    """Appends one normalizer to the writer. Returns what it does to a string."""
+    kind = step["type"]
+    if kind in ("NFC", "NFD", "NFKC", "NFKD"):
+        return unicode_form(writer, kind)
+    if kind == "Lowercase":
+        writer.step(MAP, *writer.tables.span("lowercase"))
+        return lambda text: "".join(char.lower() for char in text)
+    if kind == "Replace":
+        return replace(writer, step, pattern_of(step["pattern"]))
+    if kind == "Prepend":
+        writer.step(PREPEND, *writer.string(step["prepend"]))
+        return lambda text: step["prepend"] + text if text else text
+    if kind == "Strip":
+        return strip(writer, bool(step["strip_left"]), bool(step["strip_right"]))
+    raise refuse(f"normalizer {kind}")

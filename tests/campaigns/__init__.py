@@ -1,0 +1,1 @@
+"""Long campaigns with a seed; CI runs a stated sample of each."""

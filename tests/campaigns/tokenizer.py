@@ -1,0 +1,259 @@
+"""Compares the board's tokenizer with Hugging Face `tokenizers` on fuzzed Unicode, one tokenizer of every kind.
+
+    python -m tests.campaigns.tokenizer --n 100000 --seed 1
+
+Per string: ids with and without special tokens, decoding of these ids and of random ids, streaming. Stops at the first
+difference and prints it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+from crosscompile.tokenizer import compile_tokenizer
+from tests.textlib import Tokenizer
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+ALPHABETS = [
+    "abcdefghijklmnopqrstuvwxyz ETAOIN.,'0123456789\n",
+    " \t\n\r\u00a0\u2003\u3000\u0085\u200b\u180e\ufeff",
+    "àéîõüßøłçñžÅŒſKıİ",
+    "αβγδεζηθικλμνξοπρσςτυφχψω",
+    "абвгдежзийклмнопрстуфхцчшщъыьэюя",
+    "日本語中文漢字かなカナ한국어문자조선",
+    "अआइईउऊक्षिनीयाहिन्दी",
+    "กขคงจฉชซำาเแโไ",
+    "ابتثجحخدذرزسشصضطظعغ\u064b\u064e\u0651",
+    "\u0301\u0308\u0323\u0327\u0345\u05b0\u0f71\u0f72\u1100\u1161\u11a8\u3099",
+    "👍🏽👩\u200d👩\u200d👧🇩🇪❤️😀🎉",
+    "①Ⅷ½٣४๓²₃㍿ﬁﬀﷺ℃Å豈",
+    "'s't're've'm'll'dS'T'RE'ſ",
+    "!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~",
+    "▁Ġ▁ <s></s><unk><|end|><0x41>",
+]
+FRAGMENTS = ["<s>", "</s>", "<|start|>", "<|end|>", " <|end|> ", "<tool>", "word", "<0xE2>", "don't", "I'LL", "  ", "▁"]
+FRAGMENTS += ["\r\n", "\n\n ", " \n", "1234567", "e\u0301", "\ud55c\uad6d", "café", "<|", "<|en", "<unk>", "HELLO", "\u2028"]
+
+
+def random_text(rng: random.Random, longest: int = 48) -> str:
+    """A string that mixes scripts, spaces, marks, special tokens and unassigned code points."""
+    parts: list[str] = []
+    for _ in range(rng.randint(0, 6)):
+        kind = rng.random()
+        size = rng.randint(1, max(1, longest // 6))
+        if kind < 0.55:
+            alphabet = rng.choice(ALPHABETS)
+            parts.append("".join(rng.choice(alphabet) for _ in range(size)))
+        elif kind < 0.75:
+            parts.append(rng.choice(FRAGMENTS))
+        elif kind < 0.85:
+            parts.append(rng.choice(words()))
+        elif kind < 0.95:
+            parts += [chr(rng.choice([*range(0x20, 0x3000, 7), rng.randrange(0xE000, 0x110000)])) for _ in range(3)]
+        else:
+            parts.append(rng.choice(" \n'") * size)
+    return "".join(parts)
+
+
+@cache
+def corpus() -> list[str]:
+    """Text to train on: this Python's own sources and licences, and strings in many scripts."""
+    rng = random.Random(7)
+    lines: list[str] = []
+    for path in sorted(glob.glob(json.__file__.replace("json/__init__.py", "*.py")))[:60]:
+        lines += Path(path).read_text(encoding="utf-8", errors="replace").splitlines()[:400]
+    lines += ["".join(rng.choice(alphabet) for _ in range(60)) for alphabet in ALPHABETS[:12] for _ in range(40)]
+    return lines
+
+
+@cache
+def words() -> list[str]:
+    return sorted({word for line in corpus() for word in line.split()})[::7]
+
+
+SPECIALS = [AddedToken("<s>", special=True, normalized=False), AddedToken("</s>", special=True, normalized=False)]
+EXTRAS = [
+    AddedToken("<|start|>", special=True, normalized=False),
+    AddedToken("<|end|>", special=True, normalized=False, lstrip=True, rstrip=True),
+    AddedToken("<tool>", special=False, normalized=True),
+    AddedToken("word", special=False, normalized=False, single_word=True),
+]
+
+
+def byte_level(
+    pre: pre_tokenizers.PreTokenizer,
+    normalizer: normalizers.Normalizer | None = None,
+    ignore_merges: bool = False,
+    bos: bool = False,
+    extras: bool = True,
+) -> tokenizers.Tokenizer:
+    made = tokenizers.Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    made.pre_tokenizer = pre
+    if normalizer is not None:
+        made.normalizer = normalizer
+    made.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    made.train_from_iterator(corpus(), trainer)
+    made.add_special_tokens(SPECIALS)
+    if extras:
+        made.add_tokens(EXTRAS)
+    if bos:
+        template = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", made.token_to_id("<s>"))])
+        made.post_processor = processors.Sequence([processors.ByteLevel(trim_offsets=False), template])
+    else:
+        made.post_processor = processors.ByteLevel(trim_offsets=False)
+    return made
+
+
+def split_bytes(regex: str) -> pre_tokenizers.PreTokenizer:
+    byte_step = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(regex), "isolated"), byte_step])
+
+
+def sentencepiece(
+    normalizer: normalizers.Normalizer | None, pre: pre_tokenizers.PreTokenizer | None, decoder: str, fallback: bool = True
+) -> tokenizers.Tokenizer:
+    """Trained on words behind ▁, then given Llama's or Mistral's own steps around the model."""
+    made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=fallback))
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000,
+        special_tokens=["<unk>", "<s>", "</s>", *([f"<0x{b:02X}>" for b in range(256)] if fallback else [])],
+        show_progress=False,
+        limit_alphabet=200,
+    )
+    made.train_from_iterator(corpus(), trainer)
+    document = json.loads(made.to_str())
+    document["added_tokens"] = [token for token in document["added_tokens"] if not token["content"].startswith("<0x")]
+    document["pre_tokenizer"] = None
+    made = tokenizers.Tokenizer.from_str(json.dumps(document))
+    if normalizer is not None:
+        made.normalizer = normalizer
+    if pre is not None:
+        made.pre_tokenizer = pre
+    if decoder == "llama":
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        made.decoder = decoders.Sequence(steps)
+    elif decoder == "metaspace":
+        made.decoder = decoders.Metaspace()
+    made.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
+    made.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("word", normalized=True)])
+    return made
+
+
+def llama2_normalizer() -> normalizers.Normalizer:
+    return normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+
+
+def odd_normalizer() -> normalizers.Normalizer:
+    return normalizers.Sequence(
+        [normalizers.Strip(), normalizers.Lowercase(), normalizers.NFKD(), normalizers.Replace(Regex(r"\s{2,}"), " ")]
+    )
+
+
+def digits() -> pre_tokenizers.PreTokenizer:
+    steps = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.Punctuation("contiguous")]
+    return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
+
+
+def metaspace(scheme: str, split: bool) -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=split)
+
+
+KINDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
+    "gpt2": lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)),
+    "gpt2-prefix": lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=True)),
+    "llama3": lambda: byte_level(split_bytes(LLAMA3), ignore_merges=True, bos=True),
+    "qwen2": lambda: byte_level(split_bytes(QWEN2), normalizers.NFC()),
+    "o200k": lambda: byte_level(split_bytes(O200K), normalizers.NFKC()),
+    "digits": lambda: byte_level(digits(), normalizers.NFD()),
+    "odd": lambda: byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), odd_normalizer(), extras=False),
+    "llama2": lambda: sentencepiece(llama2_normalizer(), None, "llama"),
+    "mistral": lambda: sentencepiece(None, metaspace("first", False), "llama"),
+    "metaspace": lambda: sentencepiece(None, metaspace("always", True), "metaspace"),
+    "unknowns": lambda: sentencepiece(normalizers.NFC(), metaspace("first", True), "none", fallback=False),
+}
+
+
+def differences(theirs: tokenizers.Tokenizer, ours: Tokenizer, text: str, rng: random.Random) -> Iterator[str]:
+    """One line per way in which the two tokenizers disagree about `text`."""
+    for special in (False, True):
+        want, got = theirs.encode(text, add_special_tokens=special).ids, ours.encode(text, special)
+        if want != got:
+            yield f"encode({text!r}, special={special}): want {want}, got {got}"
+    theirs.encode_special_tokens = True
+    want, got = theirs.encode(text, add_special_tokens=False).ids, ours.encode(text, parse_special=False)
+    theirs.encode_special_tokens = False
+    if want != got:
+        yield f"encode({text!r}, parse_special=False): want {want}, got {got}"
+    ids = theirs.encode(text).ids
+    lottery = [rng.randrange(theirs.get_vocab_size() + 3) for _ in range(rng.randint(0, 12))]
+    if rng.random() < 0.5:
+        lottery = [rng.randrange(3, 259) for _ in range(rng.randint(0, 12))]
+    for tokens in (ids, lottery):
+        skip = rng.random() < 0.5
+        shown = theirs.decode(tokens, skip_special_tokens=skip)
+        if (got_text := ours.decode(tokens, skip)) != shown:
+            yield f"decode({tokens}, skip={skip}): want {shown!r}, got {got_text!r}"
+        if (streamed := "".join(ours.stream(tokens, skip))) != shown:
+            yield f"stream({tokens}, skip={skip}): want {shown!r}, got {streamed!r}"
+
+
+def compare(kind: str, n: int, seed: int) -> tuple[int, list[str]]:
+    """Compares n strings. Returns how many were compared and the first differences."""
+    theirs = KINDS[kind]()
+    ours = Tokenizer(compile_tokenizer(theirs.to_str().encode(), {}))
+    rng = random.Random(f"{kind} {seed}")
+    for index in range(n):
+        found = list(differences(theirs, ours, random_text(rng), rng))
+        if found:
+            return index + 1, found
+    ours.close()
+    return n, []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--n", type=int, default=100_000, help="strings per kind")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--kind", choices=sorted(KINDS), action="append")
+    arguments = parser.parse_args()
+    failed = False
+    for kind in arguments.kind or KINDS:
+        started = time.monotonic()
+        count, found = compare(kind, arguments.n, arguments.seed)
+        print(f"{kind:12} {count:7} strings, {'equal' if not found else 'DIFFERENT'}, {time.monotonic() - started:.1f} s")
+        for line in found[:3]:
+            print("   ", line)
+        failed = failed or bool(found)
+        sys.stdout.flush()
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -122,7 +122,8 @@ ellm_status ellm_context_eval(ellm_context *context, const ellm_row *rows, size_
 
 /* Convenience over eval for one session: appends `tokens`, writes the last one's logits, (vocab,) float32. */
 ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, float *logits);
-/* Positions held by a session; cut back to `length` positions (0 empties it, blocks return to the pool). */
+/* Positions held by a session; cut back to `length` positions (0 empties it, blocks return to the pool). With a
+ * sliding window, ELLM_USAGE where positions that would become visible again are gone already; 0 always works. */
 int32_t ellm_session_length(const ellm_context *context, int32_t slot);
 ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t length);
 

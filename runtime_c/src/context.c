@@ -1,0 +1,456 @@
+#include "posix.h"
+
+#include <fcntl.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "cpu.h"
+#include "error.h"
+#include "kv.h"
+#include "model.h"
+#include "plan.h"
+#include "pool.h"
+
+enum {
+    default_context = 4096,
+    most_sessions = 1024,
+    decode_rows = 8,      /* steps of fewer rows are bound by reading weights */
+    weight_pass_rows = 8, /* reading the weights once costs about as much as computing this many rows */
+};
+
+typedef struct step_function {
+    ellm_launch *launches;
+    uint32_t n_launches;
+    int32_t n; /* rows */
+} step_function;
+
+typedef struct step_ladder {
+    step_function *functions;
+    int32_t rows; /* of the largest */
+    uint16_t choice[ELLM_STEP_ROWS + 1]; /* which function starts the cheapest cover of so many rows */
+} step_ladder;
+
+struct ellm_context {
+    const ellm_model *model;
+    const ellm_plan *plan;
+    int32_t vocab_size, context_length, n_prefill, n_decode;
+    ellm_pool *pool;
+    ellm_region region; /* launches */
+    uint8_t *memory;    /* everything below, one anonymous mapping */
+    size_t memory_bytes;
+    uint8_t *arena;
+    void *inputs[ELLM_INPUTS];
+    ellm_kv kv;
+    int32_t *pending;   /* (sessions) rows of the current call */
+    ellm_row *rows;     /* ELLM_STEP_ROWS, for ellm_session_eval */
+    step_ladder body, head;
+    atomic_bool cancelled;
+};
+
+/* ---- memory ---- */
+
+/* Bytes of memory that can still be had, UINT64_MAX if the system does not say. */
+static uint64_t available_bytes(void) {
+    char text[512] = "";
+    int file = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
+    ssize_t n = file < 0 ? -1 : read(file, text, sizeof text - 1);
+    if (file >= 0) {
+        close(file);
+    }
+    const char *at = n > 0 ? strstr(text, "MemAvailable:") : NULL;
+    if (at == NULL) {
+        return UINT64_MAX;
+    }
+    return strtoull(at + strlen("MemAvailable:"), NULL, 10) * 1024;
+}
+
+/* Takes `bytes` from a growing layout and returns their offset, a multiple of 64. */
+static uint64_t lay_out(uint64_t *total, uint64_t bytes) {
+    uint64_t at = *total;
+    *total += (bytes + 63) / 64 * 64;
+    return at;
+}
+
+static ellm_status no_room(const ellm_context *context, uint64_t total, uint64_t available, ellm_error *error) {
+    uint64_t kv = ellm_plan_token_bytes(context->plan) * ELLM_BLOCK * (uint64_t)context->kv.n_blocks, mib = 1 << 20;
+    return ellm_fail(error, ELLM_NO_MEMORY,
+                     "%d sessions of %d positions need %llu MiB (KV cache %llu MiB, arena %llu MiB), %llu MiB are "
+                     "available; ask for a shorter context or fewer sessions",
+                     (int)context->kv.n_sessions, (int)context->context_length, (unsigned long long)(total / mib + 1),
+                     (unsigned long long)(kv / mib), (unsigned long long)(context->plan->arena_bytes / mib),
+                     (unsigned long long)(available / mib));
+}
+
+/* One zeroed mapping for arena, KV pool, inputs and tables. */
+static ellm_status take_memory(ellm_context *context, ellm_error *error) {
+    const ellm_plan *plan = context->plan;
+    ellm_kv *kv = &context->kv;
+    uint64_t total = 0, sessions = (uint64_t)kv->n_sessions, cap = (uint64_t)kv->table_cap;
+    uint64_t blocks = (uint64_t)kv->n_blocks, inputs[ELLM_INPUTS];
+    uint64_t arena = lay_out(&total, plan->arena_bytes);
+    uint64_t states = total;
+    for (uint32_t i = 0; i < plan->n_states; i++) {
+        lay_out(&total, plan->state_bytes[i] * blocks);
+        if (total > (uint64_t)1 << 50) {
+            return no_room(context, total, available_bytes(), error);
+        }
+    }
+    for (int i = 0; i < ELLM_INPUTS; i++) {
+        inputs[i] = lay_out(&total, i == ELLM_INPUT_BLOCK_TABLE ? sessions * cap * 4 : ELLM_STEP_ROWS * 4);
+    }
+    uint64_t pointers = lay_out(&total, plan->n_states * sizeof *kv->states);
+    uint64_t lengths = lay_out(&total, sessions * 4), pending = lay_out(&total, sessions * 4);
+    uint64_t free_blocks = lay_out(&total, blocks * 4), rows = lay_out(&total, ELLM_STEP_ROWS * sizeof(ellm_row));
+
+    uint64_t available = available_bytes();
+    if (total > available || total > SIZE_MAX / 2) {
+        return no_room(context, total, available, error);
+    }
+    void *memory = mmap(NULL, (size_t)total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) {
+        return no_room(context, total, available, error);
+    }
+    uint8_t *base = context->memory = memory;
+    context->memory_bytes = (size_t)total;
+    context->arena = base + arena;
+    kv->states = (uint8_t **)(void *)(base + pointers);
+    for (uint32_t i = 0; i < plan->n_states; i++) {
+        kv->states[i] = base + lay_out(&states, plan->state_bytes[i] * blocks);
+    }
+    for (int i = 0; i < ELLM_INPUTS; i++) {
+        context->inputs[i] = base + inputs[i];
+    }
+    kv->table = context->inputs[ELLM_INPUT_BLOCK_TABLE];
+    kv->lengths = (int32_t *)(void *)(base + lengths);
+    kv->free_blocks = (int32_t *)(void *)(base + free_blocks);
+    context->pending = (int32_t *)(void *)(base + pending);
+    context->rows = (ellm_row *)(void *)(base + rows);
+    ellm_kv_init(kv);
+    return ELLM_OK;
+}
+
+/* ---- launches ---- */
+
+static void *bind(const ellm_context *context, const ellm_plan_argument *argument) {
+    switch (argument->bind) {
+    case ELLM_BIND_WEIGHT: return (void *)(uintptr_t)context->plan->weights[argument->value].data;
+    case ELLM_BIND_ARENA: return context->arena + argument->value;
+    case ELLM_BIND_STATE: return context->kv.states[argument->value];
+    case ELLM_BIND_INPUT: return context->inputs[argument->value];
+    }
+    return NULL;
+}
+
+static bool bind_step(ellm_context *context, const ellm_plan_step *step, const uint64_t *symbols,
+                      ellm_launch *launch) {
+    const ellm_plan_kernel *kernel = step->kernel;
+    void **pointers = ellm_region_alloc(&context->region, kernel->n_parameters, sizeof *pointers);
+    if (pointers == NULL) {
+        return false;
+    }
+    for (uint32_t i = 0; i < kernel->n_parameters; i++) {
+        pointers[i] = bind(context, &step->arguments[i]);
+    }
+    *launch = (ellm_launch){.function = (void (*)(void))(uintptr_t)kernel->function,
+                            .pointers = pointers,
+                            .groups = kernel->groups,
+                            .grain = kernel->grain,
+                            .n_pointers = (uint8_t)kernel->n_parameters,
+                            .n_scalars = (uint8_t)kernel->n_scalars};
+    for (uint32_t i = 0; i < kernel->n_scalars; i++) {
+        launch->scalars[i] = (int64_t)symbols[kernel->scalars[i]];
+    }
+    return true;
+}
+
+/* For every number of rows, the function to begin with so that the sum over the steps is least. */
+static void choose(const ellm_plan_ladder *from, step_ladder *ladder) {
+    uint32_t cost[ELLM_STEP_ROWS + 1] = {0};
+    for (int32_t rows = 1; rows <= ladder->rows; rows++) {
+        cost[rows] = UINT32_MAX;
+        for (uint32_t i = 0; i < from->n_functions; i++) {
+            int32_t n = from->functions[i].n;
+            uint32_t now = (uint32_t)(weight_pass_rows + n) + (n < rows ? cost[rows - n] : 0);
+            if (now <= cost[rows]) {
+                cost[rows] = now;
+                ladder->choice[rows] = (uint16_t)i;
+            }
+        }
+    }
+}
+
+static bool bind_ladder(ellm_context *context, const ellm_plan_ladder *from, const uint64_t *symbols,
+                        step_ladder *ladder) {
+    ladder->rows = ellm_ladder_rows(from);
+    ladder->functions = ellm_region_alloc(&context->region, from->n_functions, sizeof *ladder->functions);
+    if (ladder->functions == NULL) {
+        return false;
+    }
+    for (uint32_t f = 0; f < from->n_functions; f++) {
+        const ellm_plan_function *source = &from->functions[f];
+        step_function *function = &ladder->functions[f];
+        function->n = source->n;
+        function->n_launches = source->n_steps;
+        function->launches = ellm_region_alloc(&context->region, source->n_steps, sizeof *function->launches);
+        if (function->launches == NULL) {
+            return false;
+        }
+        for (uint32_t s = 0; s < source->n_steps; s++) {
+            if (!bind_step(context, &source->steps[s], symbols, &function->launches[s])) {
+                return false;
+            }
+        }
+    }
+    choose(from, ladder);
+    return true;
+}
+
+/* ---- open and close ---- */
+
+static ellm_status read_options(ellm_context *context, const ellm_context_options *options, ellm_error *error) {
+    ellm_model_info info;
+    ellm_model_get_info(context->model, &info);
+    ellm_context_options given = options != NULL ? *options : (ellm_context_options){0};
+    int32_t length = given.context_length;
+    if (length == 0) {
+        length = info.context_length < default_context ? info.context_length : default_context;
+    }
+    if (length < 1 || length > info.context_length) {
+        return ellm_fail(error, ELLM_USAGE, "a context of %d positions; the model was compiled for 1 to %d", (int)length,
+                         (int)info.context_length);
+    }
+    int32_t sessions = given.n_sessions == 0 ? 1 : given.n_sessions;
+    if (sessions < 1 || sessions > most_sessions) {
+        return ellm_fail(error, ELLM_USAGE, "%d sessions; 1 to %d are possible", (int)sessions, most_sessions);
+    }
+    int32_t cores = ellm_cpu_cores() < ELLM_POOL_THREADS ? ellm_cpu_cores() : ELLM_POOL_THREADS;
+    context->n_prefill = given.n_threads_prefill == 0 ? cores : given.n_threads_prefill;
+    context->n_decode = given.n_threads_decode == 0 ? context->n_prefill : given.n_threads_decode;
+    context->vocab_size = info.vocab_size;
+    context->context_length = length;
+    int32_t each = ellm_kv_session_blocks(length, info.sliding_window, ellm_ladder_rows(&context->plan->body));
+    context->kv = (ellm_kv){.plan = context->plan,
+                            .n_sessions = sessions,
+                            .table_cap = (length + ELLM_BLOCK - 1) / ELLM_BLOCK,
+                            .n_blocks = each * sessions,
+                            .window = info.sliding_window};
+    if (context->n_prefill < 1 || context->n_decode < 1) {
+        return ellm_fail(error, ELLM_USAGE, "%d and %d threads; at least 1 is needed", (int)context->n_prefill,
+                         (int)context->n_decode);
+    }
+    return ELLM_OK;
+}
+
+ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options, ellm_context **result,
+                              ellm_error *error) {
+    *result = NULL;
+    if (error != NULL) {
+        error->text[0] = '\0';
+    }
+    ellm_context *context = calloc(1, sizeof *context);
+    if (context == NULL) {
+        return ellm_fail(error, ELLM_NO_MEMORY, "no memory for a context");
+    }
+    context->model = model;
+    context->plan = ellm_model_plan(model);
+    ellm_region_init(&context->region, (size_t)512 << 20);
+    ellm_status status = read_options(context, options, error);
+    if (status == ELLM_OK) {
+        int32_t most = context->n_prefill > context->n_decode ? context->n_prefill : context->n_decode;
+        status = ellm_pool_open(most, &context->pool, error);
+    }
+    const ellm_kv *kv = &context->kv;
+    const uint64_t symbols[ELLM_SYMBOLS] = {[ELLM_SYMBOL_ONE] = 1,
+                                            [ELLM_SYMBOL_BLOCKS] = (uint64_t)kv->n_blocks,
+                                            [ELLM_SYMBOL_TABLE_CAP] = (uint64_t)kv->table_cap,
+                                            [ELLM_SYMBOL_SESSIONS] = (uint64_t)kv->n_sessions,
+                                            [ELLM_SYMBOL_TABLE] = (uint64_t)kv->n_sessions * (uint64_t)kv->table_cap};
+    if (status == ELLM_OK) {
+        status = ellm_plan_check(context->plan, symbols, error);
+    }
+    if (status == ELLM_OK) {
+        status = take_memory(context, error);
+    }
+    if (status == ELLM_OK && (!bind_ladder(context, &context->plan->body, symbols, &context->body) ||
+                              !bind_ladder(context, &context->plan->head, symbols, &context->head))) {
+        status = ellm_fail(error, ELLM_NO_MEMORY, "no memory for the plan's launches");
+    }
+    if (status != ELLM_OK) {
+        ellm_context_close(context);
+        return status;
+    }
+    *result = context;
+    return ELLM_OK;
+}
+
+void ellm_context_close(ellm_context *context) {
+    if (context == NULL) {
+        return;
+    }
+    ellm_pool_close(context->pool);
+    if (context->memory != NULL) {
+        munmap(context->memory, context->memory_bytes);
+    }
+    ellm_region_free(&context->region);
+    free(context);
+}
+
+int32_t ellm_context_length(const ellm_context *context) { return context->context_length; }
+
+void ellm_context_cancel(ellm_context *context, bool cancel) { atomic_store(&context->cancelled, cancel); }
+
+/* ---- evaluation ---- */
+
+static const step_function *pick(const step_ladder *ladder, size_t n_rows) {
+    size_t most = (size_t)ladder->rows;
+    return &ladder->functions[ladder->choice[n_rows < most ? n_rows : most]];
+}
+
+static ellm_status run(ellm_context *context, const step_function *function) {
+    int32_t n_threads = function->n < decode_rows ? context->n_decode : context->n_prefill;
+    return ellm_pool_run(context->pool, function->launches, function->n_launches, n_threads);
+}
+
+/* Everything about rows that can be wrong, before anything changes. */
+static ellm_status check_rows(ellm_context *context, const ellm_row *rows, size_t n, const float *logits) {
+    memset(context->pending, 0, (size_t)context->kv.n_sessions * sizeof *context->pending);
+    for (size_t i = 0; i < n; i++) {
+        const ellm_row *row = &rows[i];
+        if (row->slot < 0 || row->slot >= context->kv.n_sessions || (row->wants_logits && logits == NULL)) {
+            return ELLM_USAGE;
+        }
+        if (row->token < 0 || row->token >= context->vocab_size) {
+            return ELLM_TOKEN_RANGE;
+        }
+        if (row->position >= context->context_length) {
+            return ELLM_CONTEXT_FULL;
+        }
+        if (row->position != context->kv.lengths[row->slot] + context->pending[row->slot]++) {
+            return ELLM_USAGE;
+        }
+    }
+    return ELLM_OK;
+}
+
+/* The head over the wanted rows of the step just run; returns how many there were. */
+static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t n, float *logits, size_t *n_wanted) {
+    int32_t *chosen = context->inputs[ELLM_INPUT_ROWS];
+    *n_wanted = 0;
+    for (size_t i = 0; i < n; i++) {
+        *n_wanted += rows[i].wants_logits;
+    }
+    size_t at = 0; /* the next row to look at */
+    for (size_t done = 0; done < *n_wanted;) {
+        const step_function *function = pick(&context->head, *n_wanted - done);
+        size_t filled = 0, cap = (size_t)function->n;
+        for (; at < n && filled < cap; at++) {
+            if (rows[at].wants_logits) {
+                chosen[filled++] = (int32_t)at;
+            }
+        }
+        for (size_t i = filled; i < cap; i++) {
+            chosen[i] = -1;
+        }
+        ellm_status status = run(context, function);
+        if (status != ELLM_OK) {
+            return status;
+        }
+        const uint8_t *from = context->arena + context->plan->logits_offset;
+        for (size_t i = 0; i < filled; i++, done++) {
+            memcpy(logits + done * (size_t)context->vocab_size, from + i * context->plan->logits_row_bytes,
+                   (size_t)context->vocab_size * sizeof *logits);
+        }
+    }
+    return ELLM_OK;
+}
+
+/* The body over n rows with a function of at least as many; padding rows have position -1. */
+static ellm_status run_body(ellm_context *context, const step_function *function, const ellm_row *rows, size_t n) {
+    int32_t *tokens = context->inputs[ELLM_INPUT_TOKENS], *positions = context->inputs[ELLM_INPUT_POSITIONS];
+    int32_t *slots = context->inputs[ELLM_INPUT_SLOTS];
+    for (size_t i = 0; i < (size_t)function->n; i++) {
+        bool real = i < n;
+        if (real && !ellm_kv_reserve(&context->kv, rows[i].slot, rows[i].position)) {
+            return ELLM_INTERNAL; /* the pool holds what every session may ask for */
+        }
+        tokens[i] = real ? rows[i].token : 0;
+        positions[i] = real ? rows[i].position : -1;
+        slots[i] = real ? rows[i].slot : 0;
+    }
+    ellm_status status = run(context, function);
+    for (size_t i = 0; i < n && status == ELLM_OK; i++) {
+        ellm_kv_advance(&context->kv, rows[i].slot, rows[i].position + 1);
+    }
+    return status;
+}
+
+static ellm_status eval_checked(ellm_context *context, const ellm_row *rows, size_t n, float *logits) {
+    while (n > 0) {
+        if (atomic_load(&context->cancelled)) {
+            return ELLM_CANCELLED;
+        }
+        const step_function *function = pick(&context->body, n);
+        size_t now = (size_t)function->n < n ? (size_t)function->n : n, n_wanted;
+        ellm_status status = run_body(context, function, rows, now);
+        if (status == ELLM_OK) {
+            status = run_head(context, rows, now, logits, &n_wanted);
+        }
+        if (status != ELLM_OK) {
+            return status;
+        }
+        logits = n_wanted > 0 ? logits + n_wanted * (size_t)context->vocab_size : logits;
+        rows += now;
+        n -= now;
+    }
+    return ELLM_OK;
+}
+
+ellm_status ellm_context_eval(ellm_context *context, const ellm_row *rows, size_t n, float *logits) {
+    ellm_status status = check_rows(context, rows, n, logits);
+    return status != ELLM_OK ? status : eval_checked(context, rows, n, logits);
+}
+
+ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, float *logits) {
+    if (slot < 0 || slot >= context->kv.n_sessions || (n == 0 && logits != NULL)) {
+        return ELLM_USAGE;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (tokens[i] < 0 || tokens[i] >= context->vocab_size) {
+            return ELLM_TOKEN_RANGE;
+        }
+    }
+    int32_t length = context->kv.lengths[slot];
+    if (n > (size_t)(context->context_length - length)) {
+        return ELLM_CONTEXT_FULL;
+    }
+    size_t most = (size_t)context->body.rows;
+    for (size_t done = 0; done < n;) {
+        size_t now = n - done < most ? n - done : most;
+        for (size_t i = 0; i < now; i++, done++) {
+            context->rows[i] = (ellm_row){.token = tokens[done],
+                                          .position = length + (int32_t)done,
+                                          .slot = slot,
+                                          .wants_logits = logits != NULL && done + 1 == n};
+        }
+        ellm_status status = eval_checked(context, context->rows, now, logits);
+        if (status != ELLM_OK) {
+            return status;
+        }
+    }
+    return ELLM_OK;
+}
+
+int32_t ellm_session_length(const ellm_context *context, int32_t slot) {
+    return slot < 0 || slot >= context->kv.n_sessions ? 0 : context->kv.lengths[slot];
+}
+
+ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t length) {
+    if (slot < 0 || slot >= context->kv.n_sessions || length < 0 || length > context->kv.lengths[slot] ||
+        !ellm_kv_truncate(&context->kv, slot, length)) {
+        return ELLM_USAGE;
+    }
+    return ELLM_OK;
+}

@@ -1,0 +1,82 @@
+#include "kv.h"
+
+#include <string.h>
+
+int32_t ellm_kv_session_blocks(int32_t context_length, int32_t window, int32_t step_rows) {
+    int32_t all = (context_length + ELLM_BLOCK - 1) / ELLM_BLOCK;
+    if (window == 0) {
+        return all;
+    }
+    /* window + step_rows - 1 positions in a row touch at most this many blocks. */
+    int64_t seen = ((int64_t)window + step_rows - 1 + ELLM_BLOCK - 2) / ELLM_BLOCK + 1;
+    return seen < all ? (int32_t)seen : all;
+}
+
+/* The first block that a row at `position` or later can see. */
+static int32_t first_visible(const ellm_kv *kv, int32_t position) {
+    int32_t first = kv->window == 0 ? 0 : position - kv->window + 1;
+    return first > 0 ? first / ELLM_BLOCK : 0;
+}
+
+static int32_t *session_table(const ellm_kv *kv, int32_t slot) { return kv->table + (size_t)slot * (size_t)kv->table_cap; }
+
+static void release(ellm_kv *kv, int32_t *entry) {
+    if (*entry >= 0) {
+        kv->free_blocks[kv->n_free++] = *entry;
+        *entry = -1;
+    }
+}
+
+void ellm_kv_init(ellm_kv *kv) {
+    memset(kv->table, 0xff, (size_t)kv->n_sessions * (size_t)kv->table_cap * sizeof *kv->table);
+    memset(kv->lengths, 0, (size_t)kv->n_sessions * sizeof *kv->lengths);
+    kv->n_free = kv->n_touched = 0;
+}
+
+bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position) {
+    int32_t *entry = &session_table(kv, slot)[position / ELLM_BLOCK];
+    if (*entry >= 0) {
+        return true;
+    }
+    if (kv->n_free > 0) {
+        int32_t block = kv->free_blocks[--kv->n_free];
+        for (uint32_t i = 0; i < kv->plan->n_states; i++) {
+            size_t bytes = (size_t)kv->plan->state_bytes[i];
+            memset(kv->states[i] + (size_t)block * bytes, 0, bytes);
+        }
+        *entry = block;
+        return true;
+    }
+    if (kv->n_touched == kv->n_blocks) {
+        return false;
+    }
+    *entry = kv->n_touched++;
+    return true;
+}
+
+void ellm_kv_advance(ellm_kv *kv, int32_t slot, int32_t length) {
+    int32_t *table = session_table(kv, slot);
+    kv->lengths[slot] = length;
+    for (int32_t i = first_visible(kv, length) - 1; i >= 0 && table[i] >= 0; i--) {
+        release(kv, &table[i]);
+    }
+}
+
+bool ellm_kv_truncate(ellm_kv *kv, int32_t slot, int32_t length) {
+    int32_t *table = session_table(kv, slot);
+    int32_t first = first_visible(kv, length), end = (length + ELLM_BLOCK - 1) / ELLM_BLOCK;
+    for (int32_t i = first; i < end; i++) {
+        if (table[i] < 0) {
+            return false;
+        }
+    }
+    for (int32_t i = end; i < kv->table_cap; i++) {
+        release(kv, &table[i]);
+    }
+    if (length == 0) {
+        kv->lengths[slot] = 0;
+    } else {
+        ellm_kv_advance(kv, slot, length);
+    }
+    return true;
+}

@@ -1,0 +1,31 @@
+/* kv.h: the KV cache: one pool of blocks of 64 positions, and a table per session that says which are its own. */
+#ifndef ELLM_KV_H
+#define ELLM_KV_H
+
+#include "plan.h"
+
+typedef struct ellm_kv {
+    const ellm_plan *plan;
+    int32_t n_sessions, table_cap, n_blocks; /* table_cap: blocks that a whole context would take */
+    int32_t window;                          /* positions visible to a row, 0: all */
+    uint8_t **states;                        /* plan->n_states arrays of n_blocks blocks */
+    int32_t *table;                          /* (n_sessions, table_cap), -1: no block */
+    int32_t *lengths;                        /* positions each session holds */
+    int32_t *free_blocks;                    /* blocks used before and free again, n_free of them */
+    int32_t n_free, n_touched;               /* blocks from n_touched on were never used and are zero */
+} ellm_kv;
+
+/* Blocks one session can hold at once. Sliding windows free what no row sees any more; step_rows rows may be under
+ * way. */
+int32_t ellm_kv_session_blocks(int32_t context_length, int32_t window, int32_t step_rows);
+
+/* Empties every session. The memory must be there, the states zero. */
+void ellm_kv_init(ellm_kv *kv);
+/* Gives the session a zeroed block for `position` if it has none. False if the pool is empty. */
+bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position);
+/* The session now holds `length` positions: returns the blocks that no later row can see. */
+void ellm_kv_advance(ellm_kv *kv, int32_t slot, int32_t length);
+/* Cuts the session back. False if its window would show positions that are gone. */
+bool ellm_kv_truncate(ellm_kv *kv, int32_t slot, int32_t length);
+
+#endif

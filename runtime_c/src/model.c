@@ -1,0 +1,271 @@
+#include "posix.h"
+
+#include "model.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "bundle.h"
+#include "error.h"
+#include "object.h"
+#include "plan.h"
+#include "safetensors.h"
+#include "template.h"
+#include "tokenizer.h"
+
+struct ellm_model {
+    ellm_bundle bundle;
+    ellm_plan plan;
+    ellm_file kernels, tokenizer_file, template_file;
+    ellm_object object;
+    ellm_file *shards;
+    size_t n_shards;
+    ellm_tokenizer *tokenizer;
+    ellm_template *template;
+};
+
+/* Maps a file that the manifest must list. */
+static ellm_status map_listed(const ellm_model *model, const char *path, ellm_file *file, ellm_error *error) {
+    if (ellm_bundle_find(&model->bundle, path) == NULL) {
+        return ellm_fail(error, ELLM_BUNDLE_FORMAT, "manifest.json: files does not list %s; compile the bundle again",
+                         path);
+    }
+    return ellm_file_map(model->bundle.directory, path, file, error);
+}
+
+static ellm_status open_plan(ellm_model *model, ellm_error *error) {
+    ellm_file file = {0};
+    ellm_status status = map_listed(model, "plan.json", &file, error);
+    if (status == ELLM_OK) {
+        status = ellm_plan_read((const char *)file.data, file.bytes, model->bundle.manifest.vocab_size,
+                                &model->bundle.region, &model->plan, error);
+    }
+    ellm_file_close(&file);
+    return status;
+}
+
+static ellm_status open_kernels(ellm_model *model, ellm_error *error) {
+    static const char path[] = "kernels.so";
+    ellm_status status = map_listed(model, path, &model->kernels, error);
+    if (status == ELLM_OK) {
+        status = ellm_object_open(&model->kernels, path, &model->object, error);
+    }
+    ellm_file_release(&model->kernels);
+    for (uint32_t i = 0; i < model->plan.n_kernels && status == ELLM_OK; i++) {
+        ellm_plan_kernel *kernel = &model->plan.kernels[i];
+        kernel->function = ellm_object_find(&model->object, kernel->name);
+        if (kernel->function == NULL) {
+            status = ellm_fail(error, ELLM_KERNEL_INVALID,
+                               "%s: it lacks the kernel %.100s that plan.json calls; compile the bundle again", path,
+                               kernel->name);
+        }
+    }
+    return status;
+}
+
+/* ---- weights ---- */
+
+typedef struct tensor_list {
+    ellm_tensor *tensors;
+    size_t n, cap;
+} tensor_list;
+
+static int compare_tensors(const void *a, const void *b) {
+    return strcmp(((const ellm_tensor *)a)->name, ((const ellm_tensor *)b)->name);
+}
+
+static ellm_status open_shard(ellm_model *model, const char *path, ellm_region *region, tensor_list *list,
+                              ellm_error *error) {
+    ellm_file *shard = &model->shards[model->n_shards];
+    ellm_status status = ellm_file_map(model->bundle.directory, path, shard, error);
+    if (status != ELLM_OK) {
+        return status;
+    }
+    model->n_shards++;
+    ellm_file_release(shard);
+    ellm_tensor *tensors;
+    size_t n;
+    status = ellm_safetensors_read(shard->data, shard->bytes, path, region, &tensors, &n, error);
+    if (status != ELLM_OK) {
+        return status;
+    }
+    if (list->cap - list->n < n) {
+        size_t cap = 2 * list->cap + n;
+        ellm_tensor *grown = realloc(list->tensors, cap * sizeof *grown);
+        if (grown == NULL) {
+            return ellm_fail(error, ELLM_NO_MEMORY, "%s: no memory for its list of tensors", path);
+        }
+        list->tensors = grown;
+        list->cap = cap;
+    }
+    if (n != 0) {
+        memcpy(list->tensors + list->n, tensors, n * sizeof *tensors);
+        list->n += n;
+    }
+    if (shard->data != NULL) { /* the first token needs all of it: let the disk start now */
+        madvise((void *)(uintptr_t)shard->data, shard->bytes, MADV_WILLNEED);
+    }
+    return ELLM_OK;
+}
+
+static ellm_status resolve_weights(ellm_model *model, tensor_list *list, ellm_error *error) {
+    if (list->n != 0) {
+        qsort(list->tensors, list->n, sizeof *list->tensors, compare_tensors);
+    }
+    for (size_t i = 1; i < list->n; i++) {
+        if (strcmp(list->tensors[i - 1].name, list->tensors[i].name) == 0) {
+            return ellm_fail(error, ELLM_BUNDLE_FORMAT, "weights: tensor %.100s is there twice",
+                             list->tensors[i].name);
+        }
+    }
+    for (uint32_t i = 0; i < model->plan.n_weights; i++) {
+        ellm_plan_weight *weight = &model->plan.weights[i];
+        ellm_tensor key = {.name = weight->tensor};
+        const ellm_tensor *tensor =
+            list->n == 0 ? NULL : bsearch(&key, list->tensors, list->n, sizeof key, compare_tensors);
+        if (tensor == NULL || tensor->bytes != weight->bytes) {
+            return ellm_fail(error, ELLM_PLAN_INVALID,
+                             "plan.json: weight %.100s must have %llu bytes, weights/ has %s%llu; compile the bundle "
+                             "again",
+                             weight->tensor, (unsigned long long)weight->bytes, tensor == NULL ? "none, " : "",
+                             tensor == NULL ? 0 : (unsigned long long)tensor->bytes);
+        }
+        weight->data = tensor->data;
+    }
+    return ELLM_OK;
+}
+
+static bool is_shard(const ellm_manifest_file *file) {
+    static const char suffix[] = ".safetensors";
+    size_t length = strlen(file->path), tail = sizeof suffix - 1;
+    return file->is_weight && length > tail && strcmp(file->path + length - tail, suffix) == 0;
+}
+
+static ellm_status open_weights(ellm_model *model, ellm_error *error) {
+    const ellm_manifest *manifest = &model->bundle.manifest;
+    ellm_region region; /* of the tensors' names */
+    ellm_region_init(&region, (size_t)256 << 20);
+    tensor_list list = {0};
+    ellm_status status = ELLM_OK;
+    model->shards = ellm_region_alloc(&model->bundle.region, manifest->n_files, sizeof *model->shards);
+    if (model->shards == NULL) {
+        status = ellm_fail(error, ELLM_NO_MEMORY, "no memory for the list of %zu files", manifest->n_files);
+    }
+    for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
+        if (is_shard(&manifest->files[i])) {
+            status = open_shard(model, manifest->files[i].path, &region, &list, error);
+        }
+    }
+    if (status == ELLM_OK) {
+        status = resolve_weights(model, &list, error);
+    }
+    free(list.tensors);
+    ellm_region_free(&region);
+    return status;
+}
+
+/* ---- text ---- */
+
+static ellm_status open_text(ellm_model *model, ellm_error *error) {
+    ellm_status status = map_listed(model, "tokenizer.bin", &model->tokenizer_file, error);
+    if (status == ELLM_OK) {
+        ellm_file_release(&model->tokenizer_file);
+        status =
+            ellm_tokenizer_open(model->tokenizer_file.data, model->tokenizer_file.bytes, &model->tokenizer, error);
+    }
+    if (status == ELLM_OK && ellm_bundle_find(&model->bundle, "chat.bin") != NULL) {
+        status = ellm_file_map(model->bundle.directory, "chat.bin", &model->template_file, error);
+        if (status == ELLM_OK) {
+            ellm_file_release(&model->template_file);
+            status =
+                ellm_template_open(model->template_file.data, model->template_file.bytes, &model->template, error);
+        }
+    }
+    return status;
+}
+
+/* ---- public ---- */
+
+ellm_status ellm_model_open(const char *path, ellm_model **result, ellm_error *error) {
+    *result = NULL;
+    if (error != NULL) {
+        error->text[0] = '\0';
+    }
+    ellm_model *model = calloc(1, sizeof *model);
+    if (model == NULL) {
+        return ellm_fail(error, ELLM_NO_MEMORY, "no memory to open %.200s", path);
+    }
+    model->kernels.descriptor = model->tokenizer_file.descriptor = model->template_file.descriptor = -1;
+    ellm_status status = ellm_bundle_open(path, &model->bundle, error);
+    status = status != ELLM_OK ? status : ellm_bundle_check_cpu(&model->bundle, error);
+    status = status != ELLM_OK ? status : ellm_bundle_check_files(&model->bundle, false, NULL, NULL, error);
+    status = status != ELLM_OK ? status : open_plan(model, error);
+    status = status != ELLM_OK ? status : open_kernels(model, error);
+    status = status != ELLM_OK ? status : open_weights(model, error);
+    status = status != ELLM_OK ? status : open_text(model, error);
+    if (status != ELLM_OK) {
+        ellm_model_close(model);
+        return status;
+    }
+    *result = model;
+    return ELLM_OK;
+}
+
+void ellm_model_close(ellm_model *model) {
+    if (model == NULL) {
+        return;
+    }
+    if (model->template != NULL) {
+        ellm_template_close(model->template);
+    }
+    if (model->tokenizer != NULL) {
+        ellm_tokenizer_close(model->tokenizer);
+    }
+    ellm_file_close(&model->template_file);
+    ellm_file_close(&model->tokenizer_file);
+    for (size_t i = 0; i < model->n_shards; i++) {
+        ellm_file_close(&model->shards[i]);
+    }
+    ellm_object_close(&model->object);
+    ellm_file_close(&model->kernels);
+    ellm_bundle_close(&model->bundle);
+    free(model);
+}
+
+void ellm_model_get_info(const ellm_model *model, ellm_model_info *info) {
+    const ellm_manifest *manifest = &model->bundle.manifest;
+    *info = (ellm_model_info){.name = manifest->name,
+                              .architecture = manifest->architecture,
+                              .scheme = manifest->scheme,
+                              .tier = manifest->tier,
+                              .manifest = model->bundle.text,
+                              .manifest_bytes = model->bundle.text_bytes,
+                              .vocab_size = manifest->vocab_size,
+                              .context_length = manifest->context_length,
+                              .sliding_window = manifest->sliding_window,
+                              .weight_bytes = manifest->weight_bytes,
+                              .arena_bytes = model->plan.arena_bytes,
+                              .kv_bytes_per_token = ellm_plan_token_bytes(&model->plan)};
+}
+
+bool ellm_token_is_stop(const ellm_model *model, int32_t token) {
+    for (size_t i = 0; i < model->bundle.manifest.n_stop_ids; i++) {
+        if (model->bundle.manifest.stop_ids[i] == token) {
+            return true;
+        }
+    }
+    return false;
+}
+
+bool ellm_model_has_chat_template(const ellm_model *model) { return model->template != NULL; }
+
+void ellm_model_sampler_options(const ellm_model *model, ellm_sampler_options *options) {
+    *options = model->bundle.manifest.sampling;
+}
+
+const ellm_tokenizer *ellm_model_tokenizer(const ellm_model *model) { return model->tokenizer; }
+
+const ellm_template *ellm_model_template(const ellm_model *model) { return model->template; }
+
+const ellm_plan *ellm_model_plan(const ellm_model *model) { return &model->plan; }

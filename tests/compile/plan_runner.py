@@ -58,7 +58,9 @@ class PlanRunner:
                     place = bound if kind == "i" else self.weights if kind == "w" else self.states
                     pointers.append(place[value].ctypes.data)
             arguments = [ctypes.c_void_p(pointer) for pointer in pointers]
-            scalars = [{"table_cap": self.table_cap, "sessions": 1, "blocks": self.table_cap}[s] for s in kernel["scalars"]]
+            scalars = [
+                {"table_cap": self.table_cap, "sessions": 1, "blocks": self.table_cap}[s] for s in kernel["scalars"]
+            ]
             arguments += [ctypes.c_int64(value) for value in (*scalars, 0, kernel["groups"])]
             assert getattr(self.library, kernel["name"])(*arguments) == 0
 

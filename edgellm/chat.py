@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 from edgellm.conversation import Chat, Done
+from edgellm.errors import RuntimeFailedError
 from edgellm.selection import add_board, add_model, add_sampling, sampling_argv, selected_model
 
 HELP = """\
@@ -64,11 +65,16 @@ def converse(chat: Chat) -> int:
             aside(HELP if line == "/help" else f"there is no {line}\n{HELP}")
         elif line:
             with interrupts() as presses:
-                for piece in chat.ask(line, cancelled=lambda: bool(presses)):
-                    print(piece, end="", flush=True)
-                    if len(presses) > 1:
-                        break
-                print()
+                try:
+                    for piece in chat.ask(line, cancelled=lambda: bool(presses)):
+                        print(piece, end="", flush=True)
+                        if len(presses) > 1:
+                            break
+                    print()
+                except RuntimeFailedError as error:
+                    if not interactive:
+                        raise
+                    aside(str(error))
                 if len(presses) > 1:
                     return 130
             for notice in chat.answer.notices:

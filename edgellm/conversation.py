@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgellm.errors import CommandError, LinkError
+from edgellm.errors import CommandError, LinkError, RuntimeFailedError
 from edgellm.runtime_program import InstalledModel, failure
 from edgellm.terminal import one_line, printable
 
@@ -74,6 +74,7 @@ class Chat:
         """Says `text` and yields the answer as it comes; `answer.done` is set at the end.
 
         cancelled: asked ten times a second; once it is true the board is told to stop, and the answer ends.
+        Raises RuntimeFailedError if this one message cannot be answered; the conversation goes on.
         """
         self.answer = Answer()
         self._send(type="user", text=text)
@@ -91,7 +92,7 @@ class Chat:
             elif kind == "notice":
                 self.answer.notices.append(one_line(self._text(message)))
             elif kind == "error":
-                raise CommandError(f"{self._remote.name}: {one_line(self._text(message))} ({message.get('name')})")
+                raise self._failed(message)
             elif kind == "done":
                 self.answer.done = self._done(message)
 
@@ -119,7 +120,7 @@ class Chat:
         if message is None:
             raise LinkError(f"{self._remote.name}: the model did not open within {_ANSWER_S:.0f} s; check the board")
         if message["type"] == "error":
-            raise CommandError(f"{self._remote.name}: {one_line(self._text(message))} ({message.get('name')})")
+            raise self._failed(message)
         if message["type"] != kind:
             raise self._nonsense(json.dumps(message))
         return message
@@ -158,6 +159,10 @@ class Chat:
         if not isinstance(reason, str) or not all(isinstance(n, int | float) and n >= 0 for n in numbers):
             raise self._nonsense(json.dumps(message))
         return Done(one_line(reason, 40), int(numbers[0]), int(numbers[1]), float(numbers[2]), float(numbers[3]))
+
+    def _failed(self, message: dict[str, Any]) -> RuntimeFailedError:
+        name = one_line(str(message.get("name")), 40)
+        return RuntimeFailedError(f"{self._remote.name}: {one_line(self._text(message))} ({name})", name, -1)
 
     def _nonsense(self, line: str) -> CommandError:
         return CommandError(f"{self._remote.name}: edgellm-rt said something unexpected: {one_line(line, 120)}")

@@ -139,21 +139,25 @@ def test_ctrl_c_leaves_the_old_model_and_nothing_else(board: FakeRemote, first: 
     assert entries(board) == {"current", first.sha256[:16]}
 
 
-def n_commands(tmp_path: Path, first: Bundle, second: Bundle) -> int:
-    trial = FakeRemote(tmp_path / "trial")
-    trial.home.mkdir()
-    deploy(first, trial)
-    trial.commands.clear()
+def boards_with(first: Bundle, second: Bundle, tmp_path: Path) -> Iterator[tuple[int, FakeRemote]]:
+    """For each command that replacing `first` by `second` takes: its number, and a board that has `first`."""
+    template = FakeRemote(tmp_path / "template")
+    template.home.mkdir()
+    deploy(first, template)
+
+    def board(name: str) -> FakeRemote:
+        shutil.copytree(template.home, tmp_path / name, symlinks=True)
+        return FakeRemote(tmp_path / name)
+
+    trial = board("trial")
     deploy(second, trial)
-    return len(trial.commands)
+    assert len(trial.commands) > 6
+    for index in range(len(trial.commands)):
+        yield index, board(f"home{index}")
 
 
 def test_whichever_command_fails_the_old_model_works(tmp_path: Path, first: Bundle, second: Bundle) -> None:
-    for index in range(n_commands(tmp_path, first, second)):
-        board = FakeRemote(tmp_path / f"home{index}")
-        board.home.mkdir()
-        deploy(first, board)
-        board.commands.clear()
+    for index, board in boards_with(first, second, tmp_path):
         board.fail_at_command = index
         with pytest.raises(EdgeError):
             deploy(second, board)
@@ -165,12 +169,7 @@ def test_whichever_command_fails_the_old_model_works(tmp_path: Path, first: Bund
 def test_wherever_the_connection_breaks_the_old_model_works_and_the_next_attempt_succeeds(
     tmp_path: Path, first: Bundle, second: Bundle
 ) -> None:
-    total = n_commands(tmp_path, first, second)
-    for index in range(total):
-        board = FakeRemote(tmp_path / f"home{index}")
-        board.home.mkdir()
-        deploy(first, board)
-        board.commands.clear()
+    for index, board in boards_with(first, second, tmp_path):
         board.drop_at_command = index
         with pytest.raises(LinkError):
             deploy(second, board)

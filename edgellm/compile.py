@@ -260,7 +260,6 @@ class _Job:
 
     def _texts(self, directory: Path) -> None:
         """tokenizer.bin and chat.bin. First, because they are quick and their errors are frequent."""
-        from crosscompile.template import compile_template
         from crosscompile.tokenizer import compile_tokenizer
 
         source = self.source
@@ -272,6 +271,8 @@ class _Job:
         self.show("compiling the tokenizer", 0, 0)
         (directory / "tokenizer.bin").write_bytes(compile_tokenizer(source.tokenizer_json, source.tokenizer_config))
         if source.chat_template is not None:
+            from crosscompile.template import compile_template
+
             (directory / "chat.bin").write_bytes(compile_template(source.chat_template, source.special_tokens))
 
     def _twin(self, directory: Path, original: Path, host: Target) -> dict[str, Any]:

@@ -10,12 +10,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import resource
 import sys
 import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from crosscompile import checkpoint
 from crosscompile.errors import CompileError
+from crosscompile.quantize import check_sources, weight_bytes, write_weights
+from crosscompile.target import target_of_tier
 
 
 class Channel:
@@ -41,13 +45,10 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Compiles kernels and writes weights into request["output"]; returns what the manifest needs."""
     started = time.monotonic()
     channel.progress("compiling kernels", 0, 0)
-    import crosscompile
-    from crosscompile import checkpoint
-    from crosscompile.models.architecture import scheme_for
-    from crosscompile.quantize import check_sources, weight_bytes, write_weights
-    from crosscompile.target import target_of_tier
-
     source = checkpoint.load(request["checkpoint"])
+    import crosscompile
+    from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
+
     scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
     target = target_of_tier(request["tier"], request["os"])
     dump = Path(request["dump"]) if request["dump"] else None
@@ -85,6 +86,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
 
 def main() -> int:
     """Entry point. 0: a result was sent, 1: an error was sent."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is expected, a core file in the user's folder is not
     channel = Channel()
     try:
         channel.send(result=work(json.load(sys.stdin), channel))

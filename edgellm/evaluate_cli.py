@@ -1,7 +1,7 @@
 """Measure how much a scheme changes the model: Kullback-Leibler divergence from f32, top-1 agreement, perplexity.
 
-TEXTS should be text the model was not trained on: a .jsonl file with {"messages": [...]} or {"text": "..."} per line, or
-plain text in paragraphs. Every scheme is compiled for this machine; every board computes the same bits.
+TEXTS should be text the model was not trained on: a .jsonl file with {"messages": [...]} or {"text": "..."} per line,
+or plain text in paragraphs. Every scheme is compiled for this machine; every board computes the same bits.
 """
 
 from __future__ import annotations

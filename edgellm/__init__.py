@@ -2,8 +2,9 @@
 
     import edgellm
 
-    bundle = edgellm.compile_model("./MyModel", edgellm.find_board("rpi5"))
-    with edgellm.connect("rpi5", host="pi@raspberrypi.local") as remote:
+    board = edgellm.find_board("rpi5", host="pi@raspberrypi.local")
+    bundle = edgellm.compile_model("./MyModel", board)
+    with edgellm.connect(board) as remote:
         edgellm.deploy(bundle, remote)
 
 Names are imported on first use: `import edgellm` loads neither TVM nor an SSH client.
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgellm.deployment import Deployment, deploy
     from edgellm.errors import EdgeError
     from edgellm.remote import Remote
+    from edgellm.runtime_program import find_model
 
 __version__ = "0.1.0"
 
@@ -37,6 +39,7 @@ _HOMES = {
     "connect": "edgellm.connection",
     "deploy": "edgellm.deployment",
     "find_board": "edgellm.boards",
+    "find_model": "edgellm.runtime_program",
     "list_boards": "edgellm.boards",
 }
 
@@ -51,6 +54,7 @@ __all__ = [
     "connect",
     "deploy",
     "find_board",
+    "find_model",
     "list_boards",
 ]
 

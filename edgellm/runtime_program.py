@@ -42,7 +42,7 @@ def runtime_argv(slot: str, command: str, *arguments: str) -> list[str]:
     return [posixpath.join(slot, PROGRAM), command, slot, *arguments]
 
 
-def find_model(remote: Remote, name: str | None, preferred: str | None = None) -> InstalledModel:
+def find_model(remote: Remote, name: str | None = None, preferred: str | None = None) -> InstalledModel:
     """The model called `name` on the board; without a name the `preferred` one, or the only one there is.
 
     Raises BoardError if it is not there, or several are and none was named.

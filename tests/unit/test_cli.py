@@ -112,6 +112,7 @@ def test_the_public_names() -> None:
         "connect",
         "deploy",
         "find_board",
+        "find_model",
         "list_boards",
     ]
     for name in edgellm.__all__:

@@ -26,13 +26,20 @@ def resolve(model: str | Path, progress: Progress | None = None) -> tuple[Path, 
     """
     path = Path(model).expanduser()
     if path.exists():
-        return path, path.resolve().name
+        return path, _name(path.resolve())
     match = _ID.fullmatch(str(model))
     if not match or str(model).startswith((".", "/", "~")):
         raise ModelError(f"{model} does not exist; name a checkpoint directory or a Hub id such as org/name")
     if progress is not None:
         progress(f"fetching {match['name']}", 0, 0)
     return _fetch(match["name"], match["revision"]), match["name"].partition("/")[2]
+
+
+def _name(path: Path) -> str:
+    """A name for people: the directory's, unless it says nothing (`voice_assistant/model`, a Hub snapshot)."""
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
+        return path.parent.parent.name.rpartition("--")[2]
+    return path.parent.name if path.name in ("model", "checkpoint") and path.parent.name else path.name
 
 
 def _fetch(name: str, revision: str | None) -> Path:

@@ -1,7 +1,8 @@
 """`make oracle`: makes every golden file anew."""
 
-from tests.oracle import logits, rope
+from tests.oracle import demo, logits, rope
 
 if __name__ == "__main__":
     rope.main()
     logits.main()
+    demo.main()

@@ -191,6 +191,9 @@ def test_offline_and_not_there(tmp_path, endpoint):
 def test_directories_and_nonsense(tmp_path):
     (tmp_path / "My Model").mkdir()
     assert hub.resolve(tmp_path / "My Model") == (tmp_path / "My Model", "My Model")
+    for directory, name in (("assistant/model", "assistant"), ("models--org--tiny/snapshots/0123", "tiny")):
+        (tmp_path / directory).mkdir(parents=True)
+        assert hub.resolve(tmp_path / directory)[1] == name
     for model in ("./nope/model", "nope", "a/b/c", "/etc/nope", "https://example.org/x"):
         with pytest.raises(ModelError, match="does not exist; name a checkpoint directory or a Hub id"):
             hub.resolve(model)

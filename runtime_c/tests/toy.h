@@ -256,7 +256,7 @@ static inline void toy_write(const struct toy *toy) {
 }
 
 static inline void toy_close(struct toy *toy) {
-    char command[256];
+    char command[320];
     for (size_t i = 0; i < toy->n_files; i++) {
         free(toy->files[i].data);
     }

@@ -1,6 +1,6 @@
 /* The machine protocol of chat: one JSON object per line each way. While an answer is generated, standard input
- * is looked at between two tokens: "cancel" ends the answer, other messages wait their turn, and the end of
- * standard input ends the answer too, because nobody is left to read it. */
+ * is looked at between two tokens: "cancel" ends the answer, other messages wait their turn. When standard input ends, what was
+ * asked is still answered; a reader that is gone shows when the answer is written. */
 #include "posix.h"
 
 #include <stdio.h>
@@ -17,7 +17,7 @@ typedef struct dialogue {
     buffer out, line;
     buffer waiting[most_waiting]; /* messages that came during an answer */
     size_t n_waiting;
-    bool hung_up; /* input ended or is hopeless */
+    bool hung_up; /* input is hopeless */
 } dialogue;
 
 static ellm_status send(dialogue *d, ellm_error *error) {
@@ -69,8 +69,8 @@ static bool poll_input(chat *c) {
             buffer_put(&d->waiting[d->n_waiting++], d->line.data, d->line.n);
             break;
         case NO_LINE:
-        case INTERRUPTED: return false;
-        case END:
+        case INTERRUPTED:
+        case END: return false;
         case TOO_LONG: d->hung_up = true; return true;
         }
     }

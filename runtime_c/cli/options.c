@@ -34,6 +34,8 @@ static const option options[] = {
     {"raw", 0, FLAG, RUN, FIELD(raw), 0, 0, NULL, "take -p as plain text, without the chat template"},
     {"logits", 0, TEXT, RUN, FIELD(logits), 0, 0, "FILE",
      "write the prompt's logits, float32 (positions, vocabulary); without -n nothing is generated"},
+    {"step", 0, COUNT, RUN, FIELD(step), 1, 64, "N",
+     "with --logits: feed N tokens at a time (default 64); the bits must not depend on it"},
     {"n", 'n', COUNT, SAMPLED, FIELD(n_tokens), 0, INT_MAX, "N", "generate at most N tokens (default: until the model stops)"},
     {"prompt", 0, COUNT, BENCH, FIELD(prompt_tokens), 1, 1 << 24, "N", "tokens of the prompt (default 128)"},
     {"generate", 0, COUNT, BENCH, FIELD(generate), 1, 1 << 24, "N", "tokens to generate (default 64)"},
@@ -150,7 +152,7 @@ static ellm_status own_directory(const char *name, settings *s, ellm_error *erro
 ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s,
                           ellm_error *error) {
     *s = (settings){.n_tokens = -1, .threads = -1, .context = -1, .top_k = -1, .seed = -1, .prompt_tokens = -1,
-                    .generate = -1, .repeat = -1, .temperature = -1, .top_p = -1, .min_p = -1};
+                    .generate = -1, .step = -1, .repeat = -1, .temperature = -1, .top_p = -1, .min_p = -1};
     bool only_operands = false;
     for (int i = 0; i < argc; i++) {
         const char *argument = argv[i], *value;

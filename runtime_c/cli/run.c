@@ -9,6 +9,8 @@
 
 #include "conversation.h"
 
+enum { most_rows = 64 }; /* --step's limit */
+
 /* "1,2,3" to ids. */
 static ellm_status parse_ids(const char *text, int32_t **ids, size_t *n, ellm_error *error) {
     *n = 0;
@@ -53,24 +55,24 @@ static ellm_status make_prompt(const settings *s, engine *e, bool *templated, in
     return status;
 }
 
-/* Every position's logits, as many rows at a time as the plan has at most. */
-static ellm_status write_logits(engine *e, const int32_t *ids, size_t n, const char *path, ellm_error *error) {
-    enum { rows_at_once = 64 };
+/* Every position's logits, computed `step` tokens at a time. */
+static ellm_status write_logits(engine *e, const int32_t *ids, size_t n, size_t step, const char *path,
+                                ellm_error *error) {
     size_t vocab = (size_t)e->info.vocab_size;
     if (n > (size_t)e->context_length) {
         return ellm_fail(error, ELLM_CONTEXT_FULL, "%zu tokens do not fit the context of %d; raise --context", n,
                          (int)e->context_length);
     }
-    float *logits = calloc(rows_at_once * vocab, sizeof *logits);
+    float *logits = calloc(step * vocab, sizeof *logits);
     FILE *file = fopen(path, "wb");
     ellm_status status = ELLM_OK;
     if (logits == NULL || file == NULL) {
         status = file == NULL ? ellm_fail(error, ELLM_IO, "%s: %s", path, strerror(errno))
-                              : ellm_fail(error, ELLM_NO_MEMORY, "logits of %d rows", (int)rows_at_once);
+                              : ellm_fail(error, ELLM_NO_MEMORY, "logits of %zu rows", step);
     }
     for (size_t done = 0; status == ELLM_OK && done < n;) {
-        ellm_row rows[rows_at_once];
-        size_t count = n - done < rows_at_once ? n - done : rows_at_once;
+        ellm_row rows[most_rows];
+        size_t count = n - done < step ? n - done : step;
         for (size_t i = 0; i < count; i++) {
             rows[i] = (ellm_row){.token = ids[done + i], .position = (int32_t)(done + i), .wants_logits = true};
         }
@@ -165,7 +167,7 @@ ellm_status run_main(const settings *s, ellm_error *error) {
         status = ellm_fail(error, ELLM_USAGE, "--system: this model has no chat template");
     }
     if (status == ELLM_OK && s->logits != NULL) {
-        status = write_logits(&e, ids, n, s->logits, error);
+        status = write_logits(&e, ids, n, s->step > 0 ? (size_t)s->step : most_rows, s->logits, error);
     }
     if (status == ELLM_OK && (s->logits == NULL || s->n_tokens > 0)) {
         answer_request request = {.prompt = ids, .n_prompt = n, .most_tokens = s->n_tokens,

@@ -1,0 +1,162 @@
+"""The same weights give the same bits: on every tier, for any number of threads and any cut of the prompt.
+
+The real program runs on bundles of a random model for each tier, emulated where this machine lacks the CPU. Everything
+is compared with the NumPy reference, so that one test failing names the tier that differs.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crosscompile import checkpoint, reference
+from crosscompile.models.architecture import scheme_for
+from crosscompile.runtime import build_runtime
+from crosscompile.target import TIERS, target_of_tier
+from crosscompile.tokenizer import compile_tokenizer
+from edgellm import bundle as bundles
+from edgellm import virtual, virtual_parts
+from edgellm.boards import load_board
+from edgellm.compile import run_worker
+from tests.oracle.configurations import BASE, tokens, write_checkpoint
+
+CONFIG = {
+    **BASE,
+    "architectures": ["MistralForCausalLM"],
+    "model_type": "mistral",
+    "sliding_window": 80,
+    "vocab_size": 1009,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 1,
+}
+N_TOKENS = 140
+"""More than two KV blocks, and more than the window."""
+SCHEMES = ("f32", "f16", "w8a8", "w4a8")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a tier runs: on this machine, or as `cpu` of the emulator that belongs to a virtual board."""
+
+    tier: str
+    board: str | None = None
+    cpu: str | None = None
+    more_cpus: tuple[str, ...] = field(default=())
+
+
+MACHINES = (
+    Machine("avx2"),
+    Machine("avx512-vnni"),
+    Machine("avx-vnni"),
+    Machine("armv8-neon", "virtual-rpi4", "cortex-a72", ("cortex-a76", "max")),
+    Machine("dotprod", "virtual-rpi5", "cortex-a76", ("max",)),
+    Machine("i8mm", "virtual-rpi5", "max"),
+    Machine("armv7-neon", "virtual-rpi2", "cortex-a7"),
+)
+
+
+def launcher(machine: Machine) -> Callable[[str | None], list[str]]:
+    """The command that a program for this tier is prefixed with, given a CPU; skips what cannot run here."""
+    if machine.board is None:
+        features = load_board("local").cpu_features
+        if missing := [name for name in TIERS[machine.tier].requires if name not in features]:
+            pytest.skip(f"this machine's CPU lacks {', '.join(missing)}, and there is no emulator that has it")
+        return lambda cpu: []
+    if reason := virtual_parts.missing_tool():
+        pytest.skip(f"no emulator: {reason}")
+    root, emulator = virtual.fetch(load_board(machine.board))
+    return lambda cpu: [str(emulator), "-cpu", cpu or "max", "-L", str(root)]
+
+
+def make_bundle(directory: Path, model: Path, tier: str, scheme: str) -> Path:
+    """A bundle without golden prompts and without the program."""
+    directory.mkdir()
+    source = checkpoint.load(model)
+    request = {"checkpoint": str(model), "output": str(directory), "tier": tier, "os": "linux", "dump": None}
+    options = {"scheme": scheme, "embedding": None, "head": None, "kv": None}
+    result = run_worker({**request, **options}, None, lambda stage, done, total: None)
+    assert source.tokenizer_json is not None
+    (directory / "tokenizer.bin").write_bytes(compile_tokenizer(source.tokenizer_json, source.tokenizer_config))
+    target = target_of_tier(tier)
+    manifest = {
+        "model": {**result["model"], "name": "bits"},
+        "scheme": result["scheme"],
+        "target": {
+            "device": "cpu",
+            "arch": target.arch,
+            "os": "linux",
+            "tier": tier,
+            "cpu_features": list(target.tier.requires),
+        },
+        "memory": result["memory"],
+        "generation": {"stop_ids": [257]},
+        "golden": [],
+    }
+    bundles.seal(directory, manifest)
+    return directory
+
+
+def run_logits(command: list[str], bundle: Path, ids: list[int], *options: str) -> np.ndarray:
+    """Logits of every position as int32 bits, (n, vocab)."""
+    file = bundle.parent / "logits.f32"
+    argv = [*command, "run", str(bundle), "--tokens", ",".join(map(str, ids)), "--logits", str(file), *options]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=False, env={**os.environ})
+    assert done.returncode == 0, f"{' '.join(argv[:4])} … {options}: {done.stderr}"
+    found = np.fromfile(file, np.int32).reshape(len(ids), -1)
+    file.unlink()
+    return found
+
+
+def difference(found: np.ndarray, expected: np.ndarray) -> str:
+    """Where two bit patterns of logits differ first, and by how much at most."""
+    if np.array_equal(found, expected):
+        return ""
+    row, column = np.argwhere(found != expected)[0]
+    a, b = found.view(np.float32), expected.view(np.float32)
+    return (
+        f"{np.count_nonzero(found != expected)} of {found.size} logits differ, first at position {row}, id {column}: "
+        f"{a[row, column]!r} instead of {b[row, column]!r}; at most by {np.max(np.abs(a - b))}"
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("bits") / "model", CONFIG)
+
+
+@pytest.fixture(scope="module")
+def expected(model: Path) -> Callable[[str], np.ndarray]:
+    """The reference's bits per scheme, computed once."""
+    known: dict[str, np.ndarray] = {}
+
+    def of(scheme: str) -> np.ndarray:
+        if scheme not in known:
+            ids = tokens(CONFIG, N_TOKENS)
+            known[scheme] = reference.logits(checkpoint.load(model), ids, scheme_for(scheme)).view(np.int32)
+        return known[scheme]
+
+    return of
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.tier)
+def test_logits_are_the_reference_to_the_bit(
+    machine: Machine, scheme: str, model: Path, expected: Callable[[str], np.ndarray], tmp_path: Path
+) -> None:
+    prefix = launcher(machine)
+    bundle = make_bundle(tmp_path / "bundle", model, machine.tier, scheme)
+    program = [*prefix(machine.cpu), str(build_runtime(target_of_tier(machine.tier)))]
+    ids = tokens(CONFIG, N_TOKENS)
+    for options in (("--threads", "1"), ("--threads", "3", "--step", "1"), ("--threads", "2", "--step", "13")):
+        different = difference(run_logits(program, bundle, ids, *options), expected(scheme))
+        assert not different, f"{machine.tier} {scheme} {' '.join(options)}: {different}"
+    for cpu in machine.more_cpus:
+        program = [*prefix(cpu), str(build_runtime(target_of_tier(machine.tier)))]
+        different = difference(run_logits(program, bundle, ids), expected(scheme))
+        assert not different, f"{machine.tier} {scheme} on {cpu}: {different}"

@@ -133,10 +133,14 @@ class Login:
 
     def _check_host_key(self, route: Route, known: dict[str, paramiko.PKey], key: paramiko.PKey) -> None:
         """Returns if `key` is the server's recorded key, or the user agrees to record it."""
+        shown = f"{key.get_name()} {key.fingerprint}"
+        if revoked := next((path for path in route.known_hosts if _revokes(path, key)), None):
+            raise HostKeyError(
+                f"{self._name}: the host key {shown} is marked as revoked in {revoked}; nothing was sent"
+            )
         recorded = known.get(key.get_name())
         if recorded == key:
             return
-        shown = f"{key.get_name()} {key.fingerprint}"
         if recorded is not None or known:
             old = recorded if recorded is not None else next(iter(known.values()))
             where = next(path for path in route.known_hosts if _lookup(path, route.key_name))
@@ -228,6 +232,14 @@ def _lookup(path: Path, name: str) -> dict[str, paramiko.PKey]:
     except (paramiko.SSHException, UnicodeDecodeError) as error:
         raise HostKeyError(f"{path}: cannot be read as a list of host keys: {one_line(str(error))}") from error
     return dict(hosts.lookup(name) or {})
+
+
+def _revokes(path: Path, key: paramiko.PKey) -> bool:
+    """True if a line `@revoked pattern type key` names the key; the pattern is not looked at, to be on the safe side."""
+    if not path.is_file():
+        return False
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return any(line.startswith("@revoked") and key.get_base64() in line.split() for line in lines)
 
 
 def _known_keys(route: Route) -> dict[str, paramiko.PKey]:

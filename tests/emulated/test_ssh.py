@@ -137,6 +137,14 @@ def test_an_unknown_host_key_is_recorded_if_the_user_agrees(ssh_server: SshServe
     assert known.read_text().startswith("elsewhere ssh-ed25519 ")
 
 
+def test_a_revoked_host_key_is_refused(ssh_server: SshServer, tmp_path: Path) -> None:
+    good = (ssh_server.directory / "known_hosts").read_text()
+    known = tmp_path / "known_hosts"
+    known.write_text(good + "@revoked * " + good.split(maxsplit=1)[1])
+    with pytest.raises(HostKeyError, match="revoked"):
+        SshRemote(replace(ssh_server.address, known_hosts_path=known), ask=lambda question: "yes")
+
+
 def test_a_key_that_is_not_authorised_is_refused(ssh_server: SshServer, tmp_path: Path) -> None:
     make_key(tmp_path / "stranger")
     with pytest.raises(LoginError, match=r"was not let in .*stranger.*ssh-copy-id"):

@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from crosscompile.program import CompiledModel, Parameter, compile_model
 
 __all__ = [
+    "SCHEMES",
     "Architecture",
     "CompiledModel",
     "Network",
     "Parameter",
-    "SCHEMES",
     "Scheme",
     "compile_model",
     "scheme_for",

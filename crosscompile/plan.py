@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 
 from crosscompile.codegen import Signature
@@ -137,17 +138,39 @@ class _Walker:
             raise PlanError(f"{self.role} {self.n}: the result is {result}, not a tensor of its own")
 
 
-def read_function(role: str, n: int, lowered: Lowered, weights: Weights) -> Function:
-    """The launches of one lowered function. Kernel names get the role and n as prefix."""
+def read_function(role: str, n: int, lowered: Lowered, symbols: Mapping[str, str], weights: Weights) -> Function:
+    """The launches of one lowered function, its kernels renamed to their symbols."""
     walker = _Walker(role, n, weights)
     walker.walk(lowered.module[FUNCTION])
-    steps = tuple((kernel_name(role, n, kernel), args) for kernel, args in walker.steps)
+    steps = tuple((symbols[kernel], args) for kernel, args in walker.steps)
     return Function(role, n, steps, walker.scratch, walker.unplanned)
 
 
-def kernel_name(role: str, n: int, name: str) -> str:
-    """The symbol of a kernel: unique over all functions of a plan."""
-    return f"{role}{n}_{name}"
+@dataclass
+class Kernels:
+    """The distinct kernels of all functions by symbol: equal ones, such as the norm of body and head, are one."""
+
+    functions: dict[str, tirx.PrimFunc] = field(default_factory=dict)
+    inplace: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    by_hash: dict[int, list[str]] = field(default_factory=dict)
+
+    def add(self, role: str, n: int, lowered: Lowered) -> dict[str, str]:
+        """Takes in the kernels of a lowered function; returns its names for them -> symbols."""
+        symbols = {}
+        for variable, function in lowered.module.functions.items():
+            name = variable.name_hint
+            if name == FUNCTION:
+                continue
+            alike = self.by_hash.setdefault(tvm_ffi.structural_hash(function), [])
+            known = next((k for k in alike if tvm_ffi.structural_equal(self.functions[k], function)), None)
+            if known is None:
+                known = f"{role}{n}_{name}"
+                alike.append(known)
+                self.functions[known] = function
+                if name in lowered.inplace:
+                    self.inplace[known] = lowered.inplace[name]
+            symbols[name] = known
+        return symbols
 
 
 def _extent(name: str, shape: Sequence[Any], dtype: str, kind: str) -> Any:
@@ -161,8 +184,7 @@ def _extent(name: str, shape: Sequence[Any], dtype: str, kind: str) -> Any:
 
 def write_plan(
     functions: Sequence[Function],
-    kernels: Mapping[str, tirx.PrimFunc],
-    inplace: Mapping[str, tuple[int, ...]],
+    kernels: Kernels,
     signatures: Mapping[str, Signature],
     weights: Weights,
     states: Sequence[tuple[str, int]],
@@ -186,8 +208,8 @@ def write_plan(
     kinds = {name: [kind for kind, _ in args] for f in functions for name, args in f.steps}
     entries = []
     for name in order:
-        signature, buffers = signatures[name], kernels[name].params
-        changed = inplace.get(name, ())
+        signature, buffers = signatures[name], kernels.functions[name].params
+        changed = kernels.inplace.get(name, ())
         first_output = _first_output(buffers)
         arguments, touched = [], 0
         for i, (buffer, kind) in enumerate(zip(buffers, kinds[name])):

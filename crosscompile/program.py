@@ -19,7 +19,7 @@ from crosscompile.models import architecture_for
 from crosscompile.models.architecture import WEIGHT_KINDS, Network, Scheme
 from crosscompile.packing import Packing
 from crosscompile.passes.lower_operators import Stored
-from crosscompile.plan import Weights, kernel_name, read_function, write_plan
+from crosscompile.plan import Kernels, Weights, read_function, write_plan
 from crosscompile.target import Target
 
 BODY_LADDER = (1, 2, 4, 8, 32, 64)
@@ -79,7 +79,7 @@ def compile_model(
     network = architecture.build(config, scheme.kv)
     tier = target.tier
     stored: dict[str, Stored] = {}
-    functions, kernels, inplace = [], {}, {}
+    functions, kernels = [], Kernels()
     weights, seconds = Weights(), {"trace": 0.0, "lower": 0.0}
 
     for role, ladder in (("body", BODY_LADDER), ("head", HEAD_LADDER)):
@@ -93,22 +93,16 @@ def compile_model(
             start = time.monotonic()
             folder = dump / f"{role}-{n}" if dump else None
             lowered = lower(traced, [parameter for parameter, _ in parameters], stored, tier, folder)
-            for symbol, function in lowered.module.functions.items():
-                if symbol.name_hint != FUNCTION:
-                    kernels[kernel_name(role, n, symbol.name_hint)] = function
-            for kernel, indices in lowered.inplace.items():
-                inplace[kernel_name(role, n, kernel)] = indices
-            functions.append(read_function(role, n, lowered, weights))
+            symbols = kernels.add(role, n, lowered)
+            functions.append(read_function(role, n, lowered, symbols, weights))
             seconds["lower"] += time.monotonic() - start
 
     start = time.monotonic()
-    code, signatures = compile_kernels(kernels, target)
+    code, signatures = compile_kernels(kernels.functions, target)
     seconds["generate code"] = time.monotonic() - start
     states = _states(network)
     head_rows = Packing.parse(stored["lm_head.weight"].packing).padded_rows(network.vocab_size)
-    plan = write_plan(
-        functions, kernels, inplace, signatures, weights, states, 4 * network.hidden_size, 4 * head_rows
-    )
+    plan = write_plan(functions, kernels, signatures, weights, states, 4 * network.hidden_size, 4 * head_rows)
     parameters_ = _parameters(stored, network, weights)
     count = sum(int(np.prod(p.shape)) for p in parameters_ if p.value is None)
     windows = {heads.window for heads in network.heads}

@@ -8,6 +8,7 @@ block. A row at position -1 is padding: it changes nothing and its output is zer
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from math import gcd
 from typing import Any
 
@@ -51,6 +52,7 @@ def kv_dtype(name: str) -> str:
     return {"f16": "float16", "f32": "float32"}[name]
 
 
+@cache
 def rope_table(n: int, half: int, scaling: float) -> tirx.PrimFunc:
     """(positions (n,) int32, inv_freq (half,) f32) -> table (n, 2 · half) f32: cosines, then sines."""
     lanes = gcd(half, LANES)
@@ -70,6 +72,7 @@ def rope_table(n: int, half: int, scaling: float) -> tirx.PrimFunc:
     return kernel("rope_table", body)
 
 
+@cache
 def rope_append(n: int, heads: Heads) -> tirx.PrimFunc:
     """(qkv (n, (Hq + 2 Hkv) · dim) f32, table, positions, slots, block_table, k, v) -> q (n, Hq · dim) f32.
 
@@ -127,6 +130,7 @@ def rope_append(n: int, heads: Heads) -> tirx.PrimFunc:
     return kernel("rope_append", body)
 
 
+@cache
 def attention(n: int, heads: Heads) -> tirx.PrimFunc:
     """(q (n, Hq · dim) f32, positions, slots, block_table, k, v) -> o (n, Hq · dim) f32.
 
@@ -201,9 +205,7 @@ def attention(n: int, heads: Heads) -> tirx.PrimFunc:
                 alpha = k.bind(exp(running[0] - highest))
                 for v in k.unrolled(vectors):
                     p = exp(scores[span(v * LANES)] - tirx.Broadcast(highest, LANES))
-                    k.store(
-                        scores, tirx.Select(_between(v, first, last), p, constant(0.0, LANES)), span(v * LANES)
-                    )
+                    k.store(scores, tirx.Select(_between(v, first, last), p, constant(0.0, LANES)), span(v * LANES))
                 total = scores[span(0)]
                 for v in range(1, vectors):
                     total = total + scores[span(v * LANES)]

@@ -26,11 +26,10 @@ def i64(value: int) -> Expr:
 
 def kernel(name: str, body: Callable[[Builder], None]) -> tirx.PrimFunc:
     """The function that `body` writes; opaque to operator fusion."""
-    with IRBuilder() as builder:
-        with T.prim_func(s_tir=True):
-            T.func_name(name)
-            T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
-            body(Builder())
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
+        body(Builder())
     return builder.get()
 
 

@@ -7,12 +7,12 @@ instruction each cost half as many instructions again (measured, llvm-mca and ex
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 from tvm import tirx
-from tvm.script import tirx as T
 from tvm.s_tir import TensorIntrin
+from tvm.script import tirx as T
 
 from crosscompile.arithmetic import Expr
 from crosscompile.packing import GROUP, Packing
@@ -176,12 +176,12 @@ def scalar_dot(form: Packing, weights: Callable[..., Expr], activations: Callabl
         low, high = byte & T.uint8(15), byte >> T.uint8(4)
     else:
         low, high = byte << T.int8(4), byte & T.int8(-16)
-    return T.Cast("int32", low) * T.Cast("int32", activations(c * (2 * chunk) + i)) + T.Cast(
-        "int32", high
-    ) * T.Cast("int32", activations(c * (2 * chunk) + chunk + i))
+    return T.Cast("int32", low) * T.Cast("int32", activations(c * (2 * chunk) + i)) + T.Cast("int32", high) * T.Cast(
+        "int32", activations(c * (2 * chunk) + chunk + i)
+    )
 
 
-@lru_cache(maxsize=None)
+@cache
 def register_dot(tier_name: str, packing: str) -> str:
     """Registers a tier's group-dot intrinsic for a packing and returns its name."""
     tier = TIERS[tier_name]

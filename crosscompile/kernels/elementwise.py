@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from tvm import tirx
 from tvm.script import tirx as T
 
 from crosscompile.kernels.build import ELEMENTWISE, i64
 
 
+@cache
 def add(n: int, columns: int) -> tirx.PrimFunc:
     """(a (n, columns) f32, b likewise) -> a + b. The residual connection."""
     M, N = i64(n), i64(columns)
@@ -25,6 +28,7 @@ def add(n: int, columns: int) -> tirx.PrimFunc:
     return residual_add
 
 
+@cache
 def add_bias(n: int, columns: int) -> tirx.PrimFunc:
     """(a (n, columns) f32, bias (columns,) f32) -> a + bias."""
     M, N = i64(n), i64(columns)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr
@@ -10,6 +12,7 @@ from crosscompile.kernels.dot import weight_dtype, weight_shape
 from crosscompile.packing import GROUP, Packing
 
 
+@cache
 def embed(n: int, vocab: int, columns: int, packing: str) -> tirx.PrimFunc:
     """(tokens (n,) int32, w, [scale,]) -> x (n, columns) f32."""
     form = Packing.parse(packing)
@@ -22,7 +25,9 @@ def embed(n: int, vocab: int, columns: int, packing: str) -> tirx.PrimFunc:
         with k.shared(n) as m:
             token = k.bind(cast("int64", tokens[m]))
             with k.loop(0, columns) as c:
-                k.store(x, cast("float32", w[tirx.truncdiv(token, form.rows), c, tirx.truncmod(token, form.rows)]), m, c)
+                k.store(
+                    x, cast("float32", w[tirx.truncdiv(token, form.rows), c, tirx.truncmod(token, form.rows)]), m, c
+                )
 
     def quantized(k: Builder) -> None:
         chunks, rows, chunk = weight_shape(form)

@@ -7,7 +7,7 @@ epilogues behind it; `schedule` then tiles, tensorizes and vectorizes whatever c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import cache
 
 from tvm import s_tir, tirx
 from tvm.script import tirx as T
@@ -29,6 +29,7 @@ class LinearKnobs:
     token_tile: int = 4
 
 
+@cache
 def quantized_linear(n: int, rows_padded: int, columns: int, packing: str) -> tirx.PrimFunc:
     """(a (n, B, 32) int8, scale_a (n, B) f32, [sum_a (n, B) i32,] w, scale_w) -> y (n, rows_padded) f32.
 
@@ -108,6 +109,7 @@ def quantized_linear(n: int, rows_padded: int, columns: int, packing: str) -> ti
     return signed_linear
 
 
+@cache
 def float_linear(n: int, rows_padded: int, columns: int, packing: str) -> tirx.PrimFunc:
     """(x (n, columns) f32, w (G, columns, R) f32 or f16) -> y (n, rows_padded) f32."""
     form = Packing.parse(packing)

@@ -7,6 +7,7 @@ tier's packing has an offset, sum (n, B) int32 of each group of q.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from tvm import tirx
@@ -63,6 +64,7 @@ def _write_row(k: Builder, out: tuple[Any, ...], m: Expr, columns: int, value: V
             k.store(out[2], halves(low + high, lambda x, y: x + y), m, b)
 
 
+@cache
 def act_quant(n: int, columns: int, sums: bool) -> tirx.PrimFunc:
     """(x (n, columns) f32) -> q, scale[, sum]."""
 
@@ -75,6 +77,7 @@ def act_quant(n: int, columns: int, sums: bool) -> tirx.PrimFunc:
     return kernel("act_quant", body)
 
 
+@cache
 def rms_norm(n: int, columns: int, epsilon: float, quantized: bool, sums: bool) -> tirx.PrimFunc:
     """(x (n, columns) f32, weight (columns,) f32) -> y (n, columns) f32, or q, scale[, sum]."""
 
@@ -96,6 +99,7 @@ def rms_norm(n: int, columns: int, epsilon: float, quantized: bool, sums: bool) 
     return kernel("rms_norm_quant" if quantized else "rms_norm", body)
 
 
+@cache
 def silu_mul(n: int, columns: int, quantized: bool, sums: bool) -> tirx.PrimFunc:
     """(gate_up (n, 2 · columns) f32, gate first) -> SiLU(gate) · up, (n, columns) f32, or q, scale[, sum]."""
 
@@ -108,6 +112,7 @@ def silu_mul(n: int, columns: int, quantized: bool, sums: bool) -> tirx.PrimFunc
     return kernel("silu_mul_quant" if quantized else "silu_mul", body)
 
 
+@cache
 def gather(n: int, source_rows: int, columns: int) -> tirx.PrimFunc:
     """(x (source_rows, columns) f32, rows (n,) int32) -> y (n, columns) f32; row -1 is padding and takes row 0."""
 

@@ -31,7 +31,9 @@ def architecture_for(config: Mapping[str, Any]) -> tuple[str, Architecture]:
         if point.name == name and name not in known:
             loaded = point.load()
             if not isinstance(loaded, Architecture):
-                raise ConfigError(f"entry point {ENTRY_POINTS}:{name} gives a {type(loaded).__name__}, not Architecture")
+                raise ConfigError(
+                    f"entry point {ENTRY_POINTS}:{name} gives a {type(loaded).__name__}, not Architecture"
+                )
             known[name] = loaded
     if name in known:
         return name, known[name]

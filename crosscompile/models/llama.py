@@ -11,8 +11,8 @@ from tvm.relax.frontend.nn import op
 
 from crosscompile.errors import ConfigError
 from crosscompile.kernels import attention as kernels
-from crosscompile.kernels.rows import gather
 from crosscompile.kernels.attention import Heads
+from crosscompile.kernels.rows import gather
 from crosscompile.models.architecture import Architecture, Network, constant, integer, multiple
 from crosscompile.models.rope import rope_parameters
 

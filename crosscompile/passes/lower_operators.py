@@ -71,7 +71,9 @@ class _Rewriter:
             self.parameters[stored.tensor] = made
         return self.parameters[stored.tensor]
 
-    def call(self, name: str, function: Any, args: Sequence[Any], outputs: Sequence[tuple[tuple[int, ...], str]]) -> Any:
+    def call(
+        self, name: str, function: Any, args: Sequence[Any], outputs: Sequence[tuple[tuple[int, ...], str]]
+    ) -> Any:
         """Emits a call_tir of a kernel and returns its result, or the tuple's elements."""
         symbol = self.builder.add_func(function, name)
         types = [relax.TensorType(shape, dtype) for shape, dtype in outputs]
@@ -211,5 +213,3 @@ def lower_operators(
         parameters = [*fresh, *(v for made in rewriter.parameters.values() for v in made)]
         builder.emit_func_output(result, parameters)
     return builder.get()
-
-

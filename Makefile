@@ -3,7 +3,9 @@ PY = .venv/bin/python
 C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/cli/*.[ch])
 C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch])
 PYTHON_FILES = edgellm crosscompile tests examples
+CAMPAIGNS = tokenizer
 TIME ?= 300
+N ?= 100000
 SEED ?= 1
 BOARD ?= virtual-rpi5
 MODEL = examples/voice_assistant/model
@@ -40,8 +42,9 @@ format: setup-lint ## put everything into house style
 bench: setup-demo ## speed and memory of the demo model on BOARD
 	@.venv/bin/edgellm deploy --board $(BOARD) $(MODEL) && .venv/bin/edgellm bench --board $(BOARD)
 
-fuzz: setup-fuzz ## each fuzz target of runtime_c for TIME seconds
+fuzz: setup-fuzz setup-test ## each fuzz target of runtime_c for TIME seconds, then N texts per campaign from SEED
 	@$(MAKE) --no-print-directory -C runtime_c fuzz TIME=$(TIME)
+	@for name in $(CAMPAIGNS); do $(PY) -m tests.campaigns.$$name --n $(N) --seed $(SEED) || exit 1; done
 
 size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its budget
 	@$(MAKE) --no-print-directory -C runtime_c size PYTHON=$(abspath $(PY))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,20 @@ from crosscompile.passes.lower_operators import Stored
 from crosscompile.plan import Kernels, Weights, read_function, write_plan
 from crosscompile.target import Target
 
-BODY_LADDER = (1, 2, 4, 8, 32, 64)
-HEAD_LADDER = (1, 4, 8)
-"""Row counts functions exist for. A prompt is covered by the largest that fit, a tail by masking."""
+@dataclass(frozen=True)
+class Ladder:
+    """Row counts that functions exist for. A prompt is covered by the largest that fit, its tail by masking.
+
+    Logits do not depend on it, bit for bit: a short ladder only costs speed.
+    """
+
+    body: tuple[int, ...]
+    head: tuple[int, ...]
+
+
+FULL_LADDER = Ladder((1, 2, 4, 8, 32, 64), (1, 4, 8))
+SHORT_LADDER = Ladder((1, 8), (1,))
+"""Quick to compile: for golden prompts on the host."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +79,11 @@ def compile_model(
     target: Target,
     scheme: Scheme,
     dump: Path | None = None,
-    tensor_names: Collection[str] | None = None,
+    ladder: Ladder = FULL_LADDER,
 ) -> CompiledModel:
     """Compiles a config.json for a target.
 
-    tensor_names: the checkpoint's tensors, to tell a tied head from a stored one. dump: gets the IR after each phase.
+    dump: a folder that gets the IR after each phase.
     Raises ConfigError for what is not supported, CodegenError and PlanError where lowering fails.
     """
     name, architecture = architecture_for(config)
@@ -82,10 +93,10 @@ def compile_model(
     functions, kernels = [], Kernels()
     weights, seconds = Weights(), {"trace": 0.0, "lower": 0.0}
 
-    for role, ladder in (("body", BODY_LADDER), ("head", HEAD_LADDER)):
+    for role, ladder in (("body", ladder.body), ("head", ladder.head)):
         for n in ladder:
             start = time.monotonic()
-            traced, parameters = _trace(network, role, n, max(BODY_LADDER))
+            traced, parameters = _trace(network, role, n, max(ladder.body))
             for parameter, tensor in parameters:
                 shape = tuple(int(extent) for extent in tensor.shape)
                 stored[parameter] = _stored(parameter, shape, network, scheme, target)

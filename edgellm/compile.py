@@ -282,7 +282,7 @@ class _Job:
             if (original / name).is_file():
                 shutil.copyfile(original / name, directory / name)
         _runtime(directory, host)
-        return self._worker(directory, host, None, lambda stage, done, total: None, None)
+        return self._worker(directory, host, None, lambda stage, done, total: None, None, short=True)
 
     def _worker(
         self,
@@ -291,8 +291,10 @@ class _Job:
         fits: Callable[[dict[str, int], int], None] | None,
         show: Progress,
         dump: Path | None,
+        short: bool = False,
     ) -> dict[str, Any]:
         request = {
+            "short": short,
             "checkpoint": str(self.source.path),
             "output": str(directory),
             "tier": target.tier.name,

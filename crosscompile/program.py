@@ -22,6 +22,7 @@ from crosscompile.passes.lower_operators import Stored
 from crosscompile.plan import Kernels, Weights, read_function, write_plan
 from crosscompile.target import Target
 
+
 @dataclass(frozen=True)
 class Ladder:
     """Row counts that functions exist for. A prompt is covered by the largest that fit, its tail by masking.
@@ -93,8 +94,8 @@ def compile_model(
     functions, kernels = [], Kernels()
     weights, seconds = Weights(), {"trace": 0.0, "lower": 0.0}
 
-    for role, ladder in (("body", ladder.body), ("head", ladder.head)):
-        for n in ladder:
+    for role, counts in (("body", ladder.body), ("head", ladder.head)):
+        for n in counts:
             start = time.monotonic()
             traced, parameters = _trace(network, role, n, max(ladder.body))
             for parameter, tensor in parameters:
@@ -183,7 +184,7 @@ def _states(network: Network) -> list[tuple[str, int]]:
 
 def _parameters(stored: Mapping[str, Stored], network: Network, weights: Weights) -> tuple[Parameter, ...]:
     made: dict[str, Parameter] = {}
-    for name, place in stored.items():
+    for place in stored.values():
         if place.tensor in made:
             continue
         parts = place.tensor.split(".")

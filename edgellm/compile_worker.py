@@ -48,6 +48,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     source = checkpoint.load(request["checkpoint"])
     import crosscompile
     from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
+    from crosscompile.program import FULL_LADDER, SHORT_LADDER
 
     scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
     target = target_of_tier(request["tier"], request["os"])

@@ -53,7 +53,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
     target = target_of_tier(request["tier"], request["os"])
     dump = Path(request["dump"]) if request["dump"] else None
-    ladder = SHORT_LADDER if request["short"] else FULL_LADDER
+    ladder = SHORT_LADDER if request.get("short") else FULL_LADDER
     compiled = crosscompile.compile_model(source.config, target, scheme, dump=dump, ladder=ladder)
     check_sources(source, compiled.parameters)
     size = weight_bytes(compiled.parameters)

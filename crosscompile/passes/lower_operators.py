@@ -90,12 +90,11 @@ class _Rewriter:
             outputs = [((n, blocks, GROUP), "int8"), ((n, blocks), "float32")]
             if self.sums:
                 outputs.append(((n, blocks), "int32"))
-            call = self.origin.get(var)
-            name = call.op.name if call is not None and isinstance(call.op, tvm.ir.Op) else ""
-            if name == "relax.nn.rms_norm":
+            call: Any = self.origin.get(var)
+            if _is(call, "relax.nn.rms_norm"):
                 function = rows.rms_norm(n, columns, float(call.attrs.epsilon), True, self.sums)
                 made = self.call("rms_norm_quant", function, [self.value(a) for a in call.args[:2]], outputs)
-            elif name == "relax.multiply":
+            elif _is(call, "relax.multiply"):
                 gate_up = self.gated(call)
                 function = rows.silu_mul(n, columns, True, self.sums)
                 made = self.call("silu_mul_quant", function, [self.value(gate_up)], outputs)

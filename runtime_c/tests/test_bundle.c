@@ -7,7 +7,6 @@
 #include "edgellm.h"
 #include "object.h"
 #include "toy.h"
-#include "toy_tokenizer.h"
 
 static struct toy toy;
 
@@ -272,7 +271,7 @@ static void test_good(void) {
 }
 
 int main(void) {
-    toy_open(&toy, 0, toy_tokenizer, sizeof toy_tokenizer);
+    toy_open(&toy, 0);
     test_good();
     test_manifest();
     test_plan();

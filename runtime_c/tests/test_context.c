@@ -6,7 +6,6 @@
 #include "check.h"
 #include "edgellm.h"
 #include "toy.h"
-#include "toy_tokenizer.h"
 
 enum { n_prompt = 150 };
 
@@ -177,7 +176,7 @@ int main(void) {
         struct toy toy;
         ellm_error error = {""};
         ellm_model *model = NULL;
-        toy_open(&toy, windows[i], toy_tokenizer, sizeof toy_tokenizer);
+        toy_open(&toy, windows[i]);
         toy_write(&toy);
         CHECK_STATUS(ellm_model_open(toy.directory, &model, &error), ELLM_OK, error, "");
         if (model != NULL) {

@@ -162,6 +162,15 @@ static inline void toy_replace(struct toy *toy, const char *path, const char *fr
     free(text);
 }
 
+static size_t toy_read(const char *path, char *data, size_t cap) {
+    FILE *file = fopen(path, "r");
+    size_t bytes = file == NULL ? 0 : fread(data, 1, cap, file);
+    if (file == NULL || fclose(file) != 0) {
+        toy_die(path);
+    }
+    return bytes;
+}
+
 /* Compiles `source` to kernels.so with the given cc flags. */
 static inline void toy_compile(struct toy *toy, const char *source, const char *flags) {
     char path[96], command[512];
@@ -178,16 +187,11 @@ static inline void toy_compile(struct toy *toy, const char *source, const char *
     }
     snprintf(path, sizeof path, "%s.so", toy->directory);
     static char data[4 << 20];
-    file = fopen(path, "r");
-    size_t bytes = file == NULL ? 0 : fread(data, 1, sizeof data, file);
-    if (file == NULL || fclose(file) != 0) {
-        toy_die(path);
-    }
-    toy_set(toy, "kernels.so", data, bytes);
+    toy_set(toy, "kernels.so", data, toy_read(path, data, sizeof data));
 }
 
-/* The parts of the bundle, in memory, with the given sliding window. `tokenizer`: a valid tokenizer.bin. */
-static inline void toy_open(struct toy *toy, int window, const void *tokenizer, size_t tokenizer_bytes) {
+/* The parts of the bundle, in memory, with the given sliding window. */
+static inline void toy_open(struct toy *toy, int window) {
     *toy = (struct toy){.directory = "/tmp/edgellm-toy-XXXXXX"};
     if (mkdtemp(toy->directory) == NULL) {
         toy_die(toy->directory);
@@ -207,7 +211,8 @@ static inline void toy_open(struct toy *toy, int window, const void *tokenizer, 
         memcpy(shard + TOY_HEADER + 4 * i, &weight, 4);
     }
     toy_set(toy, "weights/model.safetensors", shard, sizeof shard);
-    toy_set(toy, "tokenizer.bin", tokenizer, tokenizer_bytes);
+    static char tokenizer[1 << 16];
+    toy_set(toy, "tokenizer.bin", tokenizer, toy_read("tests/toy_tokenizer.bin", tokenizer, sizeof tokenizer));
     char flags[32];
     snprintf(flags, sizeof flags, "-DWINDOW=%d", window);
     toy_compile(toy, toy_kernels, flags);

@@ -1,0 +1,18 @@
+"""Writes toy_tokenizer.bin, the tokenizer of the C tests' toy bundle: 32 tokens, BPE with one merge.
+
+Run `python runtime_c/tests/toy_tokenizer.py` again when the format of tokenizer.bin changes.
+"""
+
+import json
+from pathlib import Path
+
+from crosscompile.tokenizer import compile_tokenizer
+
+VOCABULARY = {character: index for index, character in enumerate("abcdefghijklmnopqrstuvwxyz .,!?")} | {"ab": 31}
+MODEL = {"type": "BPE", "vocab": VOCABULARY, "merges": ["a b"], "dropout": None, "unk_token": None}
+MODEL |= {"continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
+TOKENIZER = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
+TOKENIZER |= {"pre_tokenizer": None, "post_processor": None, "decoder": None, "model": {**MODEL, "ignore_merges": False}}
+
+if __name__ == "__main__":
+    Path(__file__).with_suffix(".bin").write_bytes(compile_tokenizer(json.dumps(TOKENIZER).encode(), {}))

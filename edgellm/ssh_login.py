@@ -58,8 +58,8 @@ class Login:
         via: paramiko.Transport | None = None
         for hop in route.jumps:
             there = route_to(hop, self._config_path)
-            via = self._session(there, self._pipe(there, via))
-        return self._session(route, self._pipe(route, via))
+            via = self._session(there, via)
+        return self._session(route, via)
 
     # ---- the pipe ----------------------------------------------------------------------------------------------
 
@@ -106,8 +106,9 @@ class Login:
 
     # ---- the session -------------------------------------------------------------------------------------------
 
-    def _session(self, route: Route, pipe: Any) -> paramiko.Transport:
+    def _session(self, route: Route, via: paramiko.Transport | None) -> paramiko.Transport:
         known = _known_keys(route)
+        pipe = self._pipe(route, via)
         try:
             transport = paramiko.Transport(pipe)
             self._opened.append(transport)
@@ -131,18 +132,16 @@ class Login:
             raise LoginError(f"{self._name}: login as {route.user} failed: {one_line(str(error))}") from error
         return transport
 
-    def _check_host_key(self, route: Route, known: dict[str, paramiko.PKey], key: paramiko.PKey) -> None:
+    def _check_host_key(self, route: Route, known: Keys, key: paramiko.PKey) -> None:
         """Returns if `key` is the server's recorded key, or the user agrees to record it."""
         shown = f"{key.get_name()} {key.fingerprint}"
-        if revoked := next((path for path in route.known_hosts if _revokes(path, key)), None):
-            raise HostKeyError(
-                f"{self._name}: the host key {shown} is marked as revoked in {revoked}; nothing was sent"
-            )
-        recorded = known.get(key.get_name())
-        if recorded == key:
+        if by := next((path for path in route.known_hosts if _revokes(path, key)), None):
+            raise HostKeyError(f"{self._name}: the host key {shown} is marked as revoked in {by}; nothing was sent")
+        same_type = known.get(key.get_name(), [])
+        if key in same_type:
             return
-        if recorded is not None or known:
-            old = recorded if recorded is not None else next(iter(known.values()))
+        if known:
+            old = (same_type or next(iter(known.values())))[0]
             where = next(path for path in route.known_hosts if _lookup(path, route.key_name))
             raise HostKeyError(
                 f"{self._name}: the host key has CHANGED: {shown} instead of the recorded {old.get_name()} "
@@ -223,30 +222,50 @@ def _first(names: Sequence[str], wanted: tuple[str, ...]) -> tuple[str, ...]:
     return front + tuple(name for name in names if name not in front)
 
 
-def _lookup(path: Path, name: str) -> dict[str, paramiko.PKey]:
+Keys = dict[str, list[paramiko.PKey]]
+"""Host keys by type; a server may have several of one type while it changes them."""
+
+
+def _lines(path: Path) -> list[str]:
     if not path.is_file():
-        return {}
-    hosts = paramiko.HostKeys()
+        return []
     try:
-        hosts.load(str(path))
-    except (paramiko.SSHException, UnicodeDecodeError) as error:
-        raise HostKeyError(f"{path}: cannot be read as a list of host keys: {one_line(str(error))}") from error
-    return dict(hosts.lookup(name) or {})
+        return [line.strip() for line in path.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError as error:
+        raise HostKeyError(f"{path}: host keys cannot be read: {error.strerror}; correct its permissions") from error
+
+
+def _lookup(path: Path, name: str) -> Keys:
+    """The keys that a known_hosts file has for `name`. A line that makes no sense matches nothing, as with ssh."""
+    keys: Keys = {}
+    for line in _lines(path):
+        if not line or line[0] in "#@":
+            continue
+        try:
+            entry = paramiko.hostkeys.HostKeyEntry.from_line(line)
+        except (paramiko.hostkeys.InvalidHostKey, paramiko.SSHException, ValueError):
+            continue
+        if entry is not None and any(_names(written, name) for written in entry.hostnames):
+            keys.setdefault(entry.key.get_name(), []).append(entry.key)
+    return keys
+
+
+def _names(written: str, name: str) -> bool:
+    """True if `written`, as it stands in known_hosts, plain or hashed, is the name."""
+    return written == name or (written.startswith("|1|") and paramiko.HostKeys.hash_host(name, written) == written)
 
 
 def _revokes(path: Path, key: paramiko.PKey) -> bool:
-    """True if a line `@revoked pattern type key` names the key; the pattern is not looked at, to be on the safe side."""
-    if not path.is_file():
-        return False
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return any(line.startswith("@revoked") and key.get_base64() in line.split() for line in lines)
+    """True if a line `@revoked pattern type key` names the key, whatever the pattern."""
+    return any(line.startswith("@revoked") and key.get_base64() in line.split() for line in _lines(path))
 
 
-def _known_keys(route: Route) -> dict[str, paramiko.PKey]:
-    """Recorded keys of the server by type; the user's own files win over the system's."""
-    known: dict[str, paramiko.PKey] = {}
+def _known_keys(route: Route) -> Keys:
+    """Recorded keys of the server, from all files."""
+    known: Keys = {}
     for path in route.known_hosts:
-        known = {**_lookup(path, route.key_name), **known}
+        for kind, keys in _lookup(path, route.key_name).items():
+            known.setdefault(kind, []).extend(keys)
     return known
 
 

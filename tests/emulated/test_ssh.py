@@ -137,6 +137,19 @@ def test_an_unknown_host_key_is_recorded_if_the_user_agrees(ssh_server: SshServe
     assert known.read_text().startswith("elsewhere ssh-ed25519 ")
 
 
+def test_hashed_names_several_keys_and_rubbish_in_known_hosts(ssh_server: SshServer, tmp_path: Path) -> None:
+    known = tmp_path / "known_hosts"
+    make_key(tmp_path / "older")
+    name, good = (ssh_server.directory / "known_hosts").read_text().split(maxsplit=1)
+    older = (tmp_path / "older.pub").read_text()
+    known.write_text(f"{name} {older}{name} {good}")
+    subprocess.run(["ssh-keygen", "-q", "-H", "-f", str(known)], check=True, capture_output=True)
+    hashed = known.read_text()
+    assert name not in hashed
+    known.write_text(f"rubbish\n{name} ssh-ed25519 !!!\n{name} ssh-unheard-of AAAA\n{hashed}")
+    SshRemote(replace(ssh_server.address, known_hosts_path=known)).close()
+
+
 def test_a_revoked_host_key_is_refused(ssh_server: SshServer, tmp_path: Path) -> None:
     good = (ssh_server.directory / "known_hosts").read_text()
     known = tmp_path / "known_hosts"

@@ -1,14 +1,13 @@
 r"""Compiles the regular expressions of pre-tokenizers to the board's matcher (runtime_c/FORMAT.md, "Patterns").
 
 The subset: literals, classes, \p{..} of general categories, \s \w \d \h, alternation, groups, (?i:..), look-ahead, and
-the quantifiers ? * + {m,n}, greedy or (on one character) possessive. Semantics are Oniguruma's, which `tokenizers` uses:
-alternatives in order, first match wins.
+the quantifiers ? * + {m,n}, greedy or (on one character) possessive. Semantics are those of Oniguruma, which
+`tokenizers` uses: alternatives in order, first match wins.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Union
 
 from . import unicode
 from .errors import TokenizerError
@@ -55,7 +54,7 @@ class Look:
     negative: bool
 
 
-Node = Union[Set, Sequence, Choice, Repeat, Look]
+Node = Set | Sequence | Choice | Repeat | Look
 
 
 @dataclass
@@ -189,9 +188,9 @@ class Parser:
         while self.at < len(self.text) and not self.peek("|") and not self.peek(")"):
             item = self.quantified(self.atom(fold), fold)
             before = items[-1] if items else None
-            if isinstance(before, Set) and isinstance(item, Set):
-                if before.folded_letter + item.folded_letter in FOLDED_PAIRS:
-                    raise self.fail("a case-insensitive sequence that also matches a ligature")
+            letters = [node.folded_letter for node in (before, item) if isinstance(node, Set)]
+            if "".join(letters) in FOLDED_PAIRS:
+                raise self.fail("a case-insensitive sequence that also matches a ligature")
             items.append(item)
         return items[0] if len(items) == 1 else Sequence(tuple(items))
 
@@ -319,9 +318,8 @@ class Parser:
             start = self.escape() if self.take("\\") else self.next()
             if not isinstance(start, str):
                 sets.append(start)
-                if fold and not {65, 97}.isdisjoint(p for a, b in start for p in (65, 97) if a <= p <= b) and not (
-                    any(a <= 65 and 90 <= b for a, b in start) and any(a <= 97 and 122 <= b for a, b in start)
-                ):
+                cases = [any(a <= low and b >= low + 25 for a, b in start) for low in (65, 97)]
+                if fold and cases[0] != cases[1]:
                     raise self.fail("a case-sensitive property under (?i)")
                 continue
             stop = start

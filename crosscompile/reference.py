@@ -243,9 +243,13 @@ class Llama:
         mixed = attention(query, keys, values, self.window).reshape(n, -1)
         x = x + self.linear(f"{prefix}.self_attn.o_proj", body)(mixed)
         h = rms_norm(x, read(f"{prefix}.post_attention_layernorm.weight"), self.epsilon)
-        gate, up = (self.linear(f"{prefix}.mlp.{part}_proj", body)(h) for part in ("gate", "up"))
+        return x + self.feed_forward(h, prefix)
+
+    def feed_forward(self, h: np.ndarray, prefix: str) -> np.ndarray:
+        """SwiGLU of one block."""
+        gate, up = (self.linear(f"{prefix}.mlp.{part}_proj", self.scheme.body)(h) for part in ("gate", "up"))
         activated = (gate / (exp(F32(0) - gate) + F32(1))) * up
-        return x + self.linear(f"{prefix}.mlp.down_proj", body)(activated)
+        return self.linear(f"{prefix}.mlp.down_proj", self.scheme.body)(activated)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits after each token, (n, vocab) float32."""

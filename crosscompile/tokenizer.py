@@ -111,6 +111,15 @@ def add_class_pieces(writer: Writer, name: str, behavior: str) -> None:
     add_pieces(writer, pattern.Set(ranges), behavior)
 
 
+def words_and_marks() -> pattern.Node:
+    r"""The Whitespace pre-tokenizer's \w+|[^\w\s]+ with Rust's \w."""
+    word, space = unicode.named("word"), unicode.named("whitespace")
+    assert word is not None
+    assert space is not None
+    other = unicode.complement(unicode.union([word, space]))
+    return pattern.Choice(tuple(pattern.Repeat(pattern.Set(ranges), 1, NONE, False) for ranges in (word, other)))
+
+
 def add_metaspace(writer: Writer, step: Mapping[str, Any]) -> None:
     replacement = step.get("replacement", "▁")
     scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
@@ -145,7 +154,7 @@ def add_pre_tokenizers(writer: Writer, node: Mapping[str, Any] | None) -> bool:
         elif kind == "WhitespaceSplit":
             add_class_pieces(writer, "whitespace", "Removed")
         elif kind == "Whitespace":
-            add_pieces(writer, pattern.parse(r"\w+|[^\w\s]+"), "Removed", invert=True)
+            add_pieces(writer, words_and_marks(), "Removed", invert=True)
         else:
             raise refuse(f"pre-tokenizer {kind}")
     return byte_level
@@ -188,7 +197,8 @@ def decoding_of(node: Mapping[str, Any] | None) -> Decoding:
     steps = flatten(node, "decoders")
     if not steps:
         return Decoding(JOIN_SPACES)
-    mode, replacements, drop_first, strip, start = CONCATENATE, [], False, 0, 0
+    mode, drop_first, strip, start = CONCATENATE, False, 0, 0
+    replacements: list[tuple[str, str]] = []
     fused = False
     for step in steps:
         kind = step["type"]
@@ -336,7 +346,8 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
 
     writer = Writer()
     normalizers = [
-        normalization.add(writer, step, pattern_of, refuse) for step in flatten(document.get("normalizer"), "normalizers")
+        normalization.add(writer, step, pattern_of, refuse)
+        for step in flatten(document.get("normalizer"), "normalizers")
     ]
     n_normalizers = len(writer.steps)
     byte_level = add_pre_tokenizers(writer, document.get("pre_tokenizer"))
@@ -401,8 +412,9 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     for text in texts:
         ends.append(ends[-1] + len(text))
     replacements = [v for old, new in decoding.replacements for v in (*writer.string(old), *writer.string(new))]
-    space, word_class = unicode.named("\\s"), unicode.named("\\w")
-    assert space is not None and word_class is not None
+    space, word_class = unicode.named("\\s"), unicode.named("word")
+    assert space is not None
+    assert word_class is not None
     space_index, word_index = writer.program.class_of(space), writer.program.class_of(word_class)
     classes, ranges = class_sections(writer.program)
     file_flags = (
@@ -419,7 +431,11 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     tables = writer.tables
     sections = [
         *(words(ends), b"".join(texts), bytes(flags), words(merge_rows), words(merges), words(byte_ids), words(chars)),
-        *(words(word_table(reachable)) if model.get("ignore_merges") else b"", words(raw_added), words(normalized_added)),
+        *(
+            words(word_table(reachable)) if model.get("ignore_merges") else b"",
+            words(raw_added),
+            words(normalized_added),
+        ),
         *(words(v for step in writer.steps for v in step), words(writer.program.words), words(classes), words(ranges)),
         *(words(tables.maps), words(tables.values), words(tables.marks), words(tables.compose), bytes(writer.strings)),
         *(words(prefix + suffix), words(replacements)),

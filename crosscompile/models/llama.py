@@ -35,7 +35,7 @@ class LlamaConfig:
     mlp_bias: bool
 
     @classmethod
-    def parse(cls, config: Mapping[str, Any]) -> LlamaConfig:
+    def parse(cls, config: Mapping[str, Any], activation: str = "silu") -> LlamaConfig:
         hidden = multiple(config, "hidden_size", integer(config, "hidden_size"), 32)
         n_heads = integer(config, "num_attention_heads")
         n_kv = integer(config, "num_key_value_heads", n_heads)
@@ -46,9 +46,11 @@ class LlamaConfig:
         multiple(config, "num_attention_heads * head_dim", n_heads * dim, 32)
         if dim > 256:
             raise ConfigError(f"config.json: head_dim {dim} is larger than the 256 that edgellm supports")
-        activation = config.get("hidden_act", "silu")
-        if activation != "silu":
-            raise ConfigError(f"config.json: hidden_act {activation!r} is not supported for this architecture; silu is")
+        found = config.get("hidden_act", activation)
+        if found != activation:
+            raise ConfigError(
+                f"config.json: hidden_act {found!r} is not supported for this architecture; {activation} is"
+            )
         epsilon = config.get("rms_norm_eps", 1e-6)
         if not isinstance(epsilon, (int, float)) or not 0 < epsilon < 1:
             raise ConfigError(f"config.json: rms_norm_eps must lie between 0 and 1, not {epsilon!r}")
@@ -123,11 +125,11 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """One transformer block."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, feed_forward: type[nn.Module]) -> None:
         self.input_layernorm = nn.RMSNorm(config.hidden, -1, config.epsilon, bias=False)
         self.self_attn = Attention(config)
         self.post_attention_layernorm = nn.RMSNorm(config.hidden, -1, config.epsilon, bias=False)
-        self.mlp = FeedForward(config)
+        self.mlp = feed_forward(config)
 
     def forward(self, x: Tensor, rows_: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mixed, k, v = self.self_attn(self.input_layernorm(x), rows_, k, v)
@@ -138,16 +140,16 @@ class Layer(nn.Module):
 class Decoder(nn.Module):
     """Embedding and blocks."""
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, feed_forward: type[nn.Module]) -> None:
         self.embed_tokens = nn.Embedding(config.vocab, config.hidden)
-        self.layers = nn.ModuleList([Layer(config) for _ in range(config.layers)])
+        self.layers = nn.ModuleList([Layer(config, feed_forward) for _ in range(config.layers)])
 
 
 class Body(nn.Module):
     """tokens, positions, slots, block table and states to hidden rows and states."""
 
-    def __init__(self, config: LlamaConfig, inv_freq: Any, scaling: float) -> None:
-        self.model = Decoder(config)
+    def __init__(self, config: LlamaConfig, inv_freq: Any, scaling: float, feed_forward: type[nn.Module]) -> None:
+        self.model = Decoder(config, feed_forward)
         self.inv_freq = inv_freq
         self.scaling = scaling
 
@@ -191,9 +193,15 @@ class Head(nn.Module):
         return self.lm_head(self.model.norm(x))
 
 
-def build(config: Mapping[str, Any], kv: str) -> Network:
-    """The network of a Llama-family config.json, with its KV cache in dtype `kv`. ConfigError names what does not fit."""
-    parsed = LlamaConfig.parse(config)
+def build(
+    config: Mapping[str, Any], kv: str, feed_forward: type[nn.Module] = FeedForward, activation: str = "silu"
+) -> Network:
+    """The network of a Llama-family config.json.
+
+    kv: dtype of the cache, "f16" or "f32". feed_forward: the module of each layer's MLP, made from a LlamaConfig, and
+    activation, the hidden_act it stands for. ConfigError names what does not fit.
+    """
+    parsed = LlamaConfig.parse(config, activation)
     heads = Heads(parsed.heads.query, parsed.heads.kv, parsed.heads.dim, kv, parsed.heads.window)
     parsed = LlamaConfig(**{**parsed.__dict__, "heads": heads})
     inv_freq, scaling = rope_parameters(config)
@@ -211,7 +219,7 @@ def build(config: Mapping[str, Any], kv: str) -> Network:
     if parsed.tied:
         sources["lm_head.weight"] = ("model.embed_tokens.weight",)
     return Network(
-        Body(parsed, inv_freq, scaling),
+        Body(parsed, inv_freq, scaling, feed_forward),
         Head(parsed),
         sources,
         (heads,) * parsed.layers,

@@ -6,8 +6,9 @@ unused is removed by dead code elimination afterwards.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from typing import Any
 
 import tvm
@@ -110,9 +111,9 @@ class _Rewriter:
             gate, up = self.origin.get(left.args[0]), right
             if isinstance(gate, relax.TupleGetItem) and isinstance(up, relax.TupleGetItem):
                 source = self.origin.get(gate.tuple_value)
-                if (gate.index, up.index) == (0, 1) and gate.tuple_value.same_as(up.tuple_value):
-                    if source is not None and _is(source, "relax.split"):
-                        return source.args[0]
+                halves = (gate.index, up.index) == (0, 1) and gate.tuple_value.same_as(up.tuple_value)
+                if halves and _is(source, "relax.split"):
+                    return source.args[0]
         raise ConfigError("the architecture multiplies tensors in a way no kernel covers; SiLU(gate) · up is one")
 
     def matmul(self, var: Any, call: Any) -> Any:
@@ -159,7 +160,8 @@ class _Rewriter:
             return self.call("bias_add" if bias else "residual_add", function, args, [((n, rest[0]), "float32")])
         if name in ("relax.permute_dims", "relax.split", "relax.nn.silu"):
             return None  # consumed by matmul and multiply
-        raise ConfigError(f"the architecture uses operator {name}, for which there is no kernel")
+        made = operator_for(name)([_shape(argument) for argument in call.args], call.attrs)
+        return self.call(name.rpartition(".")[2], made, [self.value(a) for a in call.args], [((n, *rest), "float32")])
 
     def binding(self, var: Any, value: Any) -> None:
         self.origin[var] = value
@@ -178,6 +180,25 @@ class _Rewriter:
                 self.values[var] = self.builder.emit(relax.TupleGetItem(self.values[value.tuple_value], value.index))
         else:
             self.values[var] = self.value(value)
+
+
+Operator = Callable[[Sequence[tuple[int, ...]], Any], Any]
+"""(shapes of the arguments, attributes of the call) -> PrimFunc: the arguments and then one float32 output."""
+
+OPERATORS = "edgellm.operators"
+"""Entry points by which installed packages give kernels to further Relax operators: name = operator's name."""
+
+
+def operator_for(name: str) -> Operator:
+    """The kernel of a Relax operator from an installed package. ConfigError if there is none."""
+    for point in entry_points(group=OPERATORS):
+        if point.name == name:
+            loaded: Operator = point.load()
+            return loaded
+    raise ConfigError(
+        f"the architecture uses operator {name}, for which there is no kernel; add one through the entry point "
+        f"{OPERATORS} (crosscompile/EXTENDING.md)"
+    )
 
 
 def _is(expr: Any, name: str) -> bool:
@@ -199,9 +220,9 @@ def lower_operators(
     old = module[function]
     rewriter = _Rewriter(tier, stored, relax.BlockBuilder(), module)
     inputs = old.params[: len(old.params) - len(names)]
-    rewriter.names = dict(zip(old.params[len(inputs) :], names))
+    rewriter.names = dict(zip(old.params[len(inputs) :], names, strict=True))
     fresh = [relax.Var(p.name, p.ty) for p in inputs]
-    rewriter.values.update(zip(inputs, fresh))
+    rewriter.values.update(zip(inputs, fresh, strict=True))
     builder = rewriter.builder
     with builder.function(function):
         with builder.dataflow():

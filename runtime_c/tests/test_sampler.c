@@ -1,18 +1,10 @@
 /* The sampler against a plain reference that sorts everything, and against the frequencies it promises. */
 #include <math.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "check.h"
 #include "edgellm.h"
-
-#define CHECK(condition)                                                         \
-    do {                                                                         \
-        if (!(condition)) {                                                      \
-            fprintf(stderr, "%s:%d: %s\n", __FILE__, __LINE__, #condition);      \
-            exit(1);                                                             \
-        }                                                                        \
-    } while (0)
 
 static uint32_t noise_state = 1;
 static float noise(void) { /* [-1, 1) */
@@ -216,5 +208,5 @@ int main(void) {
     test_frequencies((ellm_sampler_options){
         .temperature = 1.5f, .top_p = 0.97f, .min_p = 0.1f, .top_k = 60, .repetition_penalty = 1, .seed = 5});
     test_sets();
-    return 0;
+    return check_result();
 }

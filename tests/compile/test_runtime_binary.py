@@ -1,0 +1,162 @@
+"""What the cross-built program asks of a board: size, libraries, glibc version, page size, no executable stack."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crosscompile import runtime
+from crosscompile.errors import CodegenError
+from crosscompile.runtime import build_runtime
+from crosscompile.target import target_of_tier
+from edgellm import virtual, virtual_parts
+from edgellm.boards import load_board
+
+BUDGET_BYTES = 230_000
+FLOOR = (2, 28)
+TIERS = ("armv8-neon", "armv7-neon", "avx2")
+LOAD, DYNAMIC, GNU_STACK, GNU_RELRO = 1, 2, 0x6474E551, 0x6474E552
+
+
+class Elf:
+    """As much of an ELF file as these tests ask about (System V ABI, chapters 4 and 5)."""
+
+    def __init__(self, path: Path) -> None:
+        self.data = path.read_bytes()
+        assert self.data[:4] == b"\x7fELF"
+        self.wide = self.data[4] == 2
+        self.kind = struct.unpack_from("<H", self.data, 16)[0]
+        offset = struct.unpack_from("<Q" if self.wide else "<I", self.data, 32 if self.wide else 28)[0]
+        size, count = struct.unpack_from("<HH", self.data, 54 if self.wide else 42)
+        self.segments = [self._segment(offset + i * size) for i in range(count)]
+
+    def _segment(self, at: int) -> dict[str, int]:
+        if self.wide:
+            names, values = "kind flags offset address _ bytes memory align", struct.unpack_from("<IIQQQQQQ", self.data, at)
+        else:
+            names, values = "kind offset address _ bytes memory flags align", struct.unpack_from("<IIIIIIII", self.data, at)
+        return dict(zip(names.split(), values, strict=True))
+
+    def of_kind(self, kind: int) -> list[dict[str, int]]:
+        return [segment for segment in self.segments if segment["kind"] == kind]
+
+    def at_address(self, address: int) -> int:
+        """File offset of a virtual address."""
+        for segment in self.of_kind(LOAD):
+            if segment["address"] <= address < segment["address"] + segment["bytes"]:
+                return segment["offset"] + address - segment["address"]
+        raise AssertionError(f"address {address:#x} is in no segment")
+
+    def dynamic(self) -> Iterator[tuple[int, int]]:
+        form = "<qQ" if self.wide else "<iI"
+        for segment in self.of_kind(DYNAMIC):
+            for at in range(segment["offset"], segment["offset"] + segment["bytes"], struct.calcsize(form)):
+                tag, value = struct.unpack_from(form, self.data, at)
+                if tag == 0:
+                    return
+                yield tag, value
+
+    def text(self, offset: int) -> str:
+        """A string of the dynamic string table."""
+        start = self.at_address(next(value for tag, value in self.dynamic() if tag == 5)) + offset
+        return self.data[start : self.data.index(b"\0", start)].decode()
+
+    def needed(self) -> set[str]:
+        return {self.text(value) for tag, value in self.dynamic() if tag == 1}
+
+    def versions(self) -> set[str]:
+        """Symbol versions it needs ("GLIBC_2.17"), from DT_VERNEED."""
+        found = set()
+        starts = [self.at_address(value) for tag, value in self.dynamic() if tag == 0x6FFFFFFE]
+        for at in starts:
+            while True:
+                _, count, _, first, following = struct.unpack_from("<HHIII", self.data, at)
+                entry = at + first
+                for _ in range(count):
+                    _, _, _, name, further = struct.unpack_from("<IHHII", self.data, entry)
+                    found.add(self.text(name))
+                    entry += further
+                if not following:
+                    break
+                at += following
+        return found
+
+
+@pytest.fixture(scope="module", params=TIERS)
+def program(request: pytest.FixtureRequest) -> Path:
+    return build_runtime(target_of_tier(request.param))
+
+
+def test_is_small(program: Path) -> None:
+    assert program.stat().st_size < BUDGET_BYTES
+
+
+def test_needs_only_the_c_library_of_2018(program: Path) -> None:
+    elf = Elf(program)
+    assert elf.needed() <= {"libc.so.6", "libpthread.so.0", "ld-linux-armhf.so.3", "ld-linux-aarch64.so.1"}
+    versions = {name for name in elf.versions() if name.startswith("GLIBC_")}
+    assert versions
+    assert all(tuple(map(int, name.removeprefix("GLIBC_").split("."))) <= FLOOR for name in versions), versions
+
+
+def test_maps_on_kernels_with_large_pages(program: Path) -> None:
+    loads = Elf(program).of_kind(LOAD)
+    assert loads
+    assert all(segment["align"] == 0x10000 for segment in loads)
+
+
+def test_is_hardened(program: Path) -> None:
+    elf = Elf(program)
+    assert elf.kind == 3  # ET_DYN: position-independent
+    assert [segment["flags"] & 1 for segment in elf.of_kind(GNU_STACK)] == [0]
+    assert all(segment["flags"] & 3 != 3 for segment in elf.of_kind(LOAD))  # never writable and executable
+    assert elf.of_kind(GNU_RELRO)
+    assert any(tag == 0x6FFFFFFB and value & 1 for tag, value in elf.dynamic())  # DF_1_NOW
+
+
+def test_static_program_starts_emulated() -> None:
+    """Android and unknown systems: musl, no loader, no library."""
+    program = build_runtime(target_of_tier("armv8-neon"), "musl")
+    elf = Elf(program)
+    assert not elf.needed()
+    assert program.stat().st_size < BUDGET_BYTES
+    if reason := virtual_parts.missing_tool():
+        pytest.skip(f"no emulator: {reason}")
+    _, emulator = virtual.fetch(load_board("virtual-rpi5"))
+    done = subprocess.run([str(emulator), str(program), "--version"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout[:11]) == (0, "edgellm-rt ")
+
+
+def test_android_gets_the_static_program() -> None:
+    assert build_runtime(target_of_tier("dotprod", "android")) == build_runtime(target_of_tier("dotprod"), "musl")
+
+
+def test_second_build_is_a_lookup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = build_runtime(target_of_tier("avx2"))
+    monkeypatch.setattr(runtime.subprocess, "run", lambda *a, **k: pytest.fail("compiled again"))
+    assert build_runtime(target_of_tier("avx2")) == program
+
+
+def test_a_failing_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "src" / "broken.c"
+    broken.parent.mkdir()
+    broken.write_text("int f(void) { return undeclared; }\n")
+    monkeypatch.setattr(runtime, "sources", lambda: [broken])
+    with pytest.raises(CodegenError, match=r"broken\.c:1:22: error: .*undeclared.*ziglang cc") as error:
+        build_runtime(target_of_tier("avx2"), cache=tmp_path / "cache")
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "cache").iterdir())  # nothing half-made stays
+
+
+def test_readelf_agrees(program: Path) -> None:
+    """The parser above against binutils, where they are installed."""
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("readelf is not installed")
+    shown = subprocess.run([readelf, "-dW", str(program)], capture_output=True, text=True, check=True).stdout
+    assert {line.split("[")[1].rstrip("]") for line in shown.splitlines() if "(NEEDED)" in line} == Elf(program).needed()

@@ -1,5 +1,7 @@
-/* The public text functions: thin over the tokenizer of a model. */
+/* The public text functions: thin over the tokenizer and the chat template of a model. */
+#include "error.h"
 #include "model.h"
+#include "template.h"
 #include "tokenizer.h"
 
 ellm_status ellm_encode(const ellm_model *model, const char *text, size_t n_bytes, bool add_special,
@@ -21,4 +23,15 @@ ellm_status ellm_stream_push(const ellm_model *model, ellm_stream *stream, int32
 ellm_status ellm_stream_flush(const ellm_model *model, ellm_stream *stream, char *text, size_t cap,
                               size_t *n_bytes) {
     return ellm_tokenizer_flush(ellm_model_tokenizer(model), stream, text, cap, n_bytes);
+}
+
+ellm_status ellm_chat_render(const ellm_model *model, const char *messages_json, const char *extra_json,
+                             bool add_generation_prompt, char *text, size_t cap, size_t *n_bytes,
+                             ellm_error *error) {
+    const ellm_template *chat = ellm_model_template(model);
+    if (chat == NULL) {
+        *n_bytes = 0;
+        return ellm_fail(error, ELLM_BUNDLE_MISSING, "the bundle has no chat.bin: the model has no chat template");
+    }
+    return ellm_template_render(chat, messages_json, extra_json, add_generation_prompt, text, cap, n_bytes, error);
 }

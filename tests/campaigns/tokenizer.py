@@ -247,7 +247,8 @@ def main() -> int:
     for kind in arguments.kind or KINDS:
         started = time.monotonic()
         count, found = compare(kind, arguments.n, arguments.seed)
-        print(f"{kind:12} {count:7} strings, {'equal' if not found else 'DIFFERENT'}, {time.monotonic() - started:.1f} s")
+        verdict = "DIFFERENT" if found else "equal"
+        print(f"{kind:12} {count:7} strings, {verdict}, {time.monotonic() - started:.1f} s")
         for line in found[:3]:
             print("   ", line)
         failed = failed or bool(found)

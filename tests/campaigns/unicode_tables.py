@@ -15,7 +15,7 @@ import unicodedata
 import zlib
 from collections.abc import Callable, Iterable
 
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 POINTS = [*range(0xD800), *range(0xE000, 0x110000)]
 CATEGORIES = "Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co Cn".split()
@@ -51,6 +51,20 @@ def folds(letter: str) -> list[int]:
     return matching(pre_tokenizers.Split(Regex(f"(?i:{letter})"), "removed"))
 
 
+def word_characters() -> list[int]:
+    """What ends a word where an added token asks for `single_word` (Rust's \\w, which has the joiners)."""
+    probe = Tokenizer(models.WordLevel({"?": 0}, unk_token="?"))
+    probe.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    probe.add_tokens([AddedToken("=>", single_word=True, normalized=False)])
+    inside = []
+    for start in range(0, len(POINTS), 4096):
+        part = POINTS[start : start + 4096]
+        text = "".join(f" {chr(point)}=>" for point in part)
+        found = {last for token, (_, last) in zip(*(lambda e: (e.ids, e.offsets))(probe.encode(text)), strict=True) if token}
+        inside += [point for index, point in enumerate(part) if 4 * index + 4 not in found]
+    return ranges(inside)
+
+
 def main() -> None:
     nfd, nfc, nfkd = normalizers.NFD(), normalizers.NFC(), normalizers.NFKD()
     canonical = {k: v for k, v in mapping(nfd.normalize_str).items() if k not in HANGUL}
@@ -73,6 +87,7 @@ def main() -> None:
     digits = pre_tokenizers.Digits(individual_digits=True)
     classes["numeric"] = ranges(p for p in POINTS if len(digits.pre_tokenize_str(f"a{chr(p)}b")) > 1)
     classes["punctuation"] = matching(pre_tokenizers.Punctuation("removed"))
+    classes["word"] = word_characters()
     classes["whitespace"] = matching(pre_tokenizers.WhitespaceSplit())
     tables = {
         "canonical": [[k, [ord(c) for c in v]] for k, v in sorted(canonical.items())],

@@ -132,3 +132,36 @@ class Tokenizer:
                 raise TextError(status, "stream")
             pieces.append(self.text.raw[: count.value].decode())
         return pieces
+
+
+class Template:
+    """ellm_template over the bytes of a chat.bin."""
+
+    def __init__(self, data: bytes) -> None:
+        self.library = library()
+        self.data = aligned(data)
+        self.handle = ctypes.c_void_p()
+        error = ctypes.create_string_buffer(512)
+        status = self.library.ellm_template_open(self.data, ctypes.c_size_t(len(data)), ctypes.byref(self.handle), error)
+        if status:
+            raise TextError(status, error.value.decode(errors="replace"))
+        self.text = ctypes.create_string_buffer(65536)
+
+    def close(self) -> None:
+        self.library.ellm_template_close(self.handle)
+
+    def render(self, messages: str, extra: str | None, prompt: bool) -> str:
+        """messages and extra are JSON texts. Raises TextError with the template's own message."""
+        error = ctypes.create_string_buffer(512)
+        count = ctypes.c_size_t()
+        while True:
+            status = self.library.ellm_template_render(
+                *(self.handle, messages.encode(), extra.encode() if extra is not None else None),
+                *(ctypes.c_bool(prompt), self.text, ctypes.c_size_t(len(self.text)), ctypes.byref(count), error),
+            )
+            if status != BUFFER_SMALL:
+                break
+            self.text = ctypes.create_string_buffer(count.value)
+        if status:
+            raise TextError(status, error.value.decode(errors="replace"))
+        return self.text.raw[: count.value].decode()

@@ -64,7 +64,9 @@ def main() -> None:
                 virtual.start(load_board(board), progress)
         edgellm("deploy", "--board", board, bundle)
     heading("3. Ask it")
+    say("Its chat template tells it about a home: 7 C outside, front door locked, desk lamp off.")
     for question in QUESTIONS:
+        say()
         edgellm("run", "--board", board, "-p", question)
     heading("Your turn")
     say(f"  .venv/bin/edgellm chat --board {board}")

@@ -8,13 +8,14 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,24 @@ def _cached(directory: Path) -> Compilation | None:
     return Compilation(found, report, cached=True)
 
 
+class _Processes:
+    """The compiling processes of a job: once stopped, none is left and none starts."""
+
+    def __init__(self) -> None:
+        self._all: list[subprocess.Popen[str]] = []
+        self._stopped = False
+
+    def add(self, process: subprocess.Popen[str]) -> None:
+        self._all.append(process)
+        if self._stopped:
+            process.kill()
+
+    def stop(self) -> None:
+        self._stopped = True
+        for process in self._all:
+            process.kill()
+
+
 @dataclass(frozen=True)
 class _Job:
     """One compilation that the cache did not have."""
@@ -223,6 +242,7 @@ class _Job:
     fits: Callable[[dict[str, int], int], None] | None
     dump: Path | None
     show: Progress
+    processes: _Processes = field(default_factory=_Processes)
 
     def run(self, partial: Path, content: str) -> dict[str, Any]:
         """Fills `partial` with the whole bundle; returns the report."""
@@ -232,7 +252,8 @@ class _Job:
         host = golden.host_target()
         native = host is not None and (host.arch, host.tier) == (self.target.arch, self.target.tier)
         twin = partial / ".golden" if host is not None and not native else None
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
+            stack.callback(self.processes.stop)  # after an error, before the pool waits for what still runs
             runtime = pool.submit(_runtime, partial, self.target)
             other = pool.submit(self._twin, twin, partial, host) if twin is not None and host is not None else None
             result = self._worker(partial, self.target, self.fits, self.show, self.dump)
@@ -295,14 +316,14 @@ class _Job:
     ) -> dict[str, Any]:
         request = {
             "short": short,
-            "checkpoint": str(self.source.path),
-            "output": str(directory),
+            "checkpoint": str(self.source.path.absolute()),
+            "output": str(directory.absolute()),
             "tier": target.tier.name,
             "os": target.os,
             "dump": str(dump.absolute()) if dump is not None else None,
             **asdict(self.options),
         }
-        return run_worker(request, fits, show)
+        return run_worker(request, fits, show, self.processes.add)
 
     def _manifest(self, result: dict[str, Any], content: str, target: Target) -> dict[str, Any]:
         """All of manifest.json but format, files and golden prompts."""
@@ -361,6 +382,7 @@ def _process(stderr: Any) -> Iterator[subprocess.Popen[str]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
+        cwd=Path(__file__).parent.parent,  # `-m` looks here first: the user's folder must not lend it modules
         text=True,
         encoding="utf-8",
     )
@@ -376,10 +398,18 @@ def _process(stderr: Any) -> Iterator[subprocess.Popen[str]]:
 
 
 def run_worker(
-    request: dict[str, Any], fits: Callable[[dict[str, int], int], None] | None, show: Progress
+    request: dict[str, Any],
+    fits: Callable[[dict[str, int], int], None] | None,
+    show: Progress,
+    started: Callable[[subprocess.Popen[str]], None] | None = None,
 ) -> dict[str, Any]:
-    """Runs one request in the compiling process. Its errors are raised here; its death is a CodegenError."""
+    """Runs one request in the compiling process. Its errors are raised here; its death is a CodegenError.
+
+    request: as edgellm.compile_worker says, paths absolute. started: gets the process, so that another can end it.
+    """
     with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr, _process(stderr) as process:
+        if started is not None:
+            started(process)
         assert process.stdin is not None
         assert process.stdout is not None
         with contextlib.suppress(BrokenPipeError):  # it died at once: the exit code says more
@@ -402,6 +432,8 @@ def run_worker(
         lines = [line.strip() for line in stderr.read().splitlines() if line.strip()]
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     last = next((line for line in lines if "LLVM ERROR" in line), lines[-1] if lines else "it said nothing")
+    if code == -signal.SIGKILL and not lines:
+        last = "this machine probably ran out of memory; close other programs"
     raise CodegenError(
         f"the compiler process ended with {how} for tier {request['tier']}: {last}; "
         f"try another --scheme, and report this with the model's config.json"

@@ -108,7 +108,7 @@ def _plain_interface(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[str,
             if isinstance(extent, tvm.ir.Expr):
                 for var in tirx.analysis.undefined_vars(extent):
                     shape_vars.setdefault(var.name, var)
-    declarations = [tirx.DeclBuffer(b, data=pointer) for b, pointer in zip(buffers, pointers)]
+    declarations = [tirx.DeclBuffer(b, data=pointer) for b, pointer in zip(buffers, pointers, strict=True)]
     used = {v.name for v in tirx.analysis.undefined_vars(function.body, [*buffers, *ranges])}
     scalars = tuple(name for name in SCALARS if name in shape_vars and name in used)
     body: Any = tirx.SeqStmt([*declarations, function.body])

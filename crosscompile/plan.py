@@ -212,7 +212,7 @@ def write_plan(
         changed = kernels.inplace.get(name, ())
         first_output = _first_output(buffers)
         arguments, touched = [], 0
-        for i, (buffer, kind) in enumerate(zip(buffers, kinds[name])):
+        for i, (buffer, kind) in enumerate(zip(buffers, kinds[name], strict=True)):
             extent = _extent(buffer.name, buffer.ty.shape, str(buffer.ty.dtype), kind)
             access = "rw" if i in changed else "w" if i >= first_output else "r"
             arguments.append({"access": access, "bytes": extent})

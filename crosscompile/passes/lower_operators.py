@@ -110,7 +110,7 @@ class _Rewriter:
         if left is not None and _is(left, "relax.nn.silu"):
             gate, up = self.origin.get(left.args[0]), right
             if isinstance(gate, relax.TupleGetItem) and isinstance(up, relax.TupleGetItem):
-                source = self.origin.get(gate.tuple_value)
+                source: Any = self.origin.get(gate.tuple_value)
                 halves = (gate.index, up.index) == (0, 1) and gate.tuple_value.same_as(up.tuple_value)
                 if halves and _is(source, "relax.split"):
                     return source.args[0]

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "template_parts.h"
+#include "utf8.h"
 
 /* The argument at `position` among the unnamed ones or called `name`; NULL if it was not given. */
 static const value *argument(const machine *vm, const arguments *args, unsigned position, const char *name) {
@@ -216,24 +217,62 @@ static value to_number(machine *vm, uint32_t id, const value *v, const arguments
     return real > -9.2e18 && real < 9.2e18 ? ellm_vm_integer((int64_t)real) : made;
 }
 
+/* Where the line at `at` ends, and in *next where the one after it begins: Python's splitlines(). */
+static size_t line_end(const value *v, size_t at, size_t *next) {
+    while (at < v->bytes) {
+        uint32_t point;
+        size_t length = ellm_utf8_read((const uint8_t *)v->s + at, v->bytes - at, &point);
+        if ((point >= 0x0A && point <= 0x0D) || (point >= 0x1C && point <= 0x1E) || point == 0x85 || point == 0x2028 ||
+            point == 0x2029) {
+            *next = at + length + (point == 0x0D && at + 1 < v->bytes && v->s[at + 1] == '\n');
+            return at;
+        }
+        at += length;
+    }
+    *next = at;
+    return at;
+}
+
+static value lines(machine *vm, const value *v) {
+    size_t n = 0;
+    for (int pass = 0;; pass++) {
+        list *items = pass > 0 ? ellm_vm_list(vm, n) : NULL;
+        if (pass > 0 && items == NULL) {
+            return (value){.kind = UNDEFINED};
+        }
+        n = 0;
+        for (size_t at = 0, next; at < v->bytes && ellm_vm_spend(vm, 1); at = next) {
+            size_t end = line_end(v, at, &next);
+            if (pass > 0) {
+                items->items[n] = ellm_vm_borrow(v->s + at, end - at);
+            }
+            n++;
+        }
+        if (pass > 0) {
+            return of_list(items);
+        }
+    }
+}
+
 static value indented(machine *vm, const value *v, const arguments *args) {
     const value *width = argument(vm, args, 0, "width");
     bool first = truth_or(argument(vm, args, 1, "first"), false), blank = truth_or(argument(vm, args, 2, "blank"), false);
-    int64_t n = width != NULL && width->kind == STRING ? 0 : integer_or(vm, width, 4);
+    value four = ellm_vm_integer(4), space = ellm_vm_borrow(" ", 1), newline = ellm_vm_borrow("\n", 1);
+    width = width != NULL ? width : &four;
+    value margin = width->kind == STRING ? *width : ellm_vm_arithmetic(vm, OP_MULTIPLY, &space, width);
     value string = ellm_vm_str(vm, v);
+    string = vm->status == ELLM_OK ? ellm_vm_arithmetic(vm, OP_ADD, &string, &newline) : string;
+    value all = vm->status == ELLM_OK ? lines(vm, &string) : (value){.kind = UNDEFINED};
     text_buffer text = {0};
-    bool start = first;
-    for (size_t at = 0; at < string.bytes && vm->status == ELLM_OK; at++) {
-        if (start && (blank || string.s[at] != '\n')) {
-            for (int64_t i = 0; i < n && vm->status == ELLM_OK; i++) {
-                ellm_vm_write(vm, &text, " ", 1);
-            }
-            if (width != NULL && width->kind == STRING) {
-                ellm_vm_write(vm, &text, width->s, width->bytes);
-            }
+    for (size_t i = 0; all.kind == LIST && i < all.list->n && vm->status == ELLM_OK; i++) {
+        const value *line = &all.list->items[i];
+        if (i > 0) {
+            ellm_vm_write(vm, &text, "\n", 1);
         }
-        ellm_vm_write(vm, &text, string.s + at, 1);
-        start = string.s[at] == '\n';
+        if (i > 0 ? blank || line->bytes > 0 : first) {
+            ellm_vm_write(vm, &text, margin.s, margin.bytes);
+        }
+        ellm_vm_write(vm, &text, line->s, line->bytes);
     }
     return ellm_vm_take(vm, &text);
 }
@@ -523,31 +562,6 @@ static value found_at(machine *vm, uint32_t id, const value *v, const value *par
     return ellm_vm_integer((int64_t)ellm_vm_points(&before));
 }
 
-static value lines(machine *vm, const value *v) {
-    size_t n = 0;
-    for (int pass = 0;; pass++) {
-        list *items = pass > 0 ? ellm_vm_list(vm, n) : NULL;
-        if (pass > 0 && items == NULL) {
-            return (value){.kind = UNDEFINED};
-        }
-        n = 0;
-        for (size_t at = 0; at < v->bytes && ellm_vm_spend(vm, 1);) {
-            size_t end = at;
-            while (end < v->bytes && v->s[end] != '\n' && v->s[end] != '\r') {
-                end++;
-            }
-            if (pass > 0) {
-                items->items[n] = ellm_vm_borrow(v->s + at, end - at);
-            }
-            n++;
-            at = end + (end + 1 < v->bytes && v->s[end] == '\r' && v->s[end + 1] == '\n' ? 2 : 1);
-        }
-        if (pass > 0) {
-            return of_list(items);
-        }
-    }
-}
-
 static value string_method(machine *vm, uint32_t id, const value *v, const arguments *args) {
     const value *first = argument(vm, args, 0, "sep");
     const value *characters = first != NULL && first->kind == NONE ? NULL : first;
@@ -572,7 +586,7 @@ static value string_method(machine *vm, uint32_t id, const value *v, const argum
     case METHOD_LOWER:
         return ellm_vm_case(vm, FILTER_LOWER, v);
     case METHOD_TITLE:
-        return ellm_vm_case(vm, FILTER_TITLE, v);
+        return ellm_vm_case(vm, CASE_TITLE_METHOD, v);
     case METHOD_CAPITALIZE:
         return ellm_vm_case(vm, FILTER_CAPITALIZE, v);
     case METHOD_FIND:

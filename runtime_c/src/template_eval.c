@@ -371,6 +371,7 @@ static void run_for(machine *vm, const uint32_t *node, unsigned n) {
     }
     frame *before = vm->frame;
     uint32_t name = loop_name(vm);
+    bool finished = false; /* as in Jinja, a body that ends early does not count against `else` */
     for (size_t i = 0; i < items->n && vm->status == ELLM_OK && vm->flow != OP_BREAK; i++) {
         loop *state = ellm_vm_alloc(vm, 1, sizeof *state);
         if (state == NULL || !enter(vm, before)) {
@@ -383,10 +384,11 @@ static void run_for(machine *vm, const uint32_t *node, unsigned n) {
         }
         vm->flow = 0;
         ellm_vm_run(vm, node[4]);
+        finished = finished || vm->flow == 0;
     }
     vm->flow = 0;
     vm->frame = before;
-    if (items->n == 0 && node[5] != NO_NODE) {
+    if (!finished && vm->status == ELLM_OK && node[5] != NO_NODE) {
         if (enter(vm, before)) {
             ellm_vm_run(vm, node[5]);
         }

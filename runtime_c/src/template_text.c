@@ -460,8 +460,10 @@ value ellm_vm_case(machine *vm, uint32_t filter, const value *v) {
     for (size_t at = 0; at < string.bytes && vm->status == ELLM_OK;) {
         bool first = at == 0;
         uint32_t point = next_point(&string, &at);
-        bool up = filter == FILTER_UPPER || (filter == FILTER_CAPITALIZE && first) || (filter == FILTER_TITLE && !inside);
-        inside = has_case(vm, point);
+        bool starts = filter == FILTER_CAPITALIZE ? first : !inside;
+        bool up = filter == FILTER_UPPER || (filter != FILTER_LOWER && starts);
+        bool separates = ellm_vm_is_space(point) || (point < 0x80 && point != 0 && strchr("-({[<", (int)point) != NULL);
+        inside = filter == CASE_TITLE_METHOD ? has_case(vm, point) : !separates;
         write_case(vm, &text, point, up);
     }
     return ellm_vm_take(vm, &text);

@@ -9,7 +9,6 @@ from __future__ import annotations
 import shlex
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from edgellm import virtual
@@ -18,6 +17,7 @@ from edgellm.boards import load_board
 
 EDGELLM = Path(sys.executable).with_name("edgellm")
 MODEL = Path(__file__).parent / "voice_assistant" / "model"
+BUNDLE = "build/demo"
 QUESTIONS = ("is the front door locked", "how cold is it outside", "Turn on the desk lamp, please.")
 
 
@@ -54,15 +54,13 @@ def main() -> None:
     else:
         say(f"No emulated Raspberry Pi here: the demo uses this machine's own processor ({board}).")
     model = str(MODEL.relative_to(Path.cwd())) if MODEL.is_relative_to(Path.cwd()) else str(MODEL)
-    with tempfile.TemporaryDirectory(prefix="edgellm-demo-") as folder:
-        bundle = str(Path(folder) / "bundle")
-        heading("1. Compile the model for the board's processor")
-        edgellm("compile", model, "--board", board, "-o", bundle)
-        heading("2. Send it to the board, verify it there, switch it on")
-        if board != "local":
-            with shown_progress() as progress:
-                virtual.start(load_board(board), progress)
-        edgellm("deploy", "--board", board, bundle)
+    heading("1. Compile the model for the board's processor")
+    edgellm("compile", model, "--board", board, "-o", BUNDLE)
+    heading("2. Send it to the board, verify it there, switch it on")
+    if board != "local":
+        with shown_progress() as progress:
+            virtual.start(load_board(board), progress)
+    edgellm("deploy", "--board", board, BUNDLE)
     heading("3. Ask it")
     say("Its chat template tells it about a home: 7 C outside, front door locked, desk lamp off.")
     for question in QUESTIONS:

@@ -133,6 +133,8 @@ class Writer:
 
     def user(self, sentence: str, question: bool, *slots: str) -> None:
         """Adds the user's message; `slots` are the names in it, which a recogniser's noise leaves alone."""
+        if self.split == names.TRAIN and self.rng.random() < 0.3:
+            sentence = speech.loosened(sentence, self.rng, slots)
         if self.spoken:
             protected = frozenset(word for slot in slots for word in slot.lower().split())
             text = speech.heard(sentence, self.rng, protected, noise=self.rng.choice((0.0, 0.0, 0.05, 0.1)))
@@ -330,7 +332,7 @@ class Writer:
             kind = "lights_all"
         lights, doors = self.home.group(LIGHT), self.home.group(DOOR)
         if kind == "rooms":
-            found, missing, phrase, empty = list(self.home.rooms), [], "There {are} {items}.", ""
+            found, missing, phrase, empty = list(self.home.rooms), list[str](), "There {are} {items}.", ""
         elif kind == "lights_all":
             found, missing, phrase, empty = [light.name for light in lights], [], "There {are} {items}.", ""
         elif kind == "doors_unlocked":

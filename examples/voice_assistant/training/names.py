@@ -46,7 +46,16 @@ MODIFIERS = _words(
     "desk floor ceiling wall bedside table corner mirror shelf porch garden hallway window night reading stairs front back "
     "left right upper lower main side small big red blue green white black old new round tall far north south sofa bed "
     "piano kitchen bedroom bathroom hall garage office living dining guest balcony terrace counter oven sink "
-    "toy coat shoe bench oak pine rose tiger star moon river mountain city summer winter papa mama grandma anna tom lisa",
+    "toy coat shoe bench oak pine rose tiger star moon river mountain city summer winter papa mama grandma anna tom lisa "
+    "velvet copper marble crystal carpet ladder basket button candle pillow blanket drawer barrel bucket hammer pencil paper "
+    "picture statue flower tulip daisy lily cactus orchid lemon cherry apple peach berry pepper sugar coffee cocoa honey "
+    "butter pebble stone gravel desert canyon valley meadow forest jungle lagoon glacier thunder lightning breeze sunset "
+    "horizon planet saturn jupiter galaxy rocket engine bicycle tractor scooter caravan trailer anchor pirate captain knight "
+    "castle palace temple tower bridge tunnel market theater museum hospital factory antique modern classic "
+    "vintage elegant narrow shallow portable electric magnetic automatic central upstairs downstairs outdoor indoor hobby "
+    "reception storage utility dressing changing sewing painting fitness billiard monitor keyboard cinema stereo turntable "
+    "incubator generator refrigerator conditioner ventilator dishwasher terrarium stadium podium radiator escalator carrier "
+    "chancellor cavalier jeweller amplifier chandler panther beetle rabbit turtle parrot eagle sparrow dolphin lobster",
     "patio driveway vanity cabinet aquarium fireplace staircase yellow purple silver tiny square wooden east "
     "west maple willow falcon dragon comet harbor island autumn uncle oscar bella hugo",
 )
@@ -74,12 +83,39 @@ def split_of(word: str) -> str:
     return HELD_OUT if zlib.crc32(word.encode()) % 8 == 0 else TRAIN
 
 
+def _syllables(rng: random.Random) -> str:
+    n_syllables = rng.choices((1, 2, 3), (10, 12, 1))[0]
+    return "".join(rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(n_syllables))
+
+
+def _followers() -> dict[str, str]:
+    """For each two letters, those that come next in the ordinary words of the training split ("$" ends a word)."""
+    followers: dict[str, str] = {}
+    for word in sorted({part.lower() for words in _LISTS for entry in words.train for part in entry.split()}):
+        padded = f"^^{word}$"
+        for index in range(len(padded) - 2):
+            followers[padded[index : index + 2]] = followers.get(padded[index : index + 2], "") + padded[index + 2]
+    return followers
+
+
+def _like_english(rng: random.Random) -> str:
+    """A word in which every three letters in a row are from an ordinary word."""
+    word = "^^"
+    while not word.endswith("$") and len(word) < 12:
+        word += rng.choice(_FOLLOWERS[word[-2:]])
+    return word.strip("^$")
+
+
 def made_up(rng: random.Random, split: str) -> str:
-    """A pronounceable word of one or two syllables, seldom three, that belongs to `split`."""
+    """A word that belongs to `split`: of one to three syllables, or like an English one, or any letters."""
     while True:
-        n_syllables = rng.choices((1, 2, 3), (10, 12, 1))[0]
-        syllables = (rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS) for _ in range(n_syllables))
-        word = "".join(syllables)
+        draw = rng.random()
+        if draw < 0.4:
+            word = _syllables(rng)
+        elif draw < 0.88:
+            word = _like_english(rng)
+        else:
+            word = "".join(rng.choice("aaabcdeeeefghiiijklmnnoopqrrsstttuuvwxyz") for _ in range(rng.randint(3, 8)))
         if len(word) > 2 and split_of(word) == split and word not in _ORDINARY:
             return word
 
@@ -115,10 +151,10 @@ def persona(rng: random.Random, split: str) -> str:
 
 
 def _ordinary() -> frozenset[str]:
-    lists: Sequence[Words] = (ROOMS, MODIFIERS, LIGHT_KINDS, SWITCH_KINDS, DOOR_KINDS, COVER_KINDS, PERSONAS)
-    return frozenset(
-        part.lower() for words in lists for split in SPLITS for word in words.of(split) for part in word.split()
-    )
+    entries = (entry.lower() for words in _LISTS for split in SPLITS for entry in words.of(split))
+    return frozenset(part for entry in entries for part in entry.split())
 
 
+_LISTS: Sequence[Words] = (ROOMS, MODIFIERS, LIGHT_KINDS, SWITCH_KINDS, DOOR_KINDS, COVER_KINDS, PERSONAS)
 _ORDINARY = _ordinary()
+_FOLLOWERS = _followers()

@@ -17,6 +17,31 @@ _HOMOPHONES = {
     "there": ("their",), "set": ("said",), "turn": ("tern",), "please": ("peas",), "what's": ("watts",), "light": ("lite",),
 }  # fmt: skip
 
+_LOOSE = (
+    "just really maybe quickly then here there actually we tell if give could get bring let know would like any been still do "
+    "have has that this one more first you me my our us it for about some and or but when while once also both all again today "
+    "tonight might should must shall will can may think hope guess see look say said ask want wish need try keep make take come "
+    "go be is are was were am did does done had got very much many few little bit thing way time day home house how what which "
+    "who much so too only even ever never always soon later before after with without from at by of as than up down out over "
+    "sure good fine nice great sorry dear buddy friend okay right well please thanks kind quick question current exactly"
+).split()
+
+
+def loosened(sentence: str, rng: random.Random, slots: tuple[str, ...]) -> str:
+    """The sentence with one to three words put in anywhere but inside its slots.
+
+    Seen in training only: a model then listens for the words that matter, not for whole patterns.
+    """
+    for index, slot in enumerate(slots):
+        sentence = sentence.replace(slot, f"<{index}>")
+    words = sentence.split()
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        words.insert(rng.randint(0, len(words)), rng.choice(_LOOSE))
+    sentence = " ".join(words)
+    for index, slot in enumerate(slots):
+        sentence = sentence.replace(f"<{index}>", slot)
+    return sentence
+
 
 def spell(number: int) -> str:
     """English words of 0..100."""

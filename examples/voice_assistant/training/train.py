@@ -28,8 +28,10 @@ from torch.nn import functional
 from transformer import Linear, Llama, Shape, fake_quantize
 
 SEED = 20261124
-POOL = 256
+POOL = 512
 """Conversations generated at a time, sorted by length and cut into batches with little padding."""
+STRIDE = 64
+"""Lengths are rounded up to multiples of it: oneDNN compiles and caches a kernel for every new shape."""
 
 
 def batches(tokenizer: Tokenizer, seed: int, batch_tokens: int, longest: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -42,12 +44,13 @@ def batches(tokenizer: Tokenizer, seed: int, batch_tokens: int, longest: int) ->
         pool = sorted((item for item in pool if len(item[0]) <= longest), key=lambda item: len(item[0]))
         groups: list[list[tuple[list[int], list[bool]]]] = [[]]
         for item in pool:
-            if groups[-1] and (len(groups[-1]) + 1) * len(item[0]) > batch_tokens:
+            length = -(-len(item[0]) // STRIDE) * STRIDE
+            if groups[-1] and (len(groups[-1]) + 1) * length > batch_tokens:
                 groups.append([])
             groups[-1].append(item)
         for index in torch.randperm(len(groups), generator=shuffle).tolist():
             group = groups[index]
-            length = max(len(ids) for ids, _ in group)
+            length = -(-max(len(ids) for ids, _ in group) // STRIDE) * STRIDE
             ids = torch.full((len(group), length), pad)
             wanted = torch.zeros((len(group), length), dtype=torch.bool)
             for row, (tokens, mask) in enumerate(group):
@@ -73,6 +76,7 @@ def write_model(model: Llama, tokenizer: Tokenizer, directory: Path, quantized: 
     def write(name: str, content: dict[str, Any]) -> None:
         (directory / name).write_text(json.dumps(content, indent=2) + "\n")
 
+    (directory / "model.safetensors").chmod(0o644)
     write("config.json", model.shape.config(eos, pad))
     write("generation_config.json", {"eos_token_id": [eos, pad], "pad_token_id": pad, "do_sample": False})
     vocabulary.save(tokenizer, directory)
@@ -94,7 +98,10 @@ def main() -> int:
     torch.manual_seed(SEED)
     torch.set_num_threads(arguments.threads)
     arguments.work.mkdir(parents=True, exist_ok=True)
-    tokenizer = vocabulary.train()
+    saved_tokenizer = arguments.work / "tokenizer.json"
+    if not saved_tokenizer.exists():
+        vocabulary.train().save(str(saved_tokenizer))
+    tokenizer = Tokenizer.from_file(str(saved_tokenizer))
     model = Llama(Shape(vocab=tokenizer.get_vocab_size()))
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]

@@ -56,7 +56,7 @@ def show(title: str, measured: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=one_line(title), title_justify="left", show_header=False)
+    table = Table(show_header=False)
     table.add_column(style="bold")
     table.add_column(justify="right")
     for label, key, unit in ROWS:
@@ -64,7 +64,9 @@ def show(title: str, measured: dict[str, Any]) -> None:
             table.add_row(label, cell(measured[key], unit))
     if not table.row_count:
         raise CommandError(f"{title}: edgellm-rt bench measured nothing that is known here: {one_line(str(measured))}")
-    Console(highlight=False).print(table)
+    console = Console(highlight=False, markup=False)
+    console.print(one_line(title), soft_wrap=True)
+    console.print(table)
 
 
 def cell(value: object, unit: str) -> str:

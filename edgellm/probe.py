@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from edgellm.bundle import Bundle
 from edgellm.errors import CommandError, UnsuitableError
 from edgellm.remote import Remote
-from edgellm.terminal import one_line, size
+from edgellm.terminal import size
 
 _SCRIPT = r"""
-echo "home $HOME"
-echo "machine $(uname -m)"
-echo "shell_class $(head -c 5 /bin/sh | od -An -tu1 | tr -s ' ' | cut -d ' ' -f 6)"
+echo "home: $HOME"
+echo "machine: $(uname -m)"
+echo "shell_class: $(od -An -tu1 -j4 -N1 /bin/sh 2>/dev/null)"
 place="$HOME/.edgellm"; [ -d "$place" ] || place="$HOME"
-echo "free_kb $(df -Pk "$place" | tail -n 1 | awk '{print $(NF-2)}')"
-sed -n 's/^\(MemTotal\|MemAvailable\): *\([0-9]*\).*/\1 \2/p' /proc/meminfo
-sed -n 's/^\(Features\|flags\)[^:]*: */features /p' /proc/cpuinfo
+df -Pk "$place" | { read -r header; read -r line; echo "df: $line"; }
+cat /proc/meminfo /proc/cpuinfo
 """
+_DF = re.compile(r" +\d+ +\d+ +(\d+) +\d+% ")  # blocks, used, available, capacity
 _ARCHES = {"aarch64": "aarch64", "arm64": "aarch64", "armv7l": "armv7", "armv8l": "armv7", "x86_64": "x86_64"}
 _RUNTIME_BYTES = 8 << 20  # program, stacks, tokenizer tables, what libc takes
 _DEFAULT_CONTEXT = 4096  # of ellm_context_open
@@ -41,25 +42,26 @@ def probe(remote: Remote) -> Facts:
     values: dict[str, str] = {}
     features: set[str] | None = None
     for line in remote.script(_SCRIPT).text.splitlines():
-        key, _, value = line.partition(" ")
-        if key == "features":  # one line per core: only what all of them have counts
+        key, _, value = line.partition(":")
+        if key.strip() in ("Features", "flags"):  # one line per core: only what all of them have counts
             features = set(value.split()) if features is None else features & set(value.split())
         else:
-            values[key] = value.strip()
-    arch = _ARCHES.get(values.get("machine", ""), values.get("machine", ""))
+            values.setdefault(key.strip(), value.strip())
     features = features or set()
+    machine = values.get("machine", "")
+    arch = _ARCHES.get(machine, machine)
     if arch == "aarch64" and values.get("shell_class") == "1":  # ELFCLASS32: 32-bit system on a 64-bit kernel
         arch = "armv7"
         features |= {"neon", "vfpv3", "vfpv4", "half"}  # every ARMv8-A core runs these in its 32-bit state
-    home = values.get("home", "")
-    numbers = [values.get(key, "") for key in ("MemTotal", "MemAvailable", "free_kb")]
-    if not home.startswith("/") or not all(number.isdigit() for number in numbers):
+    home, disk = values.get("home", ""), _DF.search(values.get("df", ""))
+    memory = [values.get(key, "").removesuffix(" kB") for key in ("MemTotal", "MemAvailable")]
+    if not home.startswith("/") or disk is None or not all(number.isdigit() for number in memory):
         raise CommandError(
-            f"{remote.name}: the board does not say where its home is, or how much memory and disk it has "
-            f"({one_line(str(values))}); edgellm needs a Linux shell with the usual commands there"
+            f"{remote.name}: the board does not say where its home is, or how much memory and disk it has; edgellm "
+            "needs a Linux shell with df, od and cat, and /proc/meminfo"
         )
-    memory, available, free = (int(number) * 1024 for number in numbers)
-    return Facts(home, arch, frozenset(features), memory, available, free)
+    total, available, free = (int(number) * 1024 for number in (*memory, disk[1]))
+    return Facts(home, arch, frozenset(features), total, available, free)
 
 
 def needed_memory_bytes(bundle: Bundle) -> int:

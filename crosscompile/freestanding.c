@@ -26,4 +26,7 @@ HIDDEN void __aeabi_memset8(void *to, size_t n, int value) { memset(to, value, n
 HIDDEN void __aeabi_memclr(void *to, size_t n) { memset(to, 0, n); }
 HIDDEN void __aeabi_memclr4(void *to, size_t n) { memset(to, 0, n); }
 HIDDEN void __aeabi_memclr8(void *to, size_t n) { memset(to, 0, n); }
+/* LLVM's unwind tables name these; nothing ever unwinds through a kernel. */
+HIDDEN void __aeabi_unwind_cpp_pr0(void) {}
+HIDDEN void __aeabi_unwind_cpp_pr1(void) {}
 #endif

@@ -21,8 +21,8 @@ MOST_ARGUMENTS = 16
 
 # The order of these names is the format.
 OPS = """_ none true false int float string name list tuple dict attribute item slice and or not negative positive
-add subtract multiply divide floor_divide modulo power concatenate compare choose filter test method call function capture
-text print if for set unpack set_attribute macro scope break continue block""".split()
+add subtract multiply divide floor_divide modulo power concatenate compare choose filter test method call function
+capture text print if for set unpack set_attribute macro scope break continue block""".split()
 OP = {name: index for index, name in enumerate(OPS)}
 FILTERS = """trim tojson length upper lower title capitalize join default first last list items map_attribute map select
 reject selectattr rejectattr string safe int float replace reverse abs indent unique sort dictsort sum""".split()
@@ -32,7 +32,7 @@ divisibleby eq ne lt le gt ge in callable""".split()
 TEST_ALIASES = {"equalto": "eq", "==": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
 TEST_ALIASES |= {"lessthan": "lt", "greaterthan": "gt"}
 METHODS = """strip lstrip rstrip split rsplit startswith endswith replace upper lower title capitalize find count items
-keys values get join splitlines cycle index removeprefix removesuffix isdigit copy format""".split()[:-1]
+keys values get join splitlines cycle index removeprefix removesuffix isdigit copy""".split()
 FUNCTIONS = "raise_exception strftime_now namespace range dict".split()
 COMPARISONS = "eq ne lt le gt ge in notin".replace("le", "lteq").replace("ge", "gteq").split()
 BINARY: dict[type[nodes.BinExpr], str] = {
@@ -86,16 +86,16 @@ class Compiler:
 
     # ---- expressions ----
 
-    def expression(self, node: nodes.Expr) -> int:
+    def expression(self, node: nodes.Node) -> int:
         if type(node) in BINARY:
             assert isinstance(node, nodes.BinExpr)
             return self.node(node.lineno, BINARY[type(node)], self.expression(node.left), self.expression(node.right))
-        handler: Callable[[nodes.Expr], int] | None = getattr(self, f"on_{type(node).__name__.lower()}", None)
+        handler: Callable[[nodes.Node], int] | None = getattr(self, f"on_{type(node).__name__.lower()}", None)
         if handler is None:
             raise self.fail(node, f"the expression {type(node).__name__}")
         return handler(node)
 
-    def optional(self, node: nodes.Expr | None) -> int:
+    def optional(self, node: nodes.Node | None) -> int:
         return NONE if node is None else self.expression(node)
 
     def on_const(self, node: nodes.Const) -> int:
@@ -368,7 +368,7 @@ def parse(source: str) -> nodes.Template:
         return environment.parse(source)
     except jinja2.TemplateSyntaxError as error:
         raise TemplateError(
-            f"chat template, line {error.lineno}: {error.message}. The template is not valid Jinja2; fix it or leave it out."
+            f"chat template, line {error.lineno}: {error.message}. This is not valid Jinja2; correct the template."
         ) from error
     except RecursionError:
         raise TemplateError("chat template: nested too deeply. Simplify it.") from None

@@ -142,7 +142,9 @@ class Template:
         self.data = aligned(data)
         self.handle = ctypes.c_void_p()
         error = ctypes.create_string_buffer(512)
-        status = self.library.ellm_template_open(self.data, ctypes.c_size_t(len(data)), ctypes.byref(self.handle), error)
+        status = self.library.ellm_template_open(
+            self.data, ctypes.c_size_t(len(data)), ctypes.byref(self.handle), error
+        )
         if status:
             raise TextError(status, error.value.decode(errors="replace"))
         self.text = ctypes.create_string_buffer(65536)

@@ -1,5 +1,4 @@
 /* Values of the template language, with Python's rules for truth, equality, order, indexing and arithmetic. */
-#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -587,7 +586,8 @@ static value overflow(machine *vm) {
 static value integer_power(machine *vm, int64_t base, int64_t exponent) {
     int64_t result = 1;
     if (exponent < 0) {
-        return (value){.kind = REAL, .d = pow((double)base, (double)exponent)};
+        value inverse = exponent >= -64 && base != 0 ? integer_power(vm, base, -exponent) : overflow(vm);
+        return vm->status == ELLM_OK ? (value){.kind = REAL, .d = 1 / (double)inverse.i} : inverse;
     }
     if (base == 0 || base == 1 || base == -1) {
         return ellm_vm_integer(exponent == 0 ? 1 : base < 0 && exponent % 2 == 0 ? 1 : base);
@@ -633,14 +633,59 @@ static value integers(machine *vm, uint32_t op, int64_t a, int64_t b) {
     return too_big ? overflow(vm) : ellm_vm_integer(result);
 }
 
+/* floor() and fmod() without libm. */
+static double floor_of(double x) {
+    if (!(x > -4503599627370496.0 && x < 4503599627370496.0)) {
+        return x; /* already whole */
+    }
+    double whole = (double)(int64_t)x;
+    return whole > x ? whole - 1 : whole;
+}
+
+/* x % y for 0 <= x < infinity, 0 < y: exact, since only doubled y are subtracted. */
+static double remainder_of(double x, double y) {
+    while (x >= y) {
+        double part = y;
+        while (part <= x / 2) {
+            part *= 2;
+        }
+        x -= part;
+    }
+    return x;
+}
+
 static value reals(machine *vm, uint32_t op, double a, double b) {
+    double result = 0;
     if ((op == OP_DIVIDE || op == OP_FLOOR_DIVIDE || op == OP_MODULO) && b == 0) {
         return ellm_vm_fail(vm, "chat template, line %u: division by zero", (unsigned)vm->line);
     }
-    double rest = op == OP_MODULO ? fmod(a, b) : 0;
-    rest += rest != 0 && (rest < 0) != (b < 0) ? b : 0;
-    double result = op == OP_ADD ? a + b : op == OP_SUBTRACT ? a - b : op == OP_MULTIPLY ? a * b
-                  : op == OP_DIVIDE ? a / b : op == OP_FLOOR_DIVIDE ? floor(a / b) : op == OP_POWER ? pow(a, b) : rest;
+    switch (op) {
+    case OP_ADD:
+        result = a + b;
+        break;
+    case OP_SUBTRACT:
+        result = a - b;
+        break;
+    case OP_MULTIPLY:
+        result = a * b;
+        break;
+    case OP_DIVIDE:
+        result = a / b;
+        break;
+    case OP_FLOOR_DIVIDE:
+        result = floor_of(a / b);
+        break;
+    case OP_MODULO:
+        if (a - a != 0 || b != b) {
+            return overflow(vm); /* infinities and NaN */
+        }
+        result = remainder_of(a < 0 ? -a : a, b < 0 ? -b : b);
+        result = a < 0 ? -result : result;
+        result += result != 0 && (result < 0) != (b < 0) ? b : 0;
+        break;
+    default: /* OP_POWER */
+        return ellm_vm_fail(vm, "chat template, line %u: ** is for whole numbers", (unsigned)vm->line);
+    }
     return (value){.kind = REAL, .d = result};
 }
 

@@ -1,6 +1,6 @@
 """Writes seed inputs for the fuzz targets of tokenizer.bin and chat.bin.
 
-    python -m tests.campaigns.corpus DIRECTORY      # DIRECTORY/tokenizer, DIRECTORY/template
+python -m tests.campaigns.corpus DIRECTORY      # DIRECTORY/tokenizer, DIRECTORY/template
 """
 
 from __future__ import annotations
@@ -42,7 +42,11 @@ def small(byte_level: bool, normalizers: list[dict[str, object]], pre: list[dict
 
 
 def tokenizers() -> list[bytes]:
-    split = {"type": "Split", "pattern": {"Regex": r"(?i:'s)|[^1]?[ab]+(?!b)|1{1,3}|(?:ab|\s)+"}, "behavior": "Isolated"}
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": r"(?i:'s)|[^1]?[ab]+(?!b)|1{1,3}|(?:ab|\s)+"},
+        "behavior": "Isolated",
+    }
     merged = {"type": "Split", "pattern": {"String": "e"}, "behavior": "MergedWithNext", "invert": True}
     replace = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     return [

@@ -26,7 +26,15 @@ DATA = Path(__file__).resolve().parent.parent / "data" / "templates"
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "voice_assistant" / "model"
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 TEMPLATE_FAILED = 32
-SENTENCES = ["Turn on the light.", "  what's the time?  ", "", "日本語 テスト", 'say "hi" \\ <b>&</b>', "line\nbreak\t!", "naïve É"]
+SENTENCES = [
+    "Turn on the light.",
+    "  what's the time?  ",
+    "",
+    "日本語 テスト",
+    'say "hi" \\ <b>&</b>',
+    "line\nbreak\t!",
+    "naïve É",
+]
 SENTENCES += ["{{ not code }}", "emoji 👍🏽", "a" * 70, "tail \u2028 end\u00a0", "İstanbul ŞIK straße"]
 
 
@@ -41,7 +49,11 @@ def environment() -> jinja2.Environment:
         raise Raised(message)
 
     def tojson(
-        value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None, sort_keys: bool = False
+        value: Any,
+        ensure_ascii: bool = False,
+        indent: int | None = None,
+        separators: Any = None,
+        sort_keys: bool = False,
     ) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 

@@ -48,11 +48,24 @@ ALPHABETS = [
     "👍🏽👩\u200d👩\u200d👧🇩🇪❤️😀🎉",
     "①Ⅷ½٣४๓²₃㍿ﬁﬀﷺ℃Å豈",
     "'s't're've'm'll'dS'T'RE'ſ",
-    "!\"#$%&()*+,-./:;<=>?@[\\]^_`{|}~",
+    '!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~',
     "▁Ġ▁ <s></s><unk><|end|><0x41>",
 ]
 FRAGMENTS = ["<s>", "</s>", "<|start|>", "<|end|>", " <|end|> ", "<tool>", "word", "<0xE2>", "don't", "I'LL", "  ", "▁"]
-FRAGMENTS += ["\r\n", "\n\n ", " \n", "1234567", "e\u0301", "\ud55c\uad6d", "café", "<|", "<|en", "<unk>", "HELLO", "\u2028"]
+FRAGMENTS += [
+    "\r\n",
+    "\n\n ",
+    " \n",
+    "1234567",
+    "e\u0301",
+    "\ud55c\uad6d",
+    "café",
+    "<|",
+    "<|en",
+    "<unk>",
+    "HELLO",
+    "\u2028",
+]
 
 
 def random_text(rng: random.Random, longest: int = 48) -> str:
@@ -133,7 +146,10 @@ def split_bytes(regex: str) -> pre_tokenizers.PreTokenizer:
 
 
 def sentencepiece(
-    normalizer: normalizers.Normalizer | None, pre: pre_tokenizers.PreTokenizer | None, decoder: str, fallback: bool = True
+    normalizer: normalizers.Normalizer | None,
+    pre: pre_tokenizers.PreTokenizer | None,
+    decoder: str,
+    fallback: bool = True,
 ) -> tokenizers.Tokenizer:
     """Trained on words behind ▁, then given Llama's or Mistral's own steps around the model."""
     made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=fallback))
@@ -158,9 +174,7 @@ def sentencepiece(
         made.decoder = decoders.Sequence(steps)
     elif decoder == "metaspace":
         made.decoder = decoders.Metaspace()
-    made.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
+    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
     made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
     made.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("word", normalized=True)])
     return made

@@ -60,7 +60,9 @@ def word_characters() -> list[int]:
     for start in range(0, len(POINTS), 4096):
         part = POINTS[start : start + 4096]
         text = "".join(f" {chr(point)}=>" for point in part)
-        found = {last for token, (_, last) in zip(*(lambda e: (e.ids, e.offsets))(probe.encode(text)), strict=True) if token}
+        found = {
+            last for token, (_, last) in zip(*(lambda e: (e.ids, e.offsets))(probe.encode(text)), strict=True) if token
+        }
         inside += [point for index, point in enumerate(part) if 4 * index + 4 not in found]
     return ranges(inside)
 

@@ -12,7 +12,7 @@ from crosscompile.template import compile_template
 from tests.campaigns import template as campaign
 from tests.textlib import Template, TextError
 
-TEMPLATE_INVALID, TEMPLATE_FAILED, TEMPLATE_LIMIT = 31, 32, 33
+BUNDLE_VERSION, TEMPLATE_INVALID, TEMPLATE_FAILED, TEMPLATE_LIMIT = 23, 31, 32, 33
 HELLO = json.dumps([{"role": "user", "content": "hi"}])
 
 
@@ -35,7 +35,7 @@ def rendered(source: str, extra: dict[str, object] | None = None) -> str:
         "{{ messages[0]['items'] is defined }}",
         "{{ [1, 2, 3][-1] }}{{ 'abc'[5] }}{{ none.x }}{{ messages[0].nothing }}",
         "{{ {'a': [1, {'b': none}]} | tojson(indent=3) }}",
-        "{{ 1e16 }} {{ 123456789.125 }} {{ 1e-5 }} {{ 0.0001 }} {{ 2.0 ** 0.5 }} {{ -0.0 }}",
+        "{{ 1e16 }} {{ 123456789.125 }} {{ 1e-5 }} {{ 0.0001 }} {{ 2 ** -3 }} {{ -0.0 }} {{ 7.5 % 2 }} {{ -7.5 % 2 }} {{ -7.5 // 2 }} {{ 1e300 % 3.7 }}",
         "{{ 'a,b,,c'.split(',') }} {{ ' a  b '.split() }} {{ 'a b c'.rsplit(' ', 1) }} {{ ' a b  c '.split(none, 1) }}",
         "  {% if true %}\n  x\n  {% endif %}\n y {%- if false %}{% endif -%}  z",
         "{{ messages | map(attribute='role') | join(', ') }}{{ [] | first }}{{ '' | length }}",
@@ -105,11 +105,12 @@ def test_damaged_files_are_refused_or_harmless() -> None:
     for _ in range(500):
         damaged = bytearray(data)
         damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        status = 0
         try:
-            template = Template(bytes(damaged))
-            template.render(HELLO, None, True)
-        except (TextError, UnicodeDecodeError) as error:
-            assert not isinstance(error, TextError) or error.status != 99
+            Template(bytes(damaged)).render(HELLO, None, True)
+        except TextError as error:
+            status = error.status
+        assert status in (0, BUNDLE_VERSION, TEMPLATE_INVALID, TEMPLATE_FAILED, TEMPLATE_LIMIT)
     with pytest.raises(TextError) as caught:
         Template(data[:-8])
     assert caught.value.status == TEMPLATE_INVALID

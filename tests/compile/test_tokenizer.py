@@ -8,7 +8,8 @@ import time
 from typing import Any
 
 import pytest
-from tokenizers import Regex, Tokenizer as Theirs, decoders, models, pre_tokenizers
+from tokenizers import Regex, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Theirs
 
 from crosscompile.errors import TokenizerError
 from crosscompile.tokenizer import compile_tokenizer
@@ -16,7 +17,7 @@ from tests.campaigns import tokenizer as campaign
 from tests.campaigns.corpus import tokenizers as small_files
 from tests.textlib import TextError, Tokenizer
 
-TOKENIZER_INVALID = 30
+TOKENIZER_INVALID, BUNDLE_VERSION = 30, 23
 
 
 def built(kind: str) -> tuple[Theirs, Tokenizer]:
@@ -77,11 +78,14 @@ def pre_tokenized(regex: str, behavior: str, invert: bool, text: str) -> tuple[l
     return theirs.encode(text).ids, ours.encode(text)
 
 
+SPLITS = [r"a|bc", r"[^ab]+(?=c)", r"(?:ab|c){2,3}", r"\p{Lu}\p{Ll}*+", r"(?i:[sk]|re)+", r"\d{2}|\s?x", r"[a-c\-\]]"]
+
+
 @pytest.mark.parametrize("behavior", ["removed", "isolated", "merged_with_previous", "merged_with_next", "contiguous"])
 @pytest.mark.parametrize("invert", [False, True])
 def test_split_behaviors(behavior: str, invert: bool) -> None:
     rng = random.Random(3)
-    for regex in (r"a|bc", r"[^ab]+(?=c)", r"(?:ab|c){2,3}", r"\p{Lu}\p{Ll}*+", r"(?i:[sk]|re)+", r"\d{2}|\s?x", r"[a-c\-\]]"):
+    for regex in SPLITS:
         for _ in range(40):
             text = "".join(rng.choice("abcABCsSkKſKrRe x-] 12\n٣") for _ in range(rng.randint(0, 14)))
             want, got = pre_tokenized(regex, behavior, invert, text)
@@ -110,14 +114,14 @@ REFUSED: list[tuple[str, Any, str]] = [
 @pytest.mark.parametrize(("part", "value", "named"), REFUSED)
 def test_unknown_constructs_are_named(part: str, value: Any, named: str) -> None:
     document = {"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, part: value}
-    with pytest.raises(TokenizerError, match="tokenizer.json") as caught:
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json") as caught:
         compile_tokenizer(json.dumps(document).encode(), {})
     assert named in str(caught.value)
 
 
 def test_damaged_json_is_a_tokenizer_error() -> None:
     for data in (b"", b"{", b"[]", b'{"model": 3}', b'{"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}}'):
-        with pytest.raises(TokenizerError, match="tokenizer.json"):
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
             compile_tokenizer(data, {})
 
 
@@ -128,11 +132,11 @@ def test_damaged_files_are_refused_or_harmless() -> None:
         for _ in range(150):
             damaged = bytearray(data)
             damaged[rng.randrange(len(damaged) if rng.random() < 0.3 else 400)] ^= 1 << rng.randrange(8)
+            status = 0
             try:
-                tokenizer = Tokenizer(bytes(damaged))
+                Tokenizer(bytes(damaged)).close()
             except TextError as error:
-                assert error.status in (TOKENIZER_INVALID, 23)
-                continue
-            tokenizer.close()
+                status = error.status
+            assert status in (0, TOKENIZER_INVALID, BUNDLE_VERSION)
         with pytest.raises(TextError):
             Tokenizer(data[: len(data) // 2])

@@ -108,8 +108,8 @@ static bool take_number(const char **at, const char *end, uint64_t *value) {
     const char *begin = *at;
     *value = 0;
     while (*at < end && **at >= '0' && **at <= '9') {
-        if (__builtin_mul_overflow(*value, 10u, value) ||
-            __builtin_add_overflow(*value, (uint64_t)(**at - '0'), value)) {
+        if (__builtin_mul_overflow(*value, 10u, value)
+            || __builtin_add_overflow(*value, (uint64_t)(**at - '0'), value)) {
             return false;
         }
         ++*at;
@@ -135,8 +135,8 @@ static bool stamp_vouches(const ellm_bundle *bundle, const char *at, size_t n_by
     const char *body = at;
     for (; at < end; n_lines++) {
         ellm_file_stamp line, now;
-        if (!take_number(&at, end, &line.inode) || !take_number(&at, end, &line.bytes) ||
-            !take_number(&at, end, &line.ctime_ns)) {
+        if (!take_number(&at, end, &line.inode) || !take_number(&at, end, &line.bytes)
+            || !take_number(&at, end, &line.ctime_ns)) {
             return false;
         }
         const char *newline = memchr(at, '\n', (size_t)(end - at));
@@ -148,9 +148,9 @@ static bool stamp_vouches(const ellm_bundle *bundle, const char *at, size_t n_by
         path[newline - at] = '\0';
         at = newline + 1;
         const ellm_manifest_file *file = ellm_bundle_find(bundle, path);
-        if (file == NULL || !file->is_weight || line.bytes != file->bytes ||
-            ellm_file_stamp_read(bundle->directory, path, &now, NULL) != ELLM_OK || now.inode != line.inode ||
-            now.bytes != line.bytes || now.ctime_ns != line.ctime_ns) {
+        if (file == NULL || !file->is_weight || line.bytes != file->bytes
+            || ellm_file_stamp_read(bundle->directory, path, &now, NULL) != ELLM_OK || now.inode != line.inode
+            || now.bytes != line.bytes || now.ctime_ns != line.ctime_ns) {
             return false;
         }
     }
@@ -189,9 +189,10 @@ static void write_stamp(const ellm_bundle *bundle, const ellm_file_stamp *stamps
     for (size_t i = 0; i < bundle->manifest.n_files; i++) {
         const ellm_manifest_file *entry = &bundle->manifest.files[i];
         if (entry->is_weight) {
-            good = good && dprintf(file, "%llu %llu %llu %s\n", (unsigned long long)stamps[i].inode,
-                                   (unsigned long long)stamps[i].bytes, (unsigned long long)stamps[i].ctime_ns,
-                                   entry->path) > 0;
+            good = good
+                   && dprintf(file, "%llu %llu %llu %s\n", (unsigned long long)stamps[i].inode,
+                              (unsigned long long)stamps[i].bytes, (unsigned long long)stamps[i].ctime_ns, entry->path)
+                          > 0;
         }
     }
     good = fsync(file) == 0 && good;

@@ -10,7 +10,7 @@ typedef struct ellm_bundle {
     ellm_region region; /* of the manifest; the opened model adds to it */
     const char *text;   /* manifest.json, NUL-terminated */
     size_t text_bytes;
-    char sha256[65];    /* of manifest.json */
+    char sha256[65]; /* of manifest.json */
     ellm_manifest manifest;
 } ellm_bundle;
 

@@ -29,7 +29,7 @@ typedef struct step_function {
 
 typedef struct step_ladder {
     step_function *functions;
-    int32_t rows; /* of the largest */
+    int32_t rows;                        /* of the largest */
     uint16_t choice[ELLM_STEP_ROWS + 1]; /* which function starts the cheapest cover of so many rows */
 } step_ladder;
 
@@ -44,8 +44,8 @@ struct ellm_context {
     uint8_t *arena;
     void *inputs[ELLM_INPUTS];
     ellm_kv kv;
-    int32_t *pending;   /* (sessions) rows of the current call */
-    ellm_row *rows;     /* ELLM_STEP_ROWS, for ellm_session_eval */
+    int32_t *pending; /* (sessions) rows of the current call */
+    ellm_row *rows;   /* ELLM_STEP_ROWS, for ellm_session_eval */
     step_ladder body, head;
     atomic_bool cancelled;
 };
@@ -75,11 +75,12 @@ static uint64_t lay_out(uint64_t *total, uint64_t bytes) {
 }
 
 static ellm_status no_room(const ellm_context *context, uint64_t total, uint64_t available, ellm_error *error) {
-    uint64_t kv = ellm_plan_token_bytes(context->plan) * ELLM_BLOCK * (uint64_t)context->kv.n_blocks, mib = 1 << 20;
+    uint64_t kv = ellm_plan_token_bytes(context->plan) * ELLM_BLOCK * (uint64_t)context->kv.n_blocks, mib = 1 << 20,
+             needed = total / mib + 1;
     return ellm_fail(error, ELLM_NO_MEMORY,
                      "%d sessions of %d positions need %llu MiB (KV cache %llu MiB, arena %llu MiB), %llu MiB are "
                      "available; ask for a shorter context or fewer sessions",
-                     (int)context->kv.n_sessions, (int)context->context_length, (unsigned long long)(total / mib + 1),
+                     (int)context->kv.n_sessions, (int)context->context_length, (unsigned long long)needed,
                      (unsigned long long)(kv / mib), (unsigned long long)(context->plan->arena_bytes / mib),
                      (unsigned long long)(available / mib));
 }
@@ -144,8 +145,7 @@ static void *bind(const ellm_context *context, const ellm_plan_argument *argumen
     return NULL;
 }
 
-static bool bind_step(ellm_context *context, const ellm_plan_step *step, const uint64_t *symbols,
-                      ellm_launch *launch) {
+static bool bind_step(ellm_context *context, const ellm_plan_step *step, const uint64_t *symbols, ellm_launch *launch) {
     const ellm_plan_kernel *kernel = step->kernel;
     void **pointers = ellm_region_alloc(&context->region, kernel->n_parameters, sizeof *pointers);
     if (pointers == NULL) {
@@ -219,8 +219,8 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
         length = info.context_length < default_context ? info.context_length : default_context;
     }
     if (length < 1 || length > info.context_length) {
-        return ellm_fail(error, ELLM_USAGE, "a context of %d positions; the model was compiled for 1 to %d", (int)length,
-                         (int)info.context_length);
+        return ellm_fail(error, ELLM_USAGE, "a context of %d positions; the model was compiled for 1 to %d",
+                         (int)length, (int)info.context_length);
     }
     int32_t sessions = given.n_sessions == 0 ? 1 : given.n_sessions;
     if (sessions < 1 || sessions > most_sessions) {
@@ -274,8 +274,9 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
     if (status == ELLM_OK) {
         status = take_memory(context, error);
     }
-    if (status == ELLM_OK && (!bind_ladder(context, &context->plan->body, symbols, &context->body) ||
-                              !bind_ladder(context, &context->plan->head, symbols, &context->head))) {
+    if (status == ELLM_OK
+        && (!bind_ladder(context, &context->plan->body, symbols, &context->body)
+            || !bind_ladder(context, &context->plan->head, symbols, &context->head))) {
         status = ellm_fail(error, ELLM_NO_MEMORY, "no memory for the plan's launches");
     }
     if (status != ELLM_OK) {
@@ -298,9 +299,13 @@ void ellm_context_close(ellm_context *context) {
     free(context);
 }
 
-int32_t ellm_context_length(const ellm_context *context) { return context->context_length; }
+int32_t ellm_context_length(const ellm_context *context) {
+    return context->context_length;
+}
 
-void ellm_context_cancel(ellm_context *context, bool cancel) { atomic_store(&context->cancelled, cancel); }
+void ellm_context_cancel(ellm_context *context, bool cancel) {
+    atomic_store(&context->cancelled, cancel);
+}
 
 /* ---- evaluation ---- */
 
@@ -339,6 +344,9 @@ static ellm_status check_rows(ellm_context *context, const ellm_row *rows, size_
 static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t n, float *logits, size_t *n_wanted) {
     int32_t *chosen = context->inputs[ELLM_INPUT_ROWS];
     *n_wanted = 0;
+    if (logits == NULL) { /* then no row wants any */
+        return ELLM_OK;
+    }
     for (size_t i = 0; i < n; i++) {
         *n_wanted += rows[i].wants_logits;
     }
@@ -401,7 +409,7 @@ static ellm_status eval_checked(ellm_context *context, const ellm_row *rows, siz
         if (status != ELLM_OK) {
             return status;
         }
-        logits = n_wanted > 0 ? logits + n_wanted * (size_t)context->vocab_size : logits;
+        logits = logits != NULL ? logits + n_wanted * (size_t)context->vocab_size : logits;
         rows += now;
         n -= now;
     }
@@ -448,8 +456,8 @@ int32_t ellm_session_length(const ellm_context *context, int32_t slot) {
 }
 
 ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t length) {
-    if (slot < 0 || slot >= context->kv.n_sessions || length < 0 || length > context->kv.lengths[slot] ||
-        !ellm_kv_truncate(&context->kv, slot, length)) {
+    if (slot < 0 || slot >= context->kv.n_sessions || length < 0 || length > context->kv.lengths[slot]
+        || !ellm_kv_truncate(&context->kv, slot, length)) {
         return ELLM_USAGE;
     }
     return ELLM_OK;

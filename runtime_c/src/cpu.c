@@ -87,14 +87,14 @@ typedef struct feature {
 
 static const feature features[] = {
 #if defined(__aarch64__) /* linux/arch/arm64/include/uapi/asm/hwcap.h */
-    {"fp", 0, 0},       {"asimd", 0, 1},    {"aes", 0, 3},      {"pmull", 0, 4},     {"sha1", 0, 5},  {"sha2", 0, 6},
-    {"crc32", 0, 7},    {"atomics", 0, 8},  {"fphp", 0, 9},     {"asimdhp", 0, 10},  {"asimdrdm", 0, 12},
-    {"asimddp", 0, 20}, {"sha512", 0, 21},  {"sve", 0, 22},     {"asimdfhm", 0, 23}, {"sve2", 1, 1},  {"svei8mm", 1, 9},
-    {"i8mm", 1, 13},    {"bf16", 1, 14},
-#else /* linux/arch/arm/include/uapi/asm/hwcap.h */
-    {"half", 0, 1},     {"thumb", 0, 2},    {"vfp", 0, 6},      {"edsp", 0, 7},      {"neon", 0, 12}, {"vfpv3", 0, 13},
-    {"vfpv4", 0, 16},   {"idiva", 0, 17},   {"idivt", 0, 18},   {"vfpd32", 0, 19},   {"lpae", 0, 20}, {"fphp", 0, 22},
-    {"asimdhp", 0, 23}, {"asimddp", 0, 24}, {"asimdfhm", 0, 25}, {"i8mm", 0, 27},    {"aes", 1, 0},   {"pmull", 1, 1},
+    {"fp", 0, 0},        {"asimd", 0, 1},    {"aes", 0, 3},     {"pmull", 0, 4}, {"sha1", 0, 5},
+    {"sha2", 0, 6},      {"crc32", 0, 7},    {"atomics", 0, 8}, {"fphp", 0, 9},  {"asimdhp", 0, 10},
+    {"asimdrdm", 0, 12}, {"asimddp", 0, 20}, {"sha512", 0, 21}, {"sve", 0, 22},  {"asimdfhm", 0, 23},
+    {"sve2", 1, 1},      {"svei8mm", 1, 9},  {"i8mm", 1, 13},   {"bf16", 1, 14},
+#else                    /* linux/arch/arm/include/uapi/asm/hwcap.h */
+    {"half", 0, 1},     {"thumb", 0, 2},    {"vfp", 0, 6},       {"edsp", 0, 7},    {"neon", 0, 12}, {"vfpv3", 0, 13},
+    {"vfpv4", 0, 16},   {"idiva", 0, 17},   {"idivt", 0, 18},    {"vfpd32", 0, 19}, {"lpae", 0, 20}, {"fphp", 0, 22},
+    {"asimdhp", 0, 23}, {"asimddp", 0, 24}, {"asimdfhm", 0, 25}, {"i8mm", 0, 27},   {"aes", 1, 0},   {"pmull", 1, 1},
     {"sha1", 1, 2},     {"sha2", 1, 3},     {"crc32", 1, 4},
 #endif
 };

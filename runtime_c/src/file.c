@@ -84,9 +84,9 @@ ellm_status ellm_file_stamp_read(int directory, const char *path, ellm_file_stam
     if (!S_ISREG(status.st_mode)) {
         return ellm_fail(error, ELLM_BUNDLE_FORMAT, "%s: not a regular file", path);
     }
-    *stamp = (ellm_file_stamp){.inode = (uint64_t)status.st_ino,
-                               .bytes = (uint64_t)status.st_size,
-                               .ctime_ns = (uint64_t)status.st_ctim.tv_sec * 1000000000u +
-                                           (uint64_t)status.st_ctim.tv_nsec};
+    *stamp =
+        (ellm_file_stamp){.inode = (uint64_t)status.st_ino,
+                          .bytes = (uint64_t)status.st_size,
+                          .ctime_ns = (uint64_t)status.st_ctim.tv_sec * 1000000000u + (uint64_t)status.st_ctim.tv_nsec};
     return ELLM_OK;
 }

@@ -7,7 +7,7 @@
 typedef struct ellm_file {
     const uint8_t *data; /* page-aligned; NULL when empty or closed */
     size_t bytes;
-    int descriptor;      /* open for reading, -1 when closed */
+    int descriptor; /* open for reading, -1 when closed */
 } ellm_file;
 
 /* What identifies the content of a file without reading it. */

@@ -24,8 +24,8 @@ static bool exhausted(struct reader *reader) {
 }
 
 static void skip_space(struct reader *reader) {
-    while (reader->at < reader->end &&
-           (*reader->at == ' ' || *reader->at == '\n' || *reader->at == '\r' || *reader->at == '\t')) {
+    while (reader->at < reader->end
+           && (*reader->at == ' ' || *reader->at == '\n' || *reader->at == '\r' || *reader->at == '\t')) {
         reader->at++;
     }
 }
@@ -224,8 +224,8 @@ static bool read_number(struct reader *reader, ellm_json *value) {
     if (whole) {
         int64_t sign = *begin == '-' ? -1 : 1;
         for (; whole && digits < at; digits++) {
-            whole = !__builtin_mul_overflow(integer, 10, &integer) &&
-                    !__builtin_add_overflow(integer, sign * (*digits - '0'), &integer);
+            whole = !__builtin_mul_overflow(integer, 10, &integer)
+                    && !__builtin_add_overflow(integer, sign * (*digits - '0'), &integer);
         }
     }
     if (whole) {
@@ -285,7 +285,7 @@ static bool read_key(struct reader *reader, const ellm_json *parent, ellm_json *
 }
 
 static bool read_tree(struct reader *reader, ellm_json **root) {
-    ellm_json *open[ELLM_JSON_DEPTH]; /* arrays and objects still open */
+    ellm_json *open[ELLM_JSON_DEPTH];  /* arrays and objects still open */
     ellm_json **link[ELLM_JSON_DEPTH]; /* where the next element of each is hung */
     size_t depth = 0;
     *root = NULL;
@@ -335,8 +335,8 @@ static bool read_tree(struct reader *reader, ellm_json **root) {
     }
 }
 
-ellm_status ellm_json_read(const char *text, size_t n_bytes, ellm_region *region, ellm_status bad,
-                           const char *name, ellm_json **value, ellm_error *error) {
+ellm_status ellm_json_read(const char *text, size_t n_bytes, ellm_region *region, ellm_status bad, const char *name,
+                           ellm_json **value, ellm_error *error) {
     struct reader reader = {.start = text, .at = text, .end = text + n_bytes, .region = region};
     if (n_bytes > UINT32_MAX / 2) {
         return ellm_fail(error, bad, "%s: JSON of more than 2 GiB", name);
@@ -382,14 +382,14 @@ bool ellm_json_real(const ellm_json *value, double *result) {
 }
 
 const char *ellm_json_text(const ellm_json *value, size_t most_bytes) {
-    if (value == NULL || value->kind != ELLM_JSON_STRING || value->count == 0 || value->count > most_bytes ||
-        memchr(value->text, '\0', value->count) != NULL) {
+    if (value == NULL || value->kind != ELLM_JSON_STRING || value->count == 0 || value->count > most_bytes
+        || memchr(value->text, '\0', value->count) != NULL) {
         return NULL;
     }
     return value->text;
 }
 
 bool ellm_json_equals(const ellm_json *value, const char *text) {
-    return value != NULL && value->kind == ELLM_JSON_STRING && value->count == strlen(text) &&
-           memcmp(value->text, text, value->count) == 0;
+    return value != NULL && value->kind == ELLM_JSON_STRING && value->count == strlen(text)
+           && memcmp(value->text, text, value->count) == 0;
 }

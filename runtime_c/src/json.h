@@ -27,9 +27,9 @@ typedef enum ellm_json_kind {
 typedef struct ellm_json ellm_json;
 struct ellm_json {
     ellm_json_kind kind;
-    uint32_t count;       /* elements of an array or object, bytes of a string */
-    const char *key;      /* name within an object, NUL-terminated, else NULL */
-    ellm_json *next;      /* next element of the parent in the text's order, NULL at its end */
+    uint32_t count;  /* elements of an array or object, bytes of a string */
+    const char *key; /* name within an object, NUL-terminated, else NULL */
+    ellm_json *next; /* next element of the parent in the text's order, NULL at its end */
     union {
         ellm_json *first; /* ARRAY, OBJECT: first element or NULL */
         const char *text; /* STRING: NUL-terminated, and may itself hold NULs */
@@ -40,8 +40,8 @@ struct ellm_json {
 
 /* Reads one value that fills all of `text`. The tree lives in `region`, independent of `text`.
  * On failure returns `bad` (NO_MEMORY if the region is exhausted), the reason and line in `error`. */
-ellm_status ellm_json_read(const char *text, size_t n_bytes, ellm_region *region, ellm_status bad,
-                           const char *name, ellm_json **value, ellm_error *error);
+ellm_status ellm_json_read(const char *text, size_t n_bytes, ellm_region *region, ellm_status bad, const char *name,
+                           ellm_json **value, ellm_error *error);
 
 /* The last member called `key`, NULL if there is none or `object` is NULL or no object. */
 const ellm_json *ellm_json_get(const ellm_json *object, const char *key);

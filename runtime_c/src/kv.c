@@ -18,7 +18,9 @@ static int32_t first_visible(const ellm_kv *kv, int32_t position) {
     return first > 0 ? first / ELLM_BLOCK : 0;
 }
 
-static int32_t *session_table(const ellm_kv *kv, int32_t slot) { return kv->table + (size_t)slot * (size_t)kv->table_cap; }
+static int32_t *session_table(const ellm_kv *kv, int32_t slot) {
+    return kv->table + (size_t)slot * (size_t)kv->table_cap;
+}
 
 static void release(ellm_kv *kv, int32_t *entry) {
     if (*entry >= 0) {

@@ -10,7 +10,7 @@ typedef struct ellm_launch {
     void (*function)(void); /* int32_t (*)(n_pointers × void *, n_scalars × int64_t, int64_t g0, int64_t g1) */
     void **pointers;        /* n_pointers of them, 1 to 12 */
     int64_t scalars[ELLM_KERNEL_SCALARS];
-    int64_t groups, grain;  /* row groups, and the fewest that are worth a call of their own */
+    int64_t groups, grain; /* row groups, and the fewest that are worth a call of their own */
     uint8_t n_pointers, n_scalars;
 } ellm_launch;
 

@@ -41,16 +41,15 @@ static const field fields[] = {
 };
 
 static ellm_status bad(ellm_error *error, const char *object, const char *key, const char *expected) {
-    return ellm_fail(error, ELLM_BUNDLE_FORMAT, "manifest.json: %s%s%.100s must be %s; compile the bundle again", object,
-                     *key != '\0' ? "." : "", key, expected);
+    return ellm_fail(error, ELLM_BUNDLE_FORMAT, "manifest.json: %s%s%.100s must be %s; compile the bundle again",
+                     object, *key != '\0' ? "." : "", key, expected);
 }
 
 static ellm_status no_memory(ellm_error *error) {
     return ellm_fail(error, ELLM_NO_MEMORY, "manifest.json: no memory to read it");
 }
 
-static ellm_status read_fields(const ellm_json *root, ellm_region *region, ellm_manifest *manifest,
-                               ellm_error *error) {
+static ellm_status read_fields(const ellm_json *root, ellm_region *region, ellm_manifest *manifest, ellm_error *error) {
     for (size_t i = 0; i < sizeof fields / sizeof *fields; i++) {
         const field *now = &fields[i];
         const ellm_json *value = ellm_json_get(ellm_json_get(root, now->object), now->key);
@@ -141,8 +140,8 @@ static ellm_status read_generation(const ellm_json *root, ellm_region *region, e
     const ellm_json *golden = ellm_json_get(root, "golden");
     bool good = golden != NULL && golden->kind == ELLM_JSON_ARRAY;
     for (const ellm_json *item = good ? golden->first : NULL; item != NULL; item = item->next) {
-        good = good && is_ids(ellm_json_get(item, "prompt"), manifest->vocab_size) &&
-               is_ids(ellm_json_get(item, "tokens"), manifest->vocab_size);
+        good = good && is_ids(ellm_json_get(item, "prompt"), manifest->vocab_size)
+               && is_ids(ellm_json_get(item, "tokens"), manifest->vocab_size);
     }
     return good ? ELLM_OK : bad(error, "golden", "", "a list of prompts and tokens");
 }
@@ -191,8 +190,7 @@ static bool is_path(const char *path) {
     }
 }
 
-static ellm_status read_files(const ellm_json *root, ellm_region *region, ellm_manifest *manifest,
-                              ellm_error *error) {
+static ellm_status read_files(const ellm_json *root, ellm_region *region, ellm_manifest *manifest, ellm_error *error) {
     const ellm_json *list = ellm_json_get(root, "files");
     if (list == NULL || list->kind != ELLM_JSON_OBJECT) {
         return bad(error, "files", "", "an object");
@@ -208,8 +206,8 @@ static ellm_status read_files(const ellm_json *root, ellm_region *region, ellm_m
         if (!is_path(item->key)) {
             return bad(error, "files", item->key, "a relative path inside the bundle");
         }
-        if (!ellm_json_int(ellm_json_get(item, "bytes"), 0, INT64_MAX, &bytes) || sha256 == NULL ||
-            strspn(sha256, "0123456789abcdef") != 64) {
+        if (!ellm_json_int(ellm_json_get(item, "bytes"), 0, INT64_MAX, &bytes) || sha256 == NULL
+            || strspn(sha256, "0123456789abcdef") != 64) {
             return bad(error, "files", item->key, "{\"bytes\": size, \"sha256\": 64 hexadecimal digits}");
         }
         file->bytes = (uint64_t)bytes;

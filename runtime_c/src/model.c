@@ -115,8 +115,7 @@ static ellm_status resolve_weights(ellm_model *model, tensor_list *list, ellm_er
     }
     for (size_t i = 1; i < list->n; i++) {
         if (strcmp(list->tensors[i - 1].name, list->tensors[i].name) == 0) {
-            return ellm_fail(error, ELLM_BUNDLE_FORMAT, "weights: tensor %.100s is there twice",
-                             list->tensors[i].name);
+            return ellm_fail(error, ELLM_BUNDLE_FORMAT, "weights: tensor %.100s is there twice", list->tensors[i].name);
         }
     }
     for (uint32_t i = 0; i < model->plan.n_weights; i++) {
@@ -150,7 +149,7 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
     ellm_status status = ELLM_OK;
     model->shards = ellm_region_alloc(&model->bundle.region, manifest->n_files, sizeof *model->shards);
     if (model->shards == NULL) {
-        status = ellm_fail(error, ELLM_NO_MEMORY, "no memory for the list of %zu files", manifest->n_files);
+        return ellm_fail(error, ELLM_NO_MEMORY, "no memory for the list of %zu files", manifest->n_files);
     }
     for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
         if (is_shard(&manifest->files[i])) {
@@ -171,15 +170,13 @@ static ellm_status open_text(ellm_model *model, ellm_error *error) {
     ellm_status status = map_listed(model, "tokenizer.bin", &model->tokenizer_file, error);
     if (status == ELLM_OK) {
         ellm_file_release(&model->tokenizer_file);
-        status =
-            ellm_tokenizer_open(model->tokenizer_file.data, model->tokenizer_file.bytes, &model->tokenizer, error);
+        status = ellm_tokenizer_open(model->tokenizer_file.data, model->tokenizer_file.bytes, &model->tokenizer, error);
     }
     if (status == ELLM_OK && ellm_bundle_find(&model->bundle, "chat.bin") != NULL) {
         status = ellm_file_map(model->bundle.directory, "chat.bin", &model->template_file, error);
         if (status == ELLM_OK) {
             ellm_file_release(&model->template_file);
-            status =
-                ellm_template_open(model->template_file.data, model->template_file.bytes, &model->template, error);
+            status = ellm_template_open(model->template_file.data, model->template_file.bytes, &model->template, error);
         }
     }
     return status;
@@ -258,14 +255,22 @@ bool ellm_token_is_stop(const ellm_model *model, int32_t token) {
     return false;
 }
 
-bool ellm_model_has_chat_template(const ellm_model *model) { return model->template != NULL; }
+bool ellm_model_has_chat_template(const ellm_model *model) {
+    return model->template != NULL;
+}
 
 void ellm_model_sampler_options(const ellm_model *model, ellm_sampler_options *options) {
     *options = model->bundle.manifest.sampling;
 }
 
-const ellm_tokenizer *ellm_model_tokenizer(const ellm_model *model) { return model->tokenizer; }
+const ellm_tokenizer *ellm_model_tokenizer(const ellm_model *model) {
+    return model->tokenizer;
+}
 
-const ellm_template *ellm_model_template(const ellm_model *model) { return model->template; }
+const ellm_template *ellm_model_template(const ellm_model *model) {
+    return model->template;
+}
 
-const ellm_plan *ellm_model_plan(const ellm_model *model) { return &model->plan; }
+const ellm_plan *ellm_model_plan(const ellm_model *model) {
+    return &model->plan;
+}

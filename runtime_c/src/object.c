@@ -16,14 +16,14 @@ typedef Elf64_Ehdr file_header;
 typedef Elf64_Phdr segment;
 typedef Elf64_Dyn dynamic;
 typedef Elf64_Sym symbol;
-#define CLASS ELFCLASS64
+#define CLASS             ELFCLASS64
 #define SYMBOL_TYPE(info) ELF64_ST_TYPE(info)
 #else
 typedef Elf32_Ehdr file_header;
 typedef Elf32_Phdr segment;
 typedef Elf32_Dyn dynamic;
 typedef Elf32_Sym symbol;
-#define CLASS ELFCLASS32
+#define CLASS             ELFCLASS32
 #define SYMBOL_TYPE(info) ELF32_ST_TYPE(info)
 #endif
 
@@ -43,7 +43,7 @@ struct ellm_object_layout {
     size_t bytes;
     segment loads[most_segments]; /* PT_LOAD, ascending */
     size_t n_loads;
-    uint64_t symbols, strings;    /* file offsets */
+    uint64_t symbols, strings; /* file offsets */
     uint64_t n_symbols, strings_bytes;
 };
 
@@ -61,8 +61,8 @@ static bool copy(const struct ellm_object_layout *layout, uint64_t at, void *to,
 static bool offset_of(const struct ellm_object_layout *layout, uint64_t address, uint64_t bytes, uint64_t *offset) {
     for (size_t i = 0; i < layout->n_loads; i++) {
         const segment *load = &layout->loads[i];
-        if (address >= load->p_vaddr && address - load->p_vaddr <= load->p_filesz &&
-            bytes <= load->p_filesz - (address - load->p_vaddr)) {
+        if (address >= load->p_vaddr && address - load->p_vaddr <= load->p_filesz
+            && bytes <= load->p_filesz - (address - load->p_vaddr)) {
             *offset = load->p_offset + (address - load->p_vaddr);
             return true;
         }
@@ -72,7 +72,8 @@ static bool offset_of(const struct ellm_object_layout *layout, uint64_t address,
 
 /* Every check below returns NULL, or what is wrong. */
 
-static const char *read_segments(struct ellm_object_layout *layout, const file_header *header, segment *dynamic_segment) {
+static const char *read_segments(struct ellm_object_layout *layout, const file_header *header,
+                                 segment *dynamic_segment) {
     if (header->e_phentsize != sizeof(segment) || header->e_phnum == 0 || header->e_phnum > 64) {
         return "its program headers are malformed";
     }
@@ -115,7 +116,8 @@ static const char *read_segments(struct ellm_object_layout *layout, const file_h
 }
 
 /* Number of symbols by DT_HASH or DT_GNU_HASH (the latter: the end of the last chain). */
-static bool count_symbols(const struct ellm_object_layout *layout, uint64_t hash, uint64_t gnu_hash, uint64_t *n_symbols) {
+static bool count_symbols(const struct ellm_object_layout *layout, uint64_t hash, uint64_t gnu_hash,
+                          uint64_t *n_symbols) {
     uint64_t at;
     uint32_t words[4];
     if (hash != 0) {
@@ -194,12 +196,12 @@ static const char *read_dynamic(struct ellm_object_layout *layout, const segment
         default: break;
         }
     }
-    if (!offset_of(layout, strings, layout->strings_bytes, &layout->strings) || layout->strings_bytes == 0 ||
-        layout->data[layout->strings + layout->strings_bytes - 1] != '\0') {
+    if (!offset_of(layout, strings, layout->strings_bytes, &layout->strings) || layout->strings_bytes == 0
+        || layout->data[layout->strings + layout->strings_bytes - 1] != '\0') {
         return "its symbol names are malformed";
     }
-    if (!count_symbols(layout, hash, gnu_hash, &layout->n_symbols) || layout->n_symbols > most_symbols ||
-        !offset_of(layout, symbols, layout->n_symbols * sizeof(symbol), &layout->symbols)) {
+    if (!count_symbols(layout, hash, gnu_hash, &layout->n_symbols) || layout->n_symbols > most_symbols
+        || !offset_of(layout, symbols, layout->n_symbols * sizeof(symbol), &layout->symbols)) {
         return "its symbol table is malformed";
     }
     return NULL;
@@ -230,11 +232,11 @@ static bool map_segment(const ellm_object *object, const segment *load, const el
     uint64_t into = load->p_vaddr - object->lowest, skip = into % page;
     uint8_t *start = object->base + (into - skip);
     size_t bytes = (size_t)((skip + load->p_memsz + page - 1) / page * page);
-    int protection = ((load->p_flags & PF_R) ? PROT_READ : 0) | ((load->p_flags & PF_W) ? PROT_WRITE : 0) |
-                     ((load->p_flags & PF_X) ? PROT_EXEC | PROT_READ : 0);
-    if (load->p_filesz == load->p_memsz && load->p_offset % page == skip && file->descriptor >= 0 &&
-        mmap(start, bytes, protection, MAP_PRIVATE | MAP_FIXED, file->descriptor, (off_t)(load->p_offset - skip)) !=
-            MAP_FAILED) {
+    int protection = ((load->p_flags & PF_R) ? PROT_READ : 0) | ((load->p_flags & PF_W) ? PROT_WRITE : 0)
+                     | ((load->p_flags & PF_X) ? PROT_EXEC | PROT_READ : 0);
+    if (load->p_filesz == load->p_memsz && load->p_offset % page == skip && file->descriptor >= 0
+        && mmap(start, bytes, protection, MAP_PRIVATE | MAP_FIXED, file->descriptor, (off_t)(load->p_offset - skip))
+               != MAP_FAILED) {
         return true;
     }
     if (mmap(start, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0) == MAP_FAILED) {
@@ -310,8 +312,8 @@ void *ellm_object_find(const ellm_object *object, const char *name) {
     const struct ellm_object_layout *layout = object->layout;
     for (uint64_t i = 1; i < layout->n_symbols; i++) {
         symbol now = symbol_at(layout, i);
-        if (SYMBOL_TYPE(now.st_info) != STT_FUNC ||
-            strcmp((const char *)layout->data + layout->strings + now.st_name, name) != 0) {
+        if (SYMBOL_TYPE(now.st_info) != STT_FUNC
+            || strcmp((const char *)layout->data + layout->strings + now.st_name, name) != 0) {
             continue;
         }
         uint64_t address = now.st_value;

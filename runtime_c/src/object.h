@@ -5,9 +5,9 @@
 #include "file.h"
 
 typedef struct ellm_object {
-    uint8_t *base;    /* where the segments lie: base + (virtual address - lowest) */
-    uint64_t lowest;  /* virtual address at base, a multiple of the page size */
-    size_t bytes;     /* of the mapping */
+    uint8_t *base;   /* where the segments lie: base + (virtual address - lowest) */
+    uint64_t lowest; /* virtual address at base, a multiple of the page size */
+    size_t bytes;    /* of the mapping */
     const struct ellm_object_layout *layout;
 } ellm_object;
 

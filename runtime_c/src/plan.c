@@ -30,19 +30,17 @@ static ellm_status bad(const struct reader *reader, const char *format, ...) {
     return ellm_fail(reader->error, ELLM_PLAN_INVALID, "plan.json: %s; compile the bundle again", n < 0 ? "" : text);
 }
 
-/* Zeroed memory for the elements of a JSON array. */
-static ellm_status new_array(const struct reader *reader, const ellm_json *list, const char *name, size_t element,
-                             void *array, uint32_t *count) {
+/* Zeroed memory for the elements of a JSON array; NULL, and the status, if that fails. */
+static void *new_array(const struct reader *reader, const ellm_json *list, const char *name, size_t element,
+                       uint32_t *count, ellm_status *status) {
     if (list == NULL || list->kind != ELLM_JSON_ARRAY || list->count > most_names) {
-        return bad(reader, "%s must be a list of at most %d", name, most_names);
+        *status = bad(reader, "%s must be a list of at most %d", name, most_names);
+        return NULL;
     }
     void *memory = ellm_region_alloc(reader->region, list->count, element);
-    if (memory == NULL) {
-        return ellm_fail(reader->error, ELLM_NO_MEMORY, "plan.json: no memory for %s", name);
-    }
-    memcpy(array, &memory, sizeof memory);
-    *count = list->count;
-    return ELLM_OK;
+    *count = memory != NULL ? list->count : 0;
+    *status = memory != NULL ? ELLM_OK : ellm_fail(reader->error, ELLM_NO_MEMORY, "plan.json: no memory for %s", name);
+    return memory;
 }
 
 static const char *new_text(const struct reader *reader, const ellm_json *value) {
@@ -74,9 +72,13 @@ static int find_name(const ellm_json *name, const char *const *names, int first,
 static ellm_status read_weights(const struct reader *reader, const ellm_json *root) {
     ellm_plan *plan = reader->plan;
     const ellm_json *list = ellm_json_get(root, "weights");
-    ellm_status status = new_array(reader, list, "weights", sizeof *plan->weights, &plan->weights, &plan->n_weights);
-    ellm_plan_weight *weight = plan->weights;
-    for (const ellm_json *item = status == ELLM_OK ? list->first : NULL; item != NULL; item = item->next, weight++) {
+    ellm_status status;
+    ellm_plan_weight *weight = new_array(reader, list, "weights", sizeof *weight, &plan->n_weights, &status);
+    if (weight == NULL) {
+        return status;
+    }
+    plan->weights = weight;
+    for (const ellm_json *item = list->first; item != NULL; item = item->next, weight++) {
         weight->tensor = new_text(reader, ellm_json_get(item, "tensor"));
         if (weight->tensor == NULL || !read_bytes(ellm_json_get(item, "bytes"), 1, &weight->bytes)) {
             return bad(reader, "weights[%td] must be {\"tensor\": name, \"bytes\": size}", weight - plan->weights);
@@ -88,10 +90,13 @@ static ellm_status read_weights(const struct reader *reader, const ellm_json *ro
 static ellm_status read_states(const struct reader *reader, const ellm_json *root) {
     ellm_plan *plan = reader->plan;
     const ellm_json *list = ellm_json_get(root, "states");
-    ellm_status status =
-        new_array(reader, list, "states", sizeof *plan->state_bytes, &plan->state_bytes, &plan->n_states);
-    uint64_t *bytes = plan->state_bytes;
-    for (const ellm_json *item = status == ELLM_OK ? list->first : NULL; item != NULL; item = item->next, bytes++) {
+    ellm_status status;
+    uint64_t *bytes = new_array(reader, list, "states", sizeof *bytes, &plan->n_states, &status);
+    if (bytes == NULL) {
+        return status;
+    }
+    plan->state_bytes = bytes;
+    for (const ellm_json *item = list->first; item != NULL; item = item->next, bytes++) {
         if (!read_bytes(ellm_json_get(item, "bytes_per_block"), 1, bytes) || *bytes > (uint64_t)1 << 32) {
             return bad(reader, "states[%td].bytes_per_block is no size", bytes - plan->state_bytes);
         }
@@ -126,9 +131,10 @@ static ellm_status read_kernel(const struct reader *reader, const ellm_json *ite
     if (kernel->name == NULL) {
         return bad(reader, "kernels[%td] has no name", kernel - reader->plan->kernels);
     }
-    ellm_status status = new_array(reader, parameters, "a kernel's args", sizeof *kernel->parameters,
-                                   &kernel->parameters, &kernel->n_parameters);
-    if (status != ELLM_OK) {
+    ellm_status status;
+    kernel->parameters =
+        new_array(reader, parameters, "a kernel's args", sizeof *kernel->parameters, &kernel->n_parameters, &status);
+    if (kernel->parameters == NULL) {
         return status;
     }
     if (kernel->n_parameters < 1 || kernel->n_parameters > ELLM_KERNEL_POINTERS) {
@@ -137,7 +143,8 @@ static ellm_status read_kernel(const struct reader *reader, const ellm_json *ite
     }
     ellm_plan_parameter *parameter = kernel->parameters;
     for (const ellm_json *now = parameters->first; now != NULL; now = now->next, parameter++) {
-        if ((status = read_parameter(reader, now, kernel->name, parameter)) != ELLM_OK) {
+        status = read_parameter(reader, now, kernel->name, parameter);
+        if (status != ELLM_OK) {
             return status;
         }
     }
@@ -152,8 +159,8 @@ static ellm_status read_kernel(const struct reader *reader, const ellm_json *ite
         }
         kernel->scalars[kernel->n_scalars++] = (ellm_symbol)symbol;
     }
-    if (!ellm_json_int(ellm_json_get(item, "groups"), 1, (int64_t)1 << 31, &kernel->groups) ||
-        !ellm_json_int(ellm_json_get(item, "grain"), 1, (int64_t)1 << 31, &kernel->grain)) {
+    if (!ellm_json_int(ellm_json_get(item, "groups"), 1, (int64_t)1 << 31, &kernel->groups)
+        || !ellm_json_int(ellm_json_get(item, "grain"), 1, (int64_t)1 << 31, &kernel->grain)) {
         return bad(reader, "kernel %.80s: groups and grain must be whole numbers from 1", kernel->name);
     }
     return ELLM_OK;
@@ -162,10 +169,13 @@ static ellm_status read_kernel(const struct reader *reader, const ellm_json *ite
 static ellm_status read_kernels(const struct reader *reader, const ellm_json *root) {
     ellm_plan *plan = reader->plan;
     const ellm_json *list = ellm_json_get(root, "kernels");
-    ellm_status status = new_array(reader, list, "kernels", sizeof *plan->kernels, &plan->kernels, &plan->n_kernels);
-    ellm_plan_kernel *kernel = plan->kernels;
-    for (const ellm_json *item = status == ELLM_OK ? list->first : NULL; item != NULL && status == ELLM_OK;
-         item = item->next) {
+    ellm_status status;
+    ellm_plan_kernel *kernel = new_array(reader, list, "kernels", sizeof *kernel, &plan->n_kernels, &status);
+    if (kernel == NULL) {
+        return status;
+    }
+    plan->kernels = kernel;
+    for (const ellm_json *item = list->first; item != NULL && status == ELLM_OK; item = item->next) {
         status = read_kernel(reader, item, kernel++);
     }
     return status;
@@ -224,21 +234,27 @@ static ellm_status read_argument(const struct reader *reader, const ellm_json *i
 static ellm_status read_step(const struct reader *reader, const ellm_json *item, struct place *place,
                              ellm_plan_step *step) {
     const ellm_json *arguments = ellm_json_get(item, "args");
+    const ellm_plan_kernel *kernel = reader->plan->kernels;
     int64_t index;
-    if (!ellm_json_int(ellm_json_get(item, "kernel"), 0, (int64_t)reader->plan->n_kernels - 1, &index)) {
+    if (kernel == NULL
+        || !ellm_json_int(ellm_json_get(item, "kernel"), 0, (int64_t)reader->plan->n_kernels - 1, &index)) {
         return bad(reader, "%s of %d rows, step %u: its kernel does not exist", place->is_head ? "head" : "body",
                    (int)place->n, place->step);
     }
-    const ellm_plan_kernel *kernel = step->kernel = &reader->plan->kernels[index];
+    kernel += index;
+    step->kernel = kernel;
     place->kernel = kernel->name;
     place->argument = 0;
     uint32_t n_arguments;
-    ellm_status status =
-        new_array(reader, arguments, "a step's args", sizeof *step->arguments, &step->arguments, &n_arguments);
-    if (status == ELLM_OK && n_arguments != kernel->n_parameters) {
+    ellm_status status;
+    step->arguments = new_array(reader, arguments, "a step's args", sizeof *step->arguments, &n_arguments, &status);
+    if (step->arguments == NULL) {
+        return status;
+    }
+    if (n_arguments != kernel->n_parameters) {
         return bad_argument(reader->error, place, "the step and its kernel differ in the number of arguments");
     }
-    for (const ellm_json *now = status == ELLM_OK ? arguments->first : NULL; now != NULL && status == ELLM_OK;
+    for (const ellm_json *now = arguments->first; now != NULL && status == ELLM_OK;
          now = now->next, place->argument++) {
         status = read_argument(reader, now, place, kernel->parameters[place->argument].writes,
                                &step->arguments[place->argument]);
@@ -259,10 +275,13 @@ static ellm_status read_function(const struct reader *reader, const ellm_json *i
     function->n = (int32_t)n;
     ladder->n_functions++;
     struct place place = {.is_head = is_head, .n = function->n};
-    ellm_status status =
-        new_array(reader, steps, "a function's steps", sizeof *function->steps, &function->steps, &function->n_steps);
-    for (const ellm_json *now = status == ELLM_OK ? steps->first : NULL; now != NULL && status == ELLM_OK;
-         now = now->next, place.step++) {
+    ellm_status status;
+    function->steps =
+        new_array(reader, steps, "a function's steps", sizeof *function->steps, &function->n_steps, &status);
+    if (function->steps == NULL) {
+        return status;
+    }
+    for (const ellm_json *now = steps->first; now != NULL && status == ELLM_OK; now = now->next, place.step++) {
         status = read_step(reader, now, &place, &function->steps[place.step]);
     }
     return status;
@@ -272,13 +291,16 @@ static ellm_status read_functions(const struct reader *reader, const ellm_json *
     ellm_plan *plan = reader->plan;
     const ellm_json *list = ellm_json_get(root, "functions");
     uint32_t count;
-    ellm_status status =
-        new_array(reader, list, "functions", sizeof *plan->body.functions, &plan->body.functions, &count);
-    if (status == ELLM_OK) {
-        status = new_array(reader, list, "functions", sizeof *plan->head.functions, &plan->head.functions, &count);
+    ellm_status status;
+    plan->body.functions = new_array(reader, list, "functions", sizeof *plan->body.functions, &count, &status);
+    if (plan->body.functions == NULL) {
+        return status;
     }
-    for (const ellm_json *item = status == ELLM_OK ? list->first : NULL; item != NULL && status == ELLM_OK;
-         item = item->next) {
+    plan->head.functions = new_array(reader, list, "functions", sizeof *plan->head.functions, &count, &status);
+    if (plan->head.functions == NULL) {
+        return status;
+    }
+    for (const ellm_json *item = list->first; item != NULL && status == ELLM_OK; item = item->next) {
         bool is_head = ellm_json_equals(ellm_json_get(item, "name"), "head");
         if (!is_head && !ellm_json_equals(ellm_json_get(item, "name"), "body")) {
             return bad(reader, "a function is called neither \"body\" nor \"head\"");
@@ -295,10 +317,9 @@ static ellm_status read_functions(const struct reader *reader, const ellm_json *
 static ellm_status read_rows(const struct reader *reader, const ellm_json *root, const char *name, int32_t rows,
                              uint64_t *offset, uint64_t *row_bytes) {
     const ellm_json *object = ellm_json_get(root, name);
-    if (!read_bytes(ellm_json_get(object, "arena"), 0, offset) || *offset % arena_alignment != 0 ||
-        !read_bytes(ellm_json_get(object, "bytes_per_row"), 1, row_bytes) || *row_bytes % 4 != 0 ||
-        *offset > reader->plan->arena_bytes ||
-        *row_bytes > (reader->plan->arena_bytes - *offset) / (uint64_t)rows) {
+    if (!read_bytes(ellm_json_get(object, "arena"), 0, offset) || *offset % arena_alignment != 0
+        || !read_bytes(ellm_json_get(object, "bytes_per_row"), 1, row_bytes) || *row_bytes % 4 != 0
+        || *offset > reader->plan->arena_bytes || *row_bytes > (reader->plan->arena_bytes - *offset) / (uint64_t)rows) {
         return bad(reader, "%s must be {\"arena\": offset, \"bytes_per_row\": size} of %d rows inside the arena", name,
                    (int)rows);
     }
@@ -382,8 +403,8 @@ static bool fits(const ellm_plan *plan, int32_t n, const ellm_plan_parameter *pa
 static bool overwrites_hidden(const ellm_plan *plan, const ellm_plan_parameter *parameter,
                               const ellm_plan_argument *argument) {
     uint64_t end = plan->hidden_offset + plan->hidden_row_bytes * (uint64_t)ellm_ladder_rows(&plan->body);
-    return parameter->writes && argument->bind == ELLM_BIND_ARENA && argument->value < end &&
-           argument->value + parameter->bytes > plan->hidden_offset;
+    return parameter->writes && argument->bind == ELLM_BIND_ARENA && argument->value < end
+           && argument->value + parameter->bytes > plan->hidden_offset;
 }
 
 static ellm_status check_ladder(const ellm_plan *plan, const ellm_plan_ladder *ladder, bool is_head,
@@ -420,4 +441,6 @@ uint64_t ellm_plan_token_bytes(const ellm_plan *plan) {
     return block / ELLM_BLOCK;
 }
 
-int32_t ellm_ladder_rows(const ellm_plan_ladder *ladder) { return ladder->functions[ladder->n_functions - 1].n; }
+int32_t ellm_ladder_rows(const ellm_plan_ladder *ladder) {
+    return ladder->functions[ladder->n_functions - 1].n;
+}

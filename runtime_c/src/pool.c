@@ -32,13 +32,13 @@ typedef struct worker {
 
 struct ellm_pool {
     _Alignas(64) _Atomic uint64_t ticket;
-    _Alignas(64) _Atomic uint32_t n_done;  /* futex; chunks finished of this launch */
-    _Atomic uint32_t n_wanted;             /* what the waiting caller wants n_done to be, 0 while it is awake */
+    _Alignas(64) _Atomic uint32_t n_done; /* futex; chunks finished of this launch */
+    _Atomic uint32_t n_wanted;            /* what the waiting caller wants n_done to be, 0 while it is awake */
     _Alignas(64) const ellm_launch *launch;
     uint32_t n_chunks;
-    _Atomic int32_t failure;               /* a kernel's error, 0: none */
-    uint64_t number;                       /* of the launch */
-    uint32_t n_workers, n_workers_cap;     /* running, and to be started */
+    _Atomic int32_t failure;           /* a kernel's error, 0: none */
+    uint64_t number;                   /* of the launch */
+    uint32_t n_workers, n_workers_cap; /* running, and to be started */
     bool started, spins;
     worker workers[];
 };
@@ -47,7 +47,9 @@ static void futex_wait(_Atomic uint32_t *word, uint32_t value) {
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, NULL, NULL, 0);
 }
 
-static void futex_wake(_Atomic uint32_t *word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0); }
+static void futex_wake(_Atomic uint32_t *word) {
+    syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
+}
 
 static void relax(void) {
 #if defined(__x86_64__)
@@ -195,14 +197,14 @@ void ellm_pool_close(ellm_pool *pool) {
 
 static void await_done(ellm_pool *pool) {
     int64_t until = pool->spins ? now_ns() + spin_ns : 0;
-    uint32_t wanted = pool->n_chunks, done;
-    for (int i = 1; (done = atomic_load(&pool->n_done)) != wanted; i++) {
+    uint32_t wanted = pool->n_chunks;
+    for (int i = 1; atomic_load(&pool->n_done) != wanted; i++) {
         relax();
         if (i % polls_per_look != 0 || (pool->spins && now_ns() < until)) {
             continue;
         }
         atomic_store(&pool->n_wanted, wanted);
-        while ((done = atomic_load(&pool->n_done)) != wanted) {
+        for (uint32_t done = atomic_load(&pool->n_done); done != wanted; done = atomic_load(&pool->n_done)) {
             futex_wait(&pool->n_done, done);
         }
         atomic_store(&pool->n_wanted, 0);
@@ -215,7 +217,8 @@ static void share(ellm_pool *pool, const ellm_launch *launch, uint32_t n_chunks,
     pool->n_chunks = n_chunks;
     atomic_store_explicit(&pool->n_done, 0, memory_order_relaxed);
     pool->number++;
-    atomic_store(&pool->ticket, pool->number << (chunk_bits + thread_bits) | (uint64_t)n_threads << chunk_bits | n_chunks);
+    atomic_store(&pool->ticket,
+                 pool->number << (chunk_bits + thread_bits) | (uint64_t)n_threads << chunk_bits | n_chunks);
     wake(pool, n_threads);
     help(pool, 0);
     await_done(pool);

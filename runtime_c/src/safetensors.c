@@ -12,7 +12,8 @@ static uint64_t dtype_bytes(const ellm_json *dtype) {
     static const struct {
         char name[5];
         uint8_t bytes;
-    } dtypes[] = {{"F32", 4}, {"F16", 2}, {"U8", 1}, {"I8", 1}, {"I32", 4}, {"BF16", 2}, {"F64", 8}, {"I16", 2}, {"I64", 8}};
+    } dtypes[] = {{"F32", 4},  {"F16", 2}, {"U8", 1},  {"I8", 1}, {"I32", 4},
+                  {"BF16", 2}, {"F64", 8}, {"I16", 2}, {"I64", 8}};
     for (size_t i = 0; i < sizeof dtypes / sizeof *dtypes; i++) {
         if (ellm_json_equals(dtype, dtypes[i].name)) {
             return dtypes[i].bytes;
@@ -25,9 +26,9 @@ static uint64_t dtype_bytes(const ellm_json *dtype) {
 static const char *check_tensor(const ellm_json *entry, uint64_t at, uint64_t data_bytes, uint64_t *end) {
     const ellm_json *offsets = ellm_json_get(entry, "data_offsets"), *shape = ellm_json_get(entry, "shape");
     int64_t first, last;
-    if (offsets == NULL || offsets->kind != ELLM_JSON_ARRAY || offsets->count != 2 ||
-        !ellm_json_int(offsets->first, 0, INT64_MAX, &first) ||
-        !ellm_json_int(offsets->first->next, first, INT64_MAX, &last)) {
+    if (offsets == NULL || offsets->kind != ELLM_JSON_ARRAY || offsets->count != 2
+        || !ellm_json_int(offsets->first, 0, INT64_MAX, &first)
+        || !ellm_json_int(offsets->first->next, first, INT64_MAX, &last)) {
         return "data_offsets are not two ascending offsets";
     }
     if ((uint64_t)last > data_bytes) {
@@ -117,8 +118,8 @@ ellm_status ellm_safetensors_read(const uint8_t *data, size_t n_bytes, const cha
     ellm_region tree;
     ellm_region_init(&tree, tree_limit);
     ellm_json *header;
-    ellm_status status = ellm_json_read((const char *)data + 8, (size_t)header_bytes, &tree, ELLM_BUNDLE_FORMAT, path,
-                                        &header, error);
+    ellm_status status =
+        ellm_json_read((const char *)data + 8, (size_t)header_bytes, &tree, ELLM_BUNDLE_FORMAT, path, &header, error);
     if (status == ELLM_OK && header->kind != ELLM_JSON_OBJECT) {
         status = ellm_fail(error, ELLM_BUNDLE_FORMAT, "%s: its safetensors header is no object", path);
     }

@@ -21,25 +21,27 @@ static const uint32_t k[64] = {
     0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
     0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2};
 
-static uint32_t rotate(uint32_t x, int n) { return x >> n | x << (32 - n); }
+static uint32_t rotate(uint32_t x, int n) {
+    return x >> n | x << (32 - n);
+}
 
 static void compress_portable(uint32_t state[8], const uint8_t *data, size_t n_blocks) {
     for (; n_blocks > 0; n_blocks--, data += 64) {
         uint32_t w[64], s[8];
         for (int i = 0; i < 16; i++) {
-            w[i] = (uint32_t)data[4 * i] << 24 | (uint32_t)data[4 * i + 1] << 16 | (uint32_t)data[4 * i + 2] << 8 |
-                   data[4 * i + 3];
+            w[i] = (uint32_t)data[4 * i] << 24 | (uint32_t)data[4 * i + 1] << 16 | (uint32_t)data[4 * i + 2] << 8
+                   | data[4 * i + 3];
         }
         for (int i = 16; i < 64; i++) {
             uint32_t a = w[i - 15], b = w[i - 2];
-            w[i] = w[i - 16] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + w[i - 7] +
-                   (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
+            w[i] = w[i - 16] + (rotate(a, 7) ^ rotate(a, 18) ^ a >> 3) + w[i - 7]
+                   + (rotate(b, 17) ^ rotate(b, 19) ^ b >> 10);
         }
         memcpy(s, state, sizeof s);
         for (int i = 0; i < 64; i++) {
             uint32_t a = s[0], e = s[4];
-            uint32_t t1 = s[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & s[5]) ^ (~e & s[6])) + k[i] +
-                          w[i];
+            uint32_t t1 =
+                s[7] + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & s[5]) ^ (~e & s[6])) + k[i] + w[i];
             uint32_t t2 = (rotate(a, 2) ^ rotate(a, 13) ^ rotate(a, 22)) + ((a & s[1]) ^ (a & s[2]) ^ (s[1] & s[2]));
             memmove(s + 1, s, 7 * sizeof *s);
             s[4] += t1;
@@ -89,8 +91,7 @@ static const char *const fast_needs[] = {"sha_ni", "sse4_1", "ssse3", NULL};
 #else
 #define SHA_TARGET "+crypto"
 #endif
-__attribute__((target(SHA_TARGET))) static void compress_fast(uint32_t state[8], const uint8_t *data,
-                                                              size_t n_blocks) {
+__attribute__((target(SHA_TARGET))) static void compress_fast(uint32_t state[8], const uint8_t *data, size_t n_blocks) {
     uint32x4_t abcd = vld1q_u32(state), efgh = vld1q_u32(state + 4);
     for (; n_blocks > 0; n_blocks--, data += 64) {
         uint32x4_t abcd_before = abcd, efgh_before = efgh, w[4];

@@ -5,7 +5,7 @@
 
 const char *ellm_status_text(ellm_status status) {
     switch (status) {
-#define CASE(name, number, text) \
+#define CASE(name, number, text)                                                                                       \
     case ELLM_##name: return text;
         ELLM_STATUS_LIST(CASE)
 #undef CASE
@@ -15,7 +15,7 @@ const char *ellm_status_text(ellm_status status) {
 
 const char *ellm_status_name(ellm_status status) {
     switch (status) {
-#define CASE(name, number, text) \
+#define CASE(name, number, text)                                                                                       \
     case ELLM_##name: return #name;
         ELLM_STATUS_LIST(CASE)
 #undef CASE

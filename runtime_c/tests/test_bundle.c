@@ -23,7 +23,8 @@ static void check_open(ellm_status expected, const char *part, int line) {
 }
 
 /* The bundle with one replacement in one file, its checksums made to match. */
-static void change(const char *path, const char *from, const char *to, ellm_status expected, const char *part, int line) {
+static void change(const char *path, const char *from, const char *to, ellm_status expected, const char *part,
+                   int line) {
     toy_file *file = toy_find(&toy, path);
     char *before = malloc(file->bytes);
     size_t bytes = file->bytes;
@@ -50,10 +51,12 @@ static void test_manifest(void) {
     CHANGE("manifest.json", "\"format\":1,", "\"format\":1,,", BUNDLE_FORMAT, "not JSON at line 1");
     CHANGE("manifest.json", "\"files\":{}", "\"files\":[]", BUNDLE_FORMAT, "files");
     CHANGE("manifest.json", "\"files\":{}", "\"files\": {}", BUNDLE_FORMAT, "plan.json");
-    CHANGE("manifest.json", "\"files\":{}", "\"files\": {\"../x\":{\"bytes\":0,\"sha256\":\"\"}}", BUNDLE_FORMAT, "files.../x");
+    CHANGE("manifest.json", "\"files\":{}", "\"files\": {\"../x\":{\"bytes\":0,\"sha256\":\"\"}}", BUNDLE_FORMAT,
+           "files.../x");
     CHANGE("manifest.json", "\"files\":{}", "\"files\": {\"/etc/passwd\":{\"bytes\":0,\"sha256\":\"\"}}", BUNDLE_FORMAT,
            "files./etc/passwd");
-    CHANGE("manifest.json", "\"files\":{}", "\"files\": {\"a\":{\"bytes\":0,\"sha256\":\"12\"}}", BUNDLE_FORMAT, "files.a");
+    CHANGE("manifest.json", "\"files\":{}", "\"files\": {\"a\":{\"bytes\":0,\"sha256\":\"12\"}}", BUNDLE_FORMAT,
+           "files.a");
     CHANGE("manifest.json", ellm_cpu_arch(), "vax", CPU_UNSUPPORTED, "compiled for vax");
     CHANGE("manifest.json", "\"cpu_features\":[]", "\"cpu_features\":[\"warp_drive\"]", CPU_UNSUPPORTED,
            "needs the CPU feature warp_drive");
@@ -103,7 +106,8 @@ static void test_extents_of_context(void) {
     toy_replace(&toy, "plan.json", "[256,\"blocks\"]", "[257,\"blocks\"]");
     toy_write(&toy);
     CHECK_STATUS(ellm_model_open(toy.directory, &model, &error), ELLM_OK, error, "");
-    CHECK_STATUS(ellm_context_open(model, NULL, &context, &error), ELLM_PLAN_INVALID, error, "argument 4: it is larger");
+    CHECK_STATUS(ellm_context_open(model, NULL, &context, &error), ELLM_PLAN_INVALID, error,
+                 "argument 4: it is larger");
     ellm_model_close(model);
     toy_set(&toy, "plan.json", toy_plan, strlen(toy_plan));
 }
@@ -167,7 +171,8 @@ static void test_damage(void) {
         check_open(ELLM_OK, "", __LINE__);
     }
     /* A stamp with other lines than the weights' is not believed, whatever it says. */
-    const char *const stamps[] = {"", "edgellm-verified 1 0\n", "x", "edgellm-verified 1 \n1 2 3 weights/model.safetensors\n"};
+    const char *const stamps[] = {"", "edgellm-verified 1 0\n", "x",
+                                  "edgellm-verified 1 \n1 2 3 weights/model.safetensors\n"};
     for (size_t i = 0; i < sizeof stamps / sizeof *stamps; i++) {
         toy_write_file(&toy, ".verified", stamps[i], strlen(stamps[i]));
         check_open(ELLM_OK, "", __LINE__);

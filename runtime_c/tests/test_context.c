@@ -9,7 +9,9 @@
 
 enum { n_prompt = 150 };
 
-static int32_t prompt_token(int i) { return (i * 5 + 3) % 31; }
+static int32_t prompt_token(int i) {
+    return (i * 5 + 3) % 31;
+}
 
 /* What the model computes, in the kernel's own order. */
 static float reference(const int32_t *tokens, int position, int window, int v) {

@@ -26,7 +26,8 @@ static void test_values(void) {
     CHECK(ellm_json_real(parse("-1.5e-3"), &real) && real == -1.5e-3);
     CHECK(ellm_json_real(parse("1E+2"), &real) && real == 100);
     CHECK(ellm_json_real(parse("7"), &real) && real == 7);
-    CHECK(parse("true")->kind == ELLM_JSON_BOOL && parse("true")->integer == 1 && parse("null")->kind == ELLM_JSON_NULL);
+    CHECK(parse("true")->kind == ELLM_JSON_BOOL && parse("true")->integer == 1
+          && parse("null")->kind == ELLM_JSON_NULL);
     CHECK(ellm_json_equals(parse("\"a\\n\\u00e9\\ud83d\\ude00\\ud800x\""), "a\n\xc3\xa9\xf0\x9f\x98\x80\xef\xbf\xbdx"));
     CHECK(ellm_json_equals(parse("\"\\udc00\\ud800\\ud83d\\ude00\""), "\xef\xbf\xbd\xef\xbf\xbd\xf0\x9f\x98\x80"));
     CHECK(parse("\"a\\u0000b\"")->count == 3 && ellm_json_text(parse("\"a\\u0000b\""), 9) == NULL);
@@ -38,10 +39,47 @@ static void test_values(void) {
 
 static void test_refusals(void) {
     static const char *const texts[] = {
-        "", " ", "{", "[", "[1,]", "{\"a\":1,}", "{,}", "[,]", "{\"a\"}", "{\"a\" 1}", "{a:1}", "[1 2]", "1 2", "nul",
-        "01", "-", "1.", ".5", "1e", "+1", "0x1", "NaN", "Infinity", "1e999", "\"", "\"\\\"", "\"\\x\"", "\"\\u12\"",
-        "\"\\u12g4\"", "\"\n\"", "\"\xff\"", "\"\xc0\x80\"", "\"\xed\xa0\x80\"", "\"\xf5\x80\x80\x80\"", "\"\xe2\x82\"",
-        "[1}", "{\"a\":1]", "]", "'a'", "{\"a\\u0000b\":1}", "\"\\",
+        "",
+        " ",
+        "{",
+        "[",
+        "[1,]",
+        "{\"a\":1,}",
+        "{,}",
+        "[,]",
+        "{\"a\"}",
+        "{\"a\" 1}",
+        "{a:1}",
+        "[1 2]",
+        "1 2",
+        "nul",
+        "01",
+        "-",
+        "1.",
+        ".5",
+        "1e",
+        "+1",
+        "0x1",
+        "NaN",
+        "Infinity",
+        "1e999",
+        "\"",
+        "\"\\\"",
+        "\"\\x\"",
+        "\"\\u12\"",
+        "\"\\u12g4\"",
+        "\"\n\"",
+        "\"\xff\"",
+        "\"\xc0\x80\"",
+        "\"\xed\xa0\x80\"",
+        "\"\xf5\x80\x80\x80\"",
+        "\"\xe2\x82\"",
+        "[1}",
+        "{\"a\":1]",
+        "]",
+        "'a'",
+        "{\"a\\u0000b\":1}",
+        "\"\\",
     };
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) {
         if (parse(texts[i]) != NULL) {

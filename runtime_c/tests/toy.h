@@ -52,7 +52,8 @@ static const char toy_kernels[] =
     "    }\\\n"
     "    return 0;\\\n"
     "}\n"
-    "#define HEAD(n) int head_##n(const int *rows, const float *hidden, float *logits, long long g0, long long g1) {\\\n"
+    "#define HEAD(n) int head_##n(const int *rows, const float *hidden, float *logits, long long g0, long long g1) "
+    "{\\\n"
     "    for (long long v = g0; v < g1; v++)\\\n"
     "        for (int i = 0; i < n; i++)\\\n"
     "            if (rows[i] >= 0) logits[i * 32 + v] = hidden[rows[i] * 16] * v;\\\n"
@@ -60,35 +61,38 @@ static const char toy_kernels[] =
     "}\n"
     "APPEND(1) APPEND(4) SUM(1) SUM(4) HEAD(1) HEAD(2)\n";
 
-#define TOY_APPEND(n)                                                                                              \
-    "{\"name\":\"append_" #n "\",\"args\":[{\"access\":\"r\",\"bytes\":4},{\"access\":\"r\",\"bytes\":4},"         \
-    "{\"access\":\"r\",\"bytes\":4},{\"access\":\"r\",\"bytes\":[4,\"table\"]},"                                   \
+#define TOY_APPEND(n)                                                                                                  \
+    "{\"name\":\"append_" #n "\",\"args\":[{\"access\":\"r\",\"bytes\":4},{\"access\":\"r\",\"bytes\":4},"             \
+    "{\"access\":\"r\",\"bytes\":4},{\"access\":\"r\",\"bytes\":[4,\"table\"]},"                                       \
     "{\"access\":\"rw\",\"bytes\":[256,\"blocks\"]}],\"scalars\":[\"table_cap\"],\"groups\":" #n ",\"grain\":1}"
-#define TOY_SUM(n)                                                                                                 \
-    "{\"name\":\"sum_" #n "\",\"args\":[{\"access\":\"r\",\"bytes\":4},{\"access\":\"r\",\"bytes\":4},"            \
-    "{\"access\":\"r\",\"bytes\":[4,\"table\"]},{\"access\":\"r\",\"bytes\":[256,\"blocks\"]},"                    \
-    "{\"access\":\"r\",\"bytes\":128},{\"access\":\"w\",\"bytes\":64}],\"scalars\":[\"table_cap\"],"               \
+#define TOY_SUM(n)                                                                                                     \
+    "{\"name\":\"sum_" #n "\",\"args\":[{\"access\":\"r\",\"bytes\":4},{\"access\":\"r\",\"bytes\":4},"                \
+    "{\"access\":\"r\",\"bytes\":[4,\"table\"]},{\"access\":\"r\",\"bytes\":[256,\"blocks\"]},"                        \
+    "{\"access\":\"r\",\"bytes\":128},{\"access\":\"w\",\"bytes\":64}],\"scalars\":[\"table_cap\"],"                   \
     "\"groups\":" #n ",\"grain\":1}"
-#define TOY_HEAD(n, bytes)                                                                                         \
-    "{\"name\":\"head_" #n "\",\"args\":[{\"access\":\"r\",\"bytes\":4},{\"access\":\"r\",\"bytes\":256},"         \
+#define TOY_HEAD(n, bytes)                                                                                             \
+    "{\"name\":\"head_" #n "\",\"args\":[{\"access\":\"r\",\"bytes\":4},{\"access\":\"r\",\"bytes\":256},"             \
     "{\"access\":\"w\",\"bytes\":" #bytes "}],\"scalars\":[],\"groups\":32,\"grain\":2}"
-#define TOY_BODY(n, append, sum)                                                                                   \
-    "{\"name\":\"body\",\"n\":" #n ",\"steps\":[{\"kernel\":" #append ",\"args\":[[\"i\",\"tokens\"],"             \
-    "[\"i\",\"positions\"],[\"i\",\"slots\"],[\"i\",\"block_table\"],[\"s\",0]]},"                                 \
-    "{\"kernel\":" #sum ",\"args\":[[\"i\",\"positions\"],[\"i\",\"slots\"],[\"i\",\"block_table\"],[\"s\",0],"    \
+#define TOY_BODY(n, append, sum)                                                                                       \
+    "{\"name\":\"body\",\"n\":" #n ",\"steps\":[{\"kernel\":" #append ",\"args\":[[\"i\",\"tokens\"],"                 \
+    "[\"i\",\"positions\"],[\"i\",\"slots\"],[\"i\",\"block_table\"],[\"s\",0]]},"                                     \
+    "{\"kernel\":" #sum ",\"args\":[[\"i\",\"positions\"],[\"i\",\"slots\"],[\"i\",\"block_table\"],[\"s\",0],"        \
     "[\"w\",0],[\"a\",0]]}]}"
-#define TOY_HEADS(n, kernel)                                                                                       \
-    "{\"name\":\"head\",\"n\":" #n ",\"steps\":[{\"kernel\":" #kernel ",\"args\":[[\"i\",\"rows\"],[\"a\",0],"     \
+#define TOY_HEADS(n, kernel)                                                                                           \
+    "{\"name\":\"head\",\"n\":" #n ",\"steps\":[{\"kernel\":" #kernel ",\"args\":[[\"i\",\"rows\"],[\"a\",0],"         \
     "[\"a\",256]]}]}"
 
 static const char toy_plan[] =
     "{\"format\":1,\"arena_bytes\":512,\"kv_block\":64,"
     "\"weights\":[{\"tensor\":\"embedding\",\"bytes\":128}],"
     "\"states\":[{\"name\":\"k.0\",\"bytes_per_block\":256}],"
-    "\"kernels\":[" TOY_APPEND(1) "," TOY_APPEND(4) "," TOY_SUM(1) "," TOY_SUM(4) "," TOY_HEAD(1, 128) ","
-    TOY_HEAD(2, 256) "],"
-    "\"functions\":[" TOY_BODY(1, 0, 2) "," TOY_BODY(4, 1, 3) "," TOY_HEADS(1, 4) "," TOY_HEADS(2, 5) "],"
-    "\"hidden\":{\"arena\":0,\"bytes_per_row\":64},\"logits\":{\"arena\":256,\"bytes_per_row\":128}}";
+    "\"kernels\":[" TOY_APPEND(1) "," TOY_APPEND(4) "," TOY_SUM(1) "," TOY_SUM(4) "," TOY_HEAD(1, 128) "," TOY_HEAD(
+        2,
+        256) "],"
+             "\"functions\":[" TOY_BODY(1, 0, 2) "," TOY_BODY(4, 1, 3) "," TOY_HEADS(1, 4) "," TOY_HEADS(
+                 2,
+                 5) "],"
+                    "\"hidden\":{\"arena\":0,\"bytes_per_row\":64},\"logits\":{\"arena\":256,\"bytes_per_row\":128}}";
 
 static const char toy_manifest[] =
     "{\"format\":1,\"model\":{\"name\":\"toy\",\"architecture\":\"Toy\",\"vocab_size\":32,\"context_length\":1000,"
@@ -99,13 +103,14 @@ static const char toy_manifest[] =
     "\"generation\":{\"stop_ids\":[2],\"temperature\":0.7,\"top_k\":40},"
     "\"golden\":[{\"prompt\":[1],\"tokens\":[2]}],\"provenance\":{},\"files\":{}}";
 
-static const char toy_shard_header[] =
-    "{\"__metadata__\":{\"packing:embedding\":\"vec\"},"
-    "\"embedding\":{\"dtype\":\"F32\",\"shape\":[32],\"data_offsets\":[0,128]},"
-    "\"odd\":{\"dtype\":\"U8\",\"shape\":[3,2],\"data_offsets\":[128,134]},"
-    "\"__pad.0\":{\"dtype\":\"U8\",\"shape\":[58],\"data_offsets\":[134,192]}}";
+static const char toy_shard_header[] = "{\"__metadata__\":{\"packing:embedding\":\"vec\"},"
+                                       "\"embedding\":{\"dtype\":\"F32\",\"shape\":[32],\"data_offsets\":[0,128]},"
+                                       "\"odd\":{\"dtype\":\"U8\",\"shape\":[3,2],\"data_offsets\":[128,134]},"
+                                       "\"__pad.0\":{\"dtype\":\"U8\",\"shape\":[58],\"data_offsets\":[134,192]}}";
 
-static float toy_weight(int32_t token) { return (float)(token % 7) * 0.25f - 0.5f; }
+static float toy_weight(int32_t token) {
+    return (float)(token % 7) * 0.25f - 0.5f;
+}
 
 static void toy_die(const char *what) {
     perror(what);
@@ -179,9 +184,10 @@ static inline void toy_compile(struct toy *toy, const char *source, const char *
     if (file == NULL || fputs(source, file) < 0 || fclose(file) != 0) {
         toy_die(path);
     }
-    snprintf(command, sizeof command, "cc -O1 -w -shared -nostdlib -fPIC -fno-builtin -fno-asynchronous-unwind-tables "
-             "-fcf-protection=none -Wl,-z,max-page-size=65536,--build-id=none %s -o %s.so %s.c 2>%s.log", flags,
-             toy->directory, toy->directory, toy->directory);
+    snprintf(command, sizeof command,
+             "cc -O1 -w -shared -nostdlib -fPIC -fno-builtin -fno-asynchronous-unwind-tables "
+             "-fcf-protection=none -Wl,-z,max-page-size=65536,--build-id=none %s -o %s.so %s.c 2>%s.log",
+             flags, toy->directory, toy->directory, toy->directory);
     if (system(command) != 0) {
         toy_die(command);
     }

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 
+from crosscompile import template as compiler
 from crosscompile.errors import TemplateError
 from crosscompile.template import compile_template
 from tests.campaigns import template as campaign
-from tests.textlib import Template, TextError
+from tests.textlib import ROOT, Template, TextError
 
 BUNDLE_VERSION, TEMPLATE_INVALID, TEMPLATE_FAILED, TEMPLATE_LIMIT = 23, 31, 32, 33
 HELLO = json.dumps([{"role": "user", "content": "hi"}])
@@ -114,3 +116,20 @@ def test_damaged_files_are_refused_or_harmless() -> None:
     with pytest.raises(TextError) as caught:
         Template(data[:-8])
     assert caught.value.status == TEMPLATE_INVALID
+
+
+@pytest.mark.parametrize(
+    ("prefix", "names"),
+    [
+        ("OP_", ["invalid", *compiler.OPS[1:]]),
+        ("FILTER_", compiler.FILTERS),
+        ("TEST_", compiler.TESTS),
+        ("METHOD_", compiler.METHODS),
+        ("CALL_", compiler.FUNCTIONS),
+    ],
+)
+def test_compiler_and_runtime_number_alike(prefix: str, names: list[str]) -> None:
+    header = (ROOT / "runtime_c" / "src" / "template_parts.h").read_text(encoding="utf-8")
+    enumeration = next(part for part in header.split("enum {")[1:] if part.strip().startswith(prefix))
+    listed = re.findall(rf"{prefix}(\w+)", enumeration.split("}")[0])
+    assert [name.lower() for name in listed] == [name.lower() for name in names]

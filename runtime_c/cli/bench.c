@@ -44,7 +44,10 @@ static uint64_t peak_rss_bytes(void) {
 static ellm_status measure(engine *e, const int32_t *prompt, size_t n_prompt, int64_t n_generate, measurement *m,
                            ellm_error *error) {
     answer a;
-    answer_request request = {.prompt = prompt, .n_prompt = n_prompt, .most_tokens = n_generate + 1, .ignore_stop = true,
+    answer_request request = {.prompt = prompt,
+                              .n_prompt = n_prompt,
+                              .most_tokens = n_generate + 1,
+                              .ignore_stop = true,
                               .sampling = {.top_p = 1, .repetition_penalty = 1}};
     ellm_status status = ellm_session_truncate(e->context, 0, 0);
     e->n_held = 0;
@@ -56,13 +59,15 @@ static ellm_status measure(engine *e, const int32_t *prompt, size_t n_prompt, in
         status = ellm_fail(error, ELLM_CANCELLED, "nothing was measured");
     }
     if (status == ELLM_OK) { /* the first token comes from prefill, each further one from one step of decode */
-        *m = (measurement){(double)n_prompt * 1e3 / a.prefill_ms, (double)n_generate * 1e3 / a.decode_ms, a.first_token_ms};
+        *m = (measurement){(double)n_prompt * 1e3 / a.prefill_ms, (double)n_generate * 1e3 / a.decode_ms,
+                           a.first_token_ms};
     }
     free(a.ids);
     return status;
 }
 
-static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m) {
+static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats,
+                        const measurement *m) {
     printf("%s, %s, %s, %d threads; prompt %lld, generate %lld, median of %lld\n", e->info.name, e->info.scheme,
            e->info.tier, (int)e->n_threads, (long long)n_prompt, (long long)n_generate, (long long)n_repeats);
     printf("  prefill              %10.1f tok/s\n", m->prefill_tok_s);
@@ -75,7 +80,8 @@ static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, i
 static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m) {
     buffer json = {0};
     buffer_put_json(&json, e->info.name, strlen(e->info.name));
-    printf("{\"name\":%s,\"scheme\":\"%s\",\"tier\":\"%s\",\"threads\":%d,\"prompt\":%lld,\"generate\":%lld,\"repeat\":%lld,"
+    printf("{\"name\":%s,\"scheme\":\"%s\",\"tier\":\"%s\",\"threads\":%d,\"prompt\":%lld,\"generate\":%lld,\"repeat\":"
+           "%lld,"
            "\"prefill_tok_s\":%.3f,\"decode_tok_s\":%.3f,\"ttft_ms\":%.3f,\"load_ms\":%.3f,\"peak_rss_bytes\":%llu}\n",
            json.data, e->info.scheme, e->info.tier, (int)e->n_threads, (long long)n_prompt, (long long)n_generate,
            (long long)n_repeats, m->prefill_tok_s, m->decode_tok_s, m->first_token_ms, e->load_ms,

@@ -46,9 +46,15 @@ ellm_status chat_answer(chat *c, const char *question, size_t n_bytes, answer *a
         if (!ellm_model_has_chat_template(c->engine.model)) {
             stops[n_stops++] = TRANSCRIPT_STOP;
         }
-        answer_request request = {.prompt = ids, .n_prompt = *n_prompt, .most_tokens = s->n_tokens,
-                                  .sampling = engine_sampling(&c->engine, s), .stops = stops, .n_stops = n_stops,
-                                  .text = keep_text, .poll = cancelled, .user = c};
+        answer_request request = {.prompt = ids,
+                                  .n_prompt = *n_prompt,
+                                  .most_tokens = s->n_tokens,
+                                  .sampling = engine_sampling(&c->engine, s),
+                                  .stops = stops,
+                                  .n_stops = n_stops,
+                                  .text = keep_text,
+                                  .poll = cancelled,
+                                  .user = c};
         status = engine_answer(&c->engine, &request, a, error);
     }
     if (status == ELLM_OK && a->context_full) {
@@ -112,8 +118,8 @@ static ellm_status converse(chat *c, ellm_error *error) {
     ellm_status status = ELLM_OK;
     if (tty) {
         char text[256];
-        snprintf(text, sizeof text, "%.100s, %.20s, context %d (/help for help)", c->engine.info.name, c->engine.info.scheme,
-                 (int)c->engine.context_length);
+        snprintf(text, sizeof text, "%.100s, %.20s, context %d (/help for help)", c->engine.info.name,
+                 c->engine.info.scheme, (int)c->engine.context_length);
         aside(text);
         if (!ellm_model_has_chat_template(c->engine.model)) {
             aside("this model has no chat template; it continues a plain transcript");

@@ -52,8 +52,8 @@ static bool is_cancel(const buffer *line) {
     ellm_region region;
     ellm_region_init(&region, region_limit);
     ellm_json *message = NULL;
-    bool yes = ellm_json_read(line->data, line->n, &region, ELLM_USAGE, "message", &message, NULL) == ELLM_OK &&
-               ellm_json_equals(ellm_json_get(message, "type"), "cancel");
+    bool yes = ellm_json_read(line->data, line->n, &region, ELLM_USAGE, "message", &message, NULL) == ELLM_OK
+               && ellm_json_equals(ellm_json_get(message, "type"), "cancel");
     ellm_region_free(&region);
     return yes;
 }
@@ -115,8 +115,8 @@ static ellm_status handle(chat *c, dialogue *d, const buffer *line, ellm_error *
     } else if (ellm_json_equals(type, "reset")) {
         conversation_reset(&c->history);
     } else if (!ellm_json_equals(type, "cancel")) { /* a cancel that came too late is no mistake */
-        status = send_error(d, ELLM_USAGE, "a message is {\"type\":\"user|system\",\"text\":...}, or of type cancel or reset",
-                            error);
+        status = send_error(d, ELLM_USAGE,
+                            "a message is {\"type\":\"user|system\",\"text\":...}, or of type cancel or reset", error);
     }
     ellm_region_free(&region);
     return status;

@@ -118,8 +118,8 @@ static ellm_status encode(const conversation *c, engine *e, int32_t **ids, size_
     return status;
 }
 
-ellm_status conversation_prompt(conversation *c, engine *e, size_t reserve, int32_t **ids, size_t *n,
-                                size_t *n_dropped, ellm_error *error) {
+ellm_status conversation_prompt(conversation *c, engine *e, size_t reserve, int32_t **ids, size_t *n, size_t *n_dropped,
+                                ellm_error *error) {
     size_t room = (size_t)e->context_length;
     *n_dropped = 0;
     ellm_status status = encode(c, e, ids, n, error);
@@ -133,9 +133,10 @@ ellm_status conversation_prompt(conversation *c, engine *e, size_t reserve, int3
         status = encode(c, e, ids, n, error);
     }
     if (status == ELLM_OK && *n >= room) {
-        status = ellm_fail(error, ELLM_CONTEXT_FULL,
-                           "the system prompt and the question have %zu tokens, the context %zu; shorten them or raise --context",
-                           *n, room);
+        status = ellm_fail(
+            error, ELLM_CONTEXT_FULL,
+            "the system prompt and the question have %zu tokens, the context %zu; shorten them or raise --context", *n,
+            room);
     }
     if (status != ELLM_OK) {
         free(*ids);

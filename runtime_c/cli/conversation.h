@@ -28,8 +28,8 @@ void conversation_free(conversation *c);
  * Where it does not fit the context with `reserve` positions to spare, the oldest turns are dropped until it fills
  * at most half of it, so that not every turn computes the history anew; their number goes to n_dropped.
  * CONTEXT_FULL if even the last question alone does not fit. ids: the caller frees them. */
-ellm_status conversation_prompt(conversation *c, engine *e, size_t reserve, int32_t **ids, size_t *n,
-                                size_t *n_dropped, ellm_error *error);
+ellm_status conversation_prompt(conversation *c, engine *e, size_t reserve, int32_t **ids, size_t *n, size_t *n_dropped,
+                                ellm_error *error);
 
 /* Where a model without a template ends its answer. */
 #define TRANSCRIPT_STOP "\nUser:"

@@ -78,14 +78,15 @@ static ellm_status evaluated(engine *e, ellm_status status, ellm_error *error) {
     return status == ELLM_OK ? status : ellm_fail(error, status, "while computing: %s", ellm_status_text(status));
 }
 
-ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll *poll, void *user,
-                           size_t *n_reused, ellm_error *error) {
+ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll *poll, void *user, size_t *n_reused,
+                           ellm_error *error) {
     if (n == 0) {
         return ellm_fail(error, ELLM_USAGE, "the prompt is empty");
     }
     if (n > (size_t)e->context_length) {
-        return ellm_fail(error, ELLM_CONTEXT_FULL, "the prompt has %zu tokens, the context %d; shorten it or raise --context",
-                         n, (int)e->context_length);
+        return ellm_fail(error, ELLM_CONTEXT_FULL,
+                         "the prompt has %zu tokens, the context %d; shorten it or raise --context", n,
+                         (int)e->context_length);
     }
     for (size_t i = 0; i < n; i++) {
         if (ids[i] < 0 || ids[i] >= e->info.vocab_size) {
@@ -111,7 +112,8 @@ ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll 
         size_t count = n - done < prefill_rows ? n - done : prefill_rows;
         for (size_t i = 0; i < count; i++) {
             e->held[done + i] = ids[done + i];
-            rows[i] = (ellm_row){.token = ids[done + i], .position = (int32_t)(done + i), .wants_logits = done + i + 1 == n};
+            rows[i] =
+                (ellm_row){.token = ids[done + i], .position = (int32_t)(done + i), .wants_logits = done + i + 1 == n};
         }
         if (interrupts_count() > 0 || (poll != NULL && poll(user))) {
             return ELLM_CANCELLED;

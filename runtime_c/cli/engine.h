@@ -26,8 +26,8 @@ ellm_status engine_encode(engine *e, const char *text, size_t n_bytes, bool spec
 /* Makes the KV cache hold exactly `ids`, keeping what it has in common with them, and leaves the last one's
  * logits in e->logits. CANCELLED if `poll` says so or a signal came. */
 typedef bool engine_poll(void *user);
-ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll *poll, void *user,
-                           size_t *n_reused, ellm_error *error);
+ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll *poll, void *user, size_t *n_reused,
+                           ellm_error *error);
 /* Appends one token; its logits are in e->logits afterwards. */
 ellm_status engine_append(engine *e, int32_t token, ellm_error *error);
 

@@ -40,18 +40,23 @@ static ellm_status check(engine *e, const settings *s, const ellm_json *entry, u
         status = read_ids(ellm_json_get(entry, "tokens"), &tokens, &n_tokens, error);
     }
     if (status == ELLM_OK) {
-        answer_request request = {.prompt = prompt, .n_prompt = n_prompt, .most_tokens = (int64_t)n_tokens,
-                                  .ignore_stop = true, .sampling = engine_sampling(e, s)};
+        answer_request request = {.prompt = prompt,
+                                  .n_prompt = n_prompt,
+                                  .most_tokens = (int64_t)n_tokens,
+                                  .ignore_stop = true,
+                                  .sampling = engine_sampling(e, s)};
         request.sampling.temperature = 0;
         status = engine_answer(e, &request, &a, error);
         for (size_t i = 0; status == ELLM_OK && i < n_tokens; i++) {
             if (i >= a.n_ids) {
-                status = ellm_fail(error, ELLM_CANCELLED, "golden prompt %u: only %zu of %zu tokens", number, a.n_ids, n_tokens);
+                status = ellm_fail(error, ELLM_CANCELLED, "golden prompt %u: only %zu of %zu tokens", number, a.n_ids,
+                                   n_tokens);
             } else if (a.ids[i] != tokens[i]) {
-                status = ellm_fail(error, ELLM_KERNEL_FAILED,
-                                   "golden prompt %u: token %zu is %d instead of %d; this machine computes differently, so "
-                                   "do not trust its answers: compile and deploy again, and report it if that does not help",
-                                   number, i + 1, (int)a.ids[i], (int)tokens[i]);
+                status =
+                    ellm_fail(error, ELLM_KERNEL_FAILED,
+                              "golden prompt %u: token %zu is %d instead of %d; this machine computes differently, so "
+                              "do not trust its answers: compile and deploy again, and report it if that does not help",
+                              number, i + 1, (int)a.ids[i], (int)tokens[i]);
             }
         }
         *n_checked += n_tokens;
@@ -73,8 +78,8 @@ ellm_status golden_main(const settings *s, ellm_error *error) {
     interrupts_catch();
     ellm_status status = engine_open(&e, s, error);
     if (status == ELLM_OK) {
-        status = ellm_json_read(e.info.manifest, e.info.manifest_bytes, &region, ELLM_BUNDLE_FORMAT, "manifest.json", &manifest,
-                                error);
+        status = ellm_json_read(e.info.manifest, e.info.manifest_bytes, &region, ELLM_BUNDLE_FORMAT, "manifest.json",
+                                &manifest, error);
     }
     const ellm_json *golden = status == ELLM_OK ? ellm_json_get(manifest, "golden") : NULL;
     if (golden != NULL && golden->kind == ELLM_JSON_ARRAY) {

@@ -34,7 +34,8 @@ static void print_summary(const ellm_model *model, const ellm_model_info *info, 
            text(scheme, "embedding"), text(scheme, "head"), text(scheme, "kv"));
     printf("  target        %s %s, tier %s; this machine: %s, %d cores\n", text(target, "arch"), text(target, "os"),
            info->tier, ellm_cpu_arch(), (int)ellm_cpu_cores());
-    printf("  context       %d positions%s\n", (int)info->context_length, info->sliding_window > 0 ? ", sliding window" : "");
+    printf("  context       %d positions%s\n", (int)info->context_length,
+           info->sliding_window > 0 ? ", sliding window" : "");
     printf("  memory        weights %.1f MB, arena %.1f MB, %.1f KB per position\n", (double)info->weight_bytes / 1e6,
            (double)info->arena_bytes / 1e6, (double)info->kv_bytes_per_token / 1e3);
     printf("  chat          %s; %u golden prompts\n",
@@ -54,8 +55,11 @@ ellm_status info_main(const settings *s, ellm_error *error) {
     ellm_model_get_info(model, &info);
     if (s->json) {
         buffer json = {0};
-        buffer_print(&json, "{\"runtime\":{\"version\":\"%s\",\"formats\":[1],\"arch\":\"%s\",\"cores\":%d},\"chat_template\":%s,\"manifest\":",
-                     RT_VERSION, ellm_cpu_arch(), (int)ellm_cpu_cores(), ellm_model_has_chat_template(model) ? "true" : "false");
+        buffer_print(&json,
+                     "{\"runtime\":{\"version\":\"%s\",\"formats\":[1],\"arch\":\"%s\",\"cores\":%d},\"chat_template\":"
+                     "%s,\"manifest\":",
+                     RT_VERSION, ellm_cpu_arch(), (int)ellm_cpu_cores(),
+                     ellm_model_has_chat_template(model) ? "true" : "false");
         size_t start = json.n;
         buffer_put(&json, info.manifest, info.manifest_bytes);
         for (size_t i = start; i < json.n; i++) { /* on one line; no string of JSON holds a raw newline */
@@ -70,8 +74,8 @@ ellm_status info_main(const settings *s, ellm_error *error) {
         ellm_region region;
         ellm_region_init(&region, region_limit);
         ellm_json *manifest = NULL;
-        status = ellm_json_read(info.manifest, info.manifest_bytes, &region, ELLM_BUNDLE_FORMAT, "manifest.json", &manifest,
-                                error);
+        status = ellm_json_read(info.manifest, info.manifest_bytes, &region, ELLM_BUNDLE_FORMAT, "manifest.json",
+                                &manifest, error);
         if (status == ELLM_OK) {
             print_summary(model, &info, manifest);
         }

@@ -22,7 +22,8 @@ static const command commands[] = {
     {"chat", CHAT, chat_main, "hold a conversation",
      "Type a line, get an answer. Ctrl-C stops an answer; at the prompt it leaves. /help lists what else there is.\n\n"
      "With --jsonl, one JSON object per line each way.\n"
-     "  in:  {\"type\":\"user\",\"text\":...} {\"type\":\"cancel\"} {\"type\":\"reset\"} {\"type\":\"system\",\"text\":...}\n"
+     "  in:  {\"type\":\"user\",\"text\":...} {\"type\":\"cancel\"} {\"type\":\"reset\"} "
+     "{\"type\":\"system\",\"text\":...}\n"
      "  out: {\"type\":\"ready\",...} {\"type\":\"text\",\"text\":...} {\"type\":\"notice\",\"text\":...}\n"
      "       {\"type\":\"done\",\"reason\":\"stop|length|cancelled\",\"prompt_tokens\":N,\"tokens\":N,\n"
      "        \"prefill_ms\":X,\"decode_ms\":X} {\"type\":\"error\",\"name\":...,\"text\":...}\n"},
@@ -82,5 +83,6 @@ int main(int argc, char **argv) {
             return status == ELLM_OK ? 0 : report(status, &error);
         }
     }
-    return report(ellm_fail(&error, ELLM_USAGE, "there is no command '%s'; `edgellm-rt --help` lists them", name), &error);
+    return report(ellm_fail(&error, ELLM_USAGE, "there is no command '%s'; `edgellm-rt --help` lists them", name),
+                  &error);
 }

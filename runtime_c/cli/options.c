@@ -25,10 +25,15 @@ typedef struct option {
 } option;
 
 #define FIELD(field) offsetof(settings, field)
-enum { SAMPLED = RUN | CHAT, COMPUTES = RUN | CHAT | BENCH | GOLDEN, TALKS_JSON = RUN | BENCH | VERIFY | INFO | GOLDEN };
+enum {
+    SAMPLED = RUN | CHAT,
+    COMPUTES = RUN | CHAT | BENCH | GOLDEN,
+    TALKS_JSON = RUN | BENCH | VERIFY | INFO | GOLDEN
+};
 
 static const option options[] = {
-    {"prompt", 'p', TEXT, RUN, FIELD(prompt), 0, 0, "TEXT", "answer this; the chat template is applied if there is one"},
+    {"prompt", 'p', TEXT, RUN, FIELD(prompt), 0, 0, "TEXT",
+     "answer this; the chat template is applied if there is one"},
     {"tokens", 0, TEXT, RUN, FIELD(tokens), 0, 0, "IDS", "continue these token ids, as in 1,2,3; nothing is added"},
     {"system", 0, TEXT, SAMPLED, FIELD(system), 0, 0, "TEXT", "the system prompt"},
     {"raw", 0, FLAG, RUN, FIELD(raw), 0, 0, NULL, "take -p as plain text, without the chat template"},
@@ -36,7 +41,8 @@ static const option options[] = {
      "write the prompt's logits, float32 (positions, vocabulary); without -n nothing is generated"},
     {"step", 0, COUNT, RUN, FIELD(step), 1, 64, "N",
      "with --logits: feed N tokens at a time (default 64); the bits must not depend on it"},
-    {"n", 'n', COUNT, SAMPLED, FIELD(n_tokens), 0, INT_MAX, "N", "generate at most N tokens (default: until the model stops)"},
+    {"n", 'n', COUNT, SAMPLED, FIELD(n_tokens), 0, INT_MAX, "N",
+     "generate at most N tokens (default: until the model stops)"},
     {"prompt", 0, COUNT, BENCH, FIELD(prompt_tokens), 1, 1 << 24, "N", "tokens of the prompt (default 128)"},
     {"generate", 0, COUNT, BENCH, FIELD(generate), 1, 1 << 24, "N", "tokens to generate (default 64)"},
     {"repeat", 0, COUNT, BENCH, FIELD(repeat), 1, 1000, "N", "measurements; the median counts (default 3)"},
@@ -47,7 +53,8 @@ static const option options[] = {
     {"seed", 0, COUNT, SAMPLED, FIELD(seed), 0, 9.2e18, "N", "the same seed gives the same answer on every board"},
     {"stop", 0, TEXTS, SAMPLED, FIELD(stops), 0, 0, "TEXT", "end the answer before TEXT; up to 16 times"},
     {"threads", 0, COUNT, COMPUTES, FIELD(threads), 1, 1024, "N", "threads (default: one per core)"},
-    {"context", 0, COUNT, COMPUTES, FIELD(context), 1, 1 << 24, "N", "positions to make room for (default: the model's, at most 4096)"},
+    {"context", 0, COUNT, COMPUTES, FIELD(context), 1, 1 << 24, "N",
+     "positions to make room for (default: the model's, at most 4096)"},
     {"jsonl", 0, FLAG, CHAT, FIELD(jsonl), 0, 0, NULL, "one JSON object per line each way, for programs"},
     {"json", 0, FLAG, TALKS_JSON, FIELD(json), 0, 0, NULL, "print one JSON object"},
     {"help", 'h', FLAG, 63, FIELD(help), 0, 0, NULL, "this"},
@@ -83,8 +90,8 @@ static ellm_status set(const option *o, const char *shown, const char *text, set
         errno = 0;
         long long value = strtoll(text, &end, 10);
         if (end == text || *end != '\0' || errno != 0 || (double)value < o->least || (double)value > o->most) {
-            return ellm_fail(error, ELLM_USAGE, "%s wants a whole number from %.0f to %.0f, not '%s'", shown,
-                             o->least, o->most, text);
+            return ellm_fail(error, ELLM_USAGE, "%s wants a whole number from %.0f to %.0f, not '%s'", shown, o->least,
+                             o->most, text);
         }
         *(int64_t *)(void *)place = value;
     } else {
@@ -149,17 +156,26 @@ static ellm_status own_directory(const char *name, settings *s, ellm_error *erro
     return ellm_fail(error, ELLM_USAGE, "which bundle? edgellm-rt %s DIR; `edgellm-rt %s --help` explains", name, name);
 }
 
-ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s,
-                          ellm_error *error) {
-    *s = (settings){.n_tokens = -1, .threads = -1, .context = -1, .top_k = -1, .seed = -1, .prompt_tokens = -1,
-                    .generate = -1, .step = -1, .repeat = -1, .temperature = -1, .top_p = -1, .min_p = -1};
+ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s, ellm_error *error) {
+    *s = (settings){.n_tokens = -1,
+                    .threads = -1,
+                    .context = -1,
+                    .top_k = -1,
+                    .seed = -1,
+                    .prompt_tokens = -1,
+                    .generate = -1,
+                    .step = -1,
+                    .repeat = -1,
+                    .temperature = -1,
+                    .top_p = -1,
+                    .min_p = -1};
     bool only_operands = false;
     for (int i = 0; i < argc; i++) {
         const char *argument = argv[i], *value;
         if (only_operands || argument[0] != '-' || argument[1] == '\0') {
             if (s->directory != NULL) {
-                return ellm_fail(error, ELLM_USAGE, "one bundle at a time: '%s' is one too many (quote text that has spaces)",
-                                 argument);
+                return ellm_fail(error, ELLM_USAGE,
+                                 "one bundle at a time: '%s' is one too many (quote text that has spaces)", argument);
             }
             s->directory = argument;
             continue;
@@ -170,8 +186,8 @@ ellm_status options_parse(command_id command, const char *name, int argc, char *
         }
         const option *o = find(command, argument, &value);
         if (o == NULL) {
-            return ellm_fail(error, ELLM_USAGE, "%s has no option %s; `edgellm-rt %s --help` lists them", name, argument,
-                             name);
+            return ellm_fail(error, ELLM_USAGE, "%s has no option %s; `edgellm-rt %s --help` lists them", name,
+                             argument, name);
         }
         if (o->kind == FLAG) {
             *((bool *)(void *)((char *)s + o->offset)) = true;

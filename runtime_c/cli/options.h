@@ -21,8 +21,7 @@ typedef struct settings {
 typedef enum command_id { RUN = 1, CHAT = 2, BENCH = 4, VERIFY = 8, INFO = 16, GOLDEN = 32 } command_id;
 
 /* Parses what follows the command's name. USAGE says what is wrong and how to learn more. */
-ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s,
-                          ellm_error *error);
+ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s, ellm_error *error);
 /* Prints the options of a command on standard output. */
 void options_print(command_id command);
 

@@ -37,9 +37,15 @@ void interrupts_catch(void) {
     sigaction(SIGTERM, &action, NULL);
 }
 
-void interrupts_cancel(ellm_context *context) { interrupted_context = context; }
-int interrupts_count(void) { return n_interrupts; }
-void interrupts_clear(void) { n_interrupts = 0; }
+void interrupts_cancel(ellm_context *context) {
+    interrupted_context = context;
+}
+int interrupts_count(void) {
+    return n_interrupts;
+}
+void interrupts_clear(void) {
+    n_interrupts = 0;
+}
 
 ellm_status output_write(const char *text, size_t n_bytes, ellm_error *error) {
     while (n_bytes > 0) {

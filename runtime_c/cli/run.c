@@ -23,7 +23,8 @@ static ellm_status parse_ids(const char *text, int32_t **ids, size_t *n, ellm_er
         errno = 0;
         long value = strtol(at, &end, 10);
         if (end == at || errno != 0 || value < 0 || value > INT32_MAX || (*end != ',' && *end != '\0')) {
-            return ellm_fail(error, ELLM_USAGE, "--tokens wants numbers like 1,2,3; there is something else at '%.20s'", at);
+            return ellm_fail(error, ELLM_USAGE, "--tokens wants numbers like 1,2,3; there is something else at '%.20s'",
+                             at);
         }
         (*ids)[(*n)++] = (int32_t)value;
         if (*end == '\0') {
@@ -103,7 +104,9 @@ static ellm_status print_text(void *user, const char *text, size_t n_bytes, ellm
     return p->streams ? output_write(text, n_bytes, error) : ELLM_OK;
 }
 
-static double per_second(size_t n, double ms) { return ms > 0 ? (double)n * 1e3 / ms : 0; }
+static double per_second(size_t n, double ms) {
+    return ms > 0 ? (double)n * 1e3 / ms : 0;
+}
 
 static ellm_status print_json(const engine *e, const answer_request *r, const answer *a, const printer *p,
                               ellm_error *error) {
@@ -114,11 +117,12 @@ static ellm_status print_json(const engine *e, const answer_request *r, const an
     buffer_put_ids(&json, a->ids, a->n_ids);
     buffer_put(&json, ",\"prompt_ids\":", 14);
     buffer_put_ids(&json, r->prompt, r->n_prompt);
-    buffer_print(&json,
-                 ",\"reason\":\"%s\",\"prompt_tokens\":%zu,\"tokens\":%zu,\"seed\":%llu,\"threads\":%d,\"load_ms\":%.3f,"
-                 "\"prefill_ms\":%.3f,\"ttft_ms\":%.3f,\"decode_ms\":%.3f}\n",
-                 a->reason, r->n_prompt, a->n_ids, (unsigned long long)r->sampling.seed, (int)e->n_threads, e->load_ms,
-                 a->prefill_ms, a->first_token_ms, a->decode_ms);
+    buffer_print(
+        &json,
+        ",\"reason\":\"%s\",\"prompt_tokens\":%zu,\"tokens\":%zu,\"seed\":%llu,\"threads\":%d,\"load_ms\":%.3f,"
+        "\"prefill_ms\":%.3f,\"ttft_ms\":%.3f,\"decode_ms\":%.3f}\n",
+        a->reason, r->n_prompt, a->n_ids, (unsigned long long)r->sampling.seed, (int)e->n_threads, e->load_ms,
+        a->prefill_ms, a->first_token_ms, a->decode_ms);
     ellm_status status = output_write(json.data, json.n, error);
     buffer_free(&json);
     return status;
@@ -134,8 +138,8 @@ static ellm_status answer_prompt(const settings *s, engine *e, const answer_requ
     if (status == ELLM_OK && s->json) {
         status = print_json(e, request, &a, p, error);
     } else if (status == ELLM_OK) {
-        fprintf(stderr, "%zu tokens, %.1f tok/s; prompt %zu tokens in %.2f s, %.1f tok/s; loaded in %.2f s%s\n", a.n_ids,
-                per_second(a.n_ids, a.decode_ms), request->n_prompt, a.prefill_ms / 1e3,
+        fprintf(stderr, "%zu tokens, %.1f tok/s; prompt %zu tokens in %.2f s, %.1f tok/s; loaded in %.2f s%s\n",
+                a.n_ids, per_second(a.n_ids, a.decode_ms), request->n_prompt, a.prefill_ms / 1e3,
                 per_second(request->n_prompt, a.prefill_ms), e->load_ms / 1e3,
                 a.context_full ? "; the context is full (--context)" : "");
     }
@@ -170,9 +174,14 @@ ellm_status run_main(const settings *s, ellm_error *error) {
         status = write_logits(&e, ids, n, s->step > 0 ? (size_t)s->step : most_rows, s->logits, error);
     }
     if (status == ELLM_OK && (s->logits == NULL || s->n_tokens > 0)) {
-        answer_request request = {.prompt = ids, .n_prompt = n, .most_tokens = s->n_tokens,
-                                  .sampling = engine_sampling(&e, s), .stops = s->stops, .n_stops = s->n_stops,
-                                  .text = print_text, .user = &p};
+        answer_request request = {.prompt = ids,
+                                  .n_prompt = n,
+                                  .most_tokens = s->n_tokens,
+                                  .sampling = engine_sampling(&e, s),
+                                  .stops = s->stops,
+                                  .n_stops = s->n_stops,
+                                  .text = print_text,
+                                  .user = &p};
         status = answer_prompt(s, &e, &request, &p, error);
     }
     buffer_free(&p.text);

@@ -44,4 +44,6 @@ ellm_status stops_push(stops *s, const char *text, size_t n_bytes, ellm_error *e
     return status;
 }
 
-ellm_status stops_flush(stops *s, ellm_error *error) { return emit(s, s->pending.n, error); }
+ellm_status stops_flush(stops *s, ellm_error *error) {
+    return emit(s, s->pending.n, error);
+}

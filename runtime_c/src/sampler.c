@@ -54,7 +54,9 @@ static double draw(ellm_sampler *s) {
 
 /* a * b + c over double: the product is exact, so a compiler may fuse it or not. Needs no libm, and is the same
  * everywhere; where it differs from a float FMA (one case in 2^29) only this file would see it. */
-static float multiply_add(float a, float b, float c) { return (float)((double)a * (double)b + (double)c); }
+static float multiply_add(float a, float b, float c) {
+    return (float)((double)a * (double)b + (double)c);
+}
 
 static uint32_t float_bits(float x) {
     uint32_t bits;
@@ -89,16 +91,18 @@ static float exponential(float x) {
 
 /* ---- life ---- */
 
-static bool sane(float x, float least, float most) { return x >= least && x <= most; }
+static bool sane(float x, float least, float most) {
+    return x >= least && x <= most;
+}
 
 ellm_status ellm_sampler_open(int32_t vocab_size, const ellm_sampler_options *options, ellm_sampler **sampler) {
     *sampler = NULL;
     static const ellm_sampler_options greedy = {.top_p = 1.0f, .repetition_penalty = 1.0f};
     const ellm_sampler_options *o = options == NULL ? &greedy : options;
-    if (vocab_size < 1 || !sane(o->temperature, 0.0f, 1e4f) || o->top_k < 0 || !sane(o->top_p, 0.0f, 1.0f) ||
-        !sane(o->min_p, 0.0f, 1.0f) || !sane(o->repetition_penalty, 1e-4f, 1e4f) ||
-        !sane(o->presence_penalty, -1e4f, 1e4f) || !sane(o->frequency_penalty, -1e4f, 1e4f) ||
-        o->penalty_window < 0 || o->penalty_window > greatest_window || (o->n_bias != 0 && o->bias == NULL)) {
+    if (vocab_size < 1 || !sane(o->temperature, 0.0f, 1e4f) || o->top_k < 0 || !sane(o->top_p, 0.0f, 1.0f)
+        || !sane(o->min_p, 0.0f, 1.0f) || !sane(o->repetition_penalty, 1e-4f, 1e4f)
+        || !sane(o->presence_penalty, -1e4f, 1e4f) || !sane(o->frequency_penalty, -1e4f, 1e4f) || o->penalty_window < 0
+        || o->penalty_window > greatest_window || (o->n_bias != 0 && o->bias == NULL)) {
         return ELLM_USAGE;
     }
     for (size_t i = 0; i < o->n_bias; i++) {

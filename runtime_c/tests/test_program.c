@@ -48,7 +48,8 @@ static void test_stops(void) {
 static ellm_status parse(command_id id, settings *s, ellm_error *error, int n, char **argv) {
     return options_parse(id, "run", n, argv, s, error);
 }
-#define PARSE(id, ...) parse(id, &s, &e, (int)(sizeof((char *[]){__VA_ARGS__}) / sizeof(char *)), (char *[]){__VA_ARGS__})
+#define PARSE(id, ...)                                                                                                 \
+    parse(id, &s, &e, (int)(sizeof((char *[]){__VA_ARGS__}) / sizeof(char *)), (char *[]){__VA_ARGS__})
 
 static void test_options(void) {
     settings s;
@@ -75,7 +76,9 @@ static void test_json(void) {
     const char text[] = "a\"\\\n\t\x7f \xe2\x82\xac \xff\xc3(\xed\xa0\x80 \xf0\x9f\x98\x80\xe2\x82";
     buffer_put_json(&b, text, sizeof text - 1);
 #define BAD "\xef\xbf\xbd"
-    CHECK(strcmp(b.data, "\"a\\\"\\\\\\n\\u0009\\u007f \xe2\x82\xac " BAD BAD "(" BAD BAD BAD " \xf0\x9f\x98\x80" BAD "\"") == 0);
+    CHECK(strcmp(b.data,
+                 "\"a\\\"\\\\\\n\\u0009\\u007f \xe2\x82\xac " BAD BAD "(" BAD BAD BAD " \xf0\x9f\x98\x80" BAD "\"")
+          == 0);
     buffer_clear(&b);
     buffer_put_ids(&b, (const int32_t[]){1, -2, 3}, 3);
     CHECK(strcmp(b.data, "[1,-2,3]") == 0);

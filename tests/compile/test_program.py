@@ -207,7 +207,19 @@ def test_named_errors(bundle: Path, tmp_path: Path) -> None:
 
 def test_interrupting_run_is_clean(bundle: Path) -> None:
     """Ctrl-C after the first piece of text: the rest of the answer is not computed, and the error says so."""
-    argv = [str(bundle / "edgellm-rt"), "run", str(bundle), "-p", "Hi", "-n", "4000", "--temperature", "1", "--seed", "1"]
+    argv = [
+        str(bundle / "edgellm-rt"),
+        "run",
+        str(bundle),
+        "-p",
+        "Hi",
+        "-n",
+        "4000",
+        "--temperature",
+        "1",
+        "--seed",
+        "1",
+    ]
     # Never a stop token: a user may interrupt any answer, but a test needs one that lasts.
     process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
@@ -273,7 +285,14 @@ def test_full_context_drops_the_oldest_turns(talk: Any) -> None:
 
 def test_rubbish_gets_a_named_error(talk: Any) -> None:
     chat = talk("-n", "2", *GREEDY)
-    for line in (b"rubbish\n", b"[]\n", b'{"type":"user"}\n', b'{"type":"fly"}\n', b'{"type":"user","text":7}\n', b"\xff\xfe\n"):
+    for line in (
+        b"rubbish\n",
+        b"[]\n",
+        b'{"type":"user"}\n',
+        b'{"type":"fly"}\n',
+        b'{"type":"user","text":7}\n',
+        b"\xff\xfe\n",
+    ):
         chat.process.stdin.write(line)
         chat.process.stdin.flush()
         error = chat.receive()

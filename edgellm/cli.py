@@ -42,7 +42,7 @@ from a checkpoint to a conversation:
 
 without a board, on an emulated Raspberry Pi 5:
   edgellm deploy --board virtual-rpi5 ./MyModel
-  edgellm run --board virtual-rpi5 -p "Turn on the light in the kitchen."
+  edgellm run --board virtual-rpi5 -p "Turn on the kitchen light."
 
 more:
   edgellm boards                            what can be deployed to

@@ -19,7 +19,7 @@ _PROMPT_CAP_BYTES = 100_000  # Linux takes 128 KiB in one argument of a command
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
-        '  edgellm run --board virtual-rpi5 -p "Turn on the light in the kitchen."\n'
+        '  edgellm run --board virtual-rpi5 -p "Turn on the kitchen light."\n'
         "  edgellm run --board kitchen --json -p - < question.txt"
     )
     add_board(parser)

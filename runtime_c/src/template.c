@@ -14,18 +14,52 @@ enum { header_bytes = 24, most_steps = 20 * 1000 * 1000, most_memory = 64 << 20 
 /* Operands by kind. e expression, o expression or none, b statement, c statement or none, s string, v any word,
  * f/t/m/u/q filter, test, method, function, comparison; a capital letter repeats what follows it to the end. */
 static const char *const shapes[N_OPS] = {
-    [OP_NONE] = "",          [OP_TRUE] = "",         [OP_FALSE] = "",      [OP_INT] = "vv",
-    [OP_FLOAT] = "vv",       [OP_STRING] = "s",      [OP_NAME] = "s",      [OP_LIST] = "Re",
-    [OP_TUPLE] = "Re",       [OP_DICT] = "Ree",      [OP_ATTRIBUTE] = "es", [OP_ITEM] = "ee",
-    [OP_SLICE] = "eooo",     [OP_AND] = "ee",        [OP_OR] = "ee",       [OP_NOT] = "e",
-    [OP_NEGATIVE] = "e",     [OP_POSITIVE] = "e",    [OP_ADD] = "ee",      [OP_SUBTRACT] = "ee",
-    [OP_MULTIPLY] = "ee",    [OP_DIVIDE] = "ee",     [OP_FLOOR_DIVIDE] = "ee", [OP_MODULO] = "ee",
-    [OP_POWER] = "ee",       [OP_CONCATENATE] = "Re", [OP_COMPARE] = "eRqe", [OP_CHOOSE] = "eeo",
-    [OP_FILTER] = "feRne",   [OP_TEST] = "teRne",    [OP_METHOD] = "meRne", [OP_CALL] = "eRne",
-    [OP_FUNCTION] = "uRne",  [OP_CAPTURE] = "b",     [OP_TEXT] = "s",      [OP_PRINT] = "e",
-    [OP_IF] = "ebc",         [OP_FOR] = "eobcvsRs",  [OP_SET] = "se",      [OP_UNPACK] = "eRs",
-    [OP_SET_ATTRIBUTE] = "sse", [OP_MACRO] = "sbRso", [OP_SCOPE] = "b",    [OP_BREAK] = "",
-    [OP_CONTINUE] = "",      [OP_BLOCK] = "Rb",
+    [OP_NONE] = "",
+    [OP_TRUE] = "",
+    [OP_FALSE] = "",
+    [OP_INT] = "vv",
+    [OP_FLOAT] = "vv",
+    [OP_STRING] = "s",
+    [OP_NAME] = "s",
+    [OP_LIST] = "Re",
+    [OP_TUPLE] = "Re",
+    [OP_DICT] = "Ree",
+    [OP_ATTRIBUTE] = "es",
+    [OP_ITEM] = "ee",
+    [OP_SLICE] = "eooo",
+    [OP_AND] = "ee",
+    [OP_OR] = "ee",
+    [OP_NOT] = "e",
+    [OP_NEGATIVE] = "e",
+    [OP_POSITIVE] = "e",
+    [OP_ADD] = "ee",
+    [OP_SUBTRACT] = "ee",
+    [OP_MULTIPLY] = "ee",
+    [OP_DIVIDE] = "ee",
+    [OP_FLOOR_DIVIDE] = "ee",
+    [OP_MODULO] = "ee",
+    [OP_POWER] = "ee",
+    [OP_CONCATENATE] = "Re",
+    [OP_COMPARE] = "eRqe",
+    [OP_CHOOSE] = "eeo",
+    [OP_FILTER] = "feRne",
+    [OP_TEST] = "teRne",
+    [OP_METHOD] = "meRne",
+    [OP_CALL] = "eRne",
+    [OP_FUNCTION] = "uRne",
+    [OP_CAPTURE] = "b",
+    [OP_TEXT] = "s",
+    [OP_PRINT] = "e",
+    [OP_IF] = "ebc",
+    [OP_FOR] = "eobcvsRs",
+    [OP_SET] = "se",
+    [OP_UNPACK] = "eRs",
+    [OP_SET_ATTRIBUTE] = "sse",
+    [OP_MACRO] = "sbRso",
+    [OP_SCOPE] = "b",
+    [OP_BREAK] = "",
+    [OP_CONTINUE] = "",
+    [OP_BLOCK] = "Rb",
 };
 
 typedef struct reader {
@@ -47,30 +81,18 @@ static bool refers(const reader *r, uint32_t at, uint32_t target, bool statement
 
 static bool operand_ok(const reader *r, uint32_t at, char shape, uint32_t word) {
     switch (shape) {
-    case 'e':
-        return refers(r, at, word, false);
-    case 'o':
-        return word == NO_NODE || refers(r, at, word, false);
-    case 'b':
-        return refers(r, at, word, true);
-    case 'c':
-        return word == NO_NODE || refers(r, at, word, true);
-    case 's':
-        return word < r->t->n_strings;
-    case 'n':
-        return word == NO_NODE || word < r->t->n_strings;
-    case 'f':
-        return word < N_FILTERS;
-    case 't':
-        return word < N_TESTS;
-    case 'm':
-        return word < N_METHODS;
-    case 'u':
-        return word < N_FUNCTIONS;
-    case 'q':
-        return word < N_COMPARISONS;
-    default:
-        return true;
+    case 'e': return refers(r, at, word, false);
+    case 'o': return word == NO_NODE || refers(r, at, word, false);
+    case 'b': return refers(r, at, word, true);
+    case 'c': return word == NO_NODE || refers(r, at, word, true);
+    case 's': return word < r->t->n_strings;
+    case 'n': return word == NO_NODE || word < r->t->n_strings;
+    case 'f': return word < N_FILTERS;
+    case 't': return word < N_TESTS;
+    case 'm': return word < N_METHODS;
+    case 'u': return word < N_FUNCTIONS;
+    case 'q': return word < N_COMPARISONS;
+    default: return true;
     }
 }
 
@@ -140,8 +162,8 @@ static ellm_status check(reader *r, size_t text_bytes, uint32_t root) {
     ellm_template *t = r->t;
     for (size_t i = 0; i < t->n_strings; i++) {
         const slice *s = &t->strings[i];
-        if (s->offset > text_bytes || s->bytes > text_bytes - s->offset ||
-            !ellm_utf8_valid((const uint8_t *)t->text + s->offset, s->bytes)) {
+        if (s->offset > text_bytes || s->bytes > text_bytes - s->offset
+            || !ellm_utf8_valid((const uint8_t *)t->text + s->offset, s->bytes)) {
             return bad(r->error, "a string is malformed");
         }
     }
@@ -184,9 +206,9 @@ ellm_status ellm_template_open(const uint8_t *data, size_t bytes, ellm_template 
     uint8_t *starts = calloc(1, count[WORDS] / 8 + 1);
     ellm_status status = ELLM_NO_MEMORY;
     if (t != NULL && starts != NULL) {
-        *t = (ellm_template){section[WORDS], section[VARIABLES], section[UPPER], section[LOWER], section[STRINGS],
-                             section[TEXT], count[WORDS], count[STRINGS], count[VARIABLES], count[UPPER], count[LOWER],
-                             header[4]};
+        *t = (ellm_template){section[WORDS],   section[VARIABLES], section[UPPER], section[LOWER],
+                             section[STRINGS], section[TEXT],      count[WORDS],   count[STRINGS],
+                             count[VARIABLES], count[UPPER],       count[LOWER],   header[4]};
         reader r = {t, starts, error};
         status = check(&r, count[TEXT], t->root);
     }
@@ -217,8 +239,8 @@ static void set_by_name(machine *vm, const char *name, value v) {
 static ellm_status set_variables(machine *vm, const char *messages_json, const char *extra_json, bool prompt) {
     const ellm_template *t = vm->t;
     ellm_json *messages = NULL, *extra = NULL;
-    ellm_status status = ellm_json_read(messages_json, strlen(messages_json), &vm->region, ELLM_USAGE, "messages",
-                                        &messages, vm->error);
+    ellm_status status =
+        ellm_json_read(messages_json, strlen(messages_json), &vm->region, ELLM_USAGE, "messages", &messages, vm->error);
     if (status == ELLM_OK && extra_json != NULL) {
         status = ellm_json_read(extra_json, strlen(extra_json), &vm->region, ELLM_USAGE, "template variables", &extra,
                                 vm->error);

@@ -114,7 +114,8 @@ static value reversed(machine *vm, const value *v) {
     for (size_t i = 0; made != NULL && i < made->n; i++) {
         made->items[i] = items->items[made->n - 1 - i];
     }
-    return v->kind == STRING && made != NULL ? join(vm, &(value){.kind = LIST, .list = made}, NULL, NULL) : of_list(made);
+    return v->kind == STRING && made != NULL ? join(vm, &(value){.kind = LIST, .list = made}, NULL, NULL)
+                                             : of_list(made);
 }
 
 /* Arguments from `first` on, for the filter or test that map and select were given. */
@@ -222,8 +223,8 @@ static size_t line_end(const value *v, size_t at, size_t *next) {
     while (at < v->bytes) {
         uint32_t point;
         size_t length = ellm_utf8_read((const uint8_t *)v->s + at, v->bytes - at, &point);
-        if ((point >= 0x0A && point <= 0x0D) || (point >= 0x1C && point <= 0x1E) || point == 0x85 || point == 0x2028 ||
-            point == 0x2029) {
+        if ((point >= 0x0A && point <= 0x0D) || (point >= 0x1C && point <= 0x1E) || point == 0x85 || point == 0x2028
+            || point == 0x2029) {
             *next = at + length + (point == 0x0D && at + 1 < v->bytes && v->s[at + 1] == '\n');
             return at;
         }
@@ -256,7 +257,8 @@ static value lines(machine *vm, const value *v) {
 
 static value indented(machine *vm, const value *v, const arguments *args) {
     const value *width = argument(vm, args, 0, "width");
-    bool first = truth_or(argument(vm, args, 1, "first"), false), blank = truth_or(argument(vm, args, 2, "blank"), false);
+    bool first = truth_or(argument(vm, args, 1, "first"), false),
+         blank = truth_or(argument(vm, args, 2, "blank"), false);
     value four = ellm_vm_integer(4), space = ellm_vm_borrow(" ", 1), newline = ellm_vm_borrow("\n", 1);
     width = width != NULL ? width : &four;
     value margin = width->kind == STRING ? *width : ellm_vm_arithmetic(vm, OP_MULTIPLY, &space, width);
@@ -388,17 +390,13 @@ value ellm_vm_filter(machine *vm, uint32_t id, const value *v, const arguments *
         string = ellm_vm_str(vm, v);
         first = argument(vm, args, 0, "chars");
         return ellm_vm_strip(vm, &string, first != NULL && first->kind == NONE ? NULL : first, true, true);
-    case FILTER_TOJSON:
-        return to_json(vm, v, args);
-    case FILTER_LENGTH:
-        return ellm_vm_integer((int64_t)ellm_vm_length(vm, v));
+    case FILTER_TOJSON: return to_json(vm, v, args);
+    case FILTER_LENGTH: return ellm_vm_integer((int64_t)ellm_vm_length(vm, v));
     case FILTER_UPPER:
     case FILTER_LOWER:
     case FILTER_TITLE:
-    case FILTER_CAPITALIZE:
-        return ellm_vm_case(vm, id, v);
-    case FILTER_JOIN:
-        return join(vm, v, argument(vm, args, 0, "d"), argument(vm, args, 1, "attribute"));
+    case FILTER_CAPITALIZE: return ellm_vm_case(vm, id, v);
+    case FILTER_JOIN: return join(vm, v, argument(vm, args, 0, "d"), argument(vm, args, 1, "attribute"));
     case FILTER_DEFAULT:
         first = argument(vm, args, 0, "default_value");
         if (v->kind == UNDEFINED || (truth_or(argument(vm, args, 1, "boolean"), false) && !ellm_vm_truth(v))) {
@@ -406,40 +404,28 @@ value ellm_vm_filter(machine *vm, uint32_t id, const value *v, const arguments *
         }
         return *v;
     case FILTER_FIRST:
-    case FILTER_LAST:
-        return end_of(vm, v, id == FILTER_LAST);
-    case FILTER_LIST:
-        return of_list(ellm_vm_iterate(vm, v));
-    case FILTER_ITEMS:
-        return pairs_of(vm, v, true, true);
+    case FILTER_LAST: return end_of(vm, v, id == FILTER_LAST);
+    case FILTER_LIST: return of_list(ellm_vm_iterate(vm, v));
+    case FILTER_ITEMS: return pairs_of(vm, v, true, true);
     case FILTER_MAP_ATTRIBUTE:
-    case FILTER_MAP:
-        return map(vm, id, v, args);
+    case FILTER_MAP: return map(vm, id, v, args);
     case FILTER_SELECT:
     case FILTER_REJECT:
     case FILTER_SELECTATTR:
-    case FILTER_REJECTATTR:
-        return pick(vm, id, v, args);
+    case FILTER_REJECTATTR: return pick(vm, id, v, args);
     case FILTER_STRING:
-    case FILTER_SAFE:
-        return ellm_vm_str(vm, v);
+    case FILTER_SAFE: return ellm_vm_str(vm, v);
     case FILTER_INT:
-    case FILTER_FLOAT:
-        return to_number(vm, id, v, args);
-    case FILTER_REPLACE:
-        string = ellm_vm_str(vm, v);
-        return replaced(vm, &string, args);
-    case FILTER_REVERSE:
-        return reversed(vm, v);
+    case FILTER_FLOAT: return to_number(vm, id, v, args);
+    case FILTER_REPLACE: string = ellm_vm_str(vm, v); return replaced(vm, &string, args);
+    case FILTER_REVERSE: return reversed(vm, v);
     case FILTER_ABS:
         if (v->kind == REAL) {
             return (value){.kind = REAL, .d = v->d < 0 ? -v->d : v->d};
         }
         return v->kind == INTEGER && v->i != INT64_MIN ? ellm_vm_integer(v->i < 0 ? -v->i : v->i) : wrong(vm, "abs");
-    case FILTER_INDENT:
-        return indented(vm, v, args);
-    case FILTER_UNIQUE:
-        return unique(vm, v);
+    case FILTER_INDENT: return indented(vm, v, args);
+    case FILTER_UNIQUE: return unique(vm, v);
     case FILTER_SORT:
         return sorted(vm, v, argument(vm, args, 2, "attribute"), truth_or(argument(vm, args, 0, "reverse"), false),
                       truth_or(argument(vm, args, 1, "case_sensitive"), false));
@@ -447,8 +433,7 @@ value ellm_vm_filter(machine *vm, uint32_t id, const value *v, const arguments *
         value pairs = pairs_of(vm, v, true, true), zero = ellm_vm_integer(0);
         return pairs.kind == LIST ? sorted(vm, &pairs, &zero, false, false) : pairs;
     }
-    default: /* FILTER_SUM */
-        return sum(vm, v, args);
+    default: /* FILTER_SUM */ return sum(vm, v, args);
     }
 }
 
@@ -460,67 +445,44 @@ bool ellm_vm_test(machine *vm, uint32_t id, const value *v, const arguments *arg
         return false;
     }
     switch (id) {
-    case TEST_DEFINED:
-        return v->kind != UNDEFINED;
-    case TEST_UNDEFINED:
-        return v->kind == UNDEFINED;
-    case TEST_STRING:
-        return v->kind == STRING;
-    case TEST_MAPPING:
-        return v->kind == DICT;
+    case TEST_DEFINED: return v->kind != UNDEFINED;
+    case TEST_UNDEFINED: return v->kind == UNDEFINED;
+    case TEST_STRING: return v->kind == STRING;
+    case TEST_MAPPING: return v->kind == DICT;
     case TEST_ITERABLE:
         return v->kind == STRING || v->kind == LIST || v->kind == TUPLE || v->kind == DICT || v->kind == UNDEFINED;
     case TEST_SEQUENCE:
         return v->kind == STRING || v->kind == LIST || v->kind == TUPLE || v->kind == DICT || v->kind == UNDEFINED;
-    case TEST_NONE:
-        return v->kind == NONE;
-    case TEST_NUMBER:
-        return v->kind == INTEGER || v->kind == REAL || v->kind == BOOLEAN;
-    case TEST_INTEGER:
-        return v->kind == INTEGER;
-    case TEST_FLOAT:
-        return v->kind == REAL;
-    case TEST_BOOLEAN:
-        return v->kind == BOOLEAN;
-    case TEST_TRUE:
-        return v->kind == BOOLEAN && v->i != 0;
-    case TEST_FALSE:
-        return v->kind == BOOLEAN && v->i == 0;
-    case TEST_ODD:
-        return v->i % 2 != 0;
-    case TEST_EVEN:
-        return v->i % 2 == 0;
+    case TEST_NONE: return v->kind == NONE;
+    case TEST_NUMBER: return v->kind == INTEGER || v->kind == REAL || v->kind == BOOLEAN;
+    case TEST_INTEGER: return v->kind == INTEGER;
+    case TEST_FLOAT: return v->kind == REAL;
+    case TEST_BOOLEAN: return v->kind == BOOLEAN;
+    case TEST_TRUE: return v->kind == BOOLEAN && v->i != 0;
+    case TEST_FALSE: return v->kind == BOOLEAN && v->i == 0;
+    case TEST_ODD: return v->i % 2 != 0;
+    case TEST_EVEN: return v->i % 2 == 0;
     case TEST_DIVISIBLEBY:
         if (other->kind != INTEGER || other->i == 0) {
             wrong(vm, "divisibleby needs an integer");
             return false;
         }
         return other->i == -1 || v->i % other->i == 0;
-    case TEST_EQ:
-        return ellm_vm_equal(vm, v, other, 0);
-    case TEST_NE:
-        return !ellm_vm_equal(vm, v, other, 0);
-    case TEST_LT:
-        return ellm_vm_compare(vm, v, other) < 0;
-    case TEST_LE:
-        return ellm_vm_compare(vm, v, other) <= 0;
-    case TEST_GT:
-        return ellm_vm_compare(vm, v, other) > 0;
-    case TEST_GE:
-        return ellm_vm_compare(vm, v, other) >= 0;
-    case TEST_IN:
-        return ellm_vm_contains(vm, v, other);
-    case TEST_CALLABLE:
-        return v->kind == MACRO || v->kind == BUILTIN;
-    default:
-        wrong(vm, "unknown test");
-        return false;
+    case TEST_EQ: return ellm_vm_equal(vm, v, other, 0);
+    case TEST_NE: return !ellm_vm_equal(vm, v, other, 0);
+    case TEST_LT: return ellm_vm_compare(vm, v, other) < 0;
+    case TEST_LE: return ellm_vm_compare(vm, v, other) <= 0;
+    case TEST_GT: return ellm_vm_compare(vm, v, other) > 0;
+    case TEST_GE: return ellm_vm_compare(vm, v, other) >= 0;
+    case TEST_IN: return ellm_vm_contains(vm, v, other);
+    case TEST_CALLABLE: return v->kind == MACRO || v->kind == BUILTIN;
+    default: wrong(vm, "unknown test"); return false;
     }
 }
 
 static bool has_affix(const value *v, const value *affix, bool at_end) {
-    return affix->kind == STRING && affix->bytes <= v->bytes &&
-           memcmp(at_end ? v->s + (v->bytes - affix->bytes) : v->s, affix->s, affix->bytes) == 0;
+    return affix->kind == STRING && affix->bytes <= v->bytes
+           && memcmp(at_end ? v->s + (v->bytes - affix->bytes) : v->s, affix->s, affix->bytes) == 0;
 }
 
 static value affixed(machine *vm, uint32_t id, const value *v, const value *affix) {
@@ -568,8 +530,7 @@ static value string_method(machine *vm, uint32_t id, const value *v, const argum
     switch (id) {
     case METHOD_STRIP:
     case METHOD_LSTRIP:
-    case METHOD_RSTRIP:
-        return ellm_vm_strip(vm, v, characters, id != METHOD_RSTRIP, id != METHOD_LSTRIP);
+    case METHOD_RSTRIP: return ellm_vm_strip(vm, v, characters, id != METHOD_RSTRIP, id != METHOD_LSTRIP);
     case METHOD_SPLIT:
     case METHOD_RSPLIT:
         return ellm_vm_split(vm, v, characters, integer_or(vm, argument(vm, args, 1, "maxsplit"), -1),
@@ -577,22 +538,15 @@ static value string_method(machine *vm, uint32_t id, const value *v, const argum
     case METHOD_STARTSWITH:
     case METHOD_ENDSWITH:
     case METHOD_REMOVEPREFIX:
-    case METHOD_REMOVESUFFIX:
-        return affixed(vm, id, v, first);
-    case METHOD_REPLACE:
-        return replaced(vm, v, args);
-    case METHOD_UPPER:
-        return ellm_vm_case(vm, FILTER_UPPER, v);
-    case METHOD_LOWER:
-        return ellm_vm_case(vm, FILTER_LOWER, v);
-    case METHOD_TITLE:
-        return ellm_vm_case(vm, CASE_TITLE_METHOD, v);
-    case METHOD_CAPITALIZE:
-        return ellm_vm_case(vm, FILTER_CAPITALIZE, v);
+    case METHOD_REMOVESUFFIX: return affixed(vm, id, v, first);
+    case METHOD_REPLACE: return replaced(vm, v, args);
+    case METHOD_UPPER: return ellm_vm_case(vm, FILTER_UPPER, v);
+    case METHOD_LOWER: return ellm_vm_case(vm, FILTER_LOWER, v);
+    case METHOD_TITLE: return ellm_vm_case(vm, CASE_TITLE_METHOD, v);
+    case METHOD_CAPITALIZE: return ellm_vm_case(vm, FILTER_CAPITALIZE, v);
     case METHOD_FIND:
     case METHOD_COUNT:
-    case METHOD_INDEX:
-        return found_at(vm, id, v, first);
+    case METHOD_INDEX: return found_at(vm, id, v, first);
     case METHOD_JOIN: {
         const list *items = first != NULL ? ellm_vm_iterate(vm, first) : NULL;
         for (size_t i = 0; items != NULL && i < items->n; i++) {
@@ -602,8 +556,7 @@ static value string_method(machine *vm, uint32_t id, const value *v, const argum
         }
         return items != NULL ? join(vm, first, v, NULL) : wrong(vm, "join() needs a list");
     }
-    case METHOD_SPLITLINES:
-        return lines(vm, v);
+    case METHOD_SPLITLINES: return lines(vm, v);
     case METHOD_ISDIGIT: {
         bool digits = v->bytes > 0;
         for (size_t i = 0; i < v->bytes; i++) {
@@ -611,8 +564,7 @@ static value string_method(machine *vm, uint32_t id, const value *v, const argum
         }
         return ellm_vm_boolean(digits);
     }
-    default:
-        return wrong(vm, "a string has no such method");
+    default: return wrong(vm, "a string has no such method");
     }
 }
 
@@ -681,7 +633,8 @@ static value range(machine *vm, const arguments *args) {
     start = args->n > 1 ? integer_or(vm, &args->values[0], 0) : 0;
     stride = args->n > 2 ? integer_or(vm, &args->values[2], 1) : 1;
     int64_t limit = INT64_MAX / 4;
-    if (stride == 0 || stride < -limit || stride > limit || start < -limit || start > limit || stop < -limit || stop > limit) {
+    if (stride == 0 || stride < -limit || stride > limit || start < -limit || start > limit || stop < -limit
+        || stop > limit) {
         return wrong(vm, "range: numbers out of bounds");
     }
     int64_t span = stride > 0 ? stop - start : start - stop, size = stride > 0 ? stride : -stride;
@@ -721,11 +674,8 @@ value ellm_vm_function(machine *vm, uint32_t id, const arguments *args) {
         value text = first != NULL ? ellm_vm_str(vm, first) : ellm_vm_borrow("", 0);
         return ellm_vm_fail(vm, "%.*s", (int)(text.bytes < 500 ? text.bytes : 500), text.s);
     }
-    case CALL_STRFTIME_NOW:
-        return now(vm, first);
-    case CALL_RANGE:
-        return range(vm, args);
-    default:
-        return collected(vm, args, id == CALL_NAMESPACE ? NAMESPACE : DICT);
+    case CALL_STRFTIME_NOW: return now(vm, first);
+    case CALL_RANGE: return range(vm, args);
+    default: return collected(vm, args, id == CALL_NAMESPACE ? NAMESPACE : DICT);
     }
 }

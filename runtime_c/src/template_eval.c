@@ -104,24 +104,13 @@ static value compare(machine *vm, const uint32_t *node, unsigned n) {
         bool holds = false;
         switch (node[2 + i]) {
         case IS_EQ:
-        case IS_NE:
-            holds = ellm_vm_equal(vm, &left, &right, 0) == (node[2 + i] == IS_EQ);
-            break;
+        case IS_NE: holds = ellm_vm_equal(vm, &left, &right, 0) == (node[2 + i] == IS_EQ); break;
         case IS_IN:
-        case IS_NOT_IN:
-            holds = ellm_vm_contains(vm, &left, &right) == (node[2 + i] == IS_IN);
-            break;
-        case IS_LT:
-            holds = ellm_vm_compare(vm, &left, &right) < 0;
-            break;
-        case IS_LE:
-            holds = ellm_vm_compare(vm, &left, &right) <= 0;
-            break;
-        case IS_GT:
-            holds = ellm_vm_compare(vm, &left, &right) > 0;
-            break;
-        default:
-            holds = ellm_vm_compare(vm, &left, &right) >= 0;
+        case IS_NOT_IN: holds = ellm_vm_contains(vm, &left, &right) == (node[2 + i] == IS_IN); break;
+        case IS_LT: holds = ellm_vm_compare(vm, &left, &right) < 0; break;
+        case IS_LE: holds = ellm_vm_compare(vm, &left, &right) <= 0; break;
+        case IS_GT: holds = ellm_vm_compare(vm, &left, &right) > 0; break;
+        default: holds = ellm_vm_compare(vm, &left, &right) >= 0;
         }
         if (!holds) {
             return ellm_vm_boolean(false);
@@ -225,16 +214,12 @@ static value evaluate_node(machine *vm, const uint32_t *node) {
     unsigned n = node[0] >> 8;
     value a, b;
     switch (op) {
-    case OP_NONE:
-        return (value){.kind = NONE};
+    case OP_NONE: return (value){.kind = NONE};
     case OP_TRUE:
-    case OP_FALSE:
-        return ellm_vm_boolean(op == OP_TRUE);
+    case OP_FALSE: return ellm_vm_boolean(op == OP_TRUE);
     case OP_INT:
-    case OP_FLOAT:
-        return number_of(node);
-    case OP_STRING:
-        return string_of(vm, node[2]);
+    case OP_FLOAT: return number_of(node);
+    case OP_STRING: return string_of(vm, node[2]);
     case OP_NAME: {
         const value *found = find(vm->frame, node[2]);
         value name = string_of(vm, node[2]);
@@ -243,8 +228,7 @@ static value evaluate_node(machine *vm, const uint32_t *node) {
     }
     case OP_LIST:
     case OP_TUPLE:
-    case OP_DICT:
-        return sequence(vm, node, n);
+    case OP_DICT: return sequence(vm, node, n);
     case OP_ATTRIBUTE:
         a = evaluate(vm, node[2]);
         b = string_of(vm, node[3]);
@@ -253,23 +237,14 @@ static value evaluate_node(machine *vm, const uint32_t *node) {
         a = evaluate(vm, node[2]);
         b = evaluate(vm, node[3]);
         return ellm_vm_item(vm, &a, &b);
-    case OP_SLICE:
-        return slice_of(vm, node);
+    case OP_SLICE: return slice_of(vm, node);
     case OP_AND:
-    case OP_OR:
-        a = evaluate(vm, node[2]);
-        return ellm_vm_truth(&a) == (op == OP_OR) ? a : evaluate(vm, node[3]);
-    case OP_NOT:
-        a = evaluate(vm, node[2]);
-        return ellm_vm_boolean(!ellm_vm_truth(&a));
+    case OP_OR: a = evaluate(vm, node[2]); return ellm_vm_truth(&a) == (op == OP_OR) ? a : evaluate(vm, node[3]);
+    case OP_NOT: a = evaluate(vm, node[2]); return ellm_vm_boolean(!ellm_vm_truth(&a));
     case OP_NEGATIVE:
-    case OP_POSITIVE:
-        a = evaluate(vm, node[2]);
-        return signed_value(vm, op, &a);
-    case OP_CONCATENATE:
-        return concatenated(vm, node, n);
-    case OP_COMPARE:
-        return compare(vm, node, n);
+    case OP_POSITIVE: a = evaluate(vm, node[2]); return signed_value(vm, op, &a);
+    case OP_CONCATENATE: return concatenated(vm, node, n);
+    case OP_COMPARE: return compare(vm, node, n);
     case OP_CHOOSE:
         a = evaluate(vm, node[2]);
         if (ellm_vm_truth(&a)) {
@@ -279,13 +254,9 @@ static value evaluate_node(machine *vm, const uint32_t *node) {
     case OP_FILTER:
     case OP_TEST:
     case OP_METHOD:
-    case OP_FUNCTION:
-        return apply(vm, node, n);
-    case OP_CALL:
-        a = evaluate(vm, node[2]);
-        return call_macro(vm, &a, node + 3, n - 1);
-    case OP_CAPTURE:
-        return captured(vm, node[2]);
+    case OP_FUNCTION: return apply(vm, node, n);
+    case OP_CALL: a = evaluate(vm, node[2]); return call_macro(vm, &a, node + 3, n - 1);
+    case OP_CAPTURE: return captured(vm, node[2]);
     default: /* arithmetic */
         a = evaluate(vm, node[2]);
         b = evaluate(vm, node[3]);
@@ -400,8 +371,7 @@ static void set_attribute(machine *vm, const uint32_t *node) {
     value v = evaluate(vm, node[4]);
     value *target = find(vm->frame, node[2]);
     if (target == NULL || target->kind != NAMESPACE) {
-        ellm_vm_fail(vm, "chat template, line %u: cannot assign attribute on non-namespace object",
-                     (unsigned)vm->line);
+        ellm_vm_fail(vm, "chat template, line %u: cannot assign attribute on non-namespace object", (unsigned)vm->line);
         return;
     }
     ellm_vm_put(vm, target->dict, string_of(vm, node[3]), v);
@@ -436,9 +406,7 @@ static void run_node(machine *vm, const uint32_t *node) {
             ellm_vm_run(vm, node[4]);
         }
         break;
-    case OP_FOR:
-        run_for(vm, node, n);
-        break;
+    case OP_FOR: run_for(vm, node, n); break;
     case OP_SET:
         v = evaluate(vm, node[3]);
         ellm_vm_set(vm, node[2], v);
@@ -447,12 +415,8 @@ static void run_node(machine *vm, const uint32_t *node) {
         v = evaluate(vm, node[2]);
         unpack(vm, &v, node + 3, n - 1);
         break;
-    case OP_SET_ATTRIBUTE:
-        set_attribute(vm, node);
-        break;
-    case OP_MACRO:
-        define_macro(vm, node);
-        break;
+    case OP_SET_ATTRIBUTE: set_attribute(vm, node); break;
+    case OP_MACRO: define_macro(vm, node); break;
     case OP_SCOPE: {
         frame *before = vm->frame;
         if (enter(vm, before)) {
@@ -462,9 +426,7 @@ static void run_node(machine *vm, const uint32_t *node) {
         break;
     }
     case OP_BREAK:
-    case OP_CONTINUE:
-        vm->flow = op;
-        break;
+    case OP_CONTINUE: vm->flow = op; break;
     default: /* OP_BLOCK */
         for (unsigned i = 0; i < n && vm->status == ELLM_OK && vm->flow == 0; i++) {
             ellm_vm_run(vm, node[2 + i]);

@@ -100,10 +100,11 @@ static void write_real(machine *vm, text_buffer *to, double number) {
 
 /* What repr() escapes. Unassigned code points, which Python escapes too, are printed as they are. */
 static bool is_printable(uint32_t point) {
-    static const uint32_t hidden[][2] = {
-        {0, 0x1F}, {0x7F, 0xA0}, {0xAD, 0xAD}, {0x600, 0x605}, {0x61C, 0x61C}, {0x6DD, 0x6DD}, {0x70F, 0x70F},
-        {0x1680, 0x1680}, {0x180E, 0x180E}, {0x2000, 0x200F}, {0x2028, 0x202F}, {0x205F, 0x206F}, {0x3000, 0x3000},
-        {0xE000, 0xF8FF}, {0xFEFF, 0xFEFF}, {0xFFF0, 0xFFFB}, {0xFFFE, 0xFFFF}, {0xE0000, 0xE00FF}, {0xE01F0, 0x10FFFF}};
+    static const uint32_t hidden[][2] = {{0, 0x1F},        {0x7F, 0xA0},       {0xAD, 0xAD},       {0x600, 0x605},
+                                         {0x61C, 0x61C},   {0x6DD, 0x6DD},     {0x70F, 0x70F},     {0x1680, 0x1680},
+                                         {0x180E, 0x180E}, {0x2000, 0x200F},   {0x2028, 0x202F},   {0x205F, 0x206F},
+                                         {0x3000, 0x3000}, {0xE000, 0xF8FF},   {0xFEFF, 0xFEFF},   {0xFFF0, 0xFFFB},
+                                         {0xFFFE, 0xFFFF}, {0xE0000, 0xE00FF}, {0xE01F0, 0x10FFFF}};
     for (size_t i = 0; i < sizeof hidden / sizeof hidden[0]; i++) {
         if (point >= hidden[i][0] && point <= hidden[i][1]) {
             return false;
@@ -173,18 +174,12 @@ static void print_value(machine *vm, text_buffer *to, const value *v, unsigned d
             ellm_vm_write(vm, to, "Undefined", 9);
         }
         break;
-    case NONE:
-        ellm_vm_write(vm, to, "None", 4);
-        break;
-    case BOOLEAN:
-        ellm_vm_write(vm, to, v->i != 0 ? "True" : "False", v->i != 0 ? 4 : 5);
-        break;
+    case NONE: ellm_vm_write(vm, to, "None", 4); break;
+    case BOOLEAN: ellm_vm_write(vm, to, v->i != 0 ? "True" : "False", v->i != 0 ? 4 : 5); break;
     case INTEGER:
         ellm_vm_write(vm, to, number, (size_t)snprintf(number, sizeof number, "%lld", (long long)v->i));
         break;
-    case REAL:
-        write_real(vm, to, v->d);
-        break;
+    case REAL: write_real(vm, to, v->d); break;
     case STRING:
         if (depth == 0) {
             ellm_vm_write(vm, to, v->s, v->bytes);
@@ -194,9 +189,7 @@ static void print_value(machine *vm, text_buffer *to, const value *v, unsigned d
         break;
     case LIST:
     case TUPLE:
-    case DICT:
-        print_items(vm, to, v, depth);
-        break;
+    case DICT: print_items(vm, to, v, depth); break;
     default:
         ellm_vm_fail(vm, "chat template, line %u: a namespace, macro, loop or method cannot be printed",
                      (unsigned)vm->line);
@@ -324,12 +317,8 @@ static void json_value(const json_writer *w, const value *v, unsigned depth) {
         return;
     }
     switch (v->kind) {
-    case NONE:
-        ellm_vm_write(w->vm, w->to, "null", 4);
-        break;
-    case BOOLEAN:
-        ellm_vm_write(w->vm, w->to, v->i != 0 ? "true" : "false", v->i != 0 ? 4 : 5);
-        break;
+    case NONE: ellm_vm_write(w->vm, w->to, "null", 4); break;
+    case BOOLEAN: ellm_vm_write(w->vm, w->to, v->i != 0 ? "true" : "false", v->i != 0 ? 4 : 5); break;
     case REAL:
         if (isnan(v->d) || isinf(v->d)) {
             const char *name = isnan(v->d) ? "NaN" : v->d < 0 ? "-Infinity" : "Infinity";
@@ -338,19 +327,12 @@ static void json_value(const json_writer *w, const value *v, unsigned depth) {
         }
         ellm_vm_print(w->vm, w->to, v);
         break;
-    case INTEGER:
-        ellm_vm_print(w->vm, w->to, v);
-        break;
-    case STRING:
-        json_string(w, v);
-        break;
+    case INTEGER: ellm_vm_print(w->vm, w->to, v); break;
+    case STRING: json_string(w, v); break;
     case LIST:
     case TUPLE:
-    case DICT:
-        json_items(w, v, depth);
-        break;
-    default:
-        ellm_vm_fail(w->vm, "chat template, line %u: tojson: this value is not JSON", (unsigned)w->vm->line);
+    case DICT: json_items(w, v, depth); break;
+    default: ellm_vm_fail(w->vm, "chat template, line %u: tojson: this value is not JSON", (unsigned)w->vm->line);
     }
 }
 
@@ -362,9 +344,9 @@ void ellm_vm_tojson(machine *vm, text_buffer *to, const value *v, int64_t indent
 /* ---- string methods ---- */
 
 bool ellm_vm_is_space(uint32_t point) {
-    return (point >= 9 && point <= 13) || (point >= 0x1C && point <= 0x20) || point == 0x85 || point == 0xA0 ||
-           point == 0x1680 || (point >= 0x2000 && point <= 0x200A) || point == 0x2028 || point == 0x2029 ||
-           point == 0x202F || point == 0x205F || point == 0x3000;
+    return (point >= 9 && point <= 13) || (point >= 0x1C && point <= 0x20) || point == 0x85 || point == 0xA0
+           || point == 0x1680 || (point >= 0x2000 && point <= 0x200A) || point == 0x2028 || point == 0x2029
+           || point == 0x202F || point == 0x205F || point == 0x3000;
 }
 
 static bool is_stripped(uint32_t point, const value *characters) {
@@ -551,8 +533,8 @@ static bool next_piece(const value *v, const value *separator, bool last, size_t
 }
 
 value ellm_vm_split(machine *vm, const value *v, const value *separator, int64_t most, bool from_right) {
-    if (v->kind != STRING || (separator != NULL && (separator->kind != STRING || separator->bytes == 0)) ||
-        (from_right && most >= 0 && separator == NULL)) {
+    if (v->kind != STRING || (separator != NULL && (separator->kind != STRING || separator->bytes == 0))
+        || (from_right && most >= 0 && separator == NULL)) {
         return ellm_vm_fail(vm, "chat template, line %u: split needs a string and a separator", (unsigned)vm->line);
     }
     size_t n_all = 0;

@@ -96,16 +96,11 @@ dict *ellm_vm_dict(machine *vm, size_t cap) {
 value ellm_vm_from_json(machine *vm, const ellm_json *json) {
     value made = {.kind = NONE};
     switch (json->kind) {
-    case ELLM_JSON_NULL:
-        break;
-    case ELLM_JSON_BOOL:
-        return ellm_vm_boolean(json->integer != 0);
-    case ELLM_JSON_INT:
-        return ellm_vm_integer(json->integer);
-    case ELLM_JSON_REAL:
-        return (value){.kind = REAL, .d = json->real};
-    case ELLM_JSON_STRING:
-        return ellm_vm_borrow(json->text, json->count);
+    case ELLM_JSON_NULL: break;
+    case ELLM_JSON_BOOL: return ellm_vm_boolean(json->integer != 0);
+    case ELLM_JSON_INT: return ellm_vm_integer(json->integer);
+    case ELLM_JSON_REAL: return (value){.kind = REAL, .d = json->real};
+    case ELLM_JSON_STRING: return ellm_vm_borrow(json->text, json->count);
     case ELLM_JSON_ARRAY: {
         list *items = ellm_vm_list(vm, json->count);
         size_t i = 0;
@@ -130,22 +125,15 @@ value ellm_vm_from_json(machine *vm, const ellm_json *json) {
 bool ellm_vm_truth(const value *v) {
     switch (v->kind) {
     case UNDEFINED:
-    case NONE:
-        return false;
+    case NONE: return false;
     case BOOLEAN:
-    case INTEGER:
-        return v->i != 0;
-    case REAL:
-        return v->d != 0;
-    case STRING:
-        return v->bytes != 0;
+    case INTEGER: return v->i != 0;
+    case REAL: return v->d != 0;
+    case STRING: return v->bytes != 0;
     case LIST:
-    case TUPLE:
-        return v->list->n != 0;
-    case DICT:
-        return v->dict->n != 0;
-    default:
-        return true;
+    case TUPLE: return v->list->n != 0;
+    case DICT: return v->dict->n != 0;
+    default: return true;
     }
 }
 
@@ -198,20 +186,14 @@ bool ellm_vm_equal(machine *vm, const value *a, const value *b, unsigned depth) 
         return false;
     }
     switch (a->kind) {
-    case STRING:
-        return a->bytes == b->bytes && (a->bytes == 0 || memcmp(a->s, b->s, a->bytes) == 0);
+    case STRING: return a->bytes == b->bytes && (a->bytes == 0 || memcmp(a->s, b->s, a->bytes) == 0);
     case LIST:
-    case TUPLE:
-        return lists_equal(vm, a->list, b->list, depth);
-    case DICT:
-        return dicts_equal(vm, a->dict, b->dict, depth);
+    case TUPLE: return lists_equal(vm, a->list, b->list, depth);
+    case DICT: return dicts_equal(vm, a->dict, b->dict, depth);
     case UNDEFINED:
-    case NONE:
-        return true;
-    case BUILTIN:
-        return false;
-    default:
-        return a->dict == b->dict;
+    case NONE: return true;
+    case BUILTIN: return false;
+    default: return a->dict == b->dict;
     }
 }
 
@@ -224,11 +206,11 @@ int ellm_vm_compare(machine *vm, const value *a, const value *b) {
         if (a->kind == REAL || b->kind == REAL) {
             return order(as_real(a) < as_real(b), as_real(a) > as_real(b));
         }
-        return order(a->i < b->i, a->i > b->i);
+        return order(a->i<b->i, a->i> b->i);
     }
     if (a->kind == STRING && b->kind == STRING) {
         int sign = memcmp(a->s, b->s, a->bytes < b->bytes ? a->bytes : b->bytes);
-        return sign != 0 ? order(sign < 0, true) : order(a->bytes < b->bytes, a->bytes > b->bytes);
+        return sign != 0 ? order(sign < 0, true) : order(a->bytes<b->bytes, a->bytes> b->bytes);
     }
     if ((a->kind == LIST || a->kind == TUPLE) && a->kind == b->kind && vm->depth < most_depth) {
         vm->depth++;
@@ -241,7 +223,7 @@ int ellm_vm_compare(machine *vm, const value *a, const value *b) {
             }
         }
         vm->depth--;
-        return sign != 0 ? sign : order(a->list->n < b->list->n, a->list->n > b->list->n);
+        return sign != 0 ? sign : order(a->list->n<b->list->n, a->list->n> b->list->n);
     }
     ellm_vm_fail(vm, "chat template, line %u: these values have no order", (unsigned)vm->line);
     return 0;
@@ -339,11 +321,9 @@ static size_t offset_of(const value *string, size_t index) {
 const list *ellm_vm_iterate(machine *vm, const value *v) {
     list *items = NULL;
     switch (v->kind) {
-    case UNDEFINED:
-        return ellm_vm_list(vm, 0);
+    case UNDEFINED: return ellm_vm_list(vm, 0);
     case LIST:
-    case TUPLE:
-        return v->list;
+    case TUPLE: return v->list;
     case DICT:
         items = ellm_vm_list(vm, v->dict->n);
         for (size_t i = 0; items != NULL && i < v->dict->n; i++) {
@@ -361,38 +341,33 @@ const list *ellm_vm_iterate(machine *vm, const value *v) {
         }
         return items;
     }
-    default:
-        ellm_vm_fail(vm, "chat template, line %u: this value cannot be iterated", (unsigned)vm->line);
-        return NULL;
+    default: ellm_vm_fail(vm, "chat template, line %u: this value cannot be iterated", (unsigned)vm->line); return NULL;
     }
 }
 
 size_t ellm_vm_length(machine *vm, const value *v) {
     switch (v->kind) {
-    case UNDEFINED:
-        return 0;
-    case STRING:
-        return ellm_vm_points(v);
+    case UNDEFINED: return 0;
+    case STRING: return ellm_vm_points(v);
     case LIST:
-    case TUPLE:
-        return v->list->n;
-    case DICT:
-        return v->dict->n;
-    default:
-        ellm_vm_fail(vm, "chat template, line %u: this value has no length", (unsigned)vm->line);
-        return 0;
+    case TUPLE: return v->list->n;
+    case DICT: return v->dict->n;
+    default: ellm_vm_fail(vm, "chat template, line %u: this value has no length", (unsigned)vm->line); return 0;
     }
 }
 
 static bool has_method(const value *v, const value *name) {
-    static const char *const of_dict[] = {"items", "keys", "values", "get", "pop", "update", "copy", "clear",
-                                          "setdefault", "popitem", "fromkeys", NULL};
-    static const char *const of_list[] = {"append", "extend", "insert", "pop", "remove", "index", "count", "sort",
-                                          "reverse", "copy", "clear", NULL};
-    static const char *const of_text[] = {"strip", "lstrip", "rstrip", "split", "upper", "lower", "title", "format",
-                                          "replace", "startswith", "endswith", "join", "find", "count", "index",
-                                          "encode", NULL};
-    const char *const *names = v->kind == DICT ? of_dict : v->kind == LIST ? of_list : v->kind == STRING ? of_text : NULL;
+    static const char *const of_dict[] = {"items", "keys",  "values",     "get",     "pop",      "update",
+                                          "copy",  "clear", "setdefault", "popitem", "fromkeys", NULL};
+    static const char *const of_list[] = {"append", "extend", "insert",  "pop",  "remove", "index",
+                                          "count",  "sort",   "reverse", "copy", "clear",  NULL};
+    static const char *const of_text[] = {"strip", "lstrip", "rstrip",  "split",      "upper",    "lower",
+                                          "title", "format", "replace", "startswith", "endswith", "join",
+                                          "find",  "count",  "index",   "encode",     NULL};
+    const char *const *names = v->kind == DICT     ? of_dict
+                               : v->kind == LIST   ? of_list
+                               : v->kind == STRING ? of_text
+                                                   : NULL;
     for (; names != NULL && *names != NULL; names++) {
         if (ellm_vm_is(name, *names)) {
             return true;
@@ -607,19 +582,11 @@ static value integers(machine *vm, uint32_t op, int64_t a, int64_t b) {
         return ellm_vm_fail(vm, "chat template, line %u: division by zero", (unsigned)vm->line);
     }
     switch (op) {
-    case OP_ADD:
-        too_big = __builtin_add_overflow(a, b, &result);
-        break;
-    case OP_SUBTRACT:
-        too_big = __builtin_sub_overflow(a, b, &result);
-        break;
-    case OP_MULTIPLY:
-        too_big = __builtin_mul_overflow(a, b, &result);
-        break;
-    case OP_DIVIDE:
-        return (value){.kind = REAL, .d = (double)a / (double)b};
-    case OP_POWER:
-        return integer_power(vm, a, b);
+    case OP_ADD: too_big = __builtin_add_overflow(a, b, &result); break;
+    case OP_SUBTRACT: too_big = __builtin_sub_overflow(a, b, &result); break;
+    case OP_MULTIPLY: too_big = __builtin_mul_overflow(a, b, &result); break;
+    case OP_DIVIDE: return (value){.kind = REAL, .d = (double)a / (double)b};
+    case OP_POWER: return integer_power(vm, a, b);
     default:
         if (b == -1) {
             too_big = op == OP_FLOOR_DIVIDE && __builtin_sub_overflow((int64_t)0, a, &result);
@@ -660,21 +627,11 @@ static value reals(machine *vm, uint32_t op, double a, double b) {
         return ellm_vm_fail(vm, "chat template, line %u: division by zero", (unsigned)vm->line);
     }
     switch (op) {
-    case OP_ADD:
-        result = a + b;
-        break;
-    case OP_SUBTRACT:
-        result = a - b;
-        break;
-    case OP_MULTIPLY:
-        result = a * b;
-        break;
-    case OP_DIVIDE:
-        result = a / b;
-        break;
-    case OP_FLOOR_DIVIDE:
-        result = floor_of(a / b);
-        break;
+    case OP_ADD: result = a + b; break;
+    case OP_SUBTRACT: result = a - b; break;
+    case OP_MULTIPLY: result = a * b; break;
+    case OP_DIVIDE: result = a / b; break;
+    case OP_FLOOR_DIVIDE: result = floor_of(a / b); break;
     case OP_MODULO:
         if (a - a != 0 || b != b) {
             return overflow(vm); /* infinities and NaN */
@@ -691,7 +648,8 @@ static value reals(machine *vm, uint32_t op, double a, double b) {
 
 value ellm_vm_arithmetic(machine *vm, uint32_t op, const value *a, const value *b) {
     if (is_number(a) && is_number(b)) {
-        return a->kind == REAL || b->kind == REAL ? reals(vm, op, as_real(a), as_real(b)) : integers(vm, op, a->i, b->i);
+        return a->kind == REAL || b->kind == REAL ? reals(vm, op, as_real(a), as_real(b))
+                                                  : integers(vm, op, a->i, b->i);
     }
     bool sequence = a->kind == STRING || a->kind == LIST || a->kind == TUPLE;
     if (op == OP_ADD && sequence && a->kind == b->kind) {
@@ -700,8 +658,8 @@ value ellm_vm_arithmetic(machine *vm, uint32_t op, const value *a, const value *
     if (op == OP_MULTIPLY && sequence && (b->kind == INTEGER || b->kind == BOOLEAN)) {
         return repeat(vm, a, b->i);
     }
-    if (op == OP_MULTIPLY && (b->kind == STRING || b->kind == LIST || b->kind == TUPLE) &&
-        (a->kind == INTEGER || a->kind == BOOLEAN)) {
+    if (op == OP_MULTIPLY && (b->kind == STRING || b->kind == LIST || b->kind == TUPLE)
+        && (a->kind == INTEGER || a->kind == BOOLEAN)) {
         return repeat(vm, b, a->i);
     }
     if (a->kind == UNDEFINED || b->kind == UNDEFINED) {

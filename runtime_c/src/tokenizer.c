@@ -9,12 +9,33 @@
 #include "utf8.h"
 
 enum {
-    TEXT_ENDS, TEXT, FLAGS, MERGE_ROWS, MERGES, BYTES, CHARS, WORDS, ADDED, ADDED_NORMALIZED, STEPS, CODE, CLASSES,
-    RANGES, MAPS, VALUES, MARKS, COMPOSE, STRINGS, POST, REPLACEMENTS, N_SECTIONS
+    TEXT_ENDS,
+    TEXT,
+    FLAGS,
+    MERGE_ROWS,
+    MERGES,
+    BYTES,
+    CHARS,
+    WORDS,
+    ADDED,
+    ADDED_NORMALIZED,
+    STEPS,
+    CODE,
+    CLASSES,
+    RANGES,
+    MAPS,
+    VALUES,
+    MARKS,
+    COMPOSE,
+    STRINGS,
+    POST,
+    REPLACEMENTS,
+    N_SECTIONS
 };
 enum { header_bytes = 64, most_tokens = 1 << 22, most_steps = 32, most_code = 1 << 16, most_image = 32 };
 
-static const uint8_t record_bytes[N_SECTIONS] = {4, 1, 1, 4, 12, 4, 8, 4, 16, 16, 32, 4, 24, 8, 12, 4, 12, 12, 1, 4, 16};
+static const uint8_t record_bytes[N_SECTIONS] = {4, 1,  1, 4,  12, 4,  8,  4, 16, 16, 32,
+                                                 4, 24, 8, 12, 4,  12, 12, 1, 4,  16};
 
 typedef struct reader {
     const uint8_t *data;
@@ -55,8 +76,8 @@ static ellm_status read_sections(reader *r, size_t bytes) {
 }
 
 static bool string_ok(const reader *r, uint32_t offset, uint32_t n) {
-    return offset <= r->count[STRINGS] && n <= r->count[STRINGS] - offset &&
-           ellm_utf8_valid((const uint8_t *)r->section[STRINGS] + offset, n);
+    return offset <= r->count[STRINGS] && n <= r->count[STRINGS] - offset
+           && ellm_utf8_valid((const uint8_t *)r->section[STRINGS] + offset, n);
 }
 
 static bool id_ok(const ellm_tokenizer *t, uint32_t id) {
@@ -64,8 +85,8 @@ static bool id_ok(const ellm_tokenizer *t, uint32_t id) {
 }
 
 static ellm_status check_texts(const reader *r, const ellm_tokenizer *t) {
-    if (t->n_tokens == 0 || t->n_tokens > most_tokens || r->count[TEXT_ENDS] != (size_t)t->n_tokens + 1 ||
-        r->count[FLAGS] != t->n_tokens || t->text_ends[0] != 0 || t->text_ends[t->n_tokens] != r->count[TEXT]) {
+    if (t->n_tokens == 0 || t->n_tokens > most_tokens || r->count[TEXT_ENDS] != (size_t)t->n_tokens + 1
+        || r->count[FLAGS] != t->n_tokens || t->text_ends[0] != 0 || t->text_ends[t->n_tokens] != r->count[TEXT]) {
         return bad(r, "the vocabulary has the wrong size");
     }
     for (uint32_t id = 0; id < t->n_tokens; id++) {
@@ -235,30 +256,18 @@ static ellm_status check_steps(const reader *r, const ellm_tokenizer *t, const u
             ok = ok && s->a[0] <= r->count[MAPS] && s->a[1] <= r->count[MAPS] - s->a[0];
             for (uint32_t j = 0; ok && j < s->a[1]; j++) {
                 const map_entry *entry = &t->maps[s->a[0] + j];
-                ok = (j == 0 || entry->point > entry[-1].point) && entry->n <= most_image &&
-                     entry->first <= r->count[VALUES] && entry->n <= r->count[VALUES] - entry->first;
+                ok = (j == 0 || entry->point > entry[-1].point) && entry->n <= most_image
+                     && entry->first <= r->count[VALUES] && entry->n <= r->count[VALUES] - entry->first;
             }
             break;
         case STEP_COMPOSE:
-        case STEP_PREFIX_SPACE:
-            break;
-        case STEP_REPLACE:
-            ok = ok && is_start(starts, t->n_code, s->a[0]) && string_ok(r, s->a[1], s->a[2]);
-            break;
-        case STEP_PREPEND:
-            ok = ok && string_ok(r, s->a[0], s->a[1]);
-            break;
-        case STEP_STRIP:
-            ok = ok && s->a[0] < t->n_classes;
-            break;
-        case STEP_PIECES:
-            ok = ok && is_start(starts, t->n_code, s->a[0]) && s->a[1] <= MERGED_WITH_NEXT;
-            break;
-        case STEP_METASPACE:
-            ok = ok && s->a[1] != 0 && string_ok(r, s->a[0], s->a[1]) && s->a[2] <= 2;
-            break;
-        default:
-            ok = false;
+        case STEP_PREFIX_SPACE: break;
+        case STEP_REPLACE: ok = ok && is_start(starts, t->n_code, s->a[0]) && string_ok(r, s->a[1], s->a[2]); break;
+        case STEP_PREPEND: ok = ok && string_ok(r, s->a[0], s->a[1]); break;
+        case STEP_STRIP: ok = ok && s->a[0] < t->n_classes; break;
+        case STEP_PIECES: ok = ok && is_start(starts, t->n_code, s->a[0]) && s->a[1] <= MERGED_WITH_NEXT; break;
+        case STEP_METASPACE: ok = ok && s->a[1] != 0 && string_ok(r, s->a[0], s->a[1]) && s->a[2] <= 2; break;
+        default: ok = false;
         }
         if (!ok) {
             return bad(r, "a step is malformed");
@@ -291,12 +300,13 @@ static ellm_status check_unicode(const reader *r, const ellm_tokenizer *t) {
 
 static ellm_status check_decoder(const reader *r, const ellm_tokenizer *t) {
     bool byte_level = (t->flags & BYTE_LEVEL) != 0;
-    if (t->mode > DECODE_JOIN_SPACES || byte_level != (t->mode == DECODE_BYTES) || t->strip > 0x10FFFF ||
-        r->count[REPLACEMENTS] > 1) {
+    if (t->mode > DECODE_JOIN_SPACES || byte_level != (t->mode == DECODE_BYTES) || t->strip > 0x10FFFF
+        || r->count[REPLACEMENTS] > 1) {
         return bad(r, "unknown decoder");
     }
-    if (t->replacement != NULL && (t->replacement[1] == 0 || !string_ok(r, t->replacement[0], t->replacement[1]) ||
-                                   !string_ok(r, t->replacement[2], t->replacement[3]))) {
+    if (t->replacement != NULL
+        && (t->replacement[1] == 0 || !string_ok(r, t->replacement[0], t->replacement[1])
+            || !string_ok(r, t->replacement[2], t->replacement[3]))) {
         return bad(r, "the decoder's replacement is malformed");
     }
     return ELLM_OK;
@@ -304,17 +314,42 @@ static ellm_status check_decoder(const reader *r, const ellm_tokenizer *t) {
 
 static void bind(const reader *r, ellm_tokenizer *t) {
     const uint32_t *h = r->header;
-    *t = (ellm_tokenizer){.n_tokens = h[4], .flags = h[5], .unknown = h[6], .n_normalizers = h[7], .n_prefix = h[8],
-                          .mode = h[9], .strip = h[10], .start = h[11], .space_class = h[12], .word_class = h[13],
-                          .text_ends = r->section[TEXT_ENDS], .text = r->section[TEXT], .token_flags = r->section[FLAGS],
-                          .strings = r->section[STRINGS], .merge_rows = r->section[MERGE_ROWS],
-                          .merges = r->section[MERGES], .byte_ids = r->section[BYTES], .chars = r->section[CHARS],
-                          .words = r->section[WORDS], .code = r->section[CODE], .ranges = r->section[RANGES],
-                          .values = r->section[VALUES], .post = r->section[POST], .steps = r->section[STEPS],
-                          .classes = r->section[CLASSES], .maps = r->section[MAPS], .marks = r->section[MARKS],
-                          .compose = r->section[COMPOSE], .n_chars = r->count[CHARS], .n_words = r->count[WORDS],
-                          .n_steps = r->count[STEPS], .n_code = r->count[CODE], .n_classes = r->count[CLASSES],
-                          .n_marks = r->count[MARKS], .n_compose = r->count[COMPOSE], .n_post = r->count[POST]};
+    *t = (ellm_tokenizer){.n_tokens = h[4],
+                          .flags = h[5],
+                          .unknown = h[6],
+                          .n_normalizers = h[7],
+                          .n_prefix = h[8],
+                          .mode = h[9],
+                          .strip = h[10],
+                          .start = h[11],
+                          .space_class = h[12],
+                          .word_class = h[13],
+                          .text_ends = r->section[TEXT_ENDS],
+                          .text = r->section[TEXT],
+                          .token_flags = r->section[FLAGS],
+                          .strings = r->section[STRINGS],
+                          .merge_rows = r->section[MERGE_ROWS],
+                          .merges = r->section[MERGES],
+                          .byte_ids = r->section[BYTES],
+                          .chars = r->section[CHARS],
+                          .words = r->section[WORDS],
+                          .code = r->section[CODE],
+                          .ranges = r->section[RANGES],
+                          .values = r->section[VALUES],
+                          .post = r->section[POST],
+                          .steps = r->section[STEPS],
+                          .classes = r->section[CLASSES],
+                          .maps = r->section[MAPS],
+                          .marks = r->section[MARKS],
+                          .compose = r->section[COMPOSE],
+                          .n_chars = r->count[CHARS],
+                          .n_words = r->count[WORDS],
+                          .n_steps = r->count[STEPS],
+                          .n_code = r->count[CODE],
+                          .n_classes = r->count[CLASSES],
+                          .n_marks = r->count[MARKS],
+                          .n_compose = r->count[COMPOSE],
+                          .n_post = r->count[POST]};
     t->replacement = r->count[REPLACEMENTS] != 0 ? r->section[REPLACEMENTS] : NULL;
 }
 

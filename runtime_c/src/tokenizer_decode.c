@@ -9,7 +9,7 @@
 #include "utf8.h"
 
 #define STRIP_DONE 0x80000000u
-#define RUN_BAD 0x40000000u
+#define RUN_BAD    0x40000000u
 #define COUNT_MASK 0x3FFFFFFFu
 
 typedef struct sink {
@@ -47,8 +47,8 @@ static void put_bad(sink *to, size_t times) {
 }
 
 static bool is_shown(const ellm_tokenizer *t, int32_t token, bool skip_special) {
-    return (uint32_t)token < t->n_tokens && (t->token_flags[token] & TOKEN_EXISTS) != 0 &&
-           !(skip_special && (t->token_flags[token] & TOKEN_SPECIAL) != 0);
+    return (uint32_t)token < t->n_tokens && (t->token_flags[token] & TOKEN_EXISTS) != 0
+           && !(skip_special && (t->token_flags[token] & TOKEN_SPECIAL) != 0);
 }
 
 /* Byte-level: all bytes form one text, each ill-formed part becomes one U+FFFD. */

@@ -247,8 +247,8 @@ typedef struct splitter {
     const uint8_t *text;
     bool first;
     uint32_t behavior;
-    bool matched;              /* the last part was a match */
-    bool open;                 /* [start, end) may still grow */
+    bool matched; /* the last part was a match */
+    bool open;    /* [start, end) may still grow */
     size_t start, end;
 } splitter;
 
@@ -404,8 +404,8 @@ static ellm_status split_added(encoder *e, const added_list *list, const uint8_t
         }
         if ((token->flags & ADDED_SINGLE_WORD) != 0) {
             size_t before = start > 0 ? char_before(text, start) : 0;
-            if ((start > 0 && has_class(t, t->word_class, text + before, start - before)) ||
-                (end < n && has_class(t, t->word_class, text + end, n - end))) {
+            if ((start > 0 && has_class(t, t->word_class, text + before, start - before))
+                || (end < n && has_class(t, t->word_class, text + end, n - end))) {
                 continue;
             }
         }

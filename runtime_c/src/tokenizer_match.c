@@ -129,9 +129,7 @@ static bool run(matcher *m, uint32_t pc, const uint8_t *text, size_t n, size_t a
             ok = push(m, code[2], at, at);
             pc = code[1];
             break;
-        case OP_JUMP:
-            pc = code[1];
-            break;
+        case OP_JUMP: pc = code[1]; break;
         case OP_LOOK: {
             size_t unused;
             bool found = run(m, pc + 3, text, n, at, &unused, depth + 1);
@@ -151,8 +149,7 @@ static bool run(matcher *m, uint32_t pc, const uint8_t *text, size_t n, size_t a
     }
 }
 
-bool ellm_match_find(matcher *m, uint32_t pc, const uint8_t *text, size_t n, size_t from, size_t *start,
-                     size_t *end) {
+bool ellm_match_find(matcher *m, uint32_t pc, const uint8_t *text, size_t n, size_t from, size_t *start, size_t *end) {
     for (size_t at = from; at < n && m->status == ELLM_OK;) {
         if (run(m, pc, text, n, at, end, 0) && *end > at) {
             *start = at;

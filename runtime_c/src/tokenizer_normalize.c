@@ -75,9 +75,9 @@ static bool add_mapped(const ellm_tokenizer *t, const step *s, uint32_t point, b
         if (s->kind != STEP_DECOMPOSE || point < hangul_s || index >= n_s) {
             return ellm_buffer_add_point(out, point);
         }
-        return ellm_buffer_add_point(out, hangul_l + index / (n_v * n_t)) &&
-               ellm_buffer_add_point(out, hangul_v + index / n_t % n_v) &&
-               (index % n_t == 0 || ellm_buffer_add_point(out, hangul_t + index % n_t));
+        return ellm_buffer_add_point(out, hangul_l + index / (n_v * n_t))
+               && ellm_buffer_add_point(out, hangul_v + index / n_t % n_v)
+               && (index % n_t == 0 || ellm_buffer_add_point(out, hangul_t + index % n_t));
     }
     for (uint32_t i = 0; i < entry->n; i++) {
         if (!ellm_buffer_add_point(out, t->values[entry->first + i])) {
@@ -194,8 +194,8 @@ static bool replace_matches(matcher *m, const step *s, const buffer *text, buffe
     const ellm_tokenizer *t = m->tokenizer;
     size_t at = 0, start, end;
     while (ellm_match_find(m, s->a[0], text->data, text->n, at, &start, &end)) {
-        if (!ellm_buffer_add(out, text->data + at, start - at) ||
-            !ellm_buffer_add(out, t->strings + s->a[1], s->a[2])) {
+        if (!ellm_buffer_add(out, text->data + at, start - at)
+            || !ellm_buffer_add(out, t->strings + s->a[1], s->a[2])) {
             return false;
         }
         at = end;
@@ -242,10 +242,8 @@ static bool run_step(matcher *m, const step *s, buffer *text, buffer *out) {
             }
         }
         return s->kind == STEP_MAP || order_marks(t, out);
-    case STEP_COMPOSE:
-        return compose(t, text, out);
-    case STEP_REPLACE:
-        return replace_matches(m, s, text, out);
+    case STEP_COMPOSE: return compose(t, text, out);
+    case STEP_REPLACE: return replace_matches(m, s, text, out);
     default: /* STEP_PREPEND */
         return ellm_buffer_add(out, t->strings + s->a[0], s->a[1]) && ellm_buffer_add(out, text->data, text->n);
     }

@@ -8,7 +8,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
 static const char messages[] =
     "[{\"role\":\"system\",\"content\":\" S\xc3\xa9 \"},{\"role\":\"user\",\"content\":\"a b\\nc\"},"
-    "{\"role\":\"assistant\",\"tool_calls\":[{\"id\":\"123456789\",\"function\":{\"name\":\"f\",\"arguments\":{\"x\":1.5}}}]},"
+    "{\"role\":\"assistant\",\"tool_calls\":[{\"id\":\"123456789\",\"function\":{\"name\":\"f\",\"arguments\":{\"x\":1."
+    "5}}}]},"
     "{\"role\":\"tool\",\"content\":{\"ok\":[true,null,-7]},\"tool_call_id\":\"123456789\"}]";
 static const char extra[] = "{\"tools\":[{\"type\":\"function\",\"function\":{\"name\":\"f\"}}],\"n\":3}";
 

@@ -214,6 +214,11 @@ KINDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
 }
 
 
+DEMO = Path(__file__).resolve().parents[2] / "examples" / "voice_assistant" / "model" / "tokenizer.json"
+if DEMO.exists():
+    KINDS["demo"] = lambda: tokenizers.Tokenizer.from_file(str(DEMO))
+
+
 def differences(theirs: tokenizers.Tokenizer, ours: Tokenizer, text: str, rng: random.Random) -> Iterator[str]:
     """One line per way in which the two tokenizers disagree about `text`."""
     for special in (False, True):

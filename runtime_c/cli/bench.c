@@ -30,10 +30,14 @@ static double median(const measurement *m, size_t n, size_t offset) {
 
 /* Most memory this process ever had in RAM, mapped weights included; 0 if the kernel does not say. */
 static uint64_t peak_rss_bytes(void) {
+    static const char key[] = "VmHWM:";
     FILE *file = fopen("/proc/self/status", "r");
     char line[256];
-    unsigned long long kb = 0;
-    while (file != NULL && fgets(line, sizeof line, file) != NULL && sscanf(line, "VmHWM: %llu kB", &kb) != 1) {
+    uint64_t kb = 0;
+    while (file != NULL && fgets(line, sizeof line, file) != NULL) {
+        if (strncmp(line, key, sizeof key - 1) == 0) {
+            kb = strtoull(line + sizeof key - 1, NULL, 10);
+        }
     }
     if (file != NULL) {
         fclose(file);
@@ -89,6 +93,34 @@ static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, in
     buffer_free(&json);
 }
 
+static ellm_status repeat(engine *e, const settings *s, int64_t n_prompt, int64_t n_generate, int64_t n_repeats,
+                          ellm_error *error) {
+    int32_t *prompt = calloc((size_t)n_prompt, sizeof *prompt);
+    measurement *m = calloc((size_t)n_repeats, sizeof *m);
+    ellm_status status = ELLM_OK;
+    if (prompt == NULL || m == NULL) {
+        free(prompt);
+        free(m);
+        return ellm_fail(error, ELLM_NO_MEMORY, "a prompt of %lld tokens", (long long)n_prompt);
+    }
+    for (int64_t i = 0; i < n_prompt; i++) {
+        prompt[i] = (int32_t)((7919 * i + 1) % e->info.vocab_size);
+    }
+    for (int64_t i = 0; status == ELLM_OK && i < n_repeats; i++) {
+        status = measure(e, prompt, (size_t)n_prompt, n_generate, &m[i], error);
+    }
+    if (status == ELLM_OK) {
+        size_t n = (size_t)n_repeats;
+        measurement middle = {median(m, n, offsetof(measurement, prefill_tok_s)),
+                              median(m, n, offsetof(measurement, decode_tok_s)),
+                              median(m, n, offsetof(measurement, first_token_ms))};
+        (s->json ? print_json : print_table)(e, n_prompt, n_generate, n_repeats, &middle);
+    }
+    free(prompt);
+    free(m);
+    return status;
+}
+
 ellm_status bench_main(const settings *s, ellm_error *error) {
     int64_t n_prompt = s->prompt_tokens > 0 ? s->prompt_tokens : 128, n_generate = s->generate > 0 ? s->generate : 64;
     int64_t n_repeats = s->repeat > 0 ? s->repeat : 3;
@@ -104,26 +136,9 @@ ellm_status bench_main(const settings *s, ellm_error *error) {
                                (long long)n_prompt, (long long)n_generate, (int)e.context_length);
         }
     }
-    int32_t *prompt = calloc((size_t)n_prompt, sizeof *prompt);
-    measurement *m = calloc((size_t)n_repeats, sizeof *m), middle;
-    if (prompt == NULL || m == NULL) {
-        status = ellm_fail(error, ELLM_NO_MEMORY, "a prompt of %lld tokens", (long long)n_prompt);
-    }
-    for (int64_t i = 0; status == ELLM_OK && i < n_prompt; i++) {
-        prompt[i] = (int32_t)((7919 * i + 1) % e.info.vocab_size);
-    }
-    for (int64_t i = 0; status == ELLM_OK && i < n_repeats; i++) {
-        status = measure(&e, prompt, (size_t)n_prompt, n_generate, &m[i], error);
-    }
     if (status == ELLM_OK) {
-        size_t n = (size_t)n_repeats;
-        middle = (measurement){median(m, n, offsetof(measurement, prefill_tok_s)),
-                               median(m, n, offsetof(measurement, decode_tok_s)),
-                               median(m, n, offsetof(measurement, first_token_ms))};
-        (s->json ? print_json : print_table)(&e, n_prompt, n_generate, n_repeats, &middle);
+        status = repeat(&e, s, n_prompt, n_generate, n_repeats, error);
     }
-    free(prompt);
-    free(m);
     engine_close(&e);
     return status;
 }

@@ -145,7 +145,7 @@ static ellm_status own_directory(const char *name, settings *s, ellm_error *erro
         slash = strrchr(s->own_directory, '/');
     }
     if (slash != NULL) {
-        strcpy(slash, "/manifest.json");
+        memcpy(slash, "/manifest.json", sizeof "/manifest.json");
         bool inside = access(s->own_directory, F_OK) == 0;
         slash[slash == s->own_directory ? 1 : 0] = '\0';
         if (inside) {

@@ -64,13 +64,16 @@ static ellm_status write_logits(engine *e, const int32_t *ids, size_t n, size_t 
         return ellm_fail(error, ELLM_CONTEXT_FULL, "%zu tokens do not fit the context of %d; raise --context", n,
                          (int)e->context_length);
     }
-    float *logits = calloc(step * vocab, sizeof *logits);
     FILE *file = fopen(path, "wb");
-    ellm_status status = ELLM_OK;
-    if (logits == NULL || file == NULL) {
-        status = file == NULL ? ellm_fail(error, ELLM_IO, "%s: %s", path, strerror(errno))
-                              : ellm_fail(error, ELLM_NO_MEMORY, "logits of %zu rows", step);
+    if (file == NULL) {
+        return ellm_fail(error, ELLM_IO, "%s: %s", path, strerror(errno));
     }
+    float *logits = calloc(step * vocab, sizeof *logits);
+    if (logits == NULL) {
+        fclose(file);
+        return ellm_fail(error, ELLM_NO_MEMORY, "logits of %zu rows", step);
+    }
+    ellm_status status = ELLM_OK;
     for (size_t done = 0; status == ELLM_OK && done < n;) {
         ellm_row rows[most_rows];
         size_t count = n - done < step ? n - done : step;
@@ -85,7 +88,7 @@ static ellm_status write_logits(engine *e, const int32_t *ids, size_t n, size_t 
         }
         done += count;
     }
-    if (file != NULL && fclose(file) != 0 && status == ELLM_OK) {
+    if (fclose(file) != 0 && status == ELLM_OK) {
         status = ellm_fail(error, ELLM_IO, "%s: %s", path, strerror(errno));
     }
     free(logits);

@@ -139,6 +139,22 @@ def compile_model(
     )
 
 
+def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[tuple[Parameter, ...], int]:
+    """(parameters from the checkpoint, KV bytes per token), without compiling: what can be checked first.
+
+    Raises ConfigError for what is not supported.
+    """
+    _, architecture = architecture_for(config)
+    network = architecture.build(config, scheme.kv)
+    stored: dict[str, Stored] = {}
+    for role in ("body", "head"):
+        for parameter, tensor in _trace(network, role, 1, 1)[1]:
+            shape = tuple(int(extent) for extent in tensor.shape)
+            stored[parameter] = _stored(parameter, shape, network, scheme, target)
+    kv_bytes_per_token = sum(size for _, size in _states(network)) // KV_BLOCK
+    return _parameters(stored, network, Weights()), kv_bytes_per_token
+
+
 def _trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule, list[tuple[str, Any]]]:
     """The Relax function of one row count, and its parameters in order."""
     if role == "head":

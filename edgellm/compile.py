@@ -126,10 +126,9 @@ class MemoryCheck:
         ram = self.board.memory_bytes
         if total <= ram:
             return
-        parts = (
-            f"weights {_mb(memory['weight_bytes'])}, arena {_mb(memory['arena_bytes'])}, "
-            f"KV cache {_mb(kv)} for {positions} positions, runtime {_mb(RUNTIME_BYTES)}"
-        )
+        arena = f"arena {_mb(memory['arena_bytes'])}, " if memory["arena_bytes"] else ""
+        rest = f"KV cache {_mb(kv)} for {positions} positions, runtime {_mb(RUNTIME_BYTES)}"
+        parts = f"weights {_mb(memory['weight_bytes'])}, {arena}{rest}"
         room = ram - (total - kv)
         if room >= 64 * memory["kv_bytes_per_token"]:
             remedy = f"use --context {room // memory['kv_bytes_per_token'] // 64 * 64} or less"

@@ -1,8 +1,9 @@
 """The process in which TVM runs: `python -m edgellm.compile_worker`, started by edgellm.compile.
 
 Standard input holds one JSON request. Standard output answers with JSON lines:
-{"stage": …, "done": …, "total": …} while working, {"sized": {…}} before weights are written, and at the end
-{"result": {…}} or {"error": type, "text": …}. LLVM may abort this process; the parent turns that into an error.
+{"stage": …, "done": …, "total": …} while working, {"sized": {…}} before kernels are compiled (the least it can be: no
+arena, one KV block) and before weights are written, and at the end {"result": {…}} or {"error": type, "text": …}.
+LLVM may abort this process; the parent turns that into an error.
 """
 
 from __future__ import annotations
@@ -48,14 +49,17 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     source = checkpoint.load(request["checkpoint"])
     import crosscompile
     from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
-    from crosscompile.program import FULL_LADDER, SHORT_LADDER
+    from crosscompile.program import FULL_LADDER, SHORT_LADDER, outline
 
     scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
     target = target_of_tier(request["tier"], request["os"])
     dump = Path(request["dump"]) if request["dump"] else None
     ladder = SHORT_LADDER if request.get("short") else FULL_LADDER
+    parameters, kv_bytes_per_token = outline(source.config, target, scheme)
+    check_sources(source, parameters)
+    least = {"weight_bytes": weight_bytes(parameters).n_bytes, "kv_bytes_per_token": kv_bytes_per_token}
+    channel.send(sized={"memory": {**least, "arena_bytes": 0}, "context_length": 64})
     compiled = crosscompile.compile_model(source.config, target, scheme, dump=dump, ladder=ladder)
-    check_sources(source, compiled.parameters)
     size = weight_bytes(compiled.parameters)
     compiled_at = time.monotonic()
     memory = {**compiled.memory, "weight_bytes": size.n_bytes}

@@ -145,7 +145,7 @@ class Remote(ABC):
         """
         # A new inode: the old one may be a hard link into the slot in use.
         script = 'rm -f "$1"; cat >"$1"\n' if offset == 0 else 'cat >>"$1"\n'
-        with local.open("rb") as file, self.start(shell_argv(script + FLUSH + 'flush "$1"', remote)) as process:
+        with local.open("rb") as file, self.start(shell_argv(script + FLUSH + 'flush_long "$1"', remote)) as process:
             file.seek(offset)
             try:
                 while piece := file.read(PIECE_BYTES):
@@ -208,10 +208,17 @@ class Remote(ABC):
 
 FLUSH = """\
 flush() { sync "$@" 2>/dev/null || sync; }
-flush_all() { while IFS= read -r name; do set -- "$@" "$name"; done; flush "$@"; }
+flush_long() {
+    (while sleep 5 </dev/null >/dev/null 2>&1; do echo; done) &
+    ticks=$!
+    flush "$@" || { kill "$ticks"; return 1; }
+    kill "$ticks"
+}
+flush_all() { while IFS= read -r name; do set -- "$@" "$name"; done; flush_long "$@"; }
 """
 """Shell functions: fsync of the files or directories that are named as arguments, or on standard input line by line.
-Older busybox cannot name them, so everything is flushed there."""
+Older busybox cannot name them, so everything is flushed there. flush_long prints a line every 5 s: a memory card may
+take minutes for what was sent in seconds, and that must not look like a connection that broke."""
 
 
 @dataclass(frozen=True)

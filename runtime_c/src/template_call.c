@@ -188,7 +188,8 @@ static value to_number(machine *vm, uint32_t id, const value *v, const arguments
     if (v->kind == STRING) {
         value clean = ellm_vm_strip(vm, v, NULL, true, true);
         char text[64], *end = text;
-        if (clean.bytes == 0 || clean.bytes >= sizeof text || memchr("+-.0123456789", clean.s[0], 13) == NULL) {
+        if (clean.bytes == 0 || clean.bytes >= sizeof text || clean.s[0] == 0
+            || strchr("+-.0123456789", clean.s[0]) == NULL) {
             return made;
         }
         memcpy(text, clean.s, clean.bytes);
@@ -199,6 +200,9 @@ static value to_number(machine *vm, uint32_t id, const value *v, const arguments
         if (id == FILTER_INT) {
             long long whole = strtoll(text, &end, 10);
             if (*end == 0) {
+                if (whole == INT64_MAX || whole == INT64_MIN) {
+                    return wrong(vm, "a number does not fit 64 bits");
+                }
                 return ellm_vm_integer(whole);
             }
         }
@@ -450,7 +454,6 @@ bool ellm_vm_test(machine *vm, uint32_t id, const value *v, const arguments *arg
     case TEST_STRING: return v->kind == STRING;
     case TEST_MAPPING: return v->kind == DICT;
     case TEST_ITERABLE:
-        return v->kind == STRING || v->kind == LIST || v->kind == TUPLE || v->kind == DICT || v->kind == UNDEFINED;
     case TEST_SEQUENCE:
         return v->kind == STRING || v->kind == LIST || v->kind == TUPLE || v->kind == DICT || v->kind == UNDEFINED;
     case TEST_NONE: return v->kind == NONE;

@@ -17,7 +17,7 @@ void ellm_vm_write(machine *vm, text_buffer *to, const char *text, size_t n) {
         ellm_vm_limit(vm);
         return;
     }
-    if (n > to->cap - to->n) {
+    if (to->data == NULL || n > to->cap - to->n) {
         size_t cap = 2 * to->cap + n + 256;
         char *grown = realloc(to->data, cap);
         if (grown == NULL) {
@@ -65,7 +65,7 @@ static void write_real(machine *vm, text_buffer *to, double number) {
         snprintf(digits, sizeof digits, "%.*e", precision, fabs(number));
     } while (precision++ < 17 && strtod(digits, NULL) != fabs(number));
     const char *e = strchr(digits, 'e');
-    int exponent = atoi(e + 1), n_digits = 0;
+    int exponent = (int)strtol(e + 1, NULL, 10), n_digits = 0;
     for (const char *c = digits; c < e; c++) {
         if (*c >= '0' && *c <= '9') {
             digits[n_digits++] = *c; /* drops the decimal point, whatever the locale calls it */

@@ -1,4 +1,5 @@
 /* Values of the template language, with Python's rules for truth, equality, order, indexing and arithmetic. */
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -476,6 +477,9 @@ value ellm_vm_slice(machine *vm, const value *v, const value bounds[3]) {
         return (value){.kind = UNDEFINED};
     }
     int64_t n = (int64_t)ellm_vm_length(vm, v), stride = 1;
+    if (bounds[2].kind != INTEGER && bounds[2].kind != NONE) {
+        return ellm_vm_fail(vm, "chat template, line %u: a slice needs integers", (unsigned)vm->line);
+    }
     if (bounds[2].kind == INTEGER) {
         stride = bounds[2].i < -n - 1 ? -n - 1 : bounds[2].i > n + 1 ? n + 1 : bounds[2].i;
     }
@@ -497,7 +501,8 @@ value ellm_vm_slice(machine *vm, const value *v, const value bounds[3]) {
     const list *from = ellm_vm_iterate(vm, v);
     list *items = from != NULL ? ellm_vm_list(vm, count) : NULL;
     for (size_t i = 0; items != NULL && i < count; i++) {
-        items->items[i] = from->items[start + (int64_t)i * stride];
+        size_t at = (size_t)(start + (int64_t)i * stride);
+        items->items[i] = at < from->n ? from->items[at] : (value){.kind = NONE};
     }
     if (items == NULL) {
         return (value){.kind = UNDEFINED};
@@ -633,7 +638,7 @@ static value reals(machine *vm, uint32_t op, double a, double b) {
     case OP_DIVIDE: result = a / b; break;
     case OP_FLOOR_DIVIDE: result = floor_of(a / b); break;
     case OP_MODULO:
-        if (a - a != 0 || b != b) {
+        if (isnan(a) || isinf(a) || isnan(b)) {
             return overflow(vm); /* infinities and NaN */
         }
         result = remainder_of(a < 0 ? -a : a, b < 0 ? -b : b);

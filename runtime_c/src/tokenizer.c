@@ -56,7 +56,6 @@ static ellm_status read_sections(reader *r, size_t bytes) {
     if (bytes < header_bytes + 8 * N_SECTIONS || memcmp(r->data, "ELLMTOK1", 8) != 0) {
         return bad(r, "no tokenizer");
     }
-    r->header = (const uint32_t *)(const void *)r->data;
     if (r->header[2] != bytes || bytes > UINT32_C(0x7FFFFFFF)) {
         return bad(r, "wrong size");
     }
@@ -367,7 +366,7 @@ static ellm_status check(const reader *r, ellm_tokenizer *t, uint8_t *starts) {
 }
 
 ellm_status ellm_tokenizer_open(const uint8_t *data, size_t bytes, ellm_tokenizer **tokenizer, ellm_error *error) {
-    reader r = {.data = data, .error = error};
+    reader r = {.data = data, .header = (const uint32_t *)(const void *)data, .error = error};
     *tokenizer = NULL;
     ellm_status status = read_sections(&r, bytes);
     if (status != ELLM_OK) {

@@ -194,7 +194,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.nd
         lanes[..., : len(keys)] = p
         parts = lanes.reshape(n, heads, KV_BLOCK // LANES, LANES)
         summed = ((parts[:, :, 0] + parts[:, :, 1]) + parts[:, :, 2]) + parts[:, :, 3]
-        seen = visible.any(1)[:, None]
+        seen: np.ndarray = np.asarray(visible.any(axis=1, keepdims=True))
         total = np.where(seen, fma(total, alpha, tree_sum(summed)), total)
         new = out * alpha[..., None]
         for j in range(len(keys)):

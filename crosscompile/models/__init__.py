@@ -39,6 +39,7 @@ def architecture_for(config: Mapping[str, Any]) -> tuple[str, Architecture]:
         return name, known[name]
     near = difflib.get_close_matches(name, known, 1, 0.0)[0]
     raise ConfigError(
-        f"config.json: architecture {name!r} is not supported; supported are {', '.join(known)}. The nearest is {near}: if "
-        f"the network is the same, change 'architectures', else add it through the entry point {ENTRY_POINTS}"
+        f"config.json: architecture {name!r} is not supported; supported are {', '.join(known)}. The nearest is "
+        f"{near}: if the network is the same, change 'architectures', else add it through "
+        f"the entry point {ENTRY_POINTS}"
     )

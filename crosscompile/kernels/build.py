@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from tvm import tirx
@@ -24,11 +24,11 @@ def i64(value: int) -> Expr:
     return tirx.IntImm("int64", value)
 
 
-def kernel(name: str, body: Callable[[Builder], None]) -> tirx.PrimFunc:
-    """The function that `body` writes; opaque to operator fusion."""
+def kernel(name: str, body: Callable[[Builder], None], pattern: int = OPAQUE) -> tirx.PrimFunc:
+    """The function that `body` writes. pattern: what operator fusion may do with it."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
-        T.func_attr({"tirx.noalias": True, "op_pattern": OPAQUE})
+        T.func_attr({"tirx.noalias": True, "op_pattern": pattern})
         body(Builder())
     return builder.get()
 
@@ -46,6 +46,21 @@ class Builder:
         if size * 4 >= 1024:
             raise AssertionError(f"a local buffer of {size} elements does not stay on the stack")
         return T.alloc_buffer((size,), dtype)
+
+    def intermediate(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A buffer between two blocks; the schedule decides how little of it exists at a time."""
+        return T.sblock_alloc_buffer(tuple(i64(d) for d in shape), dtype)
+
+    @contextmanager
+    def block(self, name: str, kinds: str, extents: tuple[int, ...]) -> Iterator[list[Expr]]:
+        """A schedulable block under a loop per extent; kinds: S for spatial axes, R for reduced ones."""
+        with T.grid(*(i64(extent) for extent in extents)) as loops, T.sblock(name):
+            yield T.axis.remap(kinds, list(loops))
+
+    def start(self, buffer: Any, value: Expr, *index: Any) -> None:
+        """What a block's output holds before its reduction begins."""
+        with T.init():
+            T.buffer_store(buffer, value, list(index))
 
     def shared(self, extent: int) -> AbstractContextManager[Expr]:
         """The loop that threads share: the outermost one."""

@@ -5,40 +5,31 @@ from __future__ import annotations
 from functools import cache
 
 from tvm import tirx
-from tvm.script import tirx as T
 
-from crosscompile.kernels.build import ELEMENTWISE, i64
+from crosscompile.kernels.build import ELEMENTWISE, Builder, kernel
 
 
 @cache
 def add(n: int, columns: int) -> tirx.PrimFunc:
     """(a (n, columns) f32, b likewise) -> a + b. The residual connection."""
-    M, N = i64(n), i64(columns)
 
-    @T.prim_func(s_tir=True)
-    def residual_add(
-        a: T.Buffer((M, N), "float32"), b: T.Buffer((M, N), "float32"), y: T.Buffer((M, N), "float32")
-    ) -> None:
-        T.func_attr({"tirx.noalias": True, "op_pattern": ELEMENTWISE})
-        for m, j in T.grid(M, N):
-            with T.sblock("add"):
-                vm, vj = T.axis.remap("SS", [m, j])
-                y[vm, vj] = a[vm, vj] + b[vm, vj]
+    def body(k: Builder) -> None:
+        a, b, y = (k.buffer(name, (n, columns), "float32") for name in "aby")
+        with k.block("add", "SS", (n, columns)) as (m, j):
+            k.store(y, a[m, j] + b[m, j], m, j)
 
-    return residual_add
+    return kernel("residual_add", body, ELEMENTWISE)
 
 
 @cache
 def add_bias(n: int, columns: int) -> tirx.PrimFunc:
     """(a (n, columns) f32, bias (columns,) f32) -> a + bias."""
-    M, N = i64(n), i64(columns)
 
-    @T.prim_func(s_tir=True)
-    def bias_add(a: T.Buffer((M, N), "float32"), b: T.Buffer((N,), "float32"), y: T.Buffer((M, N), "float32")) -> None:
-        T.func_attr({"tirx.noalias": True, "op_pattern": ELEMENTWISE})
-        for m, j in T.grid(M, N):
-            with T.sblock("add"):
-                vm, vj = T.axis.remap("SS", [m, j])
-                y[vm, vj] = a[vm, vj] + b[vj]
+    def body(k: Builder) -> None:
+        a = k.buffer("a", (n, columns), "float32")
+        bias = k.buffer("bias", (columns,), "float32")
+        y = k.buffer("y", (n, columns), "float32")
+        with k.block("add", "SS", (n, columns)) as (m, j):
+            k.store(y, a[m, j] + bias[j], m, j)
 
-    return bias_add
+    return kernel("bias_add", body, ELEMENTWISE)

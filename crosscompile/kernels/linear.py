@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from functools import cache
 
 from tvm import s_tir, tirx
-from tvm.script import tirx as T
 
-from crosscompile.arithmetic import fma
-from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, i64
+from crosscompile.arithmetic import constant, fma
+from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, kernel
 from crosscompile.kernels.dot import SIGNED_NIBBLE_SHIFT, register_dot, scalar_dot, weight_dtype, weight_shape
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
@@ -36,99 +35,54 @@ def quantized_linear(n: int, rows_padded: int, columns: int, packing: str) -> ti
     sum_a, the sum of each group of a, is there for packings with an offset only.
     """
     form = Packing.parse(packing)
-    chunks, R, chunk = weight_shape(form)
-    G, B, N, M, R_ = i64(rows_padded // R), i64(columns // GROUP), i64(rows_padded), i64(n), i64(R)
-    C, I = i64(chunks), i64(chunk)
-    dtype = weight_dtype(form)
-    offset = {"w4": 8, "w8": 128}[form.kind]
+    chunks, rows, chunk = weight_shape(form)
+    groups, blocks = rows_padded // rows, columns // GROUP
+    offset = {"w4": 8, "w8": 128}[form.kind] if form.unsigned else 0
     shrink = 1.0 / SIGNED_NIBBLE_SHIFT if form.kind == "w4" and not form.unsigned else 1.0
 
-    if form.unsigned:
+    def body(k: Builder) -> None:
+        a = k.buffer("a", (n, blocks, GROUP), "int8")
+        scale_a = k.buffer("scale_a", (n, blocks), "float32")
+        sum_a = k.buffer("sum_a", (n, blocks), "int32") if form.unsigned else None
+        w = k.buffer("w", (groups, blocks, chunks, rows, chunk), weight_dtype(form))
+        scale_w = k.buffer("scale_w", (groups, blocks, rows), "float16")
+        y = k.buffer("y", (n, rows_padded), "float32")
+        d = k.intermediate((n, groups, blocks, rows), "int32")
 
-        @T.prim_func(s_tir=True)
-        def unsigned_linear(
-            a: T.Buffer((M, B, i64(GROUP)), "int8"),
-            scale_a: T.Buffer((M, B), "float32"),
-            sum_a: T.Buffer((M, B), "int32"),
-            w: T.Buffer((G, B, C, R_, I), dtype),
-            scale_w: T.Buffer((G, B, R_), "float16"),
-            y: T.Buffer((M, N), "float32"),
-        ) -> None:
-            T.func_attr({"tirx.noalias": True, "op_pattern": OUT_EWISE_FUSABLE})
-            d = T.sblock_alloc_buffer((M, G, B, R_), "int32")
-            for m, g, b, r, c, i in T.grid(M, G, B, R_, C, I):
-                with T.sblock("dot"):
-                    vm, vg, vb, vr, vc, vi = T.axis.remap("SSSSRR", [m, g, b, r, c, i])
-                    with T.init():
-                        d[vm, vg, vb, vr] = 0
-                    d[vm, vg, vb, vr] = d[vm, vg, vb, vr] + scalar_dot(
-                        form, lambda c, i: w[vg, vb, c, vr, i], lambda k: a[vm, vb, k], vc, vi
-                    )
-            for m, g, r, b in T.grid(M, G, R_, B):
-                with T.sblock("sum"):
-                    vm, vg, vr, vb = T.axis.remap("SSSR", [m, g, r, b])
-                    with T.init():
-                        y[vm, vg * R_ + vr] = T.float32(0)
-                    y[vm, vg * R_ + vr] = fma(
-                        T.Cast("float32", d[vm, vg, vb, vr] - sum_a[vm, vb] * offset),
-                        T.Cast("float32", scale_w[vg, vb, vr]) * scale_a[vm, vb],
-                        y[vm, vg * R_ + vr],
-                    )
+        with k.block("dot", "SSSSRR", (n, groups, blocks, rows, chunks, chunk)) as (m, g, b, r, c, i):
+            k.start(d, tirx.const(0, "int32"), m, g, b, r)
+            products = scalar_dot(form, lambda c, i: w[g, b, c, r, i], lambda column: a[m, b, column], c, i)
+            k.store(d, d[m, g, b, r] + products, m, g, b, r)
 
-        return unsigned_linear
+        with k.block("sum", "SSSR", (n, groups, rows, blocks)) as (m, g, r, b):
+            row = g * rows + r
+            dot = d[m, g, b, r]
+            if sum_a is not None:
+                dot = dot - sum_a[m, b] * offset
+            scale = scale_a[m, b] if shrink == 1.0 else scale_a[m, b] * constant(shrink, 1)
+            k.start(y, constant(0.0, 1), m, row)
+            scale = cast("float32", scale_w[g, b, r]) * scale
+            k.store(y, fma(cast("float32", dot), scale, y[m, row]), m, row)
 
-    @T.prim_func(s_tir=True)
-    def signed_linear(
-        a: T.Buffer((M, B, i64(GROUP)), "int8"),
-        scale_a: T.Buffer((M, B), "float32"),
-        w: T.Buffer((G, B, C, R_, I), dtype),
-        scale_w: T.Buffer((G, B, R_), "float16"),
-        y: T.Buffer((M, N), "float32"),
-    ) -> None:
-        T.func_attr({"tirx.noalias": True, "op_pattern": OUT_EWISE_FUSABLE})
-        d = T.sblock_alloc_buffer((M, G, B, R_), "int32")
-        for m, g, b, r, c, i in T.grid(M, G, B, R_, C, I):
-            with T.sblock("dot"):
-                vm, vg, vb, vr, vc, vi = T.axis.remap("SSSSRR", [m, g, b, r, c, i])
-                with T.init():
-                    d[vm, vg, vb, vr] = 0
-                d[vm, vg, vb, vr] = d[vm, vg, vb, vr] + scalar_dot(
-                    form, lambda c, i: w[vg, vb, c, vr, i], lambda k: a[vm, vb, k], vc, vi
-                )
-        for m, g, r, b in T.grid(M, G, R_, B):
-            with T.sblock("sum"):
-                vm, vg, vr, vb = T.axis.remap("SSSR", [m, g, r, b])
-                with T.init():
-                    y[vm, vg * R_ + vr] = T.float32(0)
-                y[vm, vg * R_ + vr] = fma(
-                    T.Cast("float32", d[vm, vg, vb, vr]),
-                    T.Cast("float32", scale_w[vg, vb, vr]) * (scale_a[vm, vb] * T.float32(shrink)),
-                    y[vm, vg * R_ + vr],
-                )
-
-    return signed_linear
+    return kernel(f"linear_{form.kind}", body, OUT_EWISE_FUSABLE)
 
 
 @cache
 def float_linear(n: int, rows_padded: int, columns: int, packing: str) -> tirx.PrimFunc:
     """(x (n, columns) f32, w (G, columns, R) f32 or f16) -> y (n, rows_padded) f32."""
     form = Packing.parse(packing)
-    G, K, N, M, R_ = (i64(v) for v in (rows_padded // form.rows, columns, rows_padded, n, form.rows))
-    dtype = "float32" if form.kind == "f32" else "float16"
+    groups = rows_padded // form.rows
 
-    @T.prim_func(s_tir=True)
-    def plain_linear(
-        x: T.Buffer((M, K), "float32"), w: T.Buffer((G, K, R_), dtype), y: T.Buffer((M, N), "float32")
-    ) -> None:
-        T.func_attr({"tirx.noalias": True, "op_pattern": OUT_EWISE_FUSABLE})
-        for m, g, r, k in T.grid(M, G, R_, K):
-            with T.sblock("sum"):
-                vm, vg, vr, vk = T.axis.remap("SSSR", [m, g, r, k])
-                with T.init():
-                    y[vm, vg * R_ + vr] = T.float32(0)
-                y[vm, vg * R_ + vr] = fma(T.Cast("float32", w[vg, vk, vr]), x[vm, vk], y[vm, vg * R_ + vr])
+    def body(k: Builder) -> None:
+        x = k.buffer("x", (n, columns), "float32")
+        w = k.buffer("w", (groups, columns, form.rows), "float32" if form.kind == "f32" else "float16")
+        y = k.buffer("y", (n, rows_padded), "float32")
+        with k.block("sum", "SSSR", (n, groups, form.rows, columns)) as (m, g, r, c):
+            row = g * form.rows + r
+            k.start(y, constant(0.0, 1), m, row)
+            k.store(y, fma(cast("float32", w[g, c, r]), x[m, c], y[m, row]), m, row)
 
-    return plain_linear
+    return kernel(f"linear_{form.kind}", body, OUT_EWISE_FUSABLE)
 
 
 def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKnobs | None = None) -> tirx.PrimFunc:
@@ -167,7 +121,7 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
 
     if dot is not None:
         sch.compute_at(dot, m_inner, preserve_unit_loops=True)
-        row, c, i = sch.get_loops(dot)[-3:]
+        row = sch.get_loops(dot)[-3]
         start = sch.decompose_reduction(dot, row)
         sch.vectorize(sch.get_loops(start)[-1])
         sch.tensorize(row, register_dot(tier.name, packing))

@@ -27,12 +27,29 @@ N_TOKENS = 512
 
 
 @dataclass(frozen=True)
+class Text:
+    """A text and the spans of characters that are measured: a conversation's answers, or everything."""
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Token ids and the positions whose prediction, the next token, is measured."""
+
+    ids: list[int]
+    positions: list[int]
+
+
+@dataclass(frozen=True)
 class Quality:
-    """One scheme against f32, over all positions of all texts.
+    """One scheme against f32, over every measured position: those that predict a token of an answer.
 
     kl_nats            mean Kullback-Leibler divergence of the scheme's next-token distribution from f32's
     top1_agreement     share of positions where the most likely token is the same
-    perplexity         of the texts under the scheme
+    perplexity         of the measured tokens under the scheme
+    n_positions        how many were measured
     max_logit_error    largest |difference| of a logit, relative to the largest |logit|
     """
 
@@ -42,9 +59,10 @@ class Quality:
     top1_agreement: float
     perplexity: float
     max_logit_error: float
+    n_positions: int
 
 
-def read_texts(file: Path, source: Checkpoint) -> list[str]:
+def read_texts(file: Path, source: Checkpoint) -> list[Text]:
     """Texts of a file: .jsonl with {"messages": […]} or {"text": "…"} per line, else paragraphs of plain text.
 
     Conversations are rendered with the checkpoint's chat template. Raises UsageError for what is neither.
@@ -54,7 +72,7 @@ def read_texts(file: Path, source: Checkpoint) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read as text: {error}") from error
     if file.suffix != ".jsonl":
-        return [part.strip() for part in content.split("\n\n") if part.strip()]
+        return [_whole(part.strip()) for part in content.split("\n\n") if part.strip()]
     texts = []
     for number, line in enumerate(content.splitlines(), 1):
         if not line.strip():
@@ -64,12 +82,30 @@ def read_texts(file: Path, source: Checkpoint) -> list[str]:
         except ValueError as error:
             raise UsageError(f"{file}: line {number} is not JSON ({error})") from error
         if isinstance(entry, dict) and isinstance(entry.get("messages"), list):
-            texts.append(_render(source, entry))
+            texts.append(_conversation(source, entry))
         elif isinstance(entry, dict) and isinstance(entry.get("text"), str):
-            texts.append(entry["text"])
+            texts.append(_whole(entry["text"]))
         else:
             raise UsageError(f'{file}: line {number} has neither "messages" nor "text"')
     return texts
+
+
+def _whole(text: str) -> Text:
+    return Text(text, ((0, len(text)),))
+
+
+def _conversation(source: Checkpoint, entry: dict[str, Any]) -> Text:
+    """A rendered conversation; what is measured is what follows each generation prompt."""
+    messages = entry["messages"]
+    full = _render(source, entry)
+    spans = []
+    for index, message in enumerate(messages):
+        if index and isinstance(message, dict) and message.get("role") == "assistant":
+            before = _render(source, {**entry, "messages": messages[:index], "add_generation_prompt": True})
+            after = _render(source, {**entry, "messages": messages[: index + 1]})
+            if after.startswith(before) and full.startswith(after):
+                spans.append((len(before), len(after)))
+    return Text(full, tuple(spans)) if spans else _whole(full)
 
 
 def _render(source: Checkpoint, entry: dict[str, Any]) -> str:
@@ -87,15 +123,21 @@ def _render(source: Checkpoint, entry: dict[str, Any]) -> str:
         raise UsageError(f"the chat template cannot render a conversation: {error}") from error
 
 
-def encode(source: Checkpoint, texts: Sequence[str], n_tokens: int) -> list[list[int]]:
-    """Ids of each text, at most n_tokens; texts of a single token are left out."""
+def encode(source: Checkpoint, texts: Sequence[Text], n_tokens: int) -> list[Sample]:
+    """Samples of at most n_tokens; texts with nothing to measure are left out."""
     from tokenizers import Tokenizer
 
     if source.tokenizer_json is None:
         raise ModelError(f"{source.path} has no tokenizer.json")
     tokenizer = Tokenizer.from_str(source.tokenizer_json.decode("utf-8"))
-    found = [tokenizer.encode(text, add_special_tokens=False).ids[:n_tokens] for text in texts]
-    return [ids for ids in found if len(ids) > 1]
+    samples = []
+    for text in texts:
+        encoding = tokenizer.encode(text.text, add_special_tokens=False)
+        starts = [start for start, _ in encoding.offsets[1:n_tokens]]
+        positions = [at for at, start in enumerate(starts) if any(low <= start < high for low, high in text.spans)]
+        if positions:
+            samples.append(Sample(encoding.ids[:n_tokens], positions))
+    return samples
 
 
 def runtime_logits(bundle: Path, ids: Sequence[int], vocab: int) -> np.ndarray:
@@ -121,32 +163,33 @@ class Tally:
     """Sums over positions of one scheme's difference from f32."""
 
     def __init__(self) -> None:
-        self.n = self.n_next = self.agreed = 0
+        self.n = self.agreed = 0
         self.kl = self.nll = self.error = self.largest = 0.0
 
-    def add(self, exact: np.ndarray, found: np.ndarray, ids: Sequence[int]) -> None:
-        """exact, found: logits (n, vocab) of f32 and of the scheme after each of `ids`."""
+    def add(self, exact: np.ndarray, found: np.ndarray, sample: Sample) -> None:
+        """exact, found: logits (n, vocab) of f32 and of the scheme after each of the sample's ids."""
+        exact, found = exact[sample.positions], found[sample.positions]
+        following = [sample.ids[position + 1] for position in sample.positions]
         p, q = _log_softmax(exact), _log_softmax(found)
-        self.n += len(ids)
+        self.n += len(following)
         self.kl += float((np.exp(p) * (p - q)).sum())
         self.agreed += int((exact.argmax(-1) == found.argmax(-1)).sum())
-        self.nll -= float(q[np.arange(len(ids) - 1), list(ids[1:])].sum())
-        self.n_next += len(ids) - 1
+        self.nll -= float(q[np.arange(len(following)), following].sum())
         self.error = max(self.error, float(np.abs(exact - found).max()))
         self.largest = max(self.largest, float(np.abs(exact).max()))
 
     def quality(self, scheme: str, weight_bytes: int) -> Quality:
         """The means."""
-        perplexity = float(np.exp(self.nll / self.n_next))
+        perplexity = float(np.exp(self.nll / self.n))
         relative = self.error / self.largest if self.largest else 0.0
-        return Quality(scheme, weight_bytes, self.kl / self.n, self.agreed / self.n, perplexity, relative)
+        return Quality(scheme, weight_bytes, self.kl / self.n, self.agreed / self.n, perplexity, relative, self.n)
 
 
 def evaluate(
     source: Checkpoint,
     name: str,
     schemes: Sequence[Options],
-    texts: Sequence[str],
+    texts: Sequence[Text],
     n_tokens: int = N_TOKENS,
     progress: Progress | None = None,
 ) -> list[Quality]:
@@ -161,17 +204,17 @@ def evaluate(
     limit = min(n_tokens, int(source.config.get("max_position_embeddings") or n_tokens))
     encoded = encode(source, texts, limit)
     if not encoded:
-        raise UsageError("there is no text of two tokens or more to measure on")
+        raise UsageError(f"no text has anything to measure within its first {limit} tokens; give more or other texts")
     vocab = int(source.config["vocab_size"])
     every = [Options("f32"), *(options for options in schemes if options != Options("f32"))]
     bundles = [compile_checkpoint(source, name, target, options, progress=show).bundle for options in every]
     tallies = [Tally() for _ in every]
-    for index, ids in enumerate(encoded):
+    for index, sample in enumerate(encoded):
         show("comparing", index, len(encoded))
-        exact = runtime_logits(bundles[0].path, ids, vocab)
+        exact = runtime_logits(bundles[0].path, sample.ids, vocab)
         for bundle, tally in zip(bundles, tallies, strict=True):
-            found = exact if bundle is bundles[0] else runtime_logits(bundle.path, ids, vocab)
-            tally.add(exact, found, ids)
+            found = exact if bundle is bundles[0] else runtime_logits(bundle.path, sample.ids, vocab)
+            tally.add(exact, found, sample)
     return [
         tally.quality(_label(options), int(bundle.manifest["memory"]["weight_bytes"]))
         for options, bundle, tally in zip(every, bundles, tallies, strict=True)

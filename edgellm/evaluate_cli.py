@@ -1,7 +1,8 @@
 """Measure how much a scheme changes the model: Kullback-Leibler divergence from f32, top-1 agreement, perplexity.
 
 TEXTS should be text the model was not trained on: a .jsonl file with {"messages": [...]} or {"text": "..."} per line,
-or plain text in paragraphs. Every scheme is compiled for this machine; every board computes the same bits.
+or plain text in paragraphs. Of conversations, only the assistant's answers are measured. Every scheme is compiled for
+this machine; every board computes the same bits.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ def show(name: str, n_texts: int, results: list[Quality]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=f"{name} on {n_texts} held-out texts", title_justify="left")
+    title = f"{name} on {n_texts} held-out texts, {results[0].n_positions} tokens"
+    table = Table(title=title, title_justify="left")
     for heading in ("scheme", "weights", "KL from f32 (nats)", "top-1 agreement", "perplexity", "max logit error"):
         table.add_column(heading, justify="left" if heading == "scheme" else "right")
     for result in results:

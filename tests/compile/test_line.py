@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from crosscompile import checkpoint, reference
-from crosscompile.errors import CompileError
+from crosscompile.errors import CompileError, QuantizeError
 from crosscompile.models.architecture import scheme_for
 from edgellm import bundle as bundles
 from edgellm.boards import load_board
@@ -20,7 +22,7 @@ from edgellm.compile import Compilation, Options, build
 from edgellm.errors import ModelError, UnsuitableError
 from edgellm.evaluate import runtime_logits
 from edgellm.golden import host_target
-from tests.oracle.configurations import BASE, CONFIGURATIONS, write_checkpoint
+from tests.oracle.configurations import BASE, CONFIGURATIONS, weights, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "voice_assistant" / "model"
@@ -169,9 +171,19 @@ def test_texts_that_cannot_be_compiled(tmp_path: Path, cache: Path) -> None:
     assert left_behind(cache) == []
 
 
-def test_a_model_that_does_not_fit_the_board(tmp_path: Path, cache: Path) -> None:
-    from dataclasses import replace
+def test_a_checkpoint_with_nan_leaves_nothing(tmp_path: Path, cache: Path) -> None:
+    config = {**CONFIGURATIONS["llama-linear"], "num_hidden_layers": 1}
+    directory = write_checkpoint(tmp_path / "model", config)
+    tensors = weights(config)
+    tensors["model.layers.0.mlp.up_proj.weight"][17, 3] = np.nan
+    save_file(tensors, directory / "model.safetensors")
+    with pytest.raises(QuantizeError, match=r"'model\.layers\.0\.mlp\.up_proj\.weight' holds NaN in row 17"):
+        build(directory, "local", Options("w4a8"), tmp_path / "out")
+    assert os.listdir(tmp_path) == ["model"]
+    assert left_behind(cache) == []
 
+
+def test_a_model_that_does_not_fit_the_board(tmp_path: Path, cache: Path) -> None:
     board = load_board("local")
     small = replace(board, memory=replace(board.memory, ram_bytes=17_000_000, ram_options_bytes=()))
     with pytest.raises(UnsuitableError, match=r"the model needs .* MB \(weights .* use "):

@@ -18,7 +18,7 @@ from edgellm.boards import load_board
 EDGELLM = Path(sys.executable).with_name("edgellm")
 MODEL = Path(__file__).parent / "voice_assistant" / "model"
 BUNDLE = "build/demo"
-QUESTIONS = ("is the front door locked", "how cold is it outside", "Turn on the desk lamp, please.")
+QUESTIONS = ("Is the coffee machine on?", "which lights are on", "turn off the kitchen light")
 
 
 def say(text: str = "") -> None:
@@ -62,7 +62,7 @@ def main() -> None:
             virtual.start(load_board(board), progress)
     edgellm("deploy", "--board", board, BUNDLE)
     heading("3. Ask it")
-    say("Its chat template tells it about a home: 7 C outside, front door locked, desk lamp off.")
+    say("Its chat template tells it about a home: kitchen light and porch lamp on, coffee machine off.")
     for question in QUESTIONS:
         say()
         edgellm("run", "--board", board, "-p", question)

@@ -43,7 +43,7 @@ bench: setup-demo ## speed and memory of the demo model on BOARD
 	@.venv/bin/edgellm deploy --board $(BOARD) $(MODEL) && .venv/bin/edgellm bench --board $(BOARD)
 
 fuzz: setup-fuzz setup-test ## each fuzz target of runtime_c for TIME seconds, then N texts per campaign from SEED
-	@$(MAKE) --no-print-directory -C runtime_c fuzz TIME=$(TIME)
+	@$(MAKE) --silent --no-print-directory -C runtime_c fuzz TIME=$(TIME)
 	@for name in $(CAMPAIGNS); do $(PY) -m tests.campaigns.$$name --n $(N) --seed $(SEED) || exit 1; done
 
 size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its budget

@@ -109,9 +109,8 @@ def rope_append(n: int, heads: Heads) -> tirx.PrimFunc:
                 k.store(q, second, m, span(h * heads.dim + half + c * lanes, lanes))
 
             def append() -> None:
-                position = k.bind(cast("int64", positions[m]))
-                column = k.bind(tirx.truncmod(position, KV_BLOCK))
-                block = k.bind(cast("int64", block_table[cast("int64", slots[m]), tirx.truncdiv(position, KV_BLOCK)]))
+                logical, column = k.divide(positions[m], KV_BLOCK)
+                block = k.bind(cast("int64", block_table[cast("int64", slots[m]), logical]))
                 with k.loop(0, heads.kv) as h:
                     with k.loop(0, half // lanes) as c:
                         first, second = rotated(m, h + heads.query, c)
@@ -154,9 +153,8 @@ def attention(n: int, heads: Heads) -> tirx.PrimFunc:
         running = k.local(2)  # largest score so far, sum of exponentials
 
         with k.shared(n * heads.query) as unit:
-            m = k.bind(tirx.truncdiv(unit, heads.query))
-            head = k.bind(tirx.truncmod(unit, heads.query))
-            kv_head = k.bind(tirx.truncdiv(head, per_kv))
+            m, head = k.divide(unit, heads.query)
+            kv_head, _ = k.divide(head, per_kv)
             out = head * heads.dim
             with k.loop(0, heads.dim // LANES) as c:
                 k.store(o, constant(0.0, LANES), m, span(out + c * LANES))
@@ -169,7 +167,9 @@ def attention(n: int, heads: Heads) -> tirx.PrimFunc:
                     oldest = k.bind(tirx.Max(position - (heads.window - 1), tirx.const(0, "int64")))
                 k.store(running, constant(LOWEST, 1), 0)
                 k.store(running, constant(0.0, 1), 1)
-                with k.loop(tirx.truncdiv(oldest, KV_BLOCK), tirx.truncdiv(position, KV_BLOCK) + 1) as logical:
+                first_block, _ = k.divide(oldest, KV_BLOCK)
+                last_block, _ = k.divide(position, KV_BLOCK)
+                with k.loop(first_block, last_block + 1) as logical:
                     block = k.bind(cast("int64", block_table[slot, logical]))
                     first = k.bind(tirx.Max(oldest - logical * KV_BLOCK, tirx.const(0, "int64")))
                     last = k.bind(tirx.Min(position - logical * KV_BLOCK, tirx.const(KV_BLOCK - 1, "int64")))

@@ -81,6 +81,13 @@ class Builder:
         """A name for a value, computed once, here."""
         return T.bind(value)
 
+    def divide(self, value: Expr, by: int) -> tuple[Expr, Expr]:
+        """Quotient and remainder of a value ≥ 0, in 32 bits: armv7 divides 64 only in a library."""
+        narrow = T.bind(T.Cast("int32", value))
+        divisor = tirx.const(by, "int32")
+        quotient, remainder = tirx.truncdiv(narrow, divisor), tirx.truncmod(narrow, divisor)
+        return T.bind(T.Cast("int64", quotient)), T.bind(T.Cast("int64", remainder))
+
     def store(self, buffer: Any, value: Expr, *index: Any) -> None:
         """buffer[index] = value. A ramp in the index stores a vector."""
         T.buffer_store(buffer, value, list(index))

@@ -23,11 +23,9 @@ def embed(n: int, vocab: int, columns: int, packing: str) -> tirx.PrimFunc:
         w = k.buffer("w", (groups, columns, form.rows), "float32" if form.kind == "f32" else "float16")
         x = k.buffer("x", (n, columns), "float32")
         with k.shared(n) as m:
-            token = k.bind(cast("int64", tokens[m]))
+            g, r = k.divide(tokens[m], form.rows)
             with k.loop(0, columns) as c:
-                k.store(
-                    x, cast("float32", w[tirx.truncdiv(token, form.rows), c, tirx.truncmod(token, form.rows)]), m, c
-                )
+                k.store(x, cast("float32", w[g, c, r]), m, c)
 
     def quantized(k: Builder) -> None:
         chunks, rows, chunk = weight_shape(form)
@@ -41,8 +39,7 @@ def embed(n: int, vocab: int, columns: int, packing: str) -> tirx.PrimFunc:
             k.store(x, cast("float32", q) * s, m, column)
 
         with k.shared(n) as m:
-            token = k.bind(cast("int64", tokens[m]))
-            g, r = tirx.truncdiv(token, rows), tirx.truncmod(token, rows)
+            g, r = k.divide(tokens[m], rows)
             with k.loop(0, columns // GROUP) as b, k.loop(0, chunks) as c, k.loop(0, chunk) as i:
                 s = k.bind(cast("float32", scale[g, b, r]))
                 byte = k.bind(cast("int32", w[g, b, c, r, i]))

@@ -32,8 +32,12 @@ CONFIG = {
     "sliding_window": 80,
     "vocab_size": 1009,
     "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "head_dim": 16,
     "num_key_value_heads": 1,
 }
+"""Six heads, because no tier divides by six with a shift."""
+
 N_TOKENS = 140
 """More than two KV blocks, and more than the window."""
 SCHEMES = ("f32", "f16", "w8a8", "w4a8")

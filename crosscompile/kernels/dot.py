@@ -31,14 +31,6 @@ def _call(dtype: str, name: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, name, *args)
 
 
-def _low(x: Expr, lanes: int) -> Expr:
-    return tirx.Shuffle([x], list(range(lanes)))
-
-
-def _high(x: Expr, lanes: int) -> Expr:
-    return tirx.Shuffle([x], list(range(lanes, 2 * lanes)))
-
-
 def _widening_neon(tier: Tier) -> Multiply:
     """smull + sadalp: 8-bit products of two columns of four rows, pairs added into 32 bits."""
     arm = "llvm.arm.neon." if tier.arch == "armv7" else "llvm.aarch64.neon."
@@ -115,6 +107,15 @@ SIGNED_NIBBLE_SHIFT = 16
 """Signed nibbles are multiplied in place as 16 · q; the kernel divides the group's dot by it, exactly."""
 
 
+def _columns(form: Packing, vector: Expr, lanes: int, chunk_index: int) -> list[tuple[Expr, int]]:
+    """A stored vector as 8-bit weights, each with its first column: once for w8, low and high nibbles for w4."""
+    if form.kind == "w8":
+        return [(vector, chunk_index * form.chunk)]
+    low, high = _nibbles(vector, lanes, form.unsigned)
+    first = 2 * chunk_index * form.chunk
+    return [(low, first), (high, first + form.chunk)]
+
+
 def _group_dot(tier: Tier, form: Packing, weights: Any, activations: Any, start: Expr) -> Expr:
     """start + the int32 dot of R rows with one group (times 16 for signed nibbles)."""
     chunks, rows, chunk = weight_shape(form)
@@ -125,19 +126,13 @@ def _group_dot(tier: Tier, form: Packing, weights: Any, activations: Any, start:
         vector = activations.vload([column], dtype=f"int8x{chunk}")
         return _splat(T.reinterpret(word, vector), repeat, f"int8x{repeat * chunk}")
 
-    def parts(vector: Expr, chunk_index: int) -> list[tuple[Expr, int]]:
-        if form.kind == "w8":
-            return [(vector, chunk_index * chunk)]
-        low, high = _nibbles(vector, lanes, form.unsigned)
-        return [(low, 2 * chunk_index * chunk), (high, (2 * chunk_index + 1) * chunk)]
-
     if tier.name == "i8mm":
         # rows 0,1 and rows 2,3 lie in two vectors of 2 x 8; both columns of smmla's 2 x 2 result are the same token
         pair = [T.broadcast(T.int32(0), 4), T.broadcast(T.int32(0), 4)]
         for c in range(chunks):
             for half in range(2):
                 vector = _bytes(weights, [c, 2 * half, 0], 16, dtype)
-                for part, column in parts16(vector, form, c, chunk):
+                for part, column in _columns(form, vector, 16, c):
                     pair[half] = _smmla(pair[half], part, activation(column, 2))
         return start + tirx.Shuffle(pair, [0, 2, 4, 6])
     if tier.name in ("armv7-neon", "armv8-neon"):
@@ -151,19 +146,11 @@ def _group_dot(tier: Tier, form: Packing, weights: Any, activations: Any, start:
     acc = start
     for c in range(chunks):
         vector = _bytes(weights, [c, 0, 0], lanes, dtype)
-        for part, column in parts(vector, c):
+        for part, column in _columns(form, vector, lanes, c):
             if width != lanes:
                 raise AssertionError((tier.name, width, lanes))
             acc = multiply(acc, part, activation(column, rows))
     return acc
-
-
-def parts16(vector: Expr, form: Packing, chunk_index: int, chunk: int) -> list[tuple[Expr, int]]:
-    """Like `parts` for half a row group: two rows of eight columns."""
-    if form.kind == "w8":
-        return [(vector, chunk_index * chunk)]
-    low, high = _nibbles(vector, 16, form.unsigned)
-    return [(low, 2 * chunk_index * chunk), (high, (2 * chunk_index + 1) * chunk)]
 
 
 def scalar_dot(form: Packing, weights: Callable[..., Expr], activations: Callable[[Any], Expr], c: Any, i: Any) -> Expr:

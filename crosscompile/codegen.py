@@ -33,8 +33,8 @@ class Signature:
     groups: int
 
 
-def _lowering() -> list[Any]:
-    """From S-TIR to what LLVM code generation takes; TVM's own order, without the packed calling convention."""
+def _placement() -> list[Any]:
+    """The first half of TVM's own order: blocks become opaque, and every local buffer as small as its use."""
     return [
         s_tir.transform.CanonicalizeLoop(),
         s_tir.transform.LowerInitBlock(),
@@ -42,6 +42,12 @@ def _lowering() -> list[Any]:
         s_tir.transform.ConvertBlocksToOpaque(),
         s_tir.transform.CompactBufferAllocation(),
         s_tir.transform.LowerMatchBuffer(),
+    ]
+
+
+def _lowering() -> list[Any]:
+    """The second half, to what LLVM code generation takes, without the packed calling convention."""
+    return [
         tirx.transform.StmtSimplify(),
         s_tir.transform.LowerOpaqueBlock(),
         tirx.transform.FlattenBuffer(),
@@ -125,13 +131,15 @@ def _plain_interface(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[str,
 def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tuple[Any, dict[str, Signature]]:
     """LLVM module of the kernels, and how each is called. Kernels are scheduled S-TIR functions by symbol name."""
     llvm = tvm.target.Target(target.llvm)
-    groups: dict[str, int] = {}
-    shared: dict[str, tirx.PrimFunc] = {}
-    for name, function in kernels.items():
-        shared[name], groups[name] = _share_range(function.with_attr("global_symbol", name))
-    module = tvm.IRModule(shared)
+    module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in kernels.items()})
     module = tirx.transform.BindTarget(llvm.with_host(llvm))(module)
-    module = tvm.ir.transform.Sequential(_lowering())(module)
+    module = tvm.ir.transform.Sequential(_placement())(module)
+    # only now: with an unknown first group, buffers would be indexed by min(g, 0) and never live in registers
+    groups: dict[str, int] = {}
+    shared: dict[Any, tirx.PrimFunc] = {}
+    for symbol, function in module.functions.items():
+        shared[symbol], groups[symbol.name_hint] = _share_range(function)
+    module = tvm.ir.transform.Sequential(_lowering())(tvm.IRModule(shared, attrs=module.attrs))
     signatures: dict[str, Signature] = {}
     plain: dict[Any, tirx.PrimFunc] = {}
     for symbol, function in module.functions.items():

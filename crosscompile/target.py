@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from crosscompile.errors import TargetError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tier:
     """One class of vector units, and how weights are laid out for it.
 
@@ -16,7 +16,10 @@ class Tier:
     llvm        attributes of the LLVM target; exactly what the kernels may use, no more
     rows        output rows of a row group (lanes of the 32-bit accumulator)
     chunk       consecutive columns of one row in a weight vector, by scheme ("w4", "w8")
-    unsigned    weights stored with an offset (vpdpbusd and vpmaddubsw multiply unsigned by signed)
+    unsigned    weights stored with an offset (vpdpbusd and vpmaddubsw multiply unsigned by signed; nibbles without a
+                sign leave room to sum a whole group in 16 bits)
+    sums        how the sum of a group of activations comes to them: "wide", −8 · Σa as int32, or "narrow", its lower
+                16 bits with zeros above, which is what a pair of 16-bit accumulators starts at
     """
 
     name: str
@@ -26,6 +29,7 @@ class Tier:
     rows: int
     chunk: dict[str, int]
     unsigned: tuple[str, ...] = ()
+    sums: str = ""
 
     def packing(self, kind: str) -> str:
         """The packing string (runtime_c/FORMAT.md) of weights of `kind`: w4, w8, f16 or f32."""
@@ -34,14 +38,15 @@ class Tier:
         return f"{kind}.r{self.rows}.k{self.chunk[kind]}" + (".u" if kind in self.unsigned else "")
 
 
+_LONG = {"w4": 16, "w8": 16}
 _X86 = ("avx2", "fma", "f16c")
 _AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni")
 
 TIERS: dict[str, Tier] = {
     tier.name: tier
     for tier in (  # later entries of an architecture are better
-        Tier("armv7-neon", "armv7", ("neon", "vfpv4"), ("+v7", "+neon", "+vfp4"), 4, {"w4": 2, "w8": 2}),
-        Tier("armv8-neon", "aarch64", ("asimd",), ("+v8a", "+neon"), 4, {"w4": 2, "w8": 2}),
+        Tier("armv7-neon", "armv7", ("neon", "vfpv4"), ("+v7", "+neon", "+vfp4"), 4, _LONG, ("w4",), "narrow"),
+        Tier("armv8-neon", "aarch64", ("asimd",), ("+v8a", "+neon"), 4, _LONG, ("w4",), "narrow"),
         Tier("dotprod", "aarch64", ("asimd", "asimddp"), ("+v8a", "+neon", "+dotprod"), 4, {"w4": 4, "w8": 4}),
         Tier(
             "i8mm",
@@ -51,7 +56,7 @@ TIERS: dict[str, Tier] = {
             4,
             {"w4": 8, "w8": 8},
         ),
-        Tier("avx2", "x86_64", _X86, ("+avx2", "+fma", "+f16c"), 8, {"w4": 4, "w8": 4}, ("w4",)),
+        Tier("avx2", "x86_64", _X86, ("+avx2", "+fma", "+f16c"), 8, {"w4": 4, "w8": 4}, ("w4",), "narrow"),
         Tier(
             "avx-vnni",
             "x86_64",
@@ -60,6 +65,7 @@ TIERS: dict[str, Tier] = {
             8,
             {"w4": 4, "w8": 4},
             ("w4", "w8"),
+            "wide",
         ),
         Tier(
             "avx512-vnni",
@@ -69,6 +75,7 @@ TIERS: dict[str, Tier] = {
             16,
             {"w4": 4, "w8": 4},
             ("w4", "w8"),
+            "wide",
         ),
     )
 }

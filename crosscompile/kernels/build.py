@@ -24,6 +24,11 @@ def i64(value: int) -> Expr:
     return tirx.IntImm("int64", value)
 
 
+def bind(value: Expr) -> Expr:
+    """A name for a value, computed once, where the function being built stands."""
+    return T.bind(value)
+
+
 def kernel(name: str, body: Callable[[Builder], None], pattern: int = OPAQUE) -> tirx.PrimFunc:
     """The function that `body` writes. pattern: what operator fusion may do with it."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):
@@ -79,7 +84,7 @@ class Builder:
 
     def bind(self, value: Expr) -> Expr:
         """A name for a value, computed once, here."""
-        return T.bind(value)
+        return bind(value)
 
     def divide(self, value: Expr, by: int) -> tuple[Expr, Expr]:
         """Quotient and remainder of a value ≥ 0, in 32 bits: armv7 divides 64 only in a library."""

@@ -1,96 +1,36 @@
-"""The tensor intrinsic of each tier: R rows times one whole quantization group of 32 columns.
+"""The tensor intrinsic of each tier: T tokens times G row groups times one whole quantization group of 32 columns.
 
-A whole group in one intrinsic keeps accumulators in registers and unpacks every weight byte once; intrinsics of one
-instruction each cost half as many instructions again (measured, llvm-mca and executed counts).
+A whole group in one intrinsic keeps accumulators in registers and unpacks every weight byte once for all tokens;
+intrinsics of one instruction each cost half as many instructions again (measured, llvm-mca and executed counts).
+Inside a tile the order is: stored weight vector, then row group, then token, so that no more than the two unpacked
+halves of G vectors live beside the accumulators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 from tvm import tirx
 from tvm.s_tir import TensorIntrin
 from tvm.script import tirx as T
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as B
 
 from crosscompile.arithmetic import Expr
+from crosscompile.kernels.build import bind
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import TIERS, Tier
-
-Multiply = Callable[[Expr, Expr, Expr], Expr]
-"""(accumulator int32xR·…, weights 8-bit vector, the activations of the same columns) -> accumulator."""
-
-
-def _splat(x: Expr, lanes: int, dtype: str) -> Expr:
-    """A scalar's bits repeated over `lanes` lanes, seen as a vector of `dtype`."""
-    return T.reinterpret(dtype, T.broadcast(x, lanes))
 
 
 def _call(dtype: str, name: str, *args: Expr) -> Expr:
     return T.call_llvm_pure_intrin(dtype, name, *args)
 
 
-def _widening_neon(tier: Tier) -> Multiply:
-    """smull + sadalp: 8-bit products of two columns of four rows, pairs added into 32 bits."""
-    arm = "llvm.arm.neon." if tier.arch == "armv7" else "llvm.aarch64.neon."
-    multiply, pairwise = (
-        (arm + "vmulls.v8i16", arm + "vpadals.v4i32.v8i16")
-        if tier.arch == "armv7"
-        else (arm + "smull.v8i16", arm + "saddlp.v4i32.v8i16")
-    )
-
-    def step(acc: Expr, weights: Expr, activations: Expr) -> Expr:
-        product = _call("int16x8", multiply, weights, activations)
-        if tier.arch == "armv7":
-            return _call("int32x4", pairwise, acc, product)
-        return acc + _call("int32x4", pairwise, product)
-
-    return step
-
-
-def _sdot(acc: Expr, weights: Expr, activations: Expr) -> Expr:
-    return _call("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, weights, activations)
-
-
-def _smmla(acc: Expr, weights: Expr, activations: Expr) -> Expr:
-    return _call("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", acc, weights, activations)
-
-
-def _vnni(rows: int) -> Multiply:
-    name = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256"}[rows]
-
-    def step(acc: Expr, weights: Expr, activations: Expr) -> Expr:
-        return _call(f"int32x{rows}", name, acc, weights, activations)
-
-    return step
-
-
-def _avx2(unsigned: bool) -> Multiply:
-    """vpmaddubsw + vpmaddwd. It cannot saturate: nibbles are below 16, and |q|, |a| ≤ 127 give at most 32,258."""
-
-    def step(acc: Expr, weights: Expr, activations: Expr) -> Expr:
-        if not unsigned:
-            activations = _call("int8x32", "llvm.x86.avx2.psign.b", activations, weights)
-            weights = _call("int8x32", "llvm.x86.avx2.psign.b", weights, weights)
-        pairs = _call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", weights, activations)
-        ones = T.broadcast(T.int16(1), 16)
-        return acc + _call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, ones)
-
-    return step
-
-
-def _bytes(buffer: Any, index: list[Any], lanes: int, dtype: str) -> Expr:
-    return buffer.vload(index, dtype=f"{dtype}x{lanes}")
-
-
-def _nibbles(vector: Expr, lanes: int, unsigned: bool) -> tuple[Expr, Expr]:
-    """Low and high nibbles of bytes, as 0…15 (unsigned) or as 16 · q (signed: the top nibble of an int8)."""
-    if unsigned:
-        words = T.reinterpret(f"uint16x{lanes // 2}", vector) >> T.broadcast(T.uint16(4), lanes // 2)
-        mask = T.broadcast(T.uint8(15), lanes)
-        return vector & mask, T.reinterpret(f"uint8x{lanes}", words) & mask
-    return vector << T.broadcast(T.int8(4), lanes), vector & T.broadcast(T.int8(-16), lanes)
+def _splat(x: Expr, lanes: int, dtype: str) -> Expr:
+    """A scalar's bits repeated over `lanes` lanes, seen as a vector of `dtype`."""
+    return T.reinterpret(dtype, T.broadcast(x, lanes))
 
 
 def weight_dtype(form: Packing) -> str:
@@ -103,54 +43,282 @@ def weight_shape(form: Packing) -> tuple[int, int, int]:
     return (GROUP // (2 if form.kind == "w4" else 1) // form.chunk, form.rows, form.chunk)
 
 
-SIGNED_NIBBLE_SHIFT = 16
-"""Signed nibbles are multiplied in place as 16 · q; the kernel divides the group's dot by it, exactly."""
+class Tile:
+    """What the instruction families see of one tile: its operands, and what it computes."""
+
+    def __init__(self, form: Packing, tokens: int, groups: int, w: Any, a: Any, start: Any) -> None:
+        self.form, self.tokens, self.groups = form, tokens, groups
+        self._w, self._a, self._start = w, a, start
+        self._rows: dict[tuple[int, int, int], Expr] = {}
+
+    def weights(self, group: int, chunk: int, row: int, lanes: int) -> Expr:
+        """`lanes` stored bytes of a row group, from a chunk and row on."""
+        return bind(self._w.vload([group, 0, chunk, row, 0], dtype=f"{weight_dtype(self.form)}x{lanes}"))
+
+    def activations(self, token: int, column: int, lanes: int) -> Expr:
+        """`lanes` columns of a token, loaded once."""
+        key = (token, column, lanes)
+        if key not in self._rows:
+            self._rows[key] = bind(self._a.vload([token, 0, column], dtype=f"int8x{lanes}"))
+        return self._rows[key]
+
+    def repeated(self, token: int, column: int, lanes: int, repeat: int) -> Expr:
+        """`lanes` columns of a token, `repeat` times over."""
+        word = {2: "int16", 4: "int32", 8: "int64"}[lanes]
+        vector = self._a.vload([token, 0, column], dtype=f"int8x{lanes}")
+        return _splat(T.reinterpret(word, vector), repeat, f"int8x{repeat * lanes}")
+
+    def start(self, token: int) -> Expr:
+        """The group's word of `sum` of a token."""
+        return self._start.vload([token, 0], dtype="int32")
+
+    def halves(self, vector: Expr, lanes: int) -> tuple[Expr, Expr]:
+        """Low and high nibbles of bytes, as 0…15 (unsigned) or as 16 · q (signed: the top nibble of an int8)."""
+        if not self.form.unsigned:
+            return bind(vector << T.broadcast(T.int8(4), lanes)), bind(vector & T.broadcast(T.int8(-16), lanes))
+        words = T.reinterpret(f"uint16x{lanes // 2}", vector) >> T.broadcast(T.uint16(4), lanes // 2)
+        mask = T.broadcast(T.uint8(15), lanes)
+        return bind(vector & mask), bind(T.reinterpret(f"uint8x{lanes}", words) & mask)
+
+    def parts(self, group: int, chunk: int, row: int, lanes: int) -> list[tuple[Expr, int]]:
+        """A stored vector as 8-bit weights, each with its first column: once for w8, low and high nibbles for w4."""
+        vector, step = self.weights(group, chunk, row, lanes), self.form.chunk
+        if self.form.kind == "w8":
+            return [(vector, chunk * step)]
+        low, high = self.halves(vector, lanes)
+        return [(low, 2 * chunk * step), (high, 2 * chunk * step + step)]
 
 
-def _columns(form: Packing, vector: Expr, lanes: int, chunk_index: int) -> list[tuple[Expr, int]]:
-    """A stored vector as 8-bit weights, each with its first column: once for w8, low and high nibbles for w4."""
-    if form.kind == "w8":
-        return [(vector, chunk_index * form.chunk)]
-    low, high = _nibbles(vector, lanes, form.unsigned)
-    first = 2 * chunk_index * form.chunk
-    return [(low, first), (high, first + form.chunk)]
+Dots = list[list[Expr]]
+"""[token][row group] -> int32xR, the dot of the group's R rows."""
+Family = Callable[[Tile], Dots]
 
 
-def _group_dot(tier: Tier, form: Packing, weights: Any, activations: Any, start: Expr) -> Expr:
-    """start + the int32 dot of R rows with one group (times 16 for signed nibbles)."""
-    chunks, rows, chunk = weight_shape(form)
-    lanes, dtype = rows * chunk, weight_dtype(form)
-    word = {2: "int16", 4: "int32", 8: "int64"}[chunk]
+def _each(tile: Tile, value: Callable[[int], Expr]) -> Dots:
+    """`value` of a token for each of its row groups."""
+    return [[value(token)] * tile.groups for token in range(tile.tokens)]
 
-    def activation(column: int, repeat: int) -> Expr:
-        vector = activations.vload([column], dtype=f"int8x{chunk}")
-        return _splat(T.reinterpret(word, vector), repeat, f"int8x{repeat * chunk}")
 
-    if tier.name == "i8mm":
-        # rows 0,1 and rows 2,3 lie in two vectors of 2 x 8; both columns of smmla's 2 x 2 result are the same token
-        pair = [T.broadcast(T.int32(0), 4), T.broadcast(T.int32(0), 4)]
-        for c in range(chunks):
-            for half in range(2):
-                vector = _bytes(weights, [c, 2 * half, 0], 16, dtype)
-                for part, column in _columns(form, vector, 16, c):
-                    pair[half] = _smmla(pair[half], part, activation(column, 2))
-        return start + tirx.Shuffle(pair, [0, 2, 4, 6])
-    if tier.name in ("armv7-neon", "armv8-neon"):
-        multiply, width = _widening_neon(tier), 8
-    elif tier.name == "dotprod":
-        multiply, width = _sdot, 16
-    elif tier.name == "avx2":
-        multiply, width = _avx2(form.unsigned), 32
-    else:
-        multiply, width = _vnni(rows), 4 * rows
-    acc = start
+def _by_rows(tile: Tile, dots: Dots, step: Callable[[Expr, Expr, int, int], Expr]) -> Dots:
+    """Packings whose vectors hold a chunk of columns of every row: step(acc, weights, token, column)."""
+    chunks, rows, chunk = weight_shape(tile.form)
     for c in range(chunks):
-        vector = _bytes(weights, [c, 0, 0], lanes, dtype)
-        for part, column in _columns(form, vector, lanes, c):
-            if width != lanes:
-                raise AssertionError((tier.name, width, lanes))
-            acc = multiply(acc, part, activation(column, rows))
-    return acc
+        parts = [tile.parts(group, c, 0, rows * chunk) for group in range(tile.groups)]
+        for half in range(len(parts[0])):
+            for token in range(tile.tokens):
+                for group in range(tile.groups):
+                    part, column = parts[group][half]
+                    dots[token][group] = bind(step(dots[token][group], part, token, column))
+    return dots
+
+
+def _sdot(tile: Tile) -> Dots:
+    """sdot by element: four columns of four rows with a lane that holds four columns of the token."""
+
+    def step(acc: Expr, weights: Expr, token: int, column: int) -> Expr:
+        words = T.reinterpret("int32x4", tile.activations(token, column // 16 * 16, 16))
+        lane = tirx.Shuffle([words], [column % 16 // 4] * 4)
+        return _call(
+            "int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, weights, T.reinterpret("int8x16", lane)
+        )
+
+    return _by_rows(tile, _each(tile, lambda token: T.broadcast(T.int32(0), 4)), step)
+
+
+def _smmla(tile: Tile) -> Dots:
+    """smmla: 8 columns of rows 0,1 and of rows 2,3 with two tokens. A lone token is both columns of the result."""
+    zero = T.broadcast(T.int32(0), 4)
+    pairs = [(t, min(t + 1, tile.tokens - 1)) for t in range(0, tile.tokens, 2)]
+    sums = {(pair, group, half): zero for pair in pairs for group in range(tile.groups) for half in range(2)}
+    chunks = weight_shape(tile.form)[0]
+
+    def columns(pair: tuple[int, int], column: int) -> Expr:
+        if pair[0] == pair[1]:
+            return tile.repeated(pair[0], column, 8, 2)
+        first, second = (T.reinterpret("int64x2", tile.activations(t, column // 16 * 16, 16)) for t in pair)
+        lane = column % 16 // 8
+        return T.reinterpret("int8x16", tirx.Shuffle([first, second], [lane, 2 + lane]))
+
+    for c in range(chunks):
+        parts = {(g, h): tile.parts(g, c, 2 * h, 16) for g in range(tile.groups) for h in range(2)}
+        for part in range(len(parts[0, 0])):
+            for pair in pairs:
+                operand = bind(columns(pair, parts[0, 0][part][1]))
+                for key, weights in parts.items():
+                    at = (pair, *key)
+                    sums[at] = bind(
+                        _call("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", sums[at], weights[part][0], operand)
+                    )
+    dots: Dots = [[zero] * tile.groups for _ in range(tile.tokens)]
+    for pair in pairs:
+        for group in range(tile.groups):
+            two = [sums[pair, group, 0], sums[pair, group, 1]]
+            for lane, token in enumerate(pair):
+                dots[token][group] = bind(tirx.Shuffle(two, [lane, 2 + lane, 4 + lane, 6 + lane]))
+    return dots
+
+
+def _vnni(tile: Tile) -> Dots:
+    """vpdpbusd: four unsigned columns of every row with four signed ones. It starts at the group's −offset · Σa."""
+    rows = tile.form.rows
+    name = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256"}[rows]
+    factor = WIDE_OFFSET[tile.form.kind]
+
+    def start(token: int) -> Expr:
+        word = tile.start(token)
+        return bind(T.broadcast(word if factor == 1 else word * T.int32(factor), rows))
+
+    def step(acc: Expr, weights: Expr, token: int, column: int) -> Expr:
+        return _call(f"int32x{rows}", name, acc, weights, tile.repeated(token, column, 4, rows))
+
+    return _by_rows(tile, _each(tile, start), step)
+
+
+def _maddubs(tile: Tile) -> Dots:
+    """vpmaddubsw of nibbles, summed in 16 bits, and one vpmaddwd for the group.
+
+    It starts at (−8 · Σa, 0) in each pair of lanes, so every partial sum is Σ (u − 8)a of what is done less 8 · Σa of
+    what is not: at most 32 · 8 · 127 = 32,512, and neither vpmaddubsw nor the saturating additions (which the compiler
+    does not reorder, as it would plain ones, out of registers) ever saturate.
+    """
+
+    def start(token: int) -> Expr:
+        return bind(_splat(tile.start(token), 8, "int16x16"))
+
+    def step(acc: Expr, weights: Expr, token: int, column: int) -> Expr:
+        pairs = _call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", weights, tile.repeated(token, column, 4, 8))
+        return _call("int16x16", "llvm.sadd.sat.v16i16", acc, pairs)
+
+    dots = _by_rows(tile, _each(tile, start), step)
+    ones = T.broadcast(T.int16(1), 16)
+    return [[bind(_call("int32x8", "llvm.x86.avx2.pmadd.wd", dot, ones)) for dot in row] for row in dots]
+
+
+def _psign(tile: Tile) -> Dots:
+    """vpmaddubsw of |q| with a that took q's sign: at most 2 · 127² = 32,258, so each pair is widened by vpmaddwd."""
+    magnitudes: dict[Any, Expr] = {}
+
+    def step(acc: Expr, weights: Expr, token: int, column: int) -> Expr:
+        if weights not in magnitudes:
+            magnitudes[weights] = bind(_call("int8x32", "llvm.x86.avx2.psign.b", weights, weights))
+        signed = _call("int8x32", "llvm.x86.avx2.psign.b", tile.repeated(token, column, 4, 8), weights)
+        pairs = _call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", magnitudes[weights], signed)
+        return acc + _call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, T.broadcast(T.int16(1), 16))
+
+    return _by_rows(tile, _each(tile, lambda token: T.broadcast(T.int32(0), 8)), step)
+
+
+class _Neon:
+    """Widening multiplications of NEON before dot products; the names differ between its two architectures."""
+
+    def __init__(self, tier: Tier) -> None:
+        self.old = tier.arch == "armv7"
+
+    def half(self, vector: Expr, which: int) -> Expr:
+        """Low or high 8 of 16 bytes."""
+        return tirx.Shuffle([vector], list(range(8 * which, 8 * which + 8)))
+
+    def multiply(self, a: Expr, b: Expr) -> Expr:
+        """8 products of bytes, int16x8."""
+        return _call("int16x8", "llvm.arm.neon.vmulls.v8i16" if self.old else "llvm.aarch64.neon.smull.v8i16", a, b)
+
+    def widen(self, a: Expr) -> Expr:
+        """Sums of neighbours of int16x8, int32x4."""
+        if self.old:
+            return _call("int32x4", "llvm.arm.neon.vpaddls.v4i32.v8i16", a)
+        return _call("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", a)
+
+    def neighbours(self, a: Expr, b: Expr, dtype: str, lanes: int) -> Expr:
+        """Sums of neighbours of a, then of b: as many lanes as one of them has."""
+        kind = f"v{lanes}{'i16' if dtype == 'int16' else 'i32'}"
+        if not self.old:
+            return _call(f"{dtype}x{lanes}", f"llvm.aarch64.neon.addp.{kind}", a, b)
+        n = lanes // 2
+        small = f"v{n}{'i16' if dtype == 'int16' else 'i32'}"
+        low, high = list(range(n)), list(range(n, lanes))
+        folded = [
+            _call(f"{dtype}x{n}", f"llvm.arm.neon.vpadd.{small}", tirx.Shuffle([x], low), tirx.Shuffle([x], high))
+            for x in (a, b)
+        ]
+        return tirx.Shuffle(folded, list(range(lanes)))
+
+
+def _smlal(tier: Tier) -> Family:
+    """smull and smlal of 16 columns of one row; four rows are folded into one vector at the end of the group.
+
+    Nibbles are 0…15: a lane sums four products, and the whole group's dot, which begins with −8 · Σa in one lane, fits
+    16 bits, so rows are folded there (additions wrap, only the end must fit). Bytes make 32,258 in two products and are
+    widened after them.
+    """
+    neon = _Neon(tier)
+
+    def nibbles(tile: Tile) -> Dots:
+        dots: Dots = []
+        rows = [[tile.parts(g, 0, r, 16) for r in range(4)] for g in range(tile.groups)]
+        for token in range(tile.tokens):
+            word = T.broadcast(T.int32(0), 4)
+            start = bind(T.reinterpret("int16x8", _with_lane_0(word, tile.start(token))))
+            dots.append([])
+            for group in range(tile.groups):
+                sums = []
+                for r in range(4):
+                    acc = start
+                    for part, column in rows[group][r]:
+                        signed = T.reinterpret("int8x16", part)
+                        for which in range(2):
+                            a = neon.half(tile.activations(token, column, 16), which)
+                            acc = bind(acc + neon.multiply(neon.half(signed, which), a))
+                    sums.append(acc)
+                first, second = (bind(neon.neighbours(*sums[i : i + 2], "int16", 8)) for i in (0, 2))
+                dots[-1].append(bind(neon.widen(neon.neighbours(first, second, "int16", 8))))
+        return dots
+
+    def bytes_(tile: Tile) -> Dots:
+        dots: Dots = []
+        for token in range(tile.tokens):
+            dots.append([])
+            for group in range(tile.groups):
+                sums = []
+                for r in range(4):
+                    total = None
+                    for chunk in range(2):
+                        ((part, column),) = tile.parts(group, chunk, r, 16)
+                        a = tile.activations(token, column, 16)
+                        pair = neon.multiply(neon.half(part, 0), neon.half(a, 0))
+                        pair = bind(pair + neon.multiply(neon.half(part, 1), neon.half(a, 1)))
+                        wide = neon.widen(pair)
+                        total = bind(wide if total is None else total + wide)
+                    sums.append(total)
+                first, second = (bind(neon.neighbours(*sums[i : i + 2], "int32", 4)) for i in (0, 2))
+                dots[-1].append(bind(neon.neighbours(first, second, "int32", 4)))
+        return dots
+
+    return lambda tile: nibbles(tile) if tile.form.kind == "w4" else bytes_(tile)
+
+
+def _with_lane_0(vector: Expr, value: Expr) -> Expr:
+    """The int32x4 `vector` with its first lane replaced."""
+    return tirx.Shuffle([T.broadcast(value, 4), vector], [0, 5, 6, 7])
+
+
+def family(tier: Tier, form: Packing) -> Family:
+    """The instructions that a tier computes a packing's dots with."""
+    if tier.name in ("armv7-neon", "armv8-neon"):
+        return _smlal(tier)
+    if tier.name == "avx2":
+        return _maddubs if form.unsigned else _psign
+    return {"dotprod": _sdot, "i8mm": _smmla}.get(tier.name, _vnni)
+
+
+WIDE_OFFSET = {"w4": 1, "w8": 16}
+"""What a wide sum, −8 · Σa, is multiplied by to give −offset · Σa."""
+
+
+def start_value(tier: Tier, form: Packing, word: Expr) -> Expr:
+    """What a group's dot starts at, as the intrinsics read it from the word of `sum`."""
+    if tier.sums == "narrow":
+        return (word << T.int32(16)) >> T.int32(16)
+    return word * T.int32(WIDE_OFFSET[form.kind])
 
 
 def scalar_dot(form: Packing, weights: Callable[..., Expr], activations: Callable[[Any], Expr], c: Any, i: Any) -> Expr:
@@ -169,38 +337,56 @@ def scalar_dot(form: Packing, weights: Callable[..., Expr], activations: Callabl
 
 
 @cache
-def register_dot(tier_name: str, packing: str) -> str:
-    """Registers a tier's group-dot intrinsic for a packing and returns its name."""
+def register_dot(tier_name: str, packing: str, tokens: int, groups: int) -> str:
+    """Registers a tier's dot intrinsic for a packing and a tile, and returns its name."""
     tier = TIERS[tier_name]
     form = Packing.parse(packing)
     chunks, rows, chunk = weight_shape(form)
-    dtype = weight_dtype(form)
-    name = f"ellm.dot.{tier.name}.{packing}"
+    name = f"ellm.dot.{tier.name}.{packing}.{tokens}x{groups}"
 
-    @T.prim_func(s_tir=True)
-    def described(
-        W: T.Buffer((chunks, rows, chunk), dtype, offset_factor=1),
-        A: T.Buffer((GROUP,), "int8", offset_factor=1),
-        D: T.Buffer((rows,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(D[0:rows], W[0:chunks, 0:rows, 0:chunk], A[0:GROUP])
-            T.writes(D[0:rows])
-            for r, c, i in T.grid(rows, chunks, chunk):
-                with T.sblock("dot"):
-                    vr, vc, vi = T.axis.remap("SRR", [r, c, i])
-                    D[vr] = D[vr] + scalar_dot(form, lambda c, i: W[c, vr, i], lambda k: A[k], vc, vi)
+    def operand(label: str, shape: Sequence[int], dtype: str) -> Any:
+        strides = [tirx.Var(f"{label}_s{i}", "int64") for i in range(len(shape) - 1)]
+        dims = [tirx.IntImm("int64", d) for d in shape]
+        return B.arg(label, B.Buffer(dims, dtype, strides=[*strides, tirx.IntImm("int64", 1)], offset_factor=1))
 
-    @T.prim_func(s_tir=True)
-    def implemented(
-        W: T.Buffer((chunks, rows, chunk), dtype, offset_factor=1),
-        A: T.Buffer((GROUP,), "int8", offset_factor=1),
-        D: T.Buffer((rows,), "int32", offset_factor=1),
-    ) -> None:
-        with T.sblock("root"):
-            T.reads(D[0:rows], W[0:chunks, 0:rows, 0:chunk], A[0:GROUP])
-            T.writes(D[0:rows])
-            D[T.ramp(0, 1, rows)] = _group_dot(tier, form, W, A, D.vload([0], dtype=f"int32x{rows}"))
+    def function(body: Callable[[Any, Any, Any, Any], None]) -> tirx.PrimFunc:
+        with IRBuilder() as builder, B.prim_func(s_tir=True):
+            B.func_name("dot")
+            w = operand("w", (groups, 1, chunks, rows, chunk), weight_dtype(form))
+            a = operand("a", (tokens, 1, GROUP), "int8")
+            start = operand("start", (tokens, 1), "int32") if form.unsigned else None
+            d = operand("d", (tokens, groups, 1, rows), "int32")
+            with B.sblock("root"):
+                first = [] if start is None else [start[0:tokens, 0:1]]
+                B.reads(*first, w[0:groups, 0:1, 0:chunks, 0:rows, 0:chunk], a[0:tokens, 0:1, 0:GROUP])
+                B.writes(d[0:tokens, 0:groups, 0:1, 0:rows])
+                body(w, a, start, d)
+        return builder.get()
 
-    TensorIntrin.register(name, described, implemented)
+    def described(w: Any, a: Any, start: Any, d: Any) -> None:
+        # blockize leaves no axis for a loop that runs once
+        extents = (tokens, groups, rows, chunks, chunk)
+        with B.grid(*(tirx.IntImm("int64", e) for e in extents)) as loops, B.sblock("dot"):
+            real = [j for j, extent in enumerate(extents) if extent > 1]
+            axes = B.axis.remap("".join("SSSRR"[j] for j in real), [loops[j] for j in real])
+            named = dict(zip(real, axes, strict=True))
+            t, g, r, c, i = (named.get(j, tirx.IntImm("int64", 0)) for j in range(5))
+            column = c * (2 * chunk if form.kind == "w4" else chunk) + i
+            width = chunk + 1 if form.kind == "w4" else 1
+            word = [] if start is None else [start[t, 0]]
+            B.reads(d[t, g, 0, r], *word, w[g, 0, c, r, i], a[t, 0, column : column + width])
+            B.writes(d[t, g, 0, r])
+            with B.init():
+                first = start_value(tier, form, start[t, 0]) if start is not None else tirx.const(0, "int32")
+                B.buffer_store(d, first, [t, g, 0, r])
+            products = scalar_dot(form, lambda c, i: w[g, 0, c, r, i], lambda k: a[t, 0, k], c, i)
+            B.buffer_store(d, d[t, g, 0, r] + products, [t, g, 0, r])
+
+    def implemented(w: Any, a: Any, start: Any, d: Any) -> None:
+        dots = family(tier, form)(Tile(form, tokens, groups, w, a, start))
+        for t in range(tokens):
+            for g in range(groups):
+                B.buffer_store(d, dots[t][g], [t, g, 0, B.ramp(0, 1, rows)])
+
+    TensorIntrin.register(name, function(described), function(implemented))
     return name

@@ -13,7 +13,7 @@ from tvm import s_tir, tirx
 
 from crosscompile.arithmetic import constant, fma
 from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, kernel
-from crosscompile.kernels.dot import SIGNED_NIBBLE_SHIFT, register_dot, scalar_dot, weight_dtype, weight_shape
+from crosscompile.kernels.dot import register_dot, scalar_dot, start_value, weight_dtype, weight_shape
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
 
@@ -22,23 +22,23 @@ from crosscompile.target import Tier
 class LinearKnobs:
     """What tuning may search. Packing is not among them: it is fixed per tier.
 
-    token_tile   rows of the activation computed together, from registers
+    tokens   rows of the activation computed together, from registers
+    groups   row groups of the weight computed together
     """
 
-    token_tile: int = 4
+    tokens: int = 4
+    groups: int = 1
 
 
 @cache
-def quantized_linear(n: int, rows_padded: int, columns: int, packing: str) -> tirx.PrimFunc:
+def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing: str) -> tirx.PrimFunc:
     """(a (n, B, 32) int8, scale_a (n, B) f32, [sum_a (n, B) i32,] w, scale_w) -> y (n, rows_padded) f32.
 
-    sum_a, the sum of each group of a, is there for packings with an offset only.
+    The rows are quantized in the form that the weights ask for (kernels/rows.py, Form).
     """
     form = Packing.parse(packing)
     chunks, rows, chunk = weight_shape(form)
     groups, blocks = rows_padded // rows, columns // GROUP
-    offset = {"w4": 8, "w8": 128}[form.kind] if form.unsigned else 0
-    shrink = 1.0 / SIGNED_NIBBLE_SHIFT if form.kind == "w4" and not form.unsigned else 1.0
 
     def body(k: Builder) -> None:
         a = k.buffer("a", (n, blocks, GROUP), "int8")
@@ -50,19 +50,15 @@ def quantized_linear(n: int, rows_padded: int, columns: int, packing: str) -> ti
         d = k.intermediate((n, groups, blocks, rows), "int32")
 
         with k.block("dot", "SSSSRR", (n, groups, blocks, rows, chunks, chunk)) as (m, g, b, r, c, i):
-            k.start(d, tirx.const(0, "int32"), m, g, b, r)
+            k.start(d, start_value(tier, form, sum_a[m, b]) if sum_a is not None else tirx.const(0, "int32"), m, g, b, r)
             products = scalar_dot(form, lambda c, i: w[g, b, c, r, i], lambda column: a[m, b, column], c, i)
             k.store(d, d[m, g, b, r] + products, m, g, b, r)
 
         with k.block("sum", "SSSR", (n, groups, rows, blocks)) as (m, g, r, b):
             row = g * rows + r
-            dot = d[m, g, b, r]
-            if sum_a is not None:
-                dot = dot - sum_a[m, b] * offset
-            scale = scale_a[m, b] if shrink == 1.0 else scale_a[m, b] * constant(shrink, 1)
             k.start(y, constant(0.0, 1), m, row)
-            scale = cast("float32", scale_w[g, b, r]) * scale
-            k.store(y, fma(cast("float32", dot), scale, y[m, row]), m, row)
+            scale = cast("float32", scale_w[g, b, r]) * scale_a[m, b]
+            k.store(y, fma(cast("float32", d[m, g, b, r]), scale, y[m, row]), m, row)
 
     return kernel(f"linear_{form.kind}", body, OUT_EWISE_FUSABLE)
 
@@ -85,12 +81,17 @@ def float_linear(n: int, rows_padded: int, columns: int, packing: str) -> tirx.P
     return kernel(f"linear_{form.kind}", body, OUT_EWISE_FUSABLE)
 
 
+def divisor(of: int, most: int) -> int:
+    """The largest divisor of `of` that is at most `most`."""
+    return next(d for d in range(min(of, most), 0, -1) if of % d == 0)
+
+
 def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKnobs | None = None) -> tirx.PrimFunc:
     """Schedules a linear layer with whatever elementwise epilogue FuseTIR put behind it.
 
-    Loops become: row group (the range that threads share), token tile, column group, token of the tile, row lane.
+    Loops become: tile of row groups (the range that threads share), tile of tokens, group of columns, and inside the
+    tile, unrolled: token, row group, row lane.
     """
-    knobs = knobs or LinearKnobs()
     sch = s_tir.Schedule(function)
     total = sch.get_sblock("sum")
     quantized = Packing.parse(packing).kind in ("w4", "w8")
@@ -102,33 +103,39 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
     last = epilogues[-1] if epilogues else sch.cache_write(total, 0, "global")
 
     m, g, r, b = sch.get_loops(total)
-    n = int(sch.get(m).extent)
-    tile = min(n, knobs.token_tile)
-    while n % tile:
-        tile -= 1
-    m_outer, m_inner = sch.split(m, [None, tile])
-    sch.reorder(g, m_outer, b, m_inner, r)
-    sch.annotate(g, RANGE, 1)
+    n, n_groups, rows = (int(sch.get(loop).extent) for loop in (m, g, r))
+    knobs = knobs or default_knobs(tier, packing, n)
+    tokens, groups = divisor(n, knobs.tokens), divisor(n_groups, knobs.groups)
+    m_outer, m_inner = sch.split(m, [None, tokens])
+    g_outer, g_inner = sch.split(g, [None, groups])
+    sch.reorder(g_outer, m_outer, b, m_inner, g_inner, r)
+    sch.annotate(g_outer, RANGE, 1)
 
     m_last, column = sch.get_loops(last)[-2:]
-    rows = int(sch.get(r).extent)
-    g_last, r_last = sch.split(column, [None, rows])
-    sch.reorder(g_last, m_last, r_last)
+    g_last, c_last, r_last = sch.split(column, [None, groups, rows])
+    sch.reorder(g_last, m_last, c_last, r_last)
     sch.reverse_compute_at(last, m_outer, preserve_unit_loops=True)
-    m_copy, r_copy = sch.get_loops(last)[-2:]
+    m_copy, *_, c_copy, r_copy = sch.get_loops(last)[-3:]
     sch.unroll(m_copy)
+    sch.unroll(c_copy)
     sch.vectorize(r_copy)
 
     if dot is not None:
-        sch.compute_at(dot, m_inner, preserve_unit_loops=True)
-        row = sch.get_loops(dot)[-3]
-        start = sch.decompose_reduction(dot, row)
-        sch.vectorize(sch.get_loops(start)[-1])
-        sch.tensorize(row, register_dot(tier.name, packing))
+        sch.compute_at(dot, b, preserve_unit_loops=True)
+        tile, g_tile, unit, *_ = sch.get_loops(dot)[-6:]
+        sch.reorder(unit, tile, g_tile)
+        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups))
     sch.unroll(m_inner)
+    sch.unroll(g_inner)
     sch.vectorize(r)
     start = sch.decompose_reduction(total, b)
-    *_, m_start, r_start = sch.get_loops(start)
+    *_, m_start, g_start, r_start = sch.get_loops(start)
     sch.unroll(m_start)
+    sch.unroll(g_start)
     sch.vectorize(r_start)
     return sch.mod["main"]
+
+
+def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
+    """The tile for n rows where nothing was tuned."""
+    return LinearKnobs()

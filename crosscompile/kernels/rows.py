@@ -1,12 +1,13 @@
 """Kernels over whole rows: RMSNorm, SiLU · up, gathering, and activation quantization alone or behind one of them.
 
 The range that threads share is the rows. A quantized row comes as q (n, B, 32) int8, scale (n, B) f32 and, where the
-tier's packing has an offset, sum (n, B) int32 of each group of q.
+weights that it meets have an offset, sum (n, B) int32: −8 · Σ q of each group, as `Form` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -25,26 +26,46 @@ from crosscompile.arithmetic import (
     tree_sum,
 )
 from crosscompile.kernels.build import Builder, cast, kernel, span
-from crosscompile.packing import GROUP
+from crosscompile.packing import GROUP, Packing
+from crosscompile.target import Tier
+
+@dataclass(frozen=True)
+class Form:
+    """What quantized rows look like to the weights that they are multiplied with.
+
+    sums     "" for none, "wide" or "narrow" (crosscompile/target.py)
+    shrink   a power of two that scale is multiplied by, because the integers of the dot are too large by its inverse
+    """
+
+    sums: str = ""
+    shrink: float = 1.0
+
+    @classmethod
+    def for_weights(cls, tier: Tier, packing: str) -> Form:
+        weights = Packing.parse(packing)
+        signed_nibbles = weights.kind == "w4" and not weights.unsigned
+        return cls(tier.sums if weights.unsigned else "", 1 / 16 if signed_nibbles else 1.0)
+
+    def outputs(self, n: int, columns: int) -> list[tuple[str, tuple[int, ...], str]]:
+        """(name, shape, dtype) of the buffers of n rows."""
+        blocks = columns // GROUP
+        made = [("q", (n, blocks, GROUP), "int8"), ("scale", (n, blocks), "float32")]
+        return [*made, ("sum", (n, blocks), "int32")] if self.sums else made
+
 
 Value = Callable[[Expr, Expr], Expr]
 """(row, first column) -> sixteen consecutive values of the row."""
 
 
-def _outputs(k: Builder, n: int, columns: int, quantized: bool, sums: bool) -> tuple[Any, ...]:
-    """Declares the output parameters of a row kernel."""
-    if not quantized:
-        return (k.buffer("y", (n, columns), "float32"),)
-    blocks = columns // GROUP
-    out = [k.buffer("q", (n, blocks, GROUP), "int8"), k.buffer("scale", (n, blocks), "float32")]
-    if sums:
-        out.append(k.buffer("sum", (n, blocks), "int32"))
-    return tuple(out)
+def _outputs(k: Builder, n: int, columns: int, form: Form | None) -> tuple[Any, ...]:
+    """Declares the output parameters of a row kernel: float32 rows, or quantized ones."""
+    declared = [("y", (n, columns), "float32")] if form is None else form.outputs(n, columns)
+    return tuple(k.buffer(*each) for each in declared)
 
 
-def _write_row(k: Builder, out: tuple[Any, ...], m: Expr, columns: int, value: Value) -> None:
+def _write_row(k: Builder, out: tuple[Any, ...], m: Expr, columns: int, value: Value, form: Form | None) -> None:
     """Writes a row as floats, or quantized: scale = max|x| / 127, q = round(x · 127 / max|x|) per group."""
-    if len(out) == 1:
+    if form is None:
         with k.loop(0, columns // LANES) as c:
             k.store(out[0], value(m, c * LANES), m, span(c * LANES))
         return
@@ -54,37 +75,39 @@ def _write_row(k: Builder, out: tuple[Any, ...], m: Expr, columns: int, value: V
         largest = k.bind(tree_max(tirx.Max(magnitude(first), magnitude(second))))
         positive = largest > constant(0.0, 1)
         inverse = k.bind(tirx.Select(positive, constant(127.0, 1) / largest, constant(0.0, 1)))
-        k.store(out[1], largest * constant(1.0 / 127.0, 1), m, b)
+        scale = largest * constant(1.0 / 127.0, 1)
+        k.store(out[1], scale if form.shrink == 1.0 else scale * constant(form.shrink, 1), m, b)
         broadcast = tirx.Broadcast(inverse, LANES)
         low = k.bind(integer_product(first, broadcast))
         high = k.bind(integer_product(second, broadcast))
         k.store(out[0], cast(f"int8x{LANES}", low), m, b, span(0))
         k.store(out[0], cast(f"int8x{LANES}", high), m, b, span(LANES))
-        if len(out) == 3:
-            k.store(out[2], halves(low + high, lambda x, y: x + y), m, b)
+        if form.sums:
+            total = halves(low + high, lambda x, y: x + y) * tirx.const(-8, "int32")
+            k.store(out[2], total if form.sums == "wide" else total & tirx.const(0xFFFF, "int32"), m, b)
 
 
 @cache
-def act_quant(n: int, columns: int, sums: bool) -> tirx.PrimFunc:
+def act_quant(n: int, columns: int, form: Form) -> tirx.PrimFunc:
     """(x (n, columns) f32) -> q, scale[, sum]."""
 
     def body(k: Builder) -> None:
         x = k.buffer("x", (n, columns), "float32")
-        out = _outputs(k, n, columns, True, sums)
+        out = _outputs(k, n, columns, form)
         with k.shared(n) as m:
-            _write_row(k, out, m, columns, lambda m, c: x[m, span(c)])
+            _write_row(k, out, m, columns, lambda m, c: x[m, span(c)], form)
 
     return kernel("act_quant", body)
 
 
 @cache
-def rms_norm(n: int, columns: int, epsilon: float, quantized: bool, sums: bool) -> tirx.PrimFunc:
+def rms_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.PrimFunc:
     """(x (n, columns) f32, weight (columns,) f32) -> y (n, columns) f32, or q, scale[, sum]."""
 
     def body(k: Builder) -> None:
         x = k.buffer("x", (n, columns), "float32")
         weight = k.buffer("weight", (columns,), "float32")
-        out = _outputs(k, n, columns, quantized, sums)
+        out = _outputs(k, n, columns, form)
         squares = k.local(LANES)
         with k.shared(n) as m:
             k.fill(squares, LANES)
@@ -94,22 +117,22 @@ def rms_norm(n: int, columns: int, epsilon: float, quantized: bool, sums: bool) 
             mean = tree_sum(squares[span(0)]) / constant(float(columns), 1)
             factor = k.bind(constant(1.0, 1) / tirx.sqrt(mean + constant(epsilon, 1)))
             scaled = tirx.Broadcast(factor, LANES)
-            _write_row(k, out, m, columns, lambda m, c: (x[m, span(c)] * scaled) * weight[span(c)])
+            _write_row(k, out, m, columns, lambda m, c: (x[m, span(c)] * scaled) * weight[span(c)], form)
 
-    return kernel("rms_norm_quant" if quantized else "rms_norm", body)
+    return kernel("rms_norm_quant" if form else "rms_norm", body)
 
 
 @cache
-def silu_mul(n: int, columns: int, quantized: bool, sums: bool) -> tirx.PrimFunc:
+def silu_mul(n: int, columns: int, form: Form | None) -> tirx.PrimFunc:
     """(gate_up (n, 2 · columns) f32, gate first) -> SiLU(gate) · up, (n, columns) f32, or q, scale[, sum]."""
 
     def body(k: Builder) -> None:
         x = k.buffer("gate_up", (n, 2 * columns), "float32")
-        out = _outputs(k, n, columns, quantized, sums)
+        out = _outputs(k, n, columns, form)
         with k.shared(n) as m:
-            _write_row(k, out, m, columns, lambda m, c: silu(x[m, span(c)]) * x[m, span(c + columns)])
+            _write_row(k, out, m, columns, lambda m, c: silu(x[m, span(c)]) * x[m, span(c + columns)], form)
 
-    return kernel("silu_mul_quant" if quantized else "silu_mul", body)
+    return kernel("silu_mul_quant" if form else "silu_mul", body)
 
 
 @cache

@@ -41,11 +41,7 @@ class _Rewriter:
     parameters: dict[str, list[Any]] = field(default_factory=dict)  # bundle tensor -> its new parameters
     names: dict[Any, str] = field(default_factory=dict)  # parameter variable of the old function -> its name
     origin: dict[Any, Any] = field(default_factory=dict)  # variable of the old function -> call that made it
-    quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # old variable -> its quantized rows
-
-    @property
-    def sums(self) -> bool:
-        return bool(self.tier.unsigned)
+    quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # (old variable, form) -> its quantized rows
 
     def value(self, expr: Any) -> Any:
         """The new expression for an old one."""
@@ -83,26 +79,22 @@ class _Rewriter:
             return result
         return tuple(self.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types)))
 
-    def quantize(self, var: Any) -> tuple[Any, ...]:
+    def quantize(self, var: Any, form: rows.Form) -> tuple[Any, ...]:
         """q, scale[, sum] of an activation, made by whatever kernel makes the activation where there is one."""
-        if var not in self.quantized:
+        if (var, form) not in self.quantized:
             n, columns = _shape(var)
-            blocks = columns // GROUP
-            outputs = [((n, blocks, GROUP), "int8"), ((n, blocks), "float32")]
-            if self.sums:
-                outputs.append(((n, blocks), "int32"))
+            outputs = [(shape, dtype) for _, shape, dtype in form.outputs(n, columns)]
             call: Any = self.origin.get(var)
             if _is(call, "relax.nn.rms_norm"):
-                function = rows.rms_norm(n, columns, float(call.attrs.epsilon), True, self.sums)
+                function = rows.rms_norm(n, columns, float(call.attrs.epsilon), form)
                 made = self.call("rms_norm_quant", function, [self.value(a) for a in call.args[:2]], outputs)
             elif _is(call, "relax.multiply"):
                 gate_up = self.gated(call)
-                function = rows.silu_mul(n, columns, True, self.sums)
-                made = self.call("silu_mul_quant", function, [self.value(gate_up)], outputs)
+                made = self.call("silu_mul_quant", rows.silu_mul(n, columns, form), [self.value(gate_up)], outputs)
             else:
-                made = self.call("act_quant", rows.act_quant(n, columns, self.sums), [self.value(var)], outputs)
-            self.quantized[var] = made
-        return self.quantized[var]
+                made = self.call("act_quant", rows.act_quant(n, columns, form), [self.value(var)], outputs)
+            self.quantized[var, form] = made
+        return self.quantized[var, form]
 
     def gated(self, call: Any) -> Any:
         """x of multiply(silu(split(x)[0]), split(x)[1]); ConfigError for other products."""
@@ -126,9 +118,8 @@ class _Rewriter:
         padded, n = form.padded_rows(out), _shape(var)[0]
         outputs = [((n, padded), "float32")]
         if form.kind in ("w4", "w8"):
-            q, scale, *sums = self.quantize(x)
-            args = [q, scale, *(sums if form.unsigned else []), *self.weight(weight.args[0])]
-            function = quantized_linear(n, padded, columns, stored.packing)
+            args = [*self.quantize(x, rows.Form.for_weights(self.tier, stored.packing)), *self.weight(weight.args[0])]
+            function = quantized_linear(n, padded, columns, self.tier, stored.packing)
         else:
             args = [self.value(x), *self.weight(weight.args[0])]
             function = float_linear(n, padded, columns, stored.packing)
@@ -147,10 +138,10 @@ class _Rewriter:
             args = [self.value(tokens), *self.weight(table)]
             return self.call("embed", function, args, [((n, rest[0]), "float32")])
         if name == "relax.nn.rms_norm":
-            function = rows.rms_norm(n, rest[0], float(call.attrs.epsilon), False, False)
+            function = rows.rms_norm(n, rest[0], float(call.attrs.epsilon), None)
             return self.call("rms_norm", function, [self.value(a) for a in call.args[:2]], [((n, rest[0]), "float32")])
         if name == "relax.multiply":
-            function = rows.silu_mul(n, rest[0], False, False)
+            function = rows.silu_mul(n, rest[0], None)
             return self.call("silu_mul", function, [self.value(self.gated(call))], [((n, rest[0]), "float32")])
         if name == "relax.add":
             left, right = call.args

@@ -129,15 +129,43 @@ def rope_append(n: int, heads: Heads) -> tirx.PrimFunc:
     return kernel("rope_append", body)
 
 
+@dataclass(frozen=True)
+class Tile:
+    """Queries computed together: `tokens` consecutive rows times `heads` query heads of one KV head.
+
+    They share every key and value read. lanes: positions (or dimensions) that each query accumulates at a time.
+    """
+
+    tokens: int
+    heads: int
+    lanes: int
+
+    @classmethod
+    def choose(cls, n: int, per_kv: int, dim: int) -> Tile:
+        """As many queries as leave registers for keys: 96 float lanes of sums are 12 of AVX2's 16, 24 of NEON's 32."""
+        heads = _divisor(per_kv, 6)
+        tokens = _divisor(n, max(1, 6 // heads))
+        lanes = LANES * _divisor(gcd(dim, KV_BLOCK) // LANES, max(1, 96 // (LANES * tokens * heads)))
+        return cls(tokens, heads, lanes)
+
+
+def _divisor(of: int, most: int) -> int:
+    """The largest divisor of `of` that is at most `most`."""
+    return next(d for d in range(min(of, most), 0, -1) if of % d == 0)
+
+
 @cache
 def attention(n: int, heads: Heads) -> tirx.PrimFunc:
     """(q (n, Hq · dim) f32, positions, slots, block_table, k, v) -> o (n, Hq · dim) f32.
 
-    Blocks of 64 positions in ascending order, online softmax. The range that threads share is (row, query head).
+    Blocks of 64 positions in ascending order, online softmax. The range that threads share is the tiles: rows
+    outermost, then KV heads. Rows of a tile that are not consecutive positions of one session are computed one by one.
+    Positions that one row of a tile sees and another does not have weight 0 for the other, which leaves its sums as
+    they are, so the bits do not depend on the tile.
     """
-    vectors = KV_BLOCK // LANES
-    tile = gcd(heads.dim // LANES, 4)
     per_kv = heads.query // heads.kv
+    tile = Tile.choose(n, per_kv, heads.dim)
+    parts = per_kv // tile.heads
 
     def body(k: Builder) -> None:
         q = k.buffer("q", (n, heads.query * heads.dim), "float32")
@@ -148,83 +176,160 @@ def attention(n: int, heads: Heads) -> tirx.PrimFunc:
         keys = k.buffer("k", k_shape, kv_dtype(heads.dtype))
         values = k.buffer("v", v_shape, kv_dtype(heads.dtype))
         o = k.buffer("o", (n, heads.query * heads.dim), "float32")
-        scores = k.local(KV_BLOCK)
-        sums = k.local(tile * LANES)
-        running = k.local(2)  # largest score so far, sum of exponentials
+        cache = _Cache(heads, positions, slots, block_table, keys, values, q, o)
+        with k.shared(n // tile.tokens * heads.kv * parts) as unit:
+            group, part = k.divide(unit, parts)
+            rows, kv_head = k.divide(group, heads.kv)
+            first = k.bind(rows * tile.tokens)
+            head = k.bind((kv_head * parts + part) * tile.heads)
 
-        with k.shared(n * heads.query) as unit:
-            m, head = k.divide(unit, heads.query)
-            kv_head, _ = k.divide(head, per_kv)
-            out = head * heads.dim
-            with k.loop(0, heads.dim // LANES) as c:
-                k.store(o, constant(0.0, LANES), m, span(out + c * LANES))
+            def alone(m: Expr) -> None:
+                one = Tile(1, tile.heads, Tile.choose(1, tile.heads, heads.dim).lanes)
+                k.when(positions[m] >= 0, lambda: _attend(k, cache, one, m, kv_head, head), lambda: clear(m))
 
-            def attend() -> None:
-                position = k.bind(cast("int64", positions[m]))
-                slot = k.bind(cast("int64", slots[m]))
-                oldest = tirx.const(0, "int64")
-                if heads.window:
-                    oldest = k.bind(tirx.Max(position - (heads.window - 1), tirx.const(0, "int64")))
-                k.store(running, constant(LOWEST, 1), 0)
-                k.store(running, constant(0.0, 1), 1)
-                first_block, _ = k.divide(oldest, KV_BLOCK)
-                last_block, _ = k.divide(position, KV_BLOCK)
-                with k.loop(first_block, last_block + 1) as logical:
-                    block = k.bind(cast("int64", block_table[slot, logical]))
-                    first = k.bind(tirx.Max(oldest - logical * KV_BLOCK, tirx.const(0, "int64")))
-                    last = k.bind(tirx.Min(position - logical * KV_BLOCK, tirx.const(KV_BLOCK - 1, "int64")))
-                    _scores(k, m, out, block, first, last)
-                    _weigh(k, m, out, block, first, last)
-                with k.loop(0, heads.dim // LANES) as c:
-                    index = span(out + c * LANES)
-                    k.store(o, o[m, index] / tirx.Broadcast(running[1], LANES), m, index)
+            def clear(m: Expr) -> None:
+                with k.loop(0, tile.heads * heads.dim // LANES) as c:
+                    k.store(o, constant(0.0, LANES), m, span(head * heads.dim + c * LANES))
 
-            def _scores(k: Builder, m: Expr, out: Expr, block: Expr, first: Expr, last: Expr) -> None:
-                k.fill(scores, KV_BLOCK)
-                with k.loop(0, heads.dim) as d:
-                    query = k.bind(tirx.Broadcast(q[m, out + d], LANES))
-                    for v in k.unrolled(vectors):
-                        key = cast(f"float32x{LANES}", keys[block, kv_head, d, span(v * LANES)])
-                        k.store(scores, fma(query, key, scores[span(v * LANES)]), span(v * LANES))
-                for v in k.unrolled(vectors):
-                    scaled = scores[span(v * LANES)] * constant(heads.dim**-0.5, LANES)
-                    visible = _between(v, first, last)
-                    k.store(scores, tirx.Select(visible, scaled, constant(LOWEST, LANES)), span(v * LANES))
+            def one_by_one() -> None:
+                with k.loop(0, tile.tokens) as t:
+                    alone(k.bind(first + t))
 
-            def _between(v: int, first: Expr, last: Expr) -> Expr:
-                lane = tirx.Ramp(tirx.const(v * LANES, "int32"), tirx.const(1, "int32"), LANES)
-                low = lane >= tirx.Broadcast(cast("int32", first), LANES)
-                high = lane <= tirx.Broadcast(cast("int32", last), LANES)
-                return tirx.And(low, high)
-
-            def _weigh(k: Builder, m: Expr, out: Expr, block: Expr, first: Expr, last: Expr) -> None:
-                largest = scores[span(0)]
-                for v in range(1, vectors):
-                    largest = tirx.Max(largest, scores[span(v * LANES)])
-                highest = k.bind(tirx.Max(running[0], tree_max(largest)))
-                alpha = k.bind(exp(running[0] - highest))
-                for v in k.unrolled(vectors):
-                    p = exp(scores[span(v * LANES)] - tirx.Broadcast(highest, LANES))
-                    k.store(scores, tirx.Select(_between(v, first, last), p, constant(0.0, LANES)), span(v * LANES))
-                total = scores[span(0)]
-                for v in range(1, vectors):
-                    total = total + scores[span(v * LANES)]
-                k.store(running, highest, 0)
-                k.store(running, fma(running[1], alpha, tree_sum(total)), 1)
-                with k.loop(0, heads.dim // (tile * LANES)) as c:
-                    base = out + c * (tile * LANES)
-                    for t in k.unrolled(tile):
-                        decayed = o[m, span(base + t * LANES)] * tirx.Broadcast(alpha, LANES)
-                        k.store(sums, decayed, span(t * LANES))
-                    with k.loop(first, last + 1) as j:
-                        p = k.bind(tirx.Broadcast(scores[j], LANES))
-                        for t in k.unrolled(tile):
-                            index = span(c * (tile * LANES) + t * LANES)
-                            value = cast(f"float32x{LANES}", values[block, kv_head, j, index])
-                            k.store(sums, fma(p, value, sums[span(t * LANES)]), span(t * LANES))
-                    for t in k.unrolled(tile):
-                        k.store(o, sums[span(t * LANES)], m, span(base + t * LANES))
-
-            k.when(positions[m] >= 0, attend)
+            if tile.tokens == 1:
+                alone(first)
+                return
+            together = positions[first] >= 0
+            for t in range(1, tile.tokens):
+                together = tirx.And(together, tirx.EQ(positions[first + t], positions[first] + t))
+                together = tirx.And(together, tirx.EQ(slots[first + t], slots[first]))
+            k.when(together, lambda: _attend(k, cache, tile, first, kv_head, head), one_by_one)
 
     return kernel("attention", body)
+
+
+@dataclass(frozen=True)
+class _Cache:
+    """The buffers of an attention kernel."""
+
+    heads: Heads
+    positions: Any
+    slots: Any
+    block_table: Any
+    keys: Any
+    values: Any
+    q: Any
+    o: Any
+
+
+def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, head: Expr) -> None:
+    """Attention of the rows row, row + 1, … and the query heads head, head + 1, … of a tile."""
+    heads = cache.heads
+    queries = [(t, h) for t in range(tile.tokens) for h in range(tile.heads)]
+    scores = [k.local(KV_BLOCK) for _ in queries]
+    running = [k.local(2) for _ in queries]  # largest score so far, sum of exponentials
+    decay = [k.local(1) for _ in queries]
+    sums = [k.local(tile.lanes) for _ in queries]
+    parts = range(tile.lanes // LANES)
+
+    def column(index: int) -> Expr:
+        return (head + queries[index][1]) * heads.dim
+
+    position = k.bind(cast("int64", cache.positions[row]))  # of the first row; the others follow it
+    slot = k.bind(cast("int64", cache.slots[row]))
+    oldest = tirx.const(0, "int64")
+    if heads.window:
+        oldest = k.bind(tirx.Max(position - (heads.window - 1), tirx.const(0, "int64")))
+    for i, (t, _) in enumerate(queries):
+        k.store(running[i], constant(LOWEST, 1), 0)
+        k.store(running[i], constant(0.0, 1), 1)
+        with k.loop(0, heads.dim // LANES) as c:
+            k.store(cache.o, constant(0.0, LANES), row + t, span(column(i) + c * LANES))
+    first_block, _ = k.divide(oldest, KV_BLOCK)
+    last_block, _ = k.divide(position + (tile.tokens - 1), KV_BLOCK)
+
+    def visible(v: Expr | int, t: int, base: Expr) -> Expr:
+        """Which of 16 positions of a block, from v on, row t sees."""
+        lane = tirx.Ramp(cast("int32", v), tirx.const(1, "int32"), LANES)
+        last = k.bind(cast("int32", position + t - base))
+        seen = lane <= tirx.Broadcast(last, LANES)
+        if heads.window:
+            low = k.bind(cast("int32", position + (t - heads.window + 1) - base))
+            seen = tirx.And(seen, lane >= tirx.Broadcast(low, LANES))
+        return seen
+
+    def score(block: Expr, base: Expr, most: Expr) -> None:
+        """scores = q · k / √dim of positions base to base + most, rounded up to whole tiles."""
+        for i in range(len(queries)):
+            k.fill(scores[i], KV_BLOCK, LOWEST)
+        chunks, _ = k.divide(most, tile.lanes)
+        with k.loop(0, chunks + 1) as chunk:
+            v = k.bind(chunk * tile.lanes)
+            for i in range(len(queries)):
+                k.fill(sums[i], tile.lanes)
+            with k.loop(0, heads.dim) as d:
+                key = [k.bind(cast(f"float32x{LANES}", cache.keys[block, kv_head, d, span(v + p * LANES)])) for p in parts]
+                for i, (t, _) in enumerate(queries):
+                    query = k.bind(tirx.Broadcast(cache.q[row + t, column(i) + d], LANES))
+                    for p in parts:
+                        at = span(p * LANES)
+                        k.store(sums[i], fma(query, key[p], sums[i][at]), at)
+            for i, (t, _) in enumerate(queries):
+                for p in parts:
+                    scaled = sums[i][span(p * LANES)] * constant(heads.dim**-0.5, LANES)
+                    seen = visible(v + p * LANES, t, base)
+                    k.store(scores[i], tirx.Select(seen, scaled, constant(LOWEST, LANES)), span(v + p * LANES))
+
+    def soften(i: int, base: Expr) -> None:
+        """Scores to exponentials, relative to the largest score so far."""
+        vectors = range(KV_BLOCK // LANES)
+        largest = scores[i][span(0)]
+        for v in vectors[1:]:
+            largest = tirx.Max(largest, scores[i][span(v * LANES)])
+        highest = k.bind(tirx.Max(running[i][0], tree_max(largest)))
+        alpha = k.bind(exp(running[i][0] - highest))
+        for v in vectors:
+            p = exp(scores[i][span(v * LANES)] - tirx.Broadcast(highest, LANES))
+            seen = visible(v * LANES, queries[i][0], base)
+            k.store(scores[i], tirx.Select(seen, p, constant(0.0, LANES)), span(v * LANES))
+        total = scores[i][span(0)]
+        for v in vectors[1:]:
+            total = total + scores[i][span(v * LANES)]
+        k.store(running[i], highest, 0)
+        k.store(running[i], fma(running[i][1], alpha, tree_sum(total)), 1)
+        k.store(decay[i], alpha, 0)
+
+    def weigh(block: Expr, first: Expr, most: Expr) -> None:
+        """o = o · alpha + p · v."""
+        with k.loop(0, heads.dim // tile.lanes) as c:
+            for i, (t, _) in enumerate(queries):
+                for p in parts:
+                    old = cache.o[row + t, span(column(i) + c * tile.lanes + p * LANES)]
+                    k.store(sums[i], old * tirx.Broadcast(decay[i][0], LANES), span(p * LANES))
+            with k.loop(first, most + 1) as j:
+                value = [
+                    k.bind(cast(f"float32x{LANES}", cache.values[block, kv_head, j, span(c * tile.lanes + p * LANES)]))
+                    for p in parts
+                ]
+                for i in range(len(queries)):
+                    weight = k.bind(tirx.Broadcast(scores[i][j], LANES))
+                    for p in parts:
+                        at = span(p * LANES)
+                        k.store(sums[i], fma(weight, value[p], sums[i][at]), at)
+            for i, (t, _) in enumerate(queries):
+                for p in parts:
+                    at = span(column(i) + c * tile.lanes + p * LANES)
+                    k.store(cache.o, sums[i][span(p * LANES)], row + t, at)
+
+    with k.loop(first_block, last_block + 1) as logical:
+        base = k.bind(logical * KV_BLOCK)
+        block = k.bind(cast("int64", cache.block_table[slot, logical]))
+        first = k.bind(tirx.Max(oldest - base, tirx.const(0, "int64")))
+        most = k.bind(tirx.Min(position + (tile.tokens - 1) - base, tirx.const(KV_BLOCK - 1, "int64")))
+        score(block, base, most)
+        for i in range(len(queries)):
+            soften(i, base)
+        weigh(block, first, most)
+    for i, (t, _) in enumerate(queries):
+        with k.loop(0, heads.dim // LANES) as c:
+            at = span(column(i) + c * LANES)
+            k.store(cache.o, cache.o[row + t, at] / tirx.Broadcast(running[i][1], LANES), row + t, at)

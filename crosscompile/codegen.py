@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
@@ -25,7 +26,7 @@ SCALARS = ("table_cap",)
 
 @dataclass(frozen=True)
 class Signature:
-    """How a kernel is called: pointer parameters by name, scalars by symbol, and the size of the shared range."""
+    """How a kernel is called: its symbol, pointer parameters by name, scalars by symbol, size of the shared range."""
 
     name: str
     pointers: tuple[str, ...]
@@ -128,8 +129,20 @@ def _plain_interface(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[str,
     return plain.with_attr("calling_conv", 1), tuple(b.name for b in buffers), scalars
 
 
+_SIZES = re.compile(r"(T\.Buffer|T\.decl_buffer)\(\((?:T\.int64\(\d+\)|\d+|\"\w+\"|\w+|, ?|,)*\)")
+
+
+def _code_key(function: tirx.PrimFunc) -> str:
+    """The text of a lowered function without the sizes of its arguments, which no instruction depends on."""
+    return _SIZES.sub(r"\1(()", function.without_attr("global_symbol").script())
+
+
 def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tuple[Any, dict[str, Signature]]:
-    """LLVM module of the kernels, and how each is called. Kernels are scheduled S-TIR functions by symbol name."""
+    """LLVM module of the kernels, and how each is called. Kernels are scheduled S-TIR functions by symbol name.
+
+    Functions of one kernel for several row counts mostly differ in the sizes of buffers alone: those share the code,
+    and the symbol, of the first.
+    """
     llvm = tvm.target.Target(target.llvm)
     module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in kernels.items()})
     module = tirx.transform.BindTarget(llvm.with_host(llvm))(module)
@@ -142,11 +155,14 @@ def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tupl
     module = tvm.ir.transform.Sequential(_lowering())(tvm.IRModule(shared, attrs=module.attrs))
     signatures: dict[str, Signature] = {}
     plain: dict[Any, tirx.PrimFunc] = {}
+    known: dict[str, str] = {}
     for symbol, function in module.functions.items():
         name = symbol.name_hint
         lowered, pointers, scalars = _plain_interface(function)
-        plain[symbol] = lowered.with_attr("target", llvm)
-        signatures[name] = Signature(name, pointers, scalars, groups[name])
+        first = known.setdefault(_code_key(lowered), name)
+        if first == name:
+            plain[symbol] = lowered.with_attr("target", llvm)
+        signatures[name] = Signature(first, pointers, scalars, groups[name])
     module = tirx.transform.LowerIntrin()(tirx.transform.LowerTVMBuiltin()(tvm.IRModule(plain)))
     return tvm.get_global_func("target.build.llvm")(module, llvm), signatures
 

@@ -222,7 +222,7 @@ def write_plan(
             grain = 1
         entries.append(
             {
-                "name": name,
+                "name": signature.name,
                 "args": arguments,
                 "scalars": list(signature.scalars),
                 "groups": signature.groups,

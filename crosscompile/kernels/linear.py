@@ -115,9 +115,9 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
     g_last, c_last, r_last = sch.split(column, [None, groups, rows])
     sch.reorder(g_last, m_last, c_last, r_last)
     sch.reverse_compute_at(last, m_outer, preserve_unit_loops=True)
-    m_copy, *_, c_copy, r_copy = sch.get_loops(last)[-3:]
-    sch.unroll(m_copy)
-    sch.unroll(c_copy)
+    _, _, *tile_loops, r_copy = sch.get_loops(last)
+    for loop in tile_loops:
+        sch.unroll(loop)
     sch.vectorize(r_copy)
 
     if dot is not None:

@@ -47,13 +47,13 @@ TIERS: dict[str, Tier] = {
     for tier in (  # later entries of an architecture are better
         Tier("armv7-neon", "armv7", ("neon", "vfpv4"), ("+v7", "+neon", "+vfp4"), 4, _LONG, ("w4",), "narrow"),
         Tier("armv8-neon", "aarch64", ("asimd",), ("+v8a", "+neon"), 4, _LONG, ("w4",), "narrow"),
-        Tier("dotprod", "aarch64", ("asimd", "asimddp"), ("+v8a", "+neon", "+dotprod"), 4, {"w4": 4, "w8": 4}),
+        Tier("dotprod", "aarch64", ("asimd", "asimddp"), ("+v8a", "+neon", "+dotprod"), 8, {"w4": 4, "w8": 4}),
         Tier(
             "i8mm",
             "aarch64",
             ("asimd", "asimddp", "i8mm"),
             ("+v8a", "+neon", "+dotprod", "+i8mm"),
-            4,
+            8,
             {"w4": 8, "w8": 8},
         ),
         Tier("avx2", "x86_64", _X86, ("+avx2", "+fma", "+f16c"), 8, {"w4": 4, "w8": 4}, ("w4",), "narrow"),

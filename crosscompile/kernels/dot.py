@@ -46,8 +46,8 @@ def weight_shape(form: Packing) -> tuple[int, int, int]:
 class Tile:
     """What the instruction families see of one tile: its operands, and what it computes."""
 
-    def __init__(self, form: Packing, tokens: int, groups: int, w: Any, a: Any, start: Any) -> None:
-        self.form, self.tokens, self.groups = form, tokens, groups
+    def __init__(self, tier: Tier, form: Packing, tokens: int, groups: int, w: Any, a: Any, start: Any) -> None:
+        self.tier, self.form, self.tokens, self.groups = tier, form, tokens, groups
         self._w, self._a, self._start = w, a, start
         self._rows: dict[tuple[int, int, int], Expr] = {}
 
@@ -76,8 +76,11 @@ class Tile:
         """Low and high nibbles of bytes, as 0…15 (unsigned) or as 16 · q (signed: the top nibble of an int8)."""
         if not self.form.unsigned:
             return bind(vector << T.broadcast(T.int8(4), lanes)), bind(vector & T.broadcast(T.int8(-16), lanes))
-        words = T.reinterpret(f"uint16x{lanes // 2}", vector) >> T.broadcast(T.uint16(4), lanes // 2)
         mask = T.broadcast(T.uint8(15), lanes)
+        if self.tier.arch != "x86_64":
+            return bind(vector & mask), bind(vector >> T.broadcast(T.uint8(4), lanes))
+        # x86 shifts no bytes
+        words = T.reinterpret(f"uint16x{lanes // 2}", vector) >> T.broadcast(T.uint16(4), lanes // 2)
         return bind(vector & mask), bind(T.reinterpret(f"uint8x{lanes}", words) & mask)
 
     def parts(self, group: int, chunk: int, row: int, lanes: int) -> list[tuple[Expr, int]]:
@@ -89,27 +92,55 @@ class Tile:
         return [(low, 2 * chunk * step), (high, 2 * chunk * step + step)]
 
 
-Dots = list[list[Expr]]
-"""[token][row group] -> int32xR, the dot of the group's R rows."""
+Dots = list[list[list[Expr]]]
+"""[token][row group] -> the dots of its R rows, int32 vectors of as many rows as the instructions have lanes."""
 Family = Callable[[Tile], Dots]
 
 
-def _each(tile: Tile, value: Callable[[int], Expr]) -> Dots:
-    """`value` of a token for each of its row groups."""
-    return [[value(token)] * tile.groups for token in range(tile.tokens)]
+Step = Callable[[Any, Expr, int, int], Expr]
+"""(acc, weights, token, column) -> acc."""
 
 
-def _by_rows(tile: Tile, dots: Dots, step: Callable[[Expr, Expr, int, int], Expr]) -> Dots:
-    """Packings whose vectors hold a chunk of columns of every row: step(acc, weights, token, column)."""
+def _by_rows(
+    tile: Tile,
+    width: int,
+    start: Callable[[int], Expr],
+    step: Step,
+    ways: int = 1,
+    join: Callable[[Expr, Expr], Expr] | None = None,
+) -> Dots:
+    """Packings whose vectors hold a chunk of columns of `width` rows.
+
+    ways: sums kept side by side for every vector of results and joined at the end, so that one token's few results do
+    not wait for each other. The first starts at start(token), the others at 0.
+    """
     chunks, rows, chunk = weight_shape(tile.form)
+    vectors = [(group, row) for group in range(tile.groups) for row in range(0, rows, width)]
+    first = [start(token) for token in range(tile.tokens)]
+    sums: dict[tuple[int, int, int, int], Expr] = {}
+    at = 0
     for c in range(chunks):
-        parts = [tile.parts(group, c, 0, rows * chunk) for group in range(tile.groups)]
-        for half in range(len(parts[0])):
+        parts = {(group, row): tile.parts(group, c, row, width * chunk) for group, row in vectors}
+        for half in range(len(parts[0, 0])):
             for token in range(tile.tokens):
-                for group in range(tile.groups):
-                    part, column = parts[group][half]
-                    dots[token][group] = bind(step(dots[token][group], part, token, column))
-    return dots
+                for vector in vectors:
+                    part, column = parts[vector][half]
+                    key = (token, *vector, at % ways)
+                    before = sums.get(key, first[token] if key[3] == 0 else None)
+                    sums[key] = bind(step(before, part, token, column))
+            at += 1
+
+    def joined(token: int, group: int, row: int) -> Expr:
+        parts = [sums[token, group, row, way] for way in range(ways)]
+        while len(parts) > 1:
+            assert join is not None
+            parts = [bind(join(*parts[i : i + 2])) for i in range(0, len(parts), 2)]
+        return parts[0]
+
+    return [
+        [[joined(token, group, row) for row in range(0, rows, width)] for group in range(tile.groups)]
+        for token in range(tile.tokens)
+    ]
 
 
 def _sdot(tile: Tile) -> Dots:
@@ -117,20 +148,19 @@ def _sdot(tile: Tile) -> Dots:
 
     def step(acc: Expr, weights: Expr, token: int, column: int) -> Expr:
         words = T.reinterpret("int32x4", tile.activations(token, column // 16 * 16, 16))
-        lane = tirx.Shuffle([words], [column % 16 // 4] * 4)
-        return _call(
-            "int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, weights, T.reinterpret("int8x16", lane)
-        )
+        lane = T.reinterpret("int8x16", tirx.Shuffle([words], [column % 16 // 4] * 4))
+        return _call("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, weights, lane)
 
-    return _by_rows(tile, _each(tile, lambda token: T.broadcast(T.int32(0), 4)), step)
+    return _by_rows(tile, 4, lambda token: T.broadcast(T.int32(0), 4), step)
 
 
 def _smmla(tile: Tile) -> Dots:
-    """smmla: 8 columns of rows 0,1 and of rows 2,3 with two tokens. A lone token is both columns of the result."""
+    """smmla: 8 columns of two rows with two tokens. A lone token is both columns of the result."""
     zero = T.broadcast(T.int32(0), 4)
+    chunks, rows, _ = weight_shape(tile.form)
     pairs = [(t, min(t + 1, tile.tokens - 1)) for t in range(0, tile.tokens, 2)]
-    sums = {(pair, group, half): zero for pair in pairs for group in range(tile.groups) for half in range(2)}
-    chunks = weight_shape(tile.form)[0]
+    vectors = [(group, row) for group in range(tile.groups) for row in range(0, rows, 2)]
+    sums = {(pair, *vector): zero for pair in pairs for vector in vectors}
 
     def columns(pair: tuple[int, int], column: int) -> Expr:
         if pair[0] == pair[1]:
@@ -140,21 +170,20 @@ def _smmla(tile: Tile) -> Dots:
         return T.reinterpret("int8x16", tirx.Shuffle([first, second], [lane, 2 + lane]))
 
     for c in range(chunks):
-        parts = {(g, h): tile.parts(g, c, 2 * h, 16) for g in range(tile.groups) for h in range(2)}
-        for part in range(len(parts[0, 0])):
+        parts = {(group, row): tile.parts(group, c, row, 16) for group, row in vectors}
+        for half in range(len(parts[0, 0])):
             for pair in pairs:
-                operand = bind(columns(pair, parts[0, 0][part][1]))
-                for key, weights in parts.items():
-                    at = (pair, *key)
-                    sums[at] = bind(
-                        _call("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", sums[at], weights[part][0], operand)
-                    )
-    dots: Dots = [[zero] * tile.groups for _ in range(tile.tokens)]
+                operand = bind(columns(pair, parts[0, 0][half][1]))
+                for vector in vectors:
+                    args = (sums[pair, *vector], parts[vector][half][0], operand)
+                    sums[pair, *vector] = bind(_call("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", *args))
+    dots: Dots = [[[] for _ in range(tile.groups)] for _ in range(tile.tokens)]
     for pair in pairs:
         for group in range(tile.groups):
-            two = [sums[pair, group, 0], sums[pair, group, 1]]
-            for lane, token in enumerate(pair):
-                dots[token][group] = bind(tirx.Shuffle(two, [lane, 2 + lane, 4 + lane, 6 + lane]))
+            for row in range(0, rows, 4):
+                four = [sums[pair, group, row], sums[pair, group, row + 2]]
+                for lane, token in enumerate(dict.fromkeys(pair)):
+                    dots[token][group].append(bind(tirx.Shuffle(four, [lane, 2 + lane, 4 + lane, 6 + lane])))
     return dots
 
 
@@ -168,10 +197,11 @@ def _vnni(tile: Tile) -> Dots:
         word = tile.start(token)
         return bind(T.broadcast(word if factor == 1 else word * T.int32(factor), rows))
 
-    def step(acc: Expr, weights: Expr, token: int, column: int) -> Expr:
-        return _call(f"int32x{rows}", name, acc, weights, tile.repeated(token, column, 4, rows))
+    def step(acc: Expr | None, weights: Expr, token: int, column: int) -> Expr:
+        before = T.broadcast(T.int32(0), rows) if acc is None else acc
+        return _call(f"int32x{rows}", name, before, weights, tile.repeated(token, column, 4, rows))
 
-    return _by_rows(tile, _each(tile, start), step)
+    return _by_rows(tile, rows, start, step, 2 if tile.tokens == 1 else 1, lambda a, b: a + b)
 
 
 def _maddubs(tile: Tile) -> Dots:
@@ -185,13 +215,18 @@ def _maddubs(tile: Tile) -> Dots:
     def start(token: int) -> Expr:
         return bind(_splat(tile.start(token), 8, "int16x16"))
 
-    def step(acc: Expr, weights: Expr, token: int, column: int) -> Expr:
-        pairs = _call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", weights, tile.repeated(token, column, 4, 8))
-        return _call("int16x16", "llvm.sadd.sat.v16i16", acc, pairs)
+    def add(a: Expr, b: Expr) -> Expr:
+        return _call("int16x16", "llvm.sadd.sat.v16i16", a, b)
 
-    dots = _by_rows(tile, _each(tile, start), step)
+    def step(acc: Expr | None, weights: Expr, token: int, column: int) -> Expr:
+        pairs = _call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", weights, tile.repeated(token, column, 4, 8))
+        return pairs if acc is None else add(acc, pairs)
+
     ones = T.broadcast(T.int16(1), 16)
-    return [[bind(_call("int32x8", "llvm.x86.avx2.pmadd.wd", dot, ones)) for dot in row] for row in dots]
+    return [
+        [[bind(_call("int32x8", "llvm.x86.avx2.pmadd.wd", sums, ones)) for sums in group] for group in token]
+        for token in _by_rows(tile, 8, start, step, 4 if tile.tokens == 1 else 1, add)
+    ]
 
 
 def _psign(tile: Tile) -> Dots:
@@ -205,7 +240,7 @@ def _psign(tile: Tile) -> Dots:
         pairs = _call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", magnitudes[weights], signed)
         return acc + _call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, T.broadcast(T.int16(1), 16))
 
-    return _by_rows(tile, _each(tile, lambda token: T.broadcast(T.int32(0), 8)), step)
+    return _by_rows(tile, 8, lambda token: T.broadcast(T.int32(0), 8), step)
 
 
 class _Neon:
@@ -246,8 +281,8 @@ class _Neon:
 def _smlal(tier: Tier) -> Family:
     """smull and smlal of 16 columns of one row; four rows are folded into one vector at the end of the group.
 
-    Nibbles are 0…15: a lane sums four products, and the whole group's dot, which begins with −8 · Σa in one lane, fits
-    16 bits, so rows are folded there (additions wrap, only the end must fit). Bytes make 32,258 in two products and are
+    Nibbles are 0…15: a lane sums four products, and the whole group's dot with −8 · Σa fits 16 bits, so rows are folded
+    there, each into two neighbours, and one of them gets −8 · Σa (additions wrap, only the end must fit). Bytes make 32,258 in two products and are
     widened after them.
     """
     neon = _Neon(tier)
@@ -256,21 +291,22 @@ def _smlal(tier: Tier) -> Family:
         dots: Dots = []
         rows = [[tile.parts(g, 0, r, 16) for r in range(4)] for g in range(tile.groups)]
         for token in range(tile.tokens):
-            word = T.broadcast(T.int32(0), 4)
-            start = bind(T.reinterpret("int16x8", _with_lane_0(word, tile.start(token))))
+            start = bind(_splat(tile.start(token), 4, "int16x8"))
             dots.append([])
             for group in range(tile.groups):
                 sums = []
                 for r in range(4):
-                    acc = start
+                    acc = None
                     for part, column in rows[group][r]:
                         signed = T.reinterpret("int8x16", part)
                         for which in range(2):
                             a = neon.half(tile.activations(token, column, 16), which)
-                            acc = bind(acc + neon.multiply(neon.half(signed, which), a))
+                            product = neon.multiply(neon.half(signed, which), a)
+                            acc = bind(product if acc is None else acc + product)
                     sums.append(acc)
                 first, second = (bind(neon.neighbours(*sums[i : i + 2], "int16", 8)) for i in (0, 2))
-                dots[-1].append(bind(neon.widen(neon.neighbours(first, second, "int16", 8))))
+                folded = bind(neon.neighbours(first, second, "int16", 8) + start)
+                dots[-1].append([bind(neon.widen(folded))])
         return dots
 
     def bytes_(tile: Tile) -> Dots:
@@ -290,15 +326,10 @@ def _smlal(tier: Tier) -> Family:
                         total = bind(wide if total is None else total + wide)
                     sums.append(total)
                 first, second = (bind(neon.neighbours(*sums[i : i + 2], "int32", 4)) for i in (0, 2))
-                dots[-1].append(bind(neon.neighbours(first, second, "int32", 4)))
+                dots[-1].append([bind(neon.neighbours(first, second, "int32", 4))])
         return dots
 
     return lambda tile: nibbles(tile) if tile.form.kind == "w4" else bytes_(tile)
-
-
-def _with_lane_0(vector: Expr, value: Expr) -> Expr:
-    """The int32x4 `vector` with its first lane replaced."""
-    return tirx.Shuffle([T.broadcast(value, 4), vector], [0, 5, 6, 7])
 
 
 def family(tier: Tier, form: Packing) -> Family:
@@ -337,12 +368,15 @@ def scalar_dot(form: Packing, weights: Callable[..., Expr], activations: Callabl
 
 
 @cache
-def register_dot(tier_name: str, packing: str, tokens: int, groups: int) -> str:
-    """Registers a tier's dot intrinsic for a packing and a tile, and returns its name."""
+def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: int) -> str:
+    """Registers a tier's dot intrinsic for a packing and a tile, and returns its name.
+
+    ahead: column groups between the one that is computed and the one that is asked from memory, 0 for none.
+    """
     tier = TIERS[tier_name]
     form = Packing.parse(packing)
     chunks, rows, chunk = weight_shape(form)
-    name = f"ellm.dot.{tier.name}.{packing}.{tokens}x{groups}"
+    name = f"ellm.dot.{tier.name}.{packing}.{tokens}x{groups}.{ahead}"
 
     def operand(label: str, shape: Sequence[int], dtype: str) -> Any:
         strides = [tirx.Var(f"{label}_s{i}", "int64") for i in range(len(shape) - 1)]
@@ -383,10 +417,15 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int) -> str:
             B.buffer_store(d, d[t, g, 0, r] + products, [t, g, 0, r])
 
     def implemented(w: Any, a: Any, start: Any, d: Any) -> None:
-        dots = family(tier, form)(Tile(form, tokens, groups, w, a, start))
+        for line in range(0, chunks * rows * chunk if ahead else 0, 64):
+            there = B.address_of(w[0, ahead, 0, 0, line])
+            B.evaluate(T.call_intrin("void", "tirx.prefetch", there, T.int32(0), T.int32(3), T.int32(1)))
+        dots = family(tier, form)(Tile(tier, form, tokens, groups, w, a, start))
         for t in range(tokens):
             for g in range(groups):
-                B.buffer_store(d, dots[t][g], [t, g, 0, B.ramp(0, 1, rows)])
+                width = rows // len(dots[t][g])
+                for i, vector in enumerate(dots[t][g]):
+                    B.buffer_store(d, vector, [t, g, 0, B.ramp(i * width, 1, width)])
 
     TensorIntrin.register(name, function(described), function(implemented))
     return name

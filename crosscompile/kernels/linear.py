@@ -24,10 +24,13 @@ class LinearKnobs:
 
     tokens   rows of the activation computed together, from registers
     groups   row groups of the weight computed together
+    ahead    for one row: how many column groups ahead weights are prefetched. The processor's own prefetching stops at
+             the end of a 4 KB page, which is soon at this rate
     """
 
     tokens: int = 4
     groups: int = 1
+    ahead: int = 0
 
 
 @cache
@@ -124,7 +127,7 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
         sch.compute_at(dot, b, preserve_unit_loops=True)
         tile, g_tile, unit, *_ = sch.get_loops(dot)[-6:]
         sch.reorder(unit, tile, g_tile)
-        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups))
+        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, knobs.ahead if n == 1 else 0))
     sch.unroll(m_inner)
     sch.unroll(g_inner)
     sch.vectorize(r)
@@ -136,6 +139,10 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
     return sch.mod["main"]
 
 
+_TOKENS = {"avx512-vnni": 8, "armv7-neon": 2}
+"""Rows of a tile that fit the registers without a spill, where it is not four."""
+
+
 def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
     """The tile for n rows where nothing was tuned."""
-    return LinearKnobs()
+    return LinearKnobs(_TOKENS.get(tier.name, 4), 1, 16 if tier.arch == "x86_64" else 0)

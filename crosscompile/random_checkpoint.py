@@ -42,8 +42,8 @@ class RandomCheckpoint(Checkpoint):
         else:
             places = (first + np.arange(start, stop, dtype=np.int64) * 2_654_435_761) % (_POOL - columns)
             values = np.empty((stop - start, columns), np.float32)
-            for row, at in zip(values, places, strict=True):
-                row[:] = pool[at : at + columns]
+            for row, place in zip(values, places, strict=True):
+                row[:] = pool[place : place + columns]
             values = values.reshape(stop - start, *tensor.shape[1:])
         values *= np.float32(0.05 if std is None else std)
         return values + np.float32(1) if std is None else values

@@ -26,13 +26,14 @@ def main() -> int:
     try:
         pid = os.posix_spawn(command[0], command, os.environ, file_actions=files)
     except OSError as error:
-        print(error.strerror)  # noqa: T201
+        sys.stdout.write(str(error.strerror))
         return 1
     _, status, usage = os.wait4(pid, 0)
     wall = time.monotonic() - start
     other = max(0.0, (busy_s() - before - usage.ru_utime - usage.ru_stime) / wall)
     answer = {"status": os.waitstatus_to_exitcode(status), "wall_s": wall, "other_cpu": other}
-    print(json.dumps({**answer, "peak_rss_bytes": usage.ru_maxrss * 1024}))  # noqa: T201
+    memory = {"peak_rss_bytes": usage.ru_maxrss * 1024, "major_faults": usage.ru_majflt}
+    sys.stdout.write(json.dumps({**answer, **memory}))
     return 0
 
 

@@ -165,6 +165,7 @@ def _about(sample: Sample) -> dict[str, Any]:
         "wall_s": round(sample.wall_s, 4),
         "other_cpu": round(sample.other_cpu, 3),
         "peak_rss_bytes": sample.peak_rss_bytes,
+        "major_faults": sample.major_faults,
     }
 
 

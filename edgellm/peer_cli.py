@@ -9,20 +9,22 @@ import json
 import platform
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crosscompile import checkpoint
 from crosscompile.checkpoint import Checkpoint
-from edgellm import __version__, cache, gguf_file, hub, peer, peer_report, peer_result
+from edgellm import __version__, cache, gguf_file, gguf_llama, hub, peer, peer_report, peer_result
 from edgellm.bandwidth import build_probe
 from edgellm.boards import load_board
 from edgellm.bundle import Bundle
 from edgellm.compile import Options, compile_checkpoint
 from edgellm.errors import ModelError, UsageError
 from edgellm.golden import host_target
-from edgellm.peer_bench import FIGURES, Figure, Match, cells, measure, sizes
+from edgellm.peer_bench import BLOCK, FIGURES, Figure, Match, cells, measure, sizes
 from edgellm.sample import Quiet
 
 Progress = Callable[[str, int, int], None]
@@ -32,7 +34,7 @@ MATCHES: dict[str, Options] = {
     "w8a8": Options("w8a8"),
     "w4a8-head4": Options("w4a8", embedding="w4a8", head="w4a8"),
 }
-"""What is compared, by name; the peer gets the same bits in every tensor (edgellm.gguf_file)."""
+"""What is compared, by name; the peer gets the same bits in every tensor (edgellm.gguf_llama)."""
 
 DEFAULT_MODEL = "random:smollm2-135m"
 _KINDS = {"decode": "decode", "prefill": "prefill", "first": "first_token"}
@@ -66,24 +68,19 @@ def main(args: argparse.Namespace) -> int:
             raise UsageError(f"{args.output} is not a directory")
         file = args.output / "performance.json"
         old = peer_result.read(file) if file.is_file() else None
+    new: dict[str, Any] | None = None
     with StageDisplay(quiet=args.json) as display:
-        new = compare(
-            args.models or [DEFAULT_MODEL],
-            matches,
-            figures,
-            threads,
-            rounds=args.repeat or 5,
-            build=args.peer_build,
-            quiet=Quiet(args.quiet_below),
-            progress=display.update,
-        )
-    if args.output is not None:
-        merged = peer_result.merge(old, new)
-        peer_result.write(merged, args.output / "performance.json")
-        peer_report.write_files(merged, args.output, shlex.join(["edgellm", *sys.argv[1:]]))
+        comparison = Comparison(args.peer_build, args.repeat or 5, Quiet(args.quiet_below), display.update)
+        for model in args.models or [DEFAULT_MODEL]:
+            measured = comparison.measure(model, matches, figures, threads)
+            new = peer_result.merge(new, measured)
+            if args.output is not None:  # a later model may fail after an hour
+                old = peer_result.merge(old, measured)
+                peer_result.write(old, args.output / "performance.json")
+                peer_report.write_files(old, args.output, shlex.join(["edgellm", *sys.argv[1:]]))
     if args.json:
         print(json.dumps(new))
-    else:
+    elif new is not None:
         peer_report.show(new)
     return 0
 
@@ -113,48 +110,40 @@ def parse(args: argparse.Namespace) -> tuple[list[str], list[Figure], list[int]]
     return matches, [_figure(text) for text in args.figures.split(",")], args.threads or [1, 2]
 
 
-def compare(
-    models: Sequence[str],
-    matches: Sequence[str],
-    figures: Sequence[Figure],
-    threads: Sequence[int],
-    *,
-    rounds: int,
-    build: Path | None,
-    quiet: Quiet,
-    progress: Progress,
-) -> dict[str, Any]:
-    """The whole comparison, as edgellm.peer_result's document. One interleaved run per model."""
-    target = host_target()
-    if target is None:
-        raise ModelError("a comparison runs here, and this machine's CPU has no tier to run")
-    gguf_file.package()  # what is missing is said before anything takes minutes
-    found, probe = peer.find(build, progress), build_probe(target)
-    rows: list[dict[str, Any]] = []
-    measured: dict[str, dict[str, int]] = {}
-    for model in models:
-        with _prepared(model, matches, figures, progress) as prepared:
+class Comparison:
+    """The peer, the probe and how to measure, set up once. Raises PeerError for what is missing."""
+
+    def __init__(self, build: Path | None, rounds: int, quiet: Quiet, progress: Progress) -> None:
+        target = host_target()
+        if target is None:
+            raise ModelError("a comparison runs here, and this machine's CPU has no tier to run")
+        self._target, self._rounds, self._quiet, self._progress = target, rounds, quiet, progress
+        self._peer, self._probe = peer.find(build, progress), build_probe(target)
+
+    def measure(
+        self, model: str, matches: Sequence[str], figures: Sequence[Figure], threads: Sequence[int]
+    ) -> dict[str, Any]:
+        """One interleaved run of a model, as edgellm.peer_result's document."""
+        with _prepared(model, matches, figures, self._progress) as prepared:
             taken = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-            for row in measure(cells(prepared, threads), rounds, found, probe, quiet, progress):
-                rows.append({**row, "taken": taken})
-            for match in prepared:
-                measured[f"{match.bundle.name}, {match.label}"] = sizes(match.bundle, found)
-    local = load_board("local")
-    return {
-        "format": peer_result.FORMAT,
-        "edgellm": __version__,
-        "machine": {
-            "cpu": local.cpu,
-            "n_cores": local.n_cores,
-            "tier": target.tier.name,
-            "ram_bytes": local.memory_bytes,
-            "kernel": platform.release(),
-        },
-        "peer": {"name": "llama.cpp", "commit": found.commit(), "package": f"{peer.PACKAGE} {peer.VERSION}"},
-        "rows": rows,
-        "sizes": measured,
-        "instructions": [],
-    }
+            rows = measure(cells(prepared, threads), self._rounds, self._peer, self._probe, self._quiet, self._progress)
+            measured = {f"{match.bundle.name}, {match.label}": sizes(match.bundle, self._peer) for match in prepared}
+        local = load_board("local")
+        return {
+            "format": peer_result.FORMAT,
+            "edgellm": __version__,
+            "machine": {
+                "cpu": local.cpu,
+                "n_cores": local.n_cores,
+                "tier": self._target.tier.name,
+                "ram_bytes": local.memory_bytes,
+                "kernel": platform.release(),
+            },
+            "peer": {"name": "llama.cpp", "commit": self._peer.commit(), "package": f"{peer.PACKAGE} {peer.VERSION}"},
+            "rows": [{**row, "taken": taken} for row in rows],
+            "sizes": measured,
+            "instructions": [],
+        }
 
 
 @contextlib.contextmanager
@@ -162,8 +151,6 @@ def _prepared(
     model: str, matches: Sequence[str], figures: Sequence[Figure], progress: Progress
 ) -> Iterator[list[Match]]:
     """Bundles and the peer's files of a model, with a prompt for each figure that starts with text."""
-    import tempfile
-
     target = host_target()
     assert target is not None
     path, name = hub.resolve(model, progress)
@@ -182,22 +169,20 @@ def _prepared(
 
 def fit(figures: Sequence[Figure], context: int) -> tuple[Figure, ...]:
     """The figures, none deeper than the model's context allows; what does not fit at all is left out."""
-    shallower = [
-        Figure(figure.kind, figure.tokens, min(figure.depth, (context - figure.tokens) // 64 * 64)) for figure in figures
-    ]
-    return tuple(dict.fromkeys(figure for figure in shallower if figure.depth >= 0 and figure.tokens + 2 <= context))
+    shallower = [replace(it, depth=min(it.depth, (context - it.tokens) // BLOCK * BLOCK)) for it in figures]
+    return tuple(dict.fromkeys(it for it in shallower if it.depth >= 0 and it.tokens + 2 <= context))
 
 
 def gguf_of(source: Checkpoint, bundle: Bundle, progress: Progress) -> Path:
     """The peer's file with the bundle's numbers, written if the cache does not have it."""
     scheme = {part: bundle.manifest["scheme"][part] for part in ("body", "embedding", "head")}
-    writer = Path(gguf_file.__file__).read_text(encoding="utf-8")
+    writer = [Path(module.__file__ or "").read_text(encoding="utf-8") for module in (gguf_file, gguf_llama)]
     key = cache.key_of({"checkpoint": bundle.manifest["provenance"]["checkpoint"], "scheme": scheme, "writer": writer})
     file = cache.root() / "peers" / "gguf" / f"{bundle.name}-{key[:12]}.gguf"
     file.parent.mkdir(parents=True, exist_ok=True)
     with cache.locked(key):
         if not file.is_file():
-            gguf_file.write(source, bundle.name, scheme, file, progress)
+            gguf_llama.write_llama(source, bundle.name, scheme, file, progress)
     return file
 
 

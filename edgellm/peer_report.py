@@ -120,7 +120,19 @@ def _instructions(counts: Sequence[dict[str, Any]], peer: str) -> Table:
             values.append(f"{other / mine:.2f}" if mine and other else "")
         per_byte = [f"{side['decode'] / side['weight_bytes_per_token']:.2f}" if side else "" for side in (ours, theirs)]
         cells.append((*values, *per_byte))
-    columns = ("model", "weights", "processor", "decode", peer, "ratio", "prefill", peer, "ratio", "decode per byte", peer)
+    columns = (
+        "model",
+        "weights",
+        "processor",
+        "decode",
+        peer,
+        "ratio",
+        "prefill",
+        peer,
+        "ratio",
+        "decode per byte",
+        peer,
+    )
     return Table("Emulated instructions per token", columns, tuple(cells), 3)
 
 
@@ -134,7 +146,7 @@ def markdown(document: dict[str, Any], command: str) -> str:
         f"{machine['cpu']}, {machine['n_cores']} processors, tier {machine['tier']}, Linux {machine['kernel']}. "
         f"{peer['name']} {peer['commit']}, from {peer['package']}.",
         f"Medians of {' to '.join(map(str, rounds)) or 'no'} interleaved rounds. “Share” is of the fastest of several "
-        "read loops, measured right before and after each sample. “Others' CPU” is what everything else took meanwhile, "
+        "read loops, measured right before and after a sample. “Others' CPU” is what everything else took meanwhile, "
         "in processors: figures with more than 0.1 there are not to be trusted.",
         "",
         "![How many times as fast as the peer.](performance.svg)",
@@ -176,11 +188,11 @@ def show(document: dict[str, Any], keys: set[tuple[Any, ...]] | None = None) -> 
     chosen = document
     if keys is not None:
         chosen = {**document, "rows": [row for row in document["rows"] if key_of(row) in keys]}
-    console = Console(highlight=False, markup=False, soft_wrap=True)
     for table in tables(chosen):
         shown = RichTable(title=table.title, title_justify="left", title_style="bold")
         for index, column in enumerate(table.columns):
             shown.add_column(column, justify="left" if index < table.n_left else "right", no_wrap=True)
         for row in table.rows:
             shown.add_row(*row)
-        console.print(shown, width=max(console.width, console.measure(shown).maximum))
+        needed = Console(width=1000).measure(shown).maximum  # numbers that are cut off would be of no use
+        Console(highlight=False, markup=False, width=max(Console().width, needed)).print(shown)

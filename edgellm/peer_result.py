@@ -80,7 +80,7 @@ def _median(samples: Sequence[dict[str, Any]], key: str) -> float:
 def _share(samples: Sequence[dict[str, Any]], n_bytes: int | None) -> float | None:
     if not n_bytes:
         return None
-    return statistics.median(sample["value"] * n_bytes / 1e9 / sample["bandwidth_gb_s"] for sample in samples)
+    return float(statistics.median(s["value"] * n_bytes / 1e9 / s["bandwidth_gb_s"] for s in samples))
 
 
 def figure_name(figure: dict[str, Any]) -> str:

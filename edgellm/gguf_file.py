@@ -1,8 +1,8 @@
 """GGUF files: tensors of 32-weight blocks behind a header of typed keys, written piece by piece.
 
 The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md (version 3), and block_q4_0 and block_q8_0 of
-ggml's ggml-common.h. Their numbers are those of our w4 and w8: 32 weights that share a float16 scale, integers from -8 to 7
-and from -127 to 127.
+ggml's ggml-common.h. Their numbers are those of our w4 and w8: 32 weights share a float16 scale, with integers from
+-8 to 7 and from -127 to 127.
 """
 
 from __future__ import annotations

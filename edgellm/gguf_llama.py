@@ -73,9 +73,7 @@ def write_llama(
     config = source.config
     biased = config.get("attention_bias") or config.get("mlp_bias")
     if config.get("architectures") != ["LlamaForCausalLM"] or config.get("rope_scaling") or biased:
-        raise PeerError(
-            f"{name}: only a LlamaForCausalLM without rope_scaling and biases goes to the peer; use another"
-        )
+        raise PeerError(f"{name}: only a LlamaForCausalLM without rope_scaling and biases is written; use another")
     plan = entries(config, scheme)
     slots = [TensorSlot(entry.name, source.info(entry.source).shape, entry.type) for entry in plan]
     pieces = (piece for entry in plan for piece in _pieces(source, entry))

@@ -135,20 +135,20 @@ def build_peer(name: str, flags: Mapping[str, str], targets: Sequence[str], prog
 
 def _build_steps(origin: Path, folder: Path, steps: Path, flags: Mapping[str, str]) -> None:
     """llama_steps, linked with the libraries of the build: shared, or all that it needs within one static program."""
-    cc = flags.get("CMAKE_C_COMPILER", "").split(";") if "CMAKE_C_COMPILER" in flags else [tool("cc")]
-    cxx = flags.get("CMAKE_CXX_COMPILER", "").split(";") if "CMAKE_CXX_COMPILER" in flags else [tool("c++")]
+    cc = flags.get("CMAKE_C_COMPILER") or tool("cc", "a C compiler (on Debian: gcc)")
+    cxx = flags.get("CMAKE_CXX_COMPILER") or tool("c++", "a C++ compiler (on Debian: g++)")
     include = [f"-I{origin / 'include'}", f"-I{origin / 'ggml' / 'include'}"]
     out, place = folder / "bin" / STEPS, folder / "bin"
     place.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         item = f"{name}/steps.o"
-        _run([*cc, "-O2", *include, "-c", str(steps), "-o", item], "see its output")
+        _run([cc, "-O2", *include, "-c", str(steps), "-o", item], "see its output")
         if flags.get("BUILD_SHARED_LIBS") == "OFF":
             parts = [str(path) for part in ("src", "ggml") for path in sorted((folder / part).rglob("*.a"))]
             link = ["-static", "-Wl,--start-group", *parts, "-Wl,--end-group"]
         else:
             link = [f"-L{place}", f"-Wl,-rpath,{place}", "-lllama", "-lggml", "-lggml-base", "-lggml-cpu"]
-        _run([*cxx, item, "-o", str(out), *link, "-lm", "-lpthread"], "see its output")
+        _run([cxx, item, "-o", str(out), *link, "-lm", "-lpthread"], "see its output")
 
 
 def _run(command: Sequence[str], remedy: str) -> None:

@@ -144,7 +144,7 @@ def markdown(document: dict[str, Any], command: str) -> str:
         f"Made by `{command}`; every sample is in [performance.json](performance.json).",
         "",
         f"{machine['cpu']}, {machine['n_cores']} processors, tier {machine['tier']}, Linux {machine['kernel']}. "
-        f"{peer['name']} {peer['commit']}, from {peer['package']}.",
+        f"{peer['name']} {peer.get('commit', '')}, from {peer['package']}.",
         f"Medians of {' to '.join(map(str, rounds)) or 'no'} interleaved rounds. “Share” is of the fastest of several "
         "read loops, measured right before and after a sample. “Others' CPU” is what everything else took meanwhile, "
         "in processors: figures with more than 0.1 there are not to be trusted.",

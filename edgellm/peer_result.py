@@ -121,6 +121,7 @@ def merge(old: dict[str, Any] | None, new: dict[str, Any]) -> dict[str, Any]:
     return {
         **old,
         **new,
+        "peer": {**old["peer"], **new["peer"]},
         "rows": list(rows.values()),
         "instructions": list(counts.values()),
         "sizes": {**old.get("sizes", {}), **new["sizes"]},

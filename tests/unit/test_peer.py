@@ -13,9 +13,22 @@ import pytest
 
 from crosscompile import checkpoint
 from crosscompile.packing import dequantize, quantize
-from edgellm import bench, cli, gguf_file, gguf_llama, peer, peer_bench, peer_cli, peer_report, peer_result, sample
+from edgellm import (
+    bench,
+    cli,
+    comparison,
+    gguf_file,
+    gguf_llama,
+    peer,
+    peer_bench,
+    peer_cli,
+    peer_report,
+    peer_result,
+    sample,
+)
 from edgellm.chart import chart
 from edgellm.errors import PeerError, UsageError
+from edgellm.hub import resolve
 from edgellm.peer_bench import Figure
 from edgellm.sample import Quiet, Sample
 
@@ -197,7 +210,7 @@ def cache_folder(tmp_path, monkeypatch):
 
 
 def test_a_random_shape_becomes_a_gguf_file_with_the_scheme_of_each_part(tmp_path, cache_folder):
-    directory, name = peer_cli.hub.resolve("random:tiny:1")
+    directory, name = resolve("random:tiny:1")
     source, file = checkpoint.load(directory), tmp_path / "m.gguf"
     gguf_llama.write_llama(source, name, {"body": "w4a8", "embedding": "w4a8", "head": "w8a8"}, file)
     keys, tensors = read_gguf(file.read_bytes())
@@ -217,7 +230,7 @@ def test_a_random_shape_becomes_a_gguf_file_with_the_scheme_of_each_part(tmp_pat
 
 
 def test_biased_and_rescaled_models_are_refused_by_name(tmp_path, cache_folder):
-    directory, name = peer_cli.hub.resolve("random:tiny")
+    directory, name = resolve("random:tiny")
     source = checkpoint.load(directory)
     source.config["rope_scaling"] = {"type": "linear"}
     with pytest.raises(PeerError, match="rope_scaling"):
@@ -227,17 +240,17 @@ def test_biased_and_rescaled_models_are_refused_by_name(tmp_path, cache_folder):
 def test_a_prompt_has_exactly_as_many_tokens_as_asked_for(cache_folder):
     from tokenizers import Tokenizer
 
-    directory, _ = peer_cli.hub.resolve("random:tiny")
+    directory, _ = resolve("random:tiny")
     source = checkpoint.load(directory)
-    text = peer_cli.prompt_text(source, 77)
+    text = comparison.prompt_text(source, 77)
     assert len(Tokenizer.from_str(source.tokenizer_json.decode()).encode(text).ids) == 77
 
 
 def test_figures_are_cut_to_the_context():
     figures = (Figure("decode", 64, 2048), Figure("decode", 64, 128), Figure("prefill", 512))
-    assert peer_cli.fit(figures, 8192) == figures
-    assert peer_cli.fit(figures, 2048)[0].depth == 1984
-    assert [it.name for it in peer_cli.fit(figures, 256)] == ["decode 64 at 192", "decode 64 at 128"]
+    assert comparison.fit(figures, 8192) == figures
+    assert comparison.fit(figures, 2048)[0].depth == 1984
+    assert [it.name for it in comparison.fit(figures, 256)] == ["decode 64 at 192", "decode 64 at 128"]
 
 
 def arguments(*argv: str) -> argparse.Namespace:
@@ -254,6 +267,7 @@ def arguments(*argv: str) -> argparse.Namespace:
         (("--board", "kitchen", "--threads", "1,2"), "go with --peer"),
         (("--peer", "llama.cpp", "--board", "kitchen"), "runs here"),
         (("--peer", "llama.cpp", "--weights", "w3"), "there are w4a8"),
+        (("--peer", "llama.cpp", "--emulated", "z80"), "there are cortex-a76"),
         (("--peer", "llama.cpp", "--figures", "decode@many"), "decode@DEPTH"),
         (("--peer", "llama.cpp", "--figures", "prefill@0"), "decode@DEPTH"),
         (("--peer", "llama.cpp", "-o", "/nowhere/at/all"), "not a directory"),

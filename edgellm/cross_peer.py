@@ -17,24 +17,22 @@ Progress = Callable[[str, int, int], None]
 class Processor:
     """An emulated processor. tier: ours; emulator and cpu: QEMU's names; triple and mcpu: Zig's."""
 
+    name: str
     tier: str
     emulator: str
     cpu: str
     triple: str
     mcpu: str
 
-    @property
-    def name(self) -> str:
-        return next(name for name, processor in PROCESSORS.items() if processor is self)
-
 
 PROCESSORS: dict[str, Processor] = {
-    "cortex-a76": Processor("dotprod", "qemu-aarch64", "cortex-a76", "aarch64-linux-musl", "cortex_a76"),
-    "cortex-a72": Processor(
-        "cortex-a72", "armv8-neon", "qemu-aarch64", "cortex-a72", "aarch64-linux-musl", "cortex_a72"
-    ),
-    "cortex-a7": Processor("armv7-neon", "qemu-arm", "cortex-a7", "arm-linux-musleabihf", "cortex_a7"),
-    "x86-64-v3": Processor("avx2", "qemu-x86_64", "max", "x86_64-linux-musl", "x86_64_v3"),
+    processor.name: processor
+    for processor in (
+        Processor("cortex-a76", "dotprod", "qemu-aarch64", "cortex-a76", "aarch64-linux-musl", "cortex_a76"),
+        Processor("cortex-a72", "armv8-neon", "qemu-aarch64", "cortex-a72", "aarch64-linux-musl", "cortex_a72"),
+        Processor("cortex-a7", "armv7-neon", "qemu-arm", "cortex-a7", "arm-linux-musleabihf", "cortex_a7"),
+        Processor("x86-64-v3", "avx2", "qemu-x86_64", "max", "x86_64-linux-musl", "x86_64_v3"),
+    )
 }
 """Raspberry Pi 5, Raspberry Pi 4, Raspberry Pi 2, and a PC with AVX2."""
 

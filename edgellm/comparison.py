@@ -124,7 +124,7 @@ def document(
 def fit(figures: Sequence[Figure], context: int) -> tuple[Figure, ...]:
     """The figures, none deeper than the model's context allows; what does not fit at all is left out."""
     shallower = [replace(it, depth=min(it.depth, (context - it.tokens) // BLOCK * BLOCK)) for it in figures]
-    return tuple(dict.fromkeys(it for it in shallower if it.depth >= 0 and it.tokens + 2 <= context))
+    return tuple(dict.fromkeys(it for it in shallower if it.depth >= 0 and it.tokens < context))
 
 
 def gguf_of(source: Checkpoint, bundle: Bundle, progress: Progress) -> Path:

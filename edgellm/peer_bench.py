@@ -88,7 +88,7 @@ class Cell:
     def context(self) -> int:
         """Positions that the run needs, in whole blocks."""
         figure = self.figure
-        needed = figure.depth + figure.tokens + 2 if figure.kind == "decode" else figure.tokens + 2
+        needed = max(figure.depth, 1) + figure.tokens
         longest = int(self.match.bundle.manifest["model"]["context_length"])
         return min(-(-needed // BLOCK) * BLOCK, longest)
 

@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", type=int, metavar="N", help="length of the prompt in tokens")
     parser.add_argument("--generate", type=int, metavar="N", help="tokens to generate")
     parser.add_argument("--repeat", type=int, metavar="N", help="measurements; the median counts")
-    parser.add_argument("--threads", type=thread_counts, metavar="N[,N…]", help="threads; several with --peer (default: 1,2)")
+    parser.add_argument("--threads", type=thread_counts, metavar="N[,N…]", help="threads; with --peer several (1,2)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     peer_cli.add_arguments(parser)
 

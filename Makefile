@@ -1,13 +1,14 @@
 # Every target sets up what it needs by itself (.ci/setup); a second run starts at once.
 PY = .venv/bin/python
 C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/cli/*.[ch])
-C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch])
+C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c)
 PYTHON_FILES = edgellm crosscompile tests examples
 CAMPAIGNS = tokenizer template
 TIME ?= 300
 N ?= 100000
 SEED ?= 1
 BOARD ?= virtual-rpi5
+SHAPES ?= smollm2-135m qwen2.5-0.5b-like tinyllama-1.1b llama-2-7b
 MODEL = examples/voice_assistant/model
 
 help: ## this list
@@ -42,6 +43,9 @@ format: setup-lint ## put everything into house style
 bench: setup-demo ## speed and memory of the demo model on BOARD
 	@.venv/bin/edgellm deploy --board $(BOARD) $(MODEL) && .venv/bin/edgellm bench --board $(BOARD)
 
+bench-peer: setup-bench ## SHAPES here and with llama.cpp, in one interleaved run; fills docs/performance.md
+	@.venv/bin/edgellm bench --peer llama.cpp $(SHAPES:%=random:%) -o docs
+
 fuzz: setup-fuzz setup-test ## each fuzz target of runtime_c for TIME seconds, then N texts per campaign from SEED
 	@$(MAKE) --silent --no-print-directory -C runtime_c fuzz TIME=$(TIME)
 	@for name in $(CAMPAIGNS); do $(PY) -m tests.campaigns.$$name --n $(N) --seed $(SEED) || exit 1; done
@@ -52,4 +56,4 @@ size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its b
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench fuzz size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz size

@@ -20,6 +20,8 @@ FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 """Stored types that can be read. NumPy has no bfloat16: its bits are the upper half of a float32."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+RANDOM = "random.json"
+"""Stands in for the weights of a random checkpoint (crosscompile.random_checkpoint)."""
 TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -107,7 +109,7 @@ def _read_text(file: Path) -> str:
         raise CheckpointError(f"{file} is not UTF-8 (byte {error.start}); download or export it again") from error
 
 
-def _read_object(file: Path, required: bool = False) -> dict[str, Any]:
+def read_object(file: Path, required: bool = False) -> dict[str, Any]:
     """A JSON object; {} if the file does not exist and is not required."""
     if not file.exists() and not required:
         return {}
@@ -126,7 +128,7 @@ def _read_config(path: Path) -> dict[str, Any]:
     file = path / "config.json"
     if not file.is_file():
         raise ConfigError(f"{path} has no config.json: it is not a Hugging Face checkpoint directory")
-    config = _read_object(file, required=True)
+    config = read_object(file, required=True)
     quantization = config.get("quantization_config")
     if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
@@ -145,7 +147,7 @@ def _shards(path: Path) -> Iterator[tuple[Path, set[str] | None]]:
     index = path / INDEX
     if not index.is_file():
         raise CheckpointError(_no_weights(path))
-    weight_map = _read_object(index, required=True).get("weight_map")
+    weight_map = read_object(index, required=True).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index}: weight_map is missing or empty; download it again")
     by_file: dict[str, set[str]] = {}
@@ -198,7 +200,7 @@ def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
     if (path / "chat_template.jinja").is_file():
         return _read_text(path / "chat_template.jinja")
     file = path / "chat_template.json"
-    template = _read_object(file).get("chat_template")
+    template = read_object(file).get("chat_template")
     if template is None:
         file, template = path / "tokenizer_config.json", tokenizer_config.get("chat_template")
     if isinstance(template, list):
@@ -216,7 +218,7 @@ def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
 
 def _special_tokens(path: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
     special: dict[str, str] = {}
-    for source in (_read_object(path / "special_tokens_map.json"), tokenizer_config):
+    for source in (read_object(path / "special_tokens_map.json"), tokenizer_config):
         for key, value in source.items():
             if key.endswith("_token"):
                 text = value.get("content") if isinstance(value, dict) else value
@@ -236,15 +238,21 @@ def load(path: str | Path) -> Checkpoint:
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist; name a checkpoint directory")
     config = _read_config(path)
-    tokenizer_config = _read_object(path / "tokenizer_config.json")
+    tokenizer_config = read_object(path / "tokenizer_config.json")
     tokenizer = path / "tokenizer.json"
-    tensors = _read_tensors(path)
+    kind: type[Checkpoint] = Checkpoint
+    is_random = (path / RANDOM).is_file()
+    if is_random:
+        from crosscompile.random_checkpoint import RandomCheckpoint, tensors_of
+
+        kind = RandomCheckpoint
+    tensors = tensors_of(path / RANDOM) if is_random else _read_tensors(path)
     texts = [name for name in TEXT_FILES if (path / name).is_file()]
     shards = sorted({tensor.file.name for tensor in tensors.values()})
-    return Checkpoint(
+    return kind(
         path=path,
         config=config,
-        generation_config=_read_object(path / "generation_config.json"),
+        generation_config=read_object(path / "generation_config.json"),
         tokenizer_json=_read_bytes(tokenizer) if tokenizer.is_file() else None,
         tokenizer_config=tokenizer_config,
         chat_template=_chat_template(path, tokenizer_config),

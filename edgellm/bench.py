@@ -1,4 +1,7 @@
-"""Measure the model on a board: prefill and decode speed, time to first token, load time, peak memory."""
+"""Measure the model on a board: prefill and decode speed, time to first token, load time, peak memory.
+
+With --peer, models are measured on this machine instead, in turn with another program that runs them.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ import argparse
 import json
 from typing import Any
 
-from edgellm.errors import CommandError
+from edgellm import peer_cli
+from edgellm.errors import CommandError, UsageError
 from edgellm.runtime_program import run_json
 from edgellm.selection import add_board, add_model, selected_model
 from edgellm.terminal import one_line, size
@@ -25,22 +29,41 @@ ROWS = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "example:\n  edgellm bench --board kitchen --prompt 256 --generate 64 --json"
-    add_board(parser)
+    parser.epilog = (
+        "examples:\n  edgellm bench --board kitchen --prompt 256 --generate 64 --json\n"
+        "  edgellm bench --peer llama.cpp random:smollm2-135m random:llama-2-7b -o docs"
+    )
+    add_board(parser, required=False)
     add_model(parser)
     parser.add_argument("--prompt", type=int, metavar="N", help="length of the prompt in tokens")
     parser.add_argument("--generate", type=int, metavar="N", help="tokens to generate")
     parser.add_argument("--repeat", type=int, metavar="N", help="measurements; the median counts")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads on the board")
+    parser.add_argument("--threads", type=thread_counts, metavar="N[,N…]", help="threads; with --peer several (1,2)")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    peer_cli.add_arguments(parser)
+
+
+def thread_counts(text: str) -> list[int]:
+    counts = [int(part) for part in text.split(",")]
+    if min(counts) < 1:
+        raise ValueError
+    return counts
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.peer is not None:
+        return peer_cli.main(args)
+    if args.board is None:
+        raise UsageError("which board? --board BOARD, see `edgellm boards`; or --peer llama.cpp on this machine")
+    if args.models or (args.threads and len(args.threads) > 1):
+        raise UsageError("a MODEL and several thread counts go with --peer; a board has its model: --model NAME")
     options: list[str] = []
-    for name in ("prompt", "generate", "repeat", "threads"):
+    for name in ("prompt", "generate", "repeat"):
         value = getattr(args, name)
         if value is not None:
             options += [f"--{name}", str(value)]
+    if args.threads:
+        options += ["--threads", str(args.threads[0])]
     with selected_model(args) as model:
         measured = run_json(model.remote, model.argv("bench", *options), "edgellm-rt bench", _BENCH_S)
         title = f"{model.name} on {model.remote.name}"

@@ -5,6 +5,7 @@
     ├── BoardError              a board's manifest or instance is missing, wrong or ambiguous
     ├── BundleError             a bundle directory is missing, malformed or damaged
     ├── ModelError              a model cannot be found, fetched or compiled
+    ├── PeerError               a program to compare with cannot be fetched, built, fed or run
     ├── VirtualBoardError       a virtual board cannot be prepared or started
     ├── UnsuitableError         the bundle does not fit this board: CPU, memory or disk
     ├── RemoteError             something went wrong on the way to a board or on it
@@ -40,6 +41,10 @@ class BundleError(EdgeError):
 
 class ModelError(EdgeError):
     """A model cannot be found, fetched or compiled."""
+
+
+class PeerError(EdgeError):
+    """A program to compare with cannot be fetched, built, fed or run."""
 
 
 class VirtualBoardError(EdgeError):

@@ -1,4 +1,4 @@
-"""MODEL on the command line: a checkpoint directory, or a Hugging Face Hub id that is fetched."""
+"""MODEL on the command line: a checkpoint directory, a Hugging Face Hub id that is fetched, or `random:SHAPE`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crosscompile.checkpoint import INDEX, SINGLE, TEXT_FILES
+from edgellm import shapes
 from edgellm.errors import ModelError
 
 _ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
@@ -24,6 +25,8 @@ def resolve(model: str | Path, progress: Progress | None = None) -> tuple[Path, 
     Interrupted downloads resume; HF_HUB_OFFLINE, HF_ENDPOINT, HF_HOME and HF_TOKEN mean what they mean to
     huggingface_hub. Raises ModelError.
     """
+    if shapes.is_random(model):
+        return shapes.make(str(model))
     path = Path(model).expanduser()
     if path.exists():
         return path, _name(path.resolve())

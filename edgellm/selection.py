@@ -13,8 +13,10 @@ from edgellm.remembered import recall
 from edgellm.runtime_program import InstalledModel, find_model
 
 
-def add_board(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--board", required=True, metavar="BOARD", help="a board's name or type; see `edgellm boards`")
+def add_board(parser: argparse.ArgumentParser, required: bool = True) -> None:
+    parser.add_argument(
+        "--board", required=required, metavar="BOARD", help="a board's name or type; see `edgellm boards`"
+    )
     parser.add_argument("--host", metavar="[USER@]HOST[:PORT]", help="where it is, if it is not in `edgellm boards`")
 
 

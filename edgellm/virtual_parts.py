@@ -67,6 +67,21 @@ def ensure_emulator(name: str, directory: Path, progress: Progress) -> Path:
     return ensure_part(directory, "qemu", (RELEASE + "-backports",), progress, _make_emulators) / name
 
 
+def ensure_packages(directory: Path, name: str, packages: Sequence[str], what: str, progress: Progress) -> Path:
+    """A folder with packages of Debian's for this machine, unpacked over each other, fetched if need be.
+
+    what: told to `progress`. Raises VirtualBoardError if they cannot be fetched.
+    """
+
+    def make(folder: Path, report: Progress) -> None:
+        host = _output(["dpkg", "--print-architecture"]).strip()
+        with _private_apt(host, (RELEASE,), report) as apt:
+            for package in apt.download(packages, what):
+                _run(["dpkg-deb", "-x", str(package), str(folder)])
+
+    return ensure_part(directory, name, packages, progress, make)
+
+
 def ensure_root(arch: str, directory: Path, progress: Progress, emulator: Path | None) -> Path:
     """The root folder of an architecture, fetched if need be.
 

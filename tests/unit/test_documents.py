@@ -8,7 +8,7 @@ import pytest
 from edgellm.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("boards", "crosscompile", "edgellm", "examples", "runtime_c", "tests")
+FOLDERS = ("boards", "crosscompile", "docs", "edgellm", "examples", "runtime_c", "tests")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -1,0 +1,102 @@
+"""`edgellm bench --peer`: models here and with a peer, in one interleaved run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgellm import comparison, peer, peer_report, peer_result
+from edgellm.comparison import MATCHES, Comparison
+from edgellm.cross_peer import PROCESSORS
+from edgellm.errors import UsageError
+from edgellm.peer_bench import FIGURES, Figure
+from edgellm.sample import Quiet
+
+DEFAULT_MODEL = "random:smollm2-135m"
+_KINDS = {"decode": "decode", "prefill": "prefill", "first": "first_token"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options that only a comparison has."""
+    group = parser.add_argument_group("comparison with a peer, on this machine")
+    group.add_argument("models", nargs="*", metavar="MODEL", help=f"a checkpoint or random:SHAPE ({DEFAULT_MODEL})")
+    group.add_argument("--peer", choices=peer.NAMES, help="fetch and build this program, and compare with it")
+    group.add_argument("--peer-build", type=Path, metavar="DIR", help="use the programs there instead of building")
+    group.add_argument(
+        "--weights", metavar="NAME,…", default=",".join(MATCHES), help="what to compare (default: %(default)s)"
+    )
+    names = ",".join(_short(figure) for figure in FIGURES)
+    group.add_argument("--figures", metavar="NAME,…", default=names, help="what to measure (default: %(default)s)")
+    group.add_argument("--quiet-below", type=float, metavar="CPUS", help="wait until others use less, repeat if not")
+    group.add_argument(
+        "--emulated", metavar="CPU,…", help=f"count instructions instead of time; all, or of: {', '.join(PROCESSORS)}"
+    )
+    group.add_argument(
+        "-o", "--output", type=Path, metavar="DIR", help="keep performance.json, .svg and .md there, e.g. docs"
+    )
+
+
+def main(args: argparse.Namespace) -> int:
+    """Runs the comparison."""
+    from edgellm.compile_cli import StageDisplay
+
+    matches, figures, processors = parse(args)
+    old = None
+    if args.output is not None:
+        if not args.output.is_dir():
+            raise UsageError(f"{args.output} is not a directory")
+        file = args.output / "performance.json"
+        old = peer_result.read(file) if file.is_file() else None
+    new: dict[str, Any] | None = None
+    with StageDisplay(quiet=args.json) as display:
+        show = display.update
+        if not processors:
+            comparing = Comparison(args.peer_build, args.repeat or 5, Quiet(args.quiet_below), show)
+        for model in args.models or [DEFAULT_MODEL]:
+            if processors:
+                measured = comparison.count(model, matches, [PROCESSORS[name] for name in processors], show)
+            else:
+                measured = comparing.measure(model, matches, figures, args.threads or [1, 2])
+            new = peer_result.merge(new, measured)
+            if args.output is not None:  # a later model may fail after an hour
+                old = peer_result.merge(old, measured)
+                peer_result.write(old, args.output / "performance.json")
+                peer_report.write_files(old, args.output, shlex.join(["edgellm", *sys.argv[1:]]))
+    if args.json:
+        print(json.dumps(new))
+    elif new is not None:
+        peer_report.show(new)
+    return 0
+
+
+def _short(figure: Figure) -> str:
+    kind = next(short for short, kind in _KINDS.items() if kind == figure.kind)
+    return f"{kind}@{figure.depth if figure.kind == 'decode' else figure.tokens}"
+
+
+def _figure(text: str) -> Figure:
+    """`decode@DEPTH`, `prefill@TOKENS`, `first@TOKENS`."""
+    kind, _, number = text.partition("@")
+    if kind not in _KINDS or not number.isdigit() or (kind != "decode" and int(number) < 1):
+        raise UsageError(f"--figures: {text!r} is none; write decode@DEPTH, prefill@TOKENS or first@TOKENS")
+    return Figure("decode", 64, int(number)) if kind == "decode" else Figure(_KINDS[kind], int(number))
+
+
+def parse(args: argparse.Namespace) -> tuple[list[str], list[Figure], list[str]]:
+    """(matches, figures, emulated processors). Raises UsageError."""
+    matches = args.weights.split(",")
+    processors = [] if args.emulated is None else list(PROCESSORS)
+    if args.emulated not in (None, "all"):
+        processors = args.emulated.split(",")
+    for option, names, known in (("weights", matches, MATCHES), ("emulated", processors, PROCESSORS)):
+        for name in names:
+            if name not in known:
+                raise UsageError(f"--{option}: there is no {name!r}; there are {', '.join(known)}")
+    for option in ("board", "host", "model", "prompt", "generate"):
+        if getattr(args, option) is not None:
+            raise UsageError(f"--{option} does not go with --peer, which runs here; --figures says what is measured")
+    return matches, [_figure(text) for text in args.figures.split(",")], processors

@@ -132,7 +132,7 @@ ellm_status chat_jsonl(chat *c, ellm_error *error) {
     buffer_print(&d.out, "{\"type\":\"ready\",\"version\":\"%s\",\"name\":", RT_VERSION);
     buffer_put_json(&d.out, info->name, strlen(info->name));
     buffer_print(&d.out, ",\"scheme\":\"%s\",\"context\":%d,\"threads\":%d,\"load_ms\":%.3f", info->scheme,
-                 (int)c->engine.context_length, (int)c->engine.n_threads, c->engine.load_ms);
+                 (int)c->engine.context_length, (int)engine_threads_prefill(&c->engine), c->engine.load_ms);
     ellm_status status = send(&d, error);
     buffer line = {0};
     while (status == ELLM_OK && (!d.hung_up || d.n_waiting > 0)) {

@@ -6,7 +6,6 @@
 #include <string.h>
 #include <time.h>
 
-#include "cpu.h"
 #include "stops.h"
 
 enum { prefill_rows = 64, most_text_per_token = 4096 };
@@ -19,11 +18,11 @@ ellm_status engine_open(engine *e, const settings *s, ellm_error *error) {
         return status;
     }
     ellm_model_get_info(e->model, &e->info);
-    e->n_threads = s->threads > 0 ? (int32_t)s->threads : ellm_cpu_cores();
+    int32_t threads = s->threads > 0 ? (int32_t)s->threads : 0;
     ellm_context_options options = {.n_sessions = 1,
                                     .context_length = s->context > 0 ? (int32_t)s->context : 0,
-                                    .n_threads_prefill = e->n_threads,
-                                    .n_threads_decode = e->n_threads};
+                                    .n_threads_prefill = threads,
+                                    .n_threads_decode = s->threads_decode > 0 ? (int32_t)s->threads_decode : threads};
     if (options.context_length > e->info.context_length) {
         return ellm_fail(error, ELLM_USAGE, "--context %d: the model was compiled for at most %d positions",
                          (int)options.context_length, (int)e->info.context_length);
@@ -125,6 +124,18 @@ ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll 
         done += count;
     }
     return ELLM_OK;
+}
+
+int32_t engine_threads_prefill(const engine *e) {
+    int32_t prefill, decode;
+    ellm_context_get_threads(e->context, &prefill, &decode);
+    return prefill;
+}
+
+int32_t engine_threads_decode(const engine *e) {
+    int32_t prefill, decode;
+    ellm_context_get_threads(e->context, &prefill, &decode);
+    return decode;
 }
 
 ellm_status engine_append(engine *e, int32_t token, ellm_error *error) {

@@ -9,7 +9,7 @@ typedef struct engine {
     ellm_model *model;
     ellm_model_info info;
     ellm_context *context;
-    int32_t context_length, n_threads;
+    int32_t context_length;
     float *logits; /* (vocab,) */
     int32_t *held; /* tokens in the KV cache, (context_length,) */
     size_t n_held;
@@ -28,6 +28,9 @@ ellm_status engine_encode(engine *e, const char *text, size_t n_bytes, bool spec
 typedef bool engine_poll(void *user);
 ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll *poll, void *user, size_t *n_reused,
                            ellm_error *error);
+/* Threads that prompts and answers are computed with now. */
+int32_t engine_threads_prefill(const engine *e);
+int32_t engine_threads_decode(const engine *e);
 /* Appends one token; its logits are in e->logits afterwards. */
 ellm_status engine_append(engine *e, int32_t token, ellm_error *error);
 

@@ -52,7 +52,9 @@ static const option options[] = {
     {"min-p", 0, REAL, SAMPLED, FIELD(min_p), 0, 1, "P", "... at least P times as likely as the likeliest (0: off)"},
     {"seed", 0, COUNT, SAMPLED, FIELD(seed), 0, 9.2e18, "N", "the same seed gives the same answer on every board"},
     {"stop", 0, TEXTS, SAMPLED, FIELD(stops), 0, 0, "TEXT", "end the answer before TEXT; up to 16 times"},
-    {"threads", 0, COUNT, COMPUTES, FIELD(threads), 1, 1024, "N", "threads (default: one per core)"},
+    {"threads", 0, COUNT, COMPUTES, FIELD(threads), 1, 1024, "N", "threads (default: as many as turn out fastest)"},
+    {"threads-decode", 0, COUNT, COMPUTES, FIELD(threads_decode), 1, 1024, "N",
+     "threads while answering, where that differs"},
     {"context", 0, COUNT, COMPUTES, FIELD(context), 1, 1 << 24, "N",
      "positions to make room for (default: the model's, at most 4096)"},
     {"jsonl", 0, FLAG, CHAT, FIELD(jsonl), 0, 0, NULL, "one JSON object per line each way, for programs"},
@@ -159,6 +161,7 @@ static ellm_status own_directory(const char *name, settings *s, ellm_error *erro
 ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s, ellm_error *error) {
     *s = (settings){.n_tokens = -1,
                     .threads = -1,
+                    .threads_decode = -1,
                     .context = -1,
                     .top_k = -1,
                     .seed = -1,

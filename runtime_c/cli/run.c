@@ -120,12 +120,12 @@ static ellm_status print_json(const engine *e, const answer_request *r, const an
     buffer_put_ids(&json, a->ids, a->n_ids);
     buffer_put(&json, ",\"prompt_ids\":", 14);
     buffer_put_ids(&json, r->prompt, r->n_prompt);
-    buffer_print(
-        &json,
-        ",\"reason\":\"%s\",\"prompt_tokens\":%zu,\"tokens\":%zu,\"seed\":%llu,\"threads\":%d,\"load_ms\":%.3f,"
-        "\"prefill_ms\":%.3f,\"ttft_ms\":%.3f,\"decode_ms\":%.3f}\n",
-        a->reason, r->n_prompt, a->n_ids, (unsigned long long)r->sampling.seed, (int)e->n_threads, e->load_ms,
-        a->prefill_ms, a->first_token_ms, a->decode_ms);
+    buffer_print(&json,
+                 ",\"reason\":\"%s\",\"prompt_tokens\":%zu,\"tokens\":%zu,\"seed\":%llu,\"threads\":%d,\"threads_"
+                 "decode\":%d,\"load_ms\":%.3f,"
+                 "\"prefill_ms\":%.3f,\"ttft_ms\":%.3f,\"decode_ms\":%.3f}\n",
+                 a->reason, r->n_prompt, a->n_ids, (unsigned long long)r->sampling.seed, (int)engine_threads_prefill(e),
+                 (int)engine_threads_decode(e), e->load_ms, a->prefill_ms, a->first_token_ms, a->decode_ms);
     ellm_status status = output_write(json.data, json.n, error);
     buffer_free(&json);
     return status;

@@ -94,14 +94,16 @@ typedef struct ellm_context ellm_context;
 typedef struct ellm_context_options {
     int32_t n_sessions;          /* default 1 */
     int32_t context_length;      /* positions per session; 0: min(model's, 4096) */
-    int32_t n_threads_prefill;   /* 0: one per physical core */
-    int32_t n_threads_decode;    /* 0: same as prefill */
+    int32_t n_threads_prefill;   /* 0: as many as turn out fastest, measured as steps run and remembered */
+    int32_t n_threads_decode;    /* the same for steps of few rows */
 } ellm_context_options;
 
 ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options,
                               ellm_context **context, ellm_error *error);
 void ellm_context_close(ellm_context *context);
 int32_t ellm_context_length(const ellm_context *context);
+/* Threads used now for prompts and for answers. */
+void ellm_context_get_threads(const ellm_context *context, int32_t *prefill, int32_t *decode);
 
 /* One row of a step: `token` is written at `position` of session `slot`. Rows of one session must be in
  * ascending position, without gaps, starting at the session's length. */

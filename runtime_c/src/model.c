@@ -274,3 +274,11 @@ const ellm_template *ellm_model_template(const ellm_model *model) {
 const ellm_plan *ellm_model_plan(const ellm_model *model) {
     return &model->plan;
 }
+
+int ellm_model_directory(const ellm_model *model) {
+    return model->bundle.directory;
+}
+
+const char *ellm_model_sha256(const ellm_model *model) {
+    return model->bundle.sha256;
+}

@@ -1,0 +1,74 @@
+#include "ladder.h"
+
+/* Before anything is measured, reading the weights once counts as much as computing this many rows. */
+enum { weight_pass_rows = 8 };
+static const double news = 0.1; /* a change of this share is worth choosing anew */
+
+static double guess(int32_t n) {
+    return weight_pass_rows + n;
+}
+
+/* What function i takes: measured, else between its measured neighbours, else in proportion to one of them. */
+static double estimate(const ellm_step_ladder *ladder, uint32_t i) {
+    const ellm_step_function *f = ladder->functions, *below = NULL, *above = NULL;
+    if (f[i].cost_ns > 0) {
+        return f[i].cost_ns;
+    }
+    for (uint32_t at = 0; at < ladder->n_functions; at++) {
+        if (f[at].cost_ns > 0 && at < i) {
+            below = &f[at];
+        } else if (f[at].cost_ns > 0 && above == NULL) {
+            above = &f[at];
+        }
+    }
+    if (below != NULL && above != NULL) {
+        double part = (double)(f[i].n - below->n) / (double)(above->n - below->n);
+        return below->cost_ns + part * (above->cost_ns - below->cost_ns);
+    }
+    const ellm_step_function *known = below != NULL ? below : above;
+    return known == NULL ? guess(f[i].n) : known->cost_ns * guess(f[i].n) / guess(known->n);
+}
+
+void ellm_ladder_choose(ellm_step_ladder *ladder) {
+    double costs[ELLM_STEP_ROWS]; /* there are no more functions than rows */
+    ladder->measured = false;
+    for (uint32_t i = 0; i < ladder->n_functions; i++) {
+        costs[i] = estimate(ladder, i);
+        ladder->functions[i].chosen_ns = ladder->functions[i].cost_ns;
+        ladder->measured = ladder->measured || ladder->functions[i].cost_ns > 0;
+    }
+    for (int32_t rows = 1; rows <= ladder->rows; rows++) {
+        double least = 0;
+        for (uint32_t i = 0; i < ladder->n_functions; i++) {
+            int32_t n = ladder->functions[i].n;
+            double now = costs[i] + (n < rows ? ladder->cover_cost[rows - n] : 0);
+            if (least == 0 || now <= least) {
+                least = now;
+                ladder->choice[rows] = (uint16_t)i;
+            }
+        }
+        ladder->cover_cost[rows] = least;
+    }
+}
+
+ellm_step_function *ellm_ladder_pick(const ellm_step_ladder *ladder, size_t n_rows) {
+    size_t most = (size_t)ladder->rows;
+    return &ladder->functions[ladder->choice[n_rows < most ? n_rows : most]];
+}
+
+void ellm_ladder_measured(ellm_step_ladder *ladder, ellm_step_function *function, double ns) {
+    double before = function->cost_ns;
+    if (function->n_measured++ == 0 || !(ns > 0)) {
+        return; /* the first run reads code and weights from disk */
+    }
+    /* Down fast, up slowly: what disturbs a run makes it slower. */
+    function->cost_ns = before == 0 ? ns : before + (ns - before) / (ns < before ? 2 : 8);
+    double chosen = function->chosen_ns, change = function->cost_ns - chosen;
+    if (change > news * chosen || change < -news * chosen) {
+        ellm_ladder_choose(ladder);
+    }
+}
+
+double ellm_ladder_cost_ns(const ellm_step_ladder *ladder, int32_t n_rows) {
+    return ladder->measured && n_rows >= 1 && n_rows <= ladder->rows ? ladder->cover_cost[n_rows] : 0;
+}

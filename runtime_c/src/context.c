@@ -5,6 +5,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "ahead.h"
 #include "cores.h"
 #include "error.h"
 #include "gear.h"
@@ -27,6 +28,7 @@ enum {
     decode_rest = 8,
     remembered_rest = 256, /* before the first attempt with what was remembered */
     worth_remembering = 8, /* steps */
+    read_steps = 16,       /* steps that the disk is ahead of */
 };
 
 struct ellm_context {
@@ -46,6 +48,7 @@ struct ellm_context {
     int32_t *pending; /* (sessions) rows of the current call */
     ellm_row *rows;   /* ELLM_STEP_ROWS, for ellm_session_eval */
     ellm_step_ladder body, head;
+    bool reads_always; /* the weights do not stay in memory */
     atomic_bool cancelled;
 };
 
@@ -98,6 +101,9 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     if (memory == MAP_FAILED) {
         return no_room(context, total, available, error);
     }
+    /* With huge pages, the first position would take one for every layer. */
+    (void)madvise(memory, (size_t)total, MADV_NOHUGEPAGE);
+    context->reads_always = ellm_plan_weight_bytes(plan) > (available - total) / 8 * 7;
     uint8_t *base = context->memory = memory;
     context->memory_bytes = (size_t)total;
     context->arena = base + arena;
@@ -115,66 +121,6 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     context->rows = (ellm_row *)(void *)(base + rows);
     ellm_kv_init(kv);
     return ELLM_OK;
-}
-
-/* ---- launches ---- */
-
-static void *bind(const ellm_context *context, const ellm_plan_argument *argument) {
-    switch (argument->bind) {
-    case ELLM_BIND_WEIGHT: return (void *)(uintptr_t)context->plan->weights[argument->value].data;
-    case ELLM_BIND_ARENA: return context->arena + argument->value;
-    case ELLM_BIND_STATE: return context->kv.states[argument->value];
-    case ELLM_BIND_INPUT: return context->inputs[argument->value];
-    }
-    return NULL;
-}
-
-static bool bind_step(ellm_context *context, const ellm_plan_step *step, const uint64_t *symbols, ellm_launch *launch) {
-    const ellm_plan_kernel *kernel = step->kernel;
-    void **pointers = ellm_region_alloc(&context->region, kernel->n_parameters, sizeof *pointers);
-    if (pointers == NULL) {
-        return false;
-    }
-    for (uint32_t i = 0; i < kernel->n_parameters; i++) {
-        pointers[i] = bind(context, &step->arguments[i]);
-    }
-    *launch = (ellm_launch){.function = (void (*)(void))(uintptr_t)kernel->function,
-                            .pointers = pointers,
-                            .groups = kernel->groups,
-                            .grain = kernel->grain,
-                            .n_pointers = (uint8_t)kernel->n_parameters,
-                            .n_scalars = (uint8_t)kernel->n_scalars};
-    for (uint32_t i = 0; i < kernel->n_scalars; i++) {
-        launch->scalars[i] = (int64_t)symbols[kernel->scalars[i]];
-    }
-    return true;
-}
-
-static bool bind_ladder(ellm_context *context, const ellm_plan_ladder *from, const uint64_t *symbols,
-                        ellm_step_ladder *ladder) {
-    ladder->rows = ellm_ladder_rows(from);
-    ladder->n_functions = from->n_functions;
-    ladder->functions = ellm_region_alloc(&context->region, from->n_functions, sizeof *ladder->functions);
-    if (ladder->functions == NULL) {
-        return false;
-    }
-    for (uint32_t f = 0; f < from->n_functions; f++) {
-        const ellm_plan_function *source = &from->functions[f];
-        ellm_step_function *function = &ladder->functions[f];
-        function->n = source->n;
-        function->n_launches = source->n_steps;
-        function->launches = ellm_region_alloc(&context->region, source->n_steps, sizeof *function->launches);
-        if (function->launches == NULL) {
-            return false;
-        }
-        for (uint32_t s = 0; s < source->n_steps; s++) {
-            if (!bind_step(context, &source->steps[s], symbols, &function->launches[s])) {
-                return false;
-            }
-        }
-    }
-    ellm_ladder_choose(ladder);
-    return true;
 }
 
 /* ---- open and close ---- */
@@ -274,9 +220,14 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
     if (status == ELLM_OK) {
         status = take_memory(context, error);
     }
+    const ellm_buffers buffers = {.plan = context->plan,
+                                  .arena = context->arena,
+                                  .states = context->kv.states,
+                                  .inputs = context->inputs,
+                                  .symbols = symbols};
     if (status == ELLM_OK
-        && (!bind_ladder(context, &context->plan->body, symbols, &context->body)
-            || !bind_ladder(context, &context->plan->head, symbols, &context->head))) {
+        && (!ellm_ladder_bind(&context->plan->body, &buffers, &context->region, &context->body)
+            || !ellm_ladder_bind(&context->plan->head, &buffers, &context->region, &context->head))) {
         status = ellm_fail(error, ELLM_NO_MEMORY, "no memory for the plan's launches");
     }
     if (status != ELLM_OK) {
@@ -319,9 +270,30 @@ void ellm_context_cancel(ellm_context *context, bool cancel) {
 
 /* ---- evaluation ---- */
 
+/* Runs a function's launches while the disk reads what the next ones need; the head's weights follow the body's. */
+static ellm_status run_reading(ellm_context *context, ellm_step_ladder *ladder, const ellm_step_function *function,
+                               int32_t n_threads) {
+    const ellm_plan *plan = context->plan;
+    ellm_status status = ELLM_OK;
+    ellm_ahead_read(plan, function->source, 0, read_steps, UINT64_MAX);
+    for (uint32_t at = 0; at < function->n_launches && status == ELLM_OK; at += read_steps) {
+        uint32_t left = function->n_launches - at, now = left < read_steps ? left : read_steps;
+        ellm_ahead_read(plan, function->source, at + read_steps, at + 2 * read_steps, UINT64_MAX);
+        if (now == left && ladder == &context->body) {
+            ellm_ahead_read(plan, plan->head.functions, 0, UINT32_MAX, UINT64_MAX);
+        }
+        status = ellm_pool_run(context->pool, function->launches + at, now, n_threads);
+    }
+    ladder->was_read = status == ELLM_OK && !context->reads_always;
+    return status;
+}
+
 static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_step_function *function) {
     ellm_gear *gear = function->n < decode_rows ? &context->decode : &context->prefill;
     int32_t n_threads = gear->now;
+    if (!ladder->was_read) { /* says nothing about speed */
+        return run_reading(context, ladder, function, n_threads);
+    }
     int64_t start = ellm_now_ns();
     ellm_status status = ellm_pool_run(context->pool, function->launches, function->n_launches, n_threads);
     double ns = (double)(ellm_now_ns() - start);

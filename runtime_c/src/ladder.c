@@ -4,6 +4,70 @@
 enum { weight_pass_rows = 8 };
 static const double news = 0.1; /* a change of this share is worth choosing anew */
 
+/* ---- launches ---- */
+
+static void *bind(const ellm_buffers *buffers, const ellm_plan_argument *argument) {
+    switch (argument->bind) {
+    case ELLM_BIND_WEIGHT: return (void *)(uintptr_t)buffers->plan->weights[argument->value].data;
+    case ELLM_BIND_ARENA: return buffers->arena + argument->value;
+    case ELLM_BIND_STATE: return buffers->states[argument->value];
+    case ELLM_BIND_INPUT: return buffers->inputs[argument->value];
+    }
+    return NULL;
+}
+
+static bool bind_step(const ellm_plan_step *step, const ellm_buffers *buffers, ellm_region *region,
+                      ellm_launch *launch) {
+    const ellm_plan_kernel *kernel = step->kernel;
+    void **pointers = ellm_region_alloc(region, kernel->n_parameters, sizeof *pointers);
+    if (pointers == NULL) {
+        return false;
+    }
+    for (uint32_t i = 0; i < kernel->n_parameters; i++) {
+        pointers[i] = bind(buffers, &step->arguments[i]);
+    }
+    *launch = (ellm_launch){.function = (void (*)(void))(uintptr_t)kernel->function,
+                            .pointers = pointers,
+                            .groups = kernel->groups,
+                            .grain = kernel->grain,
+                            .n_pointers = (uint8_t)kernel->n_parameters,
+                            .n_scalars = (uint8_t)kernel->n_scalars};
+    for (uint32_t i = 0; i < kernel->n_scalars; i++) {
+        launch->scalars[i] = (int64_t)buffers->symbols[kernel->scalars[i]];
+    }
+    return true;
+}
+
+bool ellm_ladder_bind(const ellm_plan_ladder *from, const ellm_buffers *buffers, ellm_region *region,
+                      ellm_step_ladder *ladder) {
+    ladder->rows = ellm_ladder_rows(from);
+    ladder->n_functions = from->n_functions;
+    ladder->functions = ellm_region_alloc(region, from->n_functions, sizeof *ladder->functions);
+    if (ladder->functions == NULL) {
+        return false;
+    }
+    for (uint32_t f = 0; f < from->n_functions; f++) {
+        const ellm_plan_function *source = &from->functions[f];
+        ellm_step_function *function = &ladder->functions[f];
+        function->n = source->n;
+        function->source = source;
+        function->n_launches = source->n_steps;
+        function->launches = ellm_region_alloc(region, source->n_steps, sizeof *function->launches);
+        if (function->launches == NULL) {
+            return false;
+        }
+        for (uint32_t s = 0; s < source->n_steps; s++) {
+            if (!bind_step(&source->steps[s], buffers, region, &function->launches[s])) {
+                return false;
+            }
+        }
+    }
+    ellm_ladder_choose(ladder);
+    return true;
+}
+
+/* ---- covers ---- */
+
 static double guess(int32_t n) {
     return weight_pass_rows + n;
 }

@@ -9,6 +9,7 @@
 typedef struct ellm_step_function {
     ellm_launch *launches;
     uint32_t n_launches;
+    const ellm_plan_function *source;
     int32_t n; /* rows */
     uint32_t n_measured;
     double cost_ns;   /* measured, 0: not yet */
@@ -22,8 +23,20 @@ typedef struct ellm_step_ladder {
     uint16_t choice[ELLM_STEP_ROWS + 1];   /* which function starts the cheapest cover of so many rows */
     double cover_cost[ELLM_STEP_ROWS + 1]; /* and what it costs; ns where anything was measured */
     bool measured;
+    bool was_read; /* a function ran: the weights came from the disk */
 } ellm_step_ladder;
 
+/* What the arguments of a plan's steps mean in a context. */
+typedef struct ellm_buffers {
+    const ellm_plan *plan;
+    uint8_t *arena, **states;
+    void **inputs;           /* by ellm_input */
+    const uint64_t *symbols; /* by ellm_symbol */
+} ellm_buffers;
+
+/* Binds every function of a plan's ladder. Launches live in `region`; false if it is full. */
+bool ellm_ladder_bind(const ellm_plan_ladder *from, const ellm_buffers *buffers, ellm_region *region,
+                      ellm_step_ladder *ladder);
 /* Chooses covers with what is known. */
 void ellm_ladder_choose(ellm_step_ladder *ladder);
 /* The function to run next when n_rows are left. */

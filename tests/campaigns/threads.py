@@ -1,4 +1,4 @@
-"""Shows that a second thread never costs anything: speed and slowest steps, idle and beside a program that loads a core.
+"""Shows that a second thread never costs anything: speed and slowest steps, idle and beside a program on one core.
 
     python -m tests.campaigns.threads BUNDLE --generate 256
 

@@ -18,6 +18,7 @@ typedef struct step_times {
     double last_ms;
     double *ms; /* n of them, room for cap */
     size_t n, cap;
+    ellm_lookup_stats lookup; /* of the last measurement */
 } step_times;
 
 static int ascending(const void *a, const void *b) {
@@ -91,6 +92,7 @@ static ellm_status measure(engine *e, const int32_t *prompt, size_t n_prompt, in
     if (status == ELLM_OK) { /* the first token comes from prefill, each further one from one step of decode */
         *m = (measurement){(double)n_prompt * 1e3 / a.prefill_ms, (double)n_generate * 1e3 / a.decode_ms,
                            a.first_token_ms};
+        times->lookup = a.lookup;
         size_t n_noted = times->n - n_before, keep = (size_t)n_generate < n_noted ? (size_t)n_generate : n_noted;
         memmove(times->ms + n_before, times->ms + times->n - keep, keep * sizeof *times->ms); /* the prompt's go */
         times->n = n_before + keep;
@@ -107,6 +109,10 @@ static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, i
     printf("  prefill              %10.1f tok/s\n", m->prefill_tok_s);
     printf("  decode               %10.1f tok/s\n", m->decode_tok_s);
     printf("  time per token       %10.1f ms, 99 of 100 within %.1f ms\n", quantile(t, 0.5), quantile(t, 0.99));
+    if (t->lookup.n_guessed > 0) {
+        printf("  guesses              %10.1f %% right\n",
+               100 * (double)t->lookup.n_accepted / (double)t->lookup.n_guessed);
+    }
     printf("  time to first token  %10.1f ms\n", m->first_token_ms);
     printf("  load                 %10.1f ms\n", e->load_ms);
     printf("  peak memory          %10.1f MB\n", (double)peak_rss_bytes() / 1e6);
@@ -120,10 +126,11 @@ static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, in
            "\"generate\":%lld,\"repeat\":"
            "%lld,"
            "\"prefill_tok_s\":%.3f,\"decode_tok_s\":%.3f,\"token_ms\":%.3f,\"token_p99_ms\":%.3f,\"ttft_ms\":%.3f,"
-           "\"load_ms\":%.3f,\"peak_rss_bytes\":%llu}\n",
+           "\"load_ms\":%.3f,\"peak_rss_bytes\":%llu,\"guessed\":%llu,\"accepted\":%llu}\n",
            json.data, e->info.scheme, e->info.tier, (int)engine_threads_prefill(e), (int)engine_threads_decode(e),
            (long long)n_prompt, (long long)n_generate, (long long)n_repeats, m->prefill_tok_s, m->decode_tok_s,
-           quantile(t, 0.5), quantile(t, 0.99), m->first_token_ms, e->load_ms, (unsigned long long)peak_rss_bytes());
+           quantile(t, 0.5), quantile(t, 0.99), m->first_token_ms, e->load_ms, (unsigned long long)peak_rss_bytes(),
+           (unsigned long long)t->lookup.n_guessed, (unsigned long long)t->lookup.n_accepted);
     buffer_free(&json);
 }
 
@@ -165,7 +172,7 @@ ellm_status bench_main(const settings *s, ellm_error *error) {
     int64_t n_repeats = s->repeat > 0 ? s->repeat : 3;
     engine e;
     interrupts_catch();
-    ellm_status status = engine_open(&e, s, error);
+    ellm_status status = engine_open(&e, s, ELLM_LOOKUP_OFF, error);
     if (status == ELLM_OK && n_prompt + n_generate > e.context_length) {
         if (s->prompt_tokens < 0 && s->generate < 0) { /* a small model: what fits */
             n_prompt = e.context_length / 2 > 0 ? e.context_length / 2 : 1;

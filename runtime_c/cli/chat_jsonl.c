@@ -89,8 +89,9 @@ static ellm_status answer_user(chat *c, dialogue *d, const ellm_json *text, ellm
     } else {
         buffer_print(&d->out,
                      "{\"type\":\"done\",\"reason\":\"%s\",\"prompt_tokens\":%zu,\"reused_tokens\":%zu,\"tokens\":%zu,"
-                     "\"prefill_ms\":%.3f,\"decode_ms\":%.3f",
-                     a.reason, n_prompt, a.n_reused, a.n_ids, a.prefill_ms, a.decode_ms);
+                     "\"prefill_ms\":%.3f,\"decode_ms\":%.3f,\"guessed\":%llu,\"accepted\":%llu",
+                     a.reason, n_prompt, a.n_reused, a.n_ids, a.prefill_ms, a.decode_ms,
+                     (unsigned long long)a.lookup.n_guessed, (unsigned long long)a.lookup.n_accepted);
         status = send(d, error);
     }
     free(a.ids);

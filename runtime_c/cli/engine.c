@@ -2,6 +2,7 @@
 
 #include "engine.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -10,7 +11,7 @@
 
 enum { prefill_rows = 64, most_text_per_token = 4096 };
 
-ellm_status engine_open(engine *e, const settings *s, ellm_error *error) {
+ellm_status engine_open(engine *e, const settings *s, ellm_lookup_mode lookup, ellm_error *error) {
     *e = (engine){0};
     double start = clock_ms();
     ellm_status status = ellm_model_open(s->directory, &e->model, error);
@@ -31,6 +32,10 @@ ellm_status engine_open(engine *e, const settings *s, ellm_error *error) {
     if (status != ELLM_OK) {
         return status;
     }
+    status = ellm_lookup_open(e->context, 0, s->lookup < 0 ? lookup : (ellm_lookup_mode)s->lookup, &e->lookup);
+    if (status != ELLM_OK) {
+        return ellm_fail(error, status, "the lookup of tokens: %s", ellm_status_text(status));
+    }
     e->context_length = ellm_context_length(e->context);
     e->logits = calloc((size_t)e->info.vocab_size, sizeof *e->logits);
     e->held = calloc((size_t)e->context_length, sizeof *e->held);
@@ -44,6 +49,7 @@ ellm_status engine_open(engine *e, const settings *s, ellm_error *error) {
 
 void engine_close(engine *e) {
     interrupts_cancel(NULL);
+    ellm_lookup_close(e->lookup);
     ellm_context_close(e->context);
     ellm_model_close(e->model);
     free(e->logits);
@@ -142,8 +148,12 @@ ellm_status engine_append(engine *e, int32_t token, ellm_error *error) {
     if (e->n_held >= (size_t)e->context_length) {
         return ellm_fail(error, ELLM_CONTEXT_FULL, "the context of %d positions is full", (int)e->context_length);
     }
-    e->held[e->n_held] = token;
-    return evaluated(e, ellm_session_eval(e->context, 0, &token, 1, e->logits), error);
+    ellm_status status = ellm_lookup_eval(e->lookup, token, e->logits);
+    if (status != ELLM_OK) {
+        return evaluated(e, status, error);
+    }
+    e->held[e->n_held++] = token; /* the session may hold guesses behind it */
+    return ELLM_OK;
 }
 
 ellm_sampler_options engine_sampling(const engine *e, const settings *s) {
@@ -160,9 +170,8 @@ ellm_sampler_options engine_sampling(const engine *e, const settings *s) {
 }
 
 /* Picks, streams and appends until something ends the answer. */
-static ellm_status generate(engine *e, const answer_request *r, ellm_sampler *sampler, stops *filter, answer *a,
-                            ellm_error *error) {
-    ellm_stream stream = {.skip_special = true};
+static ellm_status generate_tokens(engine *e, const answer_request *r, ellm_sampler *sampler, stops *filter,
+                                   ellm_stream *stream, answer *a, ellm_error *error) {
     char text[most_text_per_token];
     size_t n_bytes;
     a->reason = "length";
@@ -178,7 +187,7 @@ static ellm_status generate(engine *e, const answer_request *r, ellm_sampler *sa
             a->reason = "stop";
             break;
         }
-        ellm_status status = ellm_stream_push(e->model, &stream, token, text, sizeof text, &n_bytes);
+        ellm_status status = ellm_stream_push(e->model, stream, token, text, sizeof text, &n_bytes);
         if (status != ELLM_OK) {
             return ellm_fail(error, status, "token %d cannot be shown: %s", (int)token, ellm_status_text(status));
         }
@@ -210,7 +219,25 @@ static ellm_status generate(engine *e, const answer_request *r, ellm_sampler *sa
             return status;
         }
     }
-    ellm_status status = ellm_stream_flush(e->model, &stream, text, sizeof text, &n_bytes);
+    return ELLM_OK;
+}
+
+static ellm_status generate(engine *e, const answer_request *r, ellm_sampler *sampler, stops *filter, answer *a,
+                            ellm_error *error) {
+    ellm_stream stream = {.skip_special = true};
+    char text[most_text_per_token];
+    size_t n_bytes;
+    ellm_status status = ellm_lookup_begin(e->lookup, r->prompt, r->n_prompt);
+    if (status != ELLM_OK) {
+        return ellm_fail(error, status, "the lookup of tokens cannot begin");
+    }
+    status = generate_tokens(e, r, sampler, filter, &stream, a, error);
+    ellm_lookup_end(e->lookup);
+    ellm_lookup_get_stats(e->lookup, &a->lookup);
+    if (status != ELLM_OK) {
+        return status;
+    }
+    status = ellm_stream_flush(e->model, &stream, text, sizeof text, &n_bytes);
     if (status == ELLM_OK) {
         status = stops_push(filter, text, n_bytes, error);
     }
@@ -244,4 +271,13 @@ ellm_status engine_answer(engine *e, const answer_request *r, answer *a, ellm_er
     buffer_free(&filter.pending);
     ellm_sampler_close(sampler);
     return status;
+}
+
+const char *answer_guesses(const answer *a, char *text, size_t cap) {
+    text[0] = '\0';
+    if (a->lookup.n_guessed > 0) {
+        snprintf(text, cap, ", %llu of %llu guesses right", (unsigned long long)a->lookup.n_accepted,
+                 (unsigned long long)a->lookup.n_guessed);
+    }
+    return text;
 }

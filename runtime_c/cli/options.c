@@ -12,7 +12,7 @@
 
 #include "error.h"
 
-typedef enum kind { FLAG, COUNT, REAL, TEXT, TEXTS } kind;
+typedef enum kind { FLAG, COUNT, REAL, TEXT, TEXTS, LOOKUP } kind;
 
 typedef struct option {
     const char *name; /* without dashes; a single letter takes one dash */
@@ -55,6 +55,8 @@ static const option options[] = {
     {"threads", 0, COUNT, COMPUTES, FIELD(threads), 1, 1024, "N", "threads (default: as many as turn out fastest)"},
     {"threads-decode", 0, COUNT, COMPUTES, FIELD(threads_decode), 1, 1024, "N",
      "threads while answering, where that differs"},
+    {"lookup", 0, LOOKUP, RUN | CHAT | BENCH, FIELD(lookup), 0, 0, "WHEN",
+     "guess tokens from earlier text: on, off or auto, where it is faster (default; bench: off)"},
     {"context", 0, COUNT, COMPUTES, FIELD(context), 1, 1 << 24, "N",
      "positions to make room for (default: the model's, at most 4096)"},
     {"jsonl", 0, FLAG, CHAT, FIELD(jsonl), 0, 0, NULL, "one JSON object per line each way, for programs"},
@@ -88,6 +90,17 @@ static ellm_status set(const option *o, const char *shown, const char *text, set
             return ellm_fail(error, ELLM_USAGE, "%s: at most %d texts, none of them empty", shown, (int)most_stops);
         }
         s->stops[s->n_stops++] = text;
+    } else if (o->kind == LOOKUP) {
+        static const char *const names[] = {
+            [ELLM_LOOKUP_AUTO] = "auto", [ELLM_LOOKUP_ON] = "on", [ELLM_LOOKUP_OFF] = "off"};
+        int mode = ELLM_LOOKUP_OFF;
+        while (mode >= 0 && strcmp(names[mode], text) != 0) {
+            mode--;
+        }
+        if (mode < 0) {
+            return ellm_fail(error, ELLM_USAGE, "%s is on, off or auto, not '%s'", shown, text);
+        }
+        *(int *)(void *)place = mode;
     } else if (o->kind == COUNT) {
         errno = 0;
         long long value = strtoll(text, &end, 10);
@@ -160,6 +173,7 @@ static ellm_status own_directory(const char *name, settings *s, ellm_error *erro
 
 ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s, ellm_error *error) {
     *s = (settings){.n_tokens = -1,
+                    .lookup = -1,
                     .threads = -1,
                     .threads_decode = -1,
                     .context = -1,

@@ -133,6 +133,36 @@ ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t l
  * plan's rows (positions of finished steps stay). Cleared by the next call of eval's caller with false. */
 void ellm_context_cancel(ellm_context *context, bool cancel);
 
+/* ---- lookup -------------------------------------------------------------------------------------------- */
+
+/* Guesses the next tokens from earlier occurrences of the last ones, in prompt and answer, and computes them in the
+ * same step: quick where an answer repeats what is there. Guesses change the speed, never the logits. Whoever
+ * picks the tokens need not know. One per session; must be closed before its context. */
+typedef struct ellm_lookup ellm_lookup;
+
+typedef enum ellm_lookup_mode {
+    ELLM_LOOKUP_AUTO, /* guesses where that is faster, as measured: costs of steps, and how often guesses are right */
+    ELLM_LOOKUP_ON,   /* guesses whenever there is something to guess from */
+    ELLM_LOOKUP_OFF,
+} ellm_lookup_mode;
+
+typedef struct ellm_lookup_stats {
+    uint64_t n_tokens, n_steps;      /* tokens fed, and steps they took */
+    uint64_t n_guessed, n_accepted;  /* guesses computed, and those that were right */
+} ellm_lookup_stats;
+
+ellm_status ellm_lookup_open(ellm_context *context, int32_t slot, ellm_lookup_mode mode, ellm_lookup **lookup);
+void ellm_lookup_close(ellm_lookup *lookup);
+/* An answer begins: the session holds `tokens`, from position 0 on, n of them. Statistics start anew. USAGE if the
+ * session holds another number of positions. */
+ellm_status ellm_lookup_begin(ellm_lookup *lookup, const int32_t *tokens, size_t n);
+/* As ellm_session_eval for one token, but the session may hold guesses behind it until the next call. On failure it
+ * holds what it held before the call, without guesses. */
+ellm_status ellm_lookup_eval(ellm_lookup *lookup, int32_t token, float *logits);
+/* Removes guesses from the session. */
+void ellm_lookup_end(ellm_lookup *lookup);
+void ellm_lookup_get_stats(const ellm_lookup *lookup, ellm_lookup_stats *stats);
+
 /* ---- tokenizer ------------------------------------------------------------------------------------------ */
 
 /* Encodes `n_bytes` of UTF-8 (invalid bytes are treated as U+FFFD, as Hugging Face's readers do).

@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 
 #include "ahead.h"
+#include "context.h"
 #include "cores.h"
 #include "error.h"
 #include "gear.h"
@@ -452,4 +453,20 @@ ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t l
         return ELLM_USAGE;
     }
     return ELLM_OK;
+}
+
+double ellm_context_cost_ns(const ellm_context *context, int32_t n) {
+    double head = 0, body = ellm_ladder_cost_ns(&context->body, n);
+    for (int32_t left = n; left > 0; left -= context->head.rows) {
+        head += ellm_ladder_cost_ns(&context->head, left < context->head.rows ? left : context->head.rows);
+    }
+    return body > 0 && head > 0 ? body + head : 0;
+}
+
+int32_t ellm_context_vocab(const ellm_context *context) {
+    return context->vocab_size;
+}
+
+int32_t ellm_context_spare(const ellm_context *context, int32_t slot) {
+    return ellm_kv_spare(&context->kv, slot, context->context_length);
 }

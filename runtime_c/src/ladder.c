@@ -2,7 +2,8 @@
 
 /* Before anything is measured, reading the weights once counts as much as computing this many rows. */
 enum { weight_pass_rows = 8 };
-static const double news = 0.1; /* a change of this share is worth choosing anew */
+static const double news = 0.1;         /* a change of this share is worth choosing anew */
+static const double forgetting = 0.995; /* of a cost, each time that its function is passed over */
 
 /* ---- launches ---- */
 
@@ -115,9 +116,25 @@ void ellm_ladder_choose(ellm_step_ladder *ladder) {
     }
 }
 
-ellm_step_function *ellm_ladder_pick(const ellm_step_ladder *ladder, size_t n_rows) {
-    size_t most = (size_t)ladder->rows;
-    return &ladder->functions[ladder->choice[n_rows < most ? n_rows : most]];
+/* A new cost of a function; covers are chosen anew when it moved the picture. */
+static void set_cost(ellm_step_ladder *ladder, ellm_step_function *function, double ns) {
+    double chosen = function->chosen_ns, change = ns - chosen;
+    function->cost_ns = ns;
+    if (change > news * chosen || change < -news * chosen) {
+        ellm_ladder_choose(ladder);
+    }
+}
+
+ellm_step_function *ellm_ladder_pick(ellm_step_ladder *ladder, size_t n_rows) {
+    size_t rows = n_rows < (size_t)ladder->rows ? n_rows : (size_t)ladder->rows;
+    ellm_step_function *chosen = &ladder->functions[ladder->choice[rows]], *fitting = ladder->functions;
+    while ((size_t)fitting->n < rows) {
+        fitting++;
+    }
+    if (fitting != chosen && fitting->cost_ns > 0) {
+        set_cost(ladder, fitting, fitting->cost_ns * forgetting);
+    }
+    return chosen;
 }
 
 void ellm_ladder_measured(ellm_step_ladder *ladder, ellm_step_function *function, double ns) {
@@ -125,12 +142,10 @@ void ellm_ladder_measured(ellm_step_ladder *ladder, ellm_step_function *function
     if (function->n_measured++ == 0 || !(ns > 0)) {
         return; /* the first run reads code and weights from disk */
     }
-    /* Down fast, up slowly: what disturbs a run makes it slower. */
-    function->cost_ns = before == 0 ? ns : before + (ns - before) / (ns < before ? 2 : 8);
-    double chosen = function->chosen_ns, change = function->cost_ns - chosen;
-    if (change > news * chosen || change < -news * chosen) {
-        ellm_ladder_choose(ladder);
+    if (before > 0) { /* down fast, up slowly: what disturbs a run makes it slower */
+        ns = ns < before ? (ns + before) / 2 : before + ((ns < 2 * before ? ns : 2 * before) - before) / 4;
     }
+    set_cost(ladder, function, ns);
 }
 
 double ellm_ladder_cost_ns(const ellm_step_ladder *ladder, int32_t n_rows) {

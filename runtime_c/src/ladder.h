@@ -39,8 +39,9 @@ bool ellm_ladder_bind(const ellm_plan_ladder *from, const ellm_buffers *buffers,
                       ellm_step_ladder *ladder);
 /* Chooses covers with what is known. */
 void ellm_ladder_choose(ellm_step_ladder *ladder);
-/* The function to run next when n_rows are left. */
-ellm_step_function *ellm_ladder_pick(const ellm_step_ladder *ladder, size_t n_rows);
+/* The function to run next when n_rows are left. One that would fit and is passed over again and again gets another
+ * chance: its cost may have been measured at a bad moment. */
+ellm_step_function *ellm_ladder_pick(ellm_step_ladder *ladder, size_t n_rows);
 /* A run took so long; covers are chosen anew when that changes the picture. */
 void ellm_ladder_measured(ellm_step_ladder *ladder, ellm_step_function *function, double ns);
 /* Time that n_rows take, in ns; 0: not known. At most ladder->rows rows. */

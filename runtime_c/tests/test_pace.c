@@ -55,6 +55,14 @@ static void test_covers(void) {
     for (size_t n = 1; n <= 64; n++) {
         CHECK(ellm_ladder_pick(&body, n)->n != 32);
     }
+    /* One bad moment is not for ever. */
+    int tries = 0;
+    while (ellm_ladder_pick(&body, 32)->n != 32 && tries < 1000) {
+        tries++;
+    }
+    CHECK(tries > 50 && tries < 1000);
+    measure((const double[]){10, 20, 40, 80, 10000, 640}, 10);
+    CHECK(ellm_ladder_pick(&body, 32)->n != 32);
     CHECK(ellm_ladder_cost_ns(&body, 65) == 0 && ellm_ladder_cost_ns(&body, 0) == 0);
 }
 

@@ -132,7 +132,9 @@ ellm_status ellm_lookup_begin(ellm_lookup *lookup, const int32_t *tokens, size_t
     if ((size_t)ellm_session_length(lookup->context, lookup->slot) != n) {
         return ELLM_USAGE;
     }
-    memcpy(lookup->history, tokens, n * sizeof *tokens);
+    for (size_t i = 0; i < n; i++) {
+        lookup->history[i] = tokens[i];
+    }
     lookup->n_history = (int32_t)n;
     lookup->n_guesses = lookup->n_computed = lookup->at = 0;
     lookup->stats = (ellm_lookup_stats){0};

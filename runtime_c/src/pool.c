@@ -20,7 +20,9 @@
  * one that comes late finds none of a launch that is over, and whoever holds a claim knows that `launch` and what
  * belongs to it cannot change under it. A claim takes its thread's half share of what is left: large ones first, single
  * units at the end, so that cores of different speed finish together. */
-enum { unit_bits = 16, thread_bits = 8, most_units = 0xfffe, stack_bytes = 512 * 1024, polls_per_look = 64 };
+enum { unit_bits = 16, thread_bits = 8, stack_bytes = 512 * 1024, polls_per_look = 64 };
+/* The next launch is mostly microseconds away: so many polls go without a pause, which may take long under a hypervisor. */
+enum { eager_polls = 4096, units_per_thread = 4 };
 static const uint64_t closing = (uint64_t)0xff << unit_bits | 0xffff; /* a ticket that ends the workers */
 static const int64_t spin_ns = 100000, shortest_bench_ns = 200000000, longest_bench_ns = 3200000000;
 
@@ -66,7 +68,10 @@ static void futex_wake(_Atomic uint32_t *word) {
     syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, 1, NULL, NULL, 0);
 }
 
-static void relax(void) {
+static void relax(int n_polls) {
+    if (n_polls < eager_polls) {
+        return;
+    }
 #if defined(__x86_64__)
     __asm__ volatile("pause");
 #else
@@ -95,7 +100,11 @@ static void compute(ellm_pool *pool, uint32_t left, uint32_t take) {
             atomic_store_explicit(&pool->failure, result, memory_order_relaxed);
         }
     }
-    uint32_t done = atomic_fetch_add(&pool->n_done, take) + take;
+}
+
+/* The calling thread is done with n units, and finds no more. */
+static void report(ellm_pool *pool, uint32_t n) {
+    uint32_t done = atomic_fetch_add(&pool->n_done, n) + n;
     if (done == atomic_load(&pool->n_wanted)) {
         futex_wake(&pool->n_done);
     }
@@ -103,7 +112,7 @@ static void compute(ellm_pool *pool, uint32_t left, uint32_t take) {
 
 /* Claims and computes parts of the current launch until none is left. self: NULL for the caller. */
 static void help(ellm_pool *pool, worker *self, ellm_watch *watch) {
-    uint32_t index = self == NULL ? 0 : self->index;
+    uint32_t index = self == NULL ? 0 : self->index, n_done = 0;
     uint64_t ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
     while (has_work(ticket, index) && ticket != closing && (self == NULL || is_ready(self))) {
         uint32_t left = ticket & 0xffff, n_threads = ticket >> unit_bits & 0xff, take = left / (2 * n_threads);
@@ -113,13 +122,18 @@ static void help(ellm_pool *pool, worker *self, ellm_watch *watch) {
             continue;
         }
         compute(pool, left, take);
-        if (self != NULL) {
-            int64_t now = ellm_now_ns();
-            if (now - watch->wall_ns > ELLM_WATCH_NS && ellm_watch_loses(watch, now)) {
-                atomic_store(&self->state, FAILED);
-            }
-        }
+        n_done += take;
         ticket = atomic_load_explicit(&pool->ticket, memory_order_acquire);
+    }
+    if (n_done == 0) {
+        return;
+    }
+    report(pool, n_done);
+    if (self != NULL) {
+        int64_t now = ellm_now_ns();
+        if (now - watch->wall_ns > ELLM_WATCH_NS && ellm_watch_loses(watch, now)) {
+            atomic_store(&self->state, FAILED);
+        }
     }
 }
 
@@ -136,12 +150,16 @@ static uint64_t await_work(worker *self, ellm_watch *watch) {
     ellm_pool *pool = self->pool;
     uint64_t ticket;
     int64_t until = pool->spins ? ellm_now_ns() + spin_ns : 0;
-    for (;;) {
+    for (int n_polls = 0;;) {
         for (int i = 0; i < polls_per_look; i++) {
             if (is_called(self, &ticket)) {
                 return ticket;
             }
-            relax();
+            relax(n_polls);
+        }
+        n_polls += n_polls < eager_polls ? polls_per_look : 0;
+        if (n_polls < eager_polls && pool->spins) {
+            continue;
         }
         if (pool->spins && is_ready(self) && ellm_now_ns() < until) {
             continue;
@@ -307,8 +325,8 @@ static void await_done(ellm_pool *pool) {
     int64_t until = 0;
     uint32_t wanted = pool->n_units;
     for (int i = 1; atomic_load(&pool->n_done) != wanted; i++) {
-        relax();
-        if (i % polls_per_look != 0) {
+        relax(i);
+        if (i % polls_per_look != 0 || (i < eager_polls && pool->spins)) {
             continue;
         }
         int64_t now = pool->spins ? ellm_now_ns() : 0;
@@ -343,7 +361,8 @@ static int32_t run_all(ellm_pool *pool, const ellm_launch *launches, size_t n_la
         const ellm_launch *launch = &launches[i];
         int64_t n_units = launch->groups / launch->grain;
         if (pool->n_team > 1 && n_units > 1) {
-            share(pool, launch, (uint32_t)(n_units < most_units ? n_units : most_units), (uint32_t)n_threads);
+            int64_t most = (int64_t)n_threads * units_per_thread;
+            share(pool, launch, (uint32_t)(n_units < most ? n_units : most), (uint32_t)n_threads);
             failure = atomic_load(&pool->failure);
         } else {
             failure = ellm_launch_call(launch, 0, launch->groups);

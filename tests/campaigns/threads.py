@@ -29,8 +29,8 @@ def load(core: int) -> Iterator[None]:
         loop.wait()
 
 
-def bench(bundle: Path, options: Sequence[str]) -> dict[str, float]:
-    command = [str(bundle / "edgellm-rt"), "bench", str(bundle), "--json", *options]
+def bench(program: Path, bundle: Path, options: Sequence[str]) -> dict[str, float]:
+    command = [str(program), "bench", str(bundle), "--json", *options]
     answer: dict[str, float] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     return answer
 
@@ -38,6 +38,7 @@ def bench(bundle: Path, options: Sequence[str]) -> dict[str, float]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--program", type=Path, metavar="FILE", help="another edgellm-rt than the bundle's own")
     parser.add_argument("--prompt", type=int, default=128, metavar="N")
     parser.add_argument("--generate", type=int, default=256, metavar="N")
     parser.add_argument("--repeat", type=int, default=3, metavar="N")
@@ -49,7 +50,7 @@ def main() -> int:
         with surroundings:
             for threads in ("1", str(len(cores)), "auto"):
                 chosen = [] if threads == "auto" else [f"--threads={threads}"]
-                m = bench(args.bundle, [*sizes, *chosen])
+                m = bench(args.program or args.bundle / "edgellm-rt", args.bundle, [*sizes, *chosen])
                 print(
                     f"{name:12}{threads:>10}{m['prefill_tok_s']:15.1f}{m['decode_tok_s']:14.1f}{m['token_ms']:11.2f}"
                     f"{m['token_p99_ms']:9.2f}",

@@ -13,6 +13,14 @@ typedef struct measurement {
     double prefill_tok_s, decode_tok_s, first_token_ms;
 } measurement;
 
+/* Times between two tokens. */
+typedef struct step_times {
+    double last_ms;
+    double *ms; /* n of them, room for cap */
+    size_t n, cap;
+    ellm_lookup_stats lookup; /* of the last measurement */
+} step_times;
+
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
@@ -45,16 +53,35 @@ static uint64_t peak_rss_bytes(void) {
     return kb * 1024;
 }
 
+/* Called between two tokens, and between two parts of the prompt. */
+static bool note_step(void *user) {
+    step_times *t = user;
+    double now = clock_ms();
+    if (t->n < t->cap) {
+        t->ms[t->n++] = now - t->last_ms;
+    }
+    t->last_ms = now;
+    return false;
+}
+
+/* The time that a share of the steps stays below. */
+static double quantile(const step_times *t, double share) {
+    return t->n == 0 ? 0 : t->ms[(size_t)(share * (double)(t->n - 1) + 0.5)];
+}
+
 static ellm_status measure(engine *e, const int32_t *prompt, size_t n_prompt, int64_t n_generate, measurement *m,
-                           ellm_error *error) {
+                           step_times *times, ellm_error *error) {
     answer a;
     answer_request request = {.prompt = prompt,
                               .n_prompt = n_prompt,
                               .most_tokens = n_generate + 1,
                               .ignore_stop = true,
-                              .sampling = {.top_p = 1, .repetition_penalty = 1}};
+                              .sampling = {.top_p = 1, .repetition_penalty = 1},
+                              .poll = note_step,
+                              .user = times};
     ellm_status status = ellm_session_truncate(e->context, 0, 0);
     e->n_held = 0;
+    size_t n_before = times->n;
     if (status != ELLM_OK) {
         return ellm_fail(error, status, "the cache cannot be emptied");
     }
@@ -65,31 +92,45 @@ static ellm_status measure(engine *e, const int32_t *prompt, size_t n_prompt, in
     if (status == ELLM_OK) { /* the first token comes from prefill, each further one from one step of decode */
         *m = (measurement){(double)n_prompt * 1e3 / a.prefill_ms, (double)n_generate * 1e3 / a.decode_ms,
                            a.first_token_ms};
+        times->lookup = a.lookup;
+        size_t n_noted = times->n - n_before, keep = (size_t)n_generate < n_noted ? (size_t)n_generate : n_noted;
+        memmove(times->ms + n_before, times->ms + times->n - keep, keep * sizeof *times->ms); /* the prompt's go */
+        times->n = n_before + keep;
     }
     free(a.ids);
     return status;
 }
 
-static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats,
-                        const measurement *m) {
-    printf("%s, %s, %s, %d threads; prompt %lld, generate %lld, median of %lld\n", e->info.name, e->info.scheme,
-           e->info.tier, (int)e->n_threads, (long long)n_prompt, (long long)n_generate, (long long)n_repeats);
+static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m,
+                        const step_times *t) {
+    printf("%s, %s, %s, %d threads for the prompt, %d for the answer; prompt %lld, generate %lld, median of %lld\n",
+           e->info.name, e->info.scheme, e->info.tier, (int)engine_threads_prefill(e), (int)engine_threads_decode(e),
+           (long long)n_prompt, (long long)n_generate, (long long)n_repeats);
     printf("  prefill              %10.1f tok/s\n", m->prefill_tok_s);
     printf("  decode               %10.1f tok/s\n", m->decode_tok_s);
+    printf("  time per token       %10.1f ms, 99 of 100 within %.1f ms\n", quantile(t, 0.5), quantile(t, 0.99));
+    if (t->lookup.n_guessed > 0) {
+        printf("  guesses              %10.1f %% right\n",
+               100 * (double)t->lookup.n_accepted / (double)t->lookup.n_guessed);
+    }
     printf("  time to first token  %10.1f ms\n", m->first_token_ms);
     printf("  load                 %10.1f ms\n", e->load_ms);
     printf("  peak memory          %10.1f MB\n", (double)peak_rss_bytes() / 1e6);
 }
 
-static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m) {
+static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m,
+                       const step_times *t) {
     buffer json = {0};
     buffer_put_json(&json, e->info.name, strlen(e->info.name));
-    printf("{\"name\":%s,\"scheme\":\"%s\",\"tier\":\"%s\",\"threads\":%d,\"prompt\":%lld,\"generate\":%lld,\"repeat\":"
+    printf("{\"name\":%s,\"scheme\":\"%s\",\"tier\":\"%s\",\"threads\":%d,\"threads_decode\":%d,\"prompt\":%lld,"
+           "\"generate\":%lld,\"repeat\":"
            "%lld,"
-           "\"prefill_tok_s\":%.3f,\"decode_tok_s\":%.3f,\"ttft_ms\":%.3f,\"load_ms\":%.3f,\"peak_rss_bytes\":%llu}\n",
-           json.data, e->info.scheme, e->info.tier, (int)e->n_threads, (long long)n_prompt, (long long)n_generate,
-           (long long)n_repeats, m->prefill_tok_s, m->decode_tok_s, m->first_token_ms, e->load_ms,
-           (unsigned long long)peak_rss_bytes());
+           "\"prefill_tok_s\":%.3f,\"decode_tok_s\":%.3f,\"token_ms\":%.3f,\"token_p99_ms\":%.3f,\"ttft_ms\":%.3f,"
+           "\"load_ms\":%.3f,\"peak_rss_bytes\":%llu,\"guessed\":%llu,\"accepted\":%llu}\n",
+           json.data, e->info.scheme, e->info.tier, (int)engine_threads_prefill(e), (int)engine_threads_decode(e),
+           (long long)n_prompt, (long long)n_generate, (long long)n_repeats, m->prefill_tok_s, m->decode_tok_s,
+           quantile(t, 0.5), quantile(t, 0.99), m->first_token_ms, e->load_ms, (unsigned long long)peak_rss_bytes(),
+           (unsigned long long)t->lookup.n_guessed, (unsigned long long)t->lookup.n_accepted);
     buffer_free(&json);
 }
 
@@ -98,9 +139,12 @@ static ellm_status repeat(engine *e, const settings *s, int64_t n_prompt, int64_
     int32_t *prompt = calloc((size_t)n_prompt, sizeof *prompt);
     measurement *m = calloc((size_t)n_repeats, sizeof *m);
     ellm_status status = ELLM_OK;
-    if (prompt == NULL || m == NULL) {
+    step_times times = {.cap = (size_t)((n_generate + n_prompt + 2) * n_repeats)};
+    times.ms = calloc(times.cap, sizeof *times.ms);
+    if (prompt == NULL || m == NULL || times.ms == NULL) {
         free(prompt);
         free(m);
+        free(times.ms);
         return ellm_fail(error, ELLM_NO_MEMORY, "a prompt of %lld tokens", (long long)n_prompt);
     }
     for (int64_t i = 0; i < n_prompt; i++) {
@@ -109,17 +153,19 @@ static ellm_status repeat(engine *e, const settings *s, int64_t n_prompt, int64_
     /* The first touch maps the weights and wakes the threads: not what is measured. One full step, one decoded token. */
     status = measure(e, prompt, (size_t)(n_prompt < 64 ? n_prompt : 64), 1, &m[0], error);
     for (int64_t i = 0; status == ELLM_OK && i < n_repeats; i++) {
-        status = measure(e, prompt, (size_t)n_prompt, n_generate, &m[i], error);
+        status = measure(e, prompt, (size_t)n_prompt, n_generate, &m[i], &times, error);
     }
     if (status == ELLM_OK) {
         size_t n = (size_t)n_repeats;
         measurement middle = {median(m, n, offsetof(measurement, prefill_tok_s)),
                               median(m, n, offsetof(measurement, decode_tok_s)),
                               median(m, n, offsetof(measurement, first_token_ms))};
-        (s->json ? print_json : print_table)(e, n_prompt, n_generate, n_repeats, &middle);
+        qsort(times.ms, times.n, sizeof *times.ms, ascending);
+        (s->json ? print_json : print_table)(e, n_prompt, n_generate, n_repeats, &middle, &times);
     }
     free(prompt);
     free(m);
+    free(times.ms);
     return status;
 }
 
@@ -128,7 +174,7 @@ ellm_status bench_main(const settings *s, ellm_error *error) {
     int64_t n_repeats = s->repeat > 0 ? s->repeat : 3;
     engine e;
     interrupts_catch();
-    ellm_status status = engine_open(&e, s, error);
+    ellm_status status = engine_open(&e, s, ELLM_LOOKUP_OFF, error);
     if (status == ELLM_OK && n_prompt + n_generate > e.context_length) {
         if (s->prompt_tokens < 0 && s->generate < 0) { /* a small model: what fits */
             n_prompt = e.context_length / 2 > 0 ? e.context_length / 2 : 1;

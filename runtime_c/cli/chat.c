@@ -96,10 +96,12 @@ static ellm_status ask(chat *c, const buffer *line, bool tty, ellm_error *error)
     ellm_status status = chat_answer(c, line->data, line->n, &a, &n_prompt, error);
     ellm_status written = output_write("\n", 1, error);
     if (status == ELLM_OK && tty) {
-        char text[160];
-        snprintf(text, sizeof text, "%zu tokens, %.1f tok/s; prompt %zu tokens, %zu of them kept from before, %.2f s%s",
-                 a.n_ids, a.decode_ms > 0 ? (double)a.n_ids * 1e3 / a.decode_ms : 0.0, n_prompt, a.n_reused,
-                 a.prefill_ms / 1e3, strcmp(a.reason, "cancelled") == 0 ? "; stopped" : "");
+        char text[224], guesses[64];
+        snprintf(text, sizeof text,
+                 "%zu tokens, %.1f tok/s%s; prompt %zu tokens, %zu of them kept from before, %.2f s%s", a.n_ids,
+                 a.decode_ms > 0 ? (double)a.n_ids * 1e3 / a.decode_ms : 0.0,
+                 answer_guesses(&a, guesses, sizeof guesses), n_prompt, a.n_reused, a.prefill_ms / 1e3,
+                 strcmp(a.reason, "cancelled") == 0 ? "; stopped" : "");
         aside(text);
     }
     free(a.ids);
@@ -163,7 +165,7 @@ static ellm_status converse(chat *c, ellm_error *error) {
 
 ellm_status chat_main(const settings *s, ellm_error *error) {
     chat c = {.settings = s, .show = show_text, .notice = show_notice};
-    ellm_status status = engine_open(&c.engine, s, error);
+    ellm_status status = engine_open(&c.engine, s, ELLM_LOOKUP_AUTO, error);
     if (status == ELLM_OK && s->system != NULL) {
         conversation_system(&c.history, s->system, strlen(s->system));
     }

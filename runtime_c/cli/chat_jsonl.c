@@ -89,8 +89,9 @@ static ellm_status answer_user(chat *c, dialogue *d, const ellm_json *text, ellm
     } else {
         buffer_print(&d->out,
                      "{\"type\":\"done\",\"reason\":\"%s\",\"prompt_tokens\":%zu,\"reused_tokens\":%zu,\"tokens\":%zu,"
-                     "\"prefill_ms\":%.3f,\"decode_ms\":%.3f",
-                     a.reason, n_prompt, a.n_reused, a.n_ids, a.prefill_ms, a.decode_ms);
+                     "\"prefill_ms\":%.3f,\"decode_ms\":%.3f,\"guessed\":%llu,\"accepted\":%llu",
+                     a.reason, n_prompt, a.n_reused, a.n_ids, a.prefill_ms, a.decode_ms,
+                     (unsigned long long)a.lookup.n_guessed, (unsigned long long)a.lookup.n_accepted);
         status = send(d, error);
     }
     free(a.ids);
@@ -132,7 +133,7 @@ ellm_status chat_jsonl(chat *c, ellm_error *error) {
     buffer_print(&d.out, "{\"type\":\"ready\",\"version\":\"%s\",\"name\":", RT_VERSION);
     buffer_put_json(&d.out, info->name, strlen(info->name));
     buffer_print(&d.out, ",\"scheme\":\"%s\",\"context\":%d,\"threads\":%d,\"load_ms\":%.3f", info->scheme,
-                 (int)c->engine.context_length, (int)c->engine.n_threads, c->engine.load_ms);
+                 (int)c->engine.context_length, (int)engine_threads_prefill(&c->engine), c->engine.load_ms);
     ellm_status status = send(&d, error);
     buffer line = {0};
     while (status == ELLM_OK && (!d.hung_up || d.n_waiting > 0)) {

@@ -2,16 +2,16 @@
 
 #include "engine.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
-#include "cpu.h"
 #include "stops.h"
 
 enum { prefill_rows = 64, most_text_per_token = 4096 };
 
-ellm_status engine_open(engine *e, const settings *s, ellm_error *error) {
+ellm_status engine_open(engine *e, const settings *s, ellm_lookup_mode lookup, ellm_error *error) {
     *e = (engine){0};
     double start = clock_ms();
     ellm_status status = ellm_model_open(s->directory, &e->model, error);
@@ -19,11 +19,11 @@ ellm_status engine_open(engine *e, const settings *s, ellm_error *error) {
         return status;
     }
     ellm_model_get_info(e->model, &e->info);
-    e->n_threads = s->threads > 0 ? (int32_t)s->threads : ellm_cpu_cores();
+    int32_t threads = s->threads > 0 ? (int32_t)s->threads : 0;
     ellm_context_options options = {.n_sessions = 1,
                                     .context_length = s->context > 0 ? (int32_t)s->context : 0,
-                                    .n_threads_prefill = e->n_threads,
-                                    .n_threads_decode = e->n_threads};
+                                    .n_threads_prefill = threads,
+                                    .n_threads_decode = s->threads_decode > 0 ? (int32_t)s->threads_decode : threads};
     if (options.context_length > e->info.context_length) {
         return ellm_fail(error, ELLM_USAGE, "--context %d: the model was compiled for at most %d positions",
                          (int)options.context_length, (int)e->info.context_length);
@@ -31,6 +31,10 @@ ellm_status engine_open(engine *e, const settings *s, ellm_error *error) {
     status = ellm_context_open(e->model, &options, &e->context, error);
     if (status != ELLM_OK) {
         return status;
+    }
+    status = ellm_lookup_open(e->context, 0, s->lookup < 0 ? lookup : (ellm_lookup_mode)s->lookup, &e->lookup);
+    if (status != ELLM_OK) {
+        return ellm_fail(error, status, "the lookup of tokens: %s", ellm_status_text(status));
     }
     e->context_length = ellm_context_length(e->context);
     e->logits = calloc((size_t)e->info.vocab_size, sizeof *e->logits);
@@ -45,6 +49,7 @@ ellm_status engine_open(engine *e, const settings *s, ellm_error *error) {
 
 void engine_close(engine *e) {
     interrupts_cancel(NULL);
+    ellm_lookup_close(e->lookup);
     ellm_context_close(e->context);
     ellm_model_close(e->model);
     free(e->logits);
@@ -127,12 +132,28 @@ ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll 
     return ELLM_OK;
 }
 
+int32_t engine_threads_prefill(const engine *e) {
+    int32_t prefill, decode;
+    ellm_context_get_threads(e->context, &prefill, &decode);
+    return prefill;
+}
+
+int32_t engine_threads_decode(const engine *e) {
+    int32_t prefill, decode;
+    ellm_context_get_threads(e->context, &prefill, &decode);
+    return decode;
+}
+
 ellm_status engine_append(engine *e, int32_t token, ellm_error *error) {
     if (e->n_held >= (size_t)e->context_length) {
         return ellm_fail(error, ELLM_CONTEXT_FULL, "the context of %d positions is full", (int)e->context_length);
     }
-    e->held[e->n_held] = token;
-    return evaluated(e, ellm_session_eval(e->context, 0, &token, 1, e->logits), error);
+    ellm_status status = ellm_lookup_eval(e->lookup, token, e->logits);
+    if (status != ELLM_OK) {
+        return evaluated(e, status, error);
+    }
+    e->held[e->n_held++] = token; /* the session may hold guesses behind it */
+    return ELLM_OK;
 }
 
 ellm_sampler_options engine_sampling(const engine *e, const settings *s) {
@@ -149,9 +170,8 @@ ellm_sampler_options engine_sampling(const engine *e, const settings *s) {
 }
 
 /* Picks, streams and appends until something ends the answer. */
-static ellm_status generate(engine *e, const answer_request *r, ellm_sampler *sampler, stops *filter, answer *a,
-                            ellm_error *error) {
-    ellm_stream stream = {.skip_special = true};
+static ellm_status generate_tokens(engine *e, const answer_request *r, ellm_sampler *sampler, stops *filter,
+                                   ellm_stream *stream, answer *a, ellm_error *error) {
     char text[most_text_per_token];
     size_t n_bytes;
     a->reason = "length";
@@ -167,7 +187,7 @@ static ellm_status generate(engine *e, const answer_request *r, ellm_sampler *sa
             a->reason = "stop";
             break;
         }
-        ellm_status status = ellm_stream_push(e->model, &stream, token, text, sizeof text, &n_bytes);
+        ellm_status status = ellm_stream_push(e->model, stream, token, text, sizeof text, &n_bytes);
         if (status != ELLM_OK) {
             return ellm_fail(error, status, "token %d cannot be shown: %s", (int)token, ellm_status_text(status));
         }
@@ -199,7 +219,25 @@ static ellm_status generate(engine *e, const answer_request *r, ellm_sampler *sa
             return status;
         }
     }
-    ellm_status status = ellm_stream_flush(e->model, &stream, text, sizeof text, &n_bytes);
+    return ELLM_OK;
+}
+
+static ellm_status generate(engine *e, const answer_request *r, ellm_sampler *sampler, stops *filter, answer *a,
+                            ellm_error *error) {
+    ellm_stream stream = {.skip_special = true};
+    char text[most_text_per_token];
+    size_t n_bytes;
+    ellm_status status = ellm_lookup_begin(e->lookup, r->prompt, r->n_prompt);
+    if (status != ELLM_OK) {
+        return ellm_fail(error, status, "the lookup of tokens cannot begin");
+    }
+    status = generate_tokens(e, r, sampler, filter, &stream, a, error);
+    ellm_lookup_end(e->lookup);
+    ellm_lookup_get_stats(e->lookup, &a->lookup);
+    if (status != ELLM_OK) {
+        return status;
+    }
+    status = ellm_stream_flush(e->model, &stream, text, sizeof text, &n_bytes);
     if (status == ELLM_OK) {
         status = stops_push(filter, text, n_bytes, error);
     }
@@ -233,4 +271,13 @@ ellm_status engine_answer(engine *e, const answer_request *r, answer *a, ellm_er
     buffer_free(&filter.pending);
     ellm_sampler_close(sampler);
     return status;
+}
+
+const char *answer_guesses(const answer *a, char *text, size_t cap) {
+    text[0] = '\0';
+    if (a->lookup.n_guessed > 0) {
+        snprintf(text, cap, ", %llu of %llu guesses right", (unsigned long long)a->lookup.n_accepted,
+                 (unsigned long long)a->lookup.n_guessed);
+    }
+    return text;
 }

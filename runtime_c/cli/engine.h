@@ -9,15 +9,16 @@ typedef struct engine {
     ellm_model *model;
     ellm_model_info info;
     ellm_context *context;
-    int32_t context_length, n_threads;
+    ellm_lookup *lookup;
+    int32_t context_length;
     float *logits; /* (vocab,) */
     int32_t *held; /* tokens in the KV cache, (context_length,) */
     size_t n_held;
     double load_ms;
 } engine;
 
-/* Opens bundle and context as the options say. Close it also after a failure. */
-ellm_status engine_open(engine *e, const settings *s, ellm_error *error);
+/* Opens bundle and context as the options say; `lookup` where they say nothing. Close it also after a failure. */
+ellm_status engine_open(engine *e, const settings *s, ellm_lookup_mode lookup, ellm_error *error);
 void engine_close(engine *e);
 
 /* Text to ids in a fresh array of the caller's. special: add BOS and the like. */
@@ -28,6 +29,9 @@ ellm_status engine_encode(engine *e, const char *text, size_t n_bytes, bool spec
 typedef bool engine_poll(void *user);
 ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll *poll, void *user, size_t *n_reused,
                            ellm_error *error);
+/* Threads that prompts and answers are computed with now. */
+int32_t engine_threads_prefill(const engine *e);
+int32_t engine_threads_decode(const engine *e);
 /* Appends one token; its logits are in e->logits afterwards. */
 ellm_status engine_append(engine *e, int32_t token, ellm_error *error);
 
@@ -50,10 +54,14 @@ typedef struct answer {
     int32_t *ids; /* what was generated, a stop token included; the caller frees it */
     size_t n_ids, n_reused;
     double prefill_ms, decode_ms, first_token_ms;
+    ellm_lookup_stats lookup;
 } answer;
 
 /* Being cancelled is no failure: reason says so. */
 ellm_status engine_answer(engine *e, const answer_request *request, answer *a, ellm_error *error);
+
+/* ", 12 of 15 guesses right" for the statistics, "" where nothing was guessed. */
+const char *answer_guesses(const answer *a, char *text, size_t cap);
 
 /* The model's recommendation, overruled by the options. Without --seed a fresh one each time. */
 ellm_sampler_options engine_sampling(const engine *e, const settings *s);

@@ -76,7 +76,7 @@ ellm_status golden_main(const settings *s, ellm_error *error) {
     unsigned number = 0;
     double start = clock_ms();
     interrupts_catch();
-    ellm_status status = engine_open(&e, s, error);
+    ellm_status status = engine_open(&e, s, ELLM_LOOKUP_OFF, error);
     if (status == ELLM_OK) {
         status = ellm_json_read(e.info.manifest, e.info.manifest_bytes, &region, ELLM_BUNDLE_FORMAT, "manifest.json",
                                 &manifest, error);

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "buffer.h"
+#include "cores.h"
 #include "cpu.h"
 #include "json.h"
 #include "program.h"
@@ -27,13 +28,15 @@ static void print_summary(const ellm_model *model, const ellm_model_info *info, 
     const ellm_json *scheme = ellm_json_get(manifest, "scheme"), *files = ellm_json_get(manifest, "files");
     const ellm_json *golden = ellm_json_get(manifest, "golden"), *provenance = ellm_json_get(manifest, "provenance");
     double parameters = (double)whole(about, "parameters");
+    ellm_cores cores;
+    ellm_cores_read(&cores);
     printf("%s\n", info->name);
     printf("  architecture  %s, %lld layers, %.1f M parameters, vocabulary %d\n", info->architecture,
            whole(about, "n_layers"), parameters / 1e6, (int)info->vocab_size);
     printf("  scheme        %s: body %s, embedding %s, head %s, kv %s\n", info->scheme, text(scheme, "body"),
            text(scheme, "embedding"), text(scheme, "head"), text(scheme, "kv"));
     printf("  target        %s %s, tier %s; this machine: %s, %d cores\n", text(target, "arch"), text(target, "os"),
-           info->tier, ellm_cpu_arch(), (int)ellm_cpu_cores());
+           info->tier, ellm_cpu_arch(), (int)cores.n);
     printf("  context       %d positions%s\n", (int)info->context_length,
            info->sliding_window > 0 ? ", sliding window" : "");
     printf("  memory        weights %.1f MB, arena %.1f MB, %.1f KB per position\n", (double)info->weight_bytes / 1e6,
@@ -55,11 +58,12 @@ ellm_status info_main(const settings *s, ellm_error *error) {
     ellm_model_get_info(model, &info);
     if (s->json) {
         buffer json = {0};
+        ellm_cores cores;
+        ellm_cores_read(&cores);
         buffer_print(&json,
                      "{\"runtime\":{\"version\":\"%s\",\"formats\":[1],\"arch\":\"%s\",\"cores\":%d},\"chat_template\":"
                      "%s,\"manifest\":",
-                     RT_VERSION, ellm_cpu_arch(), (int)ellm_cpu_cores(),
-                     ellm_model_has_chat_template(model) ? "true" : "false");
+                     RT_VERSION, ellm_cpu_arch(), (int)cores.n, ellm_model_has_chat_template(model) ? "true" : "false");
         size_t start = json.n;
         buffer_put(&json, info.manifest, info.manifest_bytes);
         for (size_t i = start; i < json.n; i++) { /* on one line; no string of JSON holds a raw newline */

@@ -12,7 +12,7 @@
 
 #include "error.h"
 
-typedef enum kind { FLAG, COUNT, REAL, TEXT, TEXTS } kind;
+typedef enum kind { FLAG, COUNT, REAL, TEXT, TEXTS, LOOKUP } kind;
 
 typedef struct option {
     const char *name; /* without dashes; a single letter takes one dash */
@@ -52,7 +52,11 @@ static const option options[] = {
     {"min-p", 0, REAL, SAMPLED, FIELD(min_p), 0, 1, "P", "... at least P times as likely as the likeliest (0: off)"},
     {"seed", 0, COUNT, SAMPLED, FIELD(seed), 0, 9.2e18, "N", "the same seed gives the same answer on every board"},
     {"stop", 0, TEXTS, SAMPLED, FIELD(stops), 0, 0, "TEXT", "end the answer before TEXT; up to 16 times"},
-    {"threads", 0, COUNT, COMPUTES, FIELD(threads), 1, 1024, "N", "threads (default: one per core)"},
+    {"threads", 0, COUNT, COMPUTES, FIELD(threads), 1, 1024, "N", "threads (default: as many as turn out fastest)"},
+    {"threads-decode", 0, COUNT, COMPUTES, FIELD(threads_decode), 1, 1024, "N",
+     "threads while answering, where that differs"},
+    {"lookup", 0, LOOKUP, RUN | CHAT | BENCH, FIELD(lookup), 0, 0, "WHEN",
+     "guess tokens from earlier text: on, off or auto, where it is faster (default; bench: off)"},
     {"context", 0, COUNT, COMPUTES, FIELD(context), 1, 1 << 24, "N",
      "positions to make room for (default: the model's, at most 4096)"},
     {"jsonl", 0, FLAG, CHAT, FIELD(jsonl), 0, 0, NULL, "one JSON object per line each way, for programs"},
@@ -86,6 +90,17 @@ static ellm_status set(const option *o, const char *shown, const char *text, set
             return ellm_fail(error, ELLM_USAGE, "%s: at most %d texts, none of them empty", shown, (int)most_stops);
         }
         s->stops[s->n_stops++] = text;
+    } else if (o->kind == LOOKUP) {
+        static const char *const names[] = {
+            [ELLM_LOOKUP_AUTO] = "auto", [ELLM_LOOKUP_ON] = "on", [ELLM_LOOKUP_OFF] = "off"};
+        int mode = ELLM_LOOKUP_OFF;
+        while (mode >= 0 && strcmp(names[mode], text) != 0) {
+            mode--;
+        }
+        if (mode < 0) {
+            return ellm_fail(error, ELLM_USAGE, "%s is on, off or auto, not '%s'", shown, text);
+        }
+        *(int *)(void *)place = mode;
     } else if (o->kind == COUNT) {
         errno = 0;
         long long value = strtoll(text, &end, 10);
@@ -158,7 +173,9 @@ static ellm_status own_directory(const char *name, settings *s, ellm_error *erro
 
 ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s, ellm_error *error) {
     *s = (settings){.n_tokens = -1,
+                    .lookup = -1,
                     .threads = -1,
+                    .threads_decode = -1,
                     .context = -1,
                     .top_k = -1,
                     .seed = -1,

@@ -13,7 +13,8 @@ typedef struct settings {
     const char *stops[most_stops];
     int n_stops;
     bool raw, json, jsonl, help;
-    int64_t n_tokens, threads, context, top_k, seed, prompt_tokens, generate, repeat, step;
+    int lookup; /* ellm_lookup_mode; negative: not given */
+    int64_t n_tokens, threads, threads_decode, context, top_k, seed, prompt_tokens, generate, repeat, step;
     double temperature, top_p, min_p;
     char own_directory[4096]; /* where `directory` points if it was left out */
 } settings;

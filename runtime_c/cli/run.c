@@ -120,12 +120,13 @@ static ellm_status print_json(const engine *e, const answer_request *r, const an
     buffer_put_ids(&json, a->ids, a->n_ids);
     buffer_put(&json, ",\"prompt_ids\":", 14);
     buffer_put_ids(&json, r->prompt, r->n_prompt);
-    buffer_print(
-        &json,
-        ",\"reason\":\"%s\",\"prompt_tokens\":%zu,\"tokens\":%zu,\"seed\":%llu,\"threads\":%d,\"load_ms\":%.3f,"
-        "\"prefill_ms\":%.3f,\"ttft_ms\":%.3f,\"decode_ms\":%.3f}\n",
-        a->reason, r->n_prompt, a->n_ids, (unsigned long long)r->sampling.seed, (int)e->n_threads, e->load_ms,
-        a->prefill_ms, a->first_token_ms, a->decode_ms);
+    buffer_print(&json,
+                 ",\"reason\":\"%s\",\"prompt_tokens\":%zu,\"tokens\":%zu,\"seed\":%llu,\"threads\":%d,\"threads_"
+                 "decode\":%d,\"load_ms\":%.3f,"
+                 "\"prefill_ms\":%.3f,\"ttft_ms\":%.3f,\"decode_ms\":%.3f,\"guessed\":%llu,\"accepted\":%llu}\n",
+                 a->reason, r->n_prompt, a->n_ids, (unsigned long long)r->sampling.seed, (int)engine_threads_prefill(e),
+                 (int)engine_threads_decode(e), e->load_ms, a->prefill_ms, a->first_token_ms, a->decode_ms,
+                 (unsigned long long)a->lookup.n_guessed, (unsigned long long)a->lookup.n_accepted);
     ellm_status status = output_write(json.data, json.n, error);
     buffer_free(&json);
     return status;
@@ -141,9 +142,10 @@ static ellm_status answer_prompt(const settings *s, engine *e, const answer_requ
     if (status == ELLM_OK && s->json) {
         status = print_json(e, request, &a, p, error);
     } else if (status == ELLM_OK) {
-        fprintf(stderr, "%zu tokens, %.1f tok/s; prompt %zu tokens in %.2f s, %.1f tok/s; loaded in %.2f s%s\n",
-                a.n_ids, per_second(a.n_ids, a.decode_ms), request->n_prompt, a.prefill_ms / 1e3,
-                per_second(request->n_prompt, a.prefill_ms), e->load_ms / 1e3,
+        char guesses[64];
+        fprintf(stderr, "%zu tokens, %.1f tok/s%s; prompt %zu tokens in %.2f s, %.1f tok/s; loaded in %.2f s%s\n",
+                a.n_ids, per_second(a.n_ids, a.decode_ms), answer_guesses(&a, guesses, sizeof guesses),
+                request->n_prompt, a.prefill_ms / 1e3, per_second(request->n_prompt, a.prefill_ms), e->load_ms / 1e3,
                 a.context_full ? "; the context is full (--context)" : "");
     }
     if (status == ELLM_OK && strcmp(a.reason, "cancelled") == 0) {
@@ -166,7 +168,7 @@ ellm_status run_main(const settings *s, ellm_error *error) {
     size_t n = 0;
     bool templated;
     printer p = {.streams = !s->json};
-    ellm_status status = engine_open(&e, s, error);
+    ellm_status status = engine_open(&e, s, ELLM_LOOKUP_AUTO, error);
     if (status == ELLM_OK) {
         status = make_prompt(s, &e, &templated, &ids, &n, error);
     }

@@ -94,14 +94,16 @@ typedef struct ellm_context ellm_context;
 typedef struct ellm_context_options {
     int32_t n_sessions;          /* default 1 */
     int32_t context_length;      /* positions per session; 0: min(model's, 4096) */
-    int32_t n_threads_prefill;   /* 0: one per physical core */
-    int32_t n_threads_decode;    /* 0: same as prefill */
+    int32_t n_threads_prefill;   /* 0: as many as turn out fastest, measured as steps run and remembered */
+    int32_t n_threads_decode;    /* the same for steps of few rows */
 } ellm_context_options;
 
 ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options,
                               ellm_context **context, ellm_error *error);
 void ellm_context_close(ellm_context *context);
 int32_t ellm_context_length(const ellm_context *context);
+/* Threads used now for prompts and for answers. */
+void ellm_context_get_threads(const ellm_context *context, int32_t *prefill, int32_t *decode);
 
 /* One row of a step: `token` is written at `position` of session `slot`. Rows of one session must be in
  * ascending position, without gaps, starting at the session's length. */
@@ -130,6 +132,36 @@ ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t l
 /* A flag another thread or a signal handler may set; eval then returns ELLM_CANCELLED between two steps of the
  * plan's rows (positions of finished steps stay). Cleared by the next call of eval's caller with false. */
 void ellm_context_cancel(ellm_context *context, bool cancel);
+
+/* ---- lookup -------------------------------------------------------------------------------------------- */
+
+/* Guesses the next tokens from earlier occurrences of the last ones, in prompt and answer, and computes them in the
+ * same step: quick where an answer repeats what is there. Guesses change the speed, never the logits. Whoever
+ * picks the tokens need not know. One per session; must be closed before its context. */
+typedef struct ellm_lookup ellm_lookup;
+
+typedef enum ellm_lookup_mode {
+    ELLM_LOOKUP_AUTO, /* guesses where that is faster, as measured: costs of steps, and how often guesses are right */
+    ELLM_LOOKUP_ON,   /* guesses whenever there is something to guess from */
+    ELLM_LOOKUP_OFF,
+} ellm_lookup_mode;
+
+typedef struct ellm_lookup_stats {
+    uint64_t n_tokens, n_steps;      /* tokens fed, and steps they took */
+    uint64_t n_guessed, n_accepted;  /* guesses computed, and those that were right */
+} ellm_lookup_stats;
+
+ellm_status ellm_lookup_open(ellm_context *context, int32_t slot, ellm_lookup_mode mode, ellm_lookup **lookup);
+void ellm_lookup_close(ellm_lookup *lookup);
+/* An answer begins: the session holds `tokens`, from position 0 on, n of them. Statistics start anew. USAGE if the
+ * session holds another number of positions. */
+ellm_status ellm_lookup_begin(ellm_lookup *lookup, const int32_t *tokens, size_t n);
+/* As ellm_session_eval for one token, but the session may hold guesses behind it until the next call. On failure it
+ * holds what it held before the call, without guesses. */
+ellm_status ellm_lookup_eval(ellm_lookup *lookup, int32_t token, float *logits);
+/* Removes guesses from the session. */
+void ellm_lookup_end(ellm_lookup *lookup);
+void ellm_lookup_get_stats(const ellm_lookup *lookup, ellm_lookup_stats *stats);
 
 /* ---- tokenizer ------------------------------------------------------------------------------------------ */
 

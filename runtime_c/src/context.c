@@ -1,42 +1,44 @@
 #include "posix.h"
 
-#include <fcntl.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
-#include "cpu.h"
+#include "ahead.h"
+#include "context.h"
+#include "cores.h"
 #include "error.h"
+#include "gear.h"
 #include "kv.h"
+#include "ladder.h"
+#include "memory.h"
 #include "model.h"
+#include "pace.h"
 #include "plan.h"
 #include "pool.h"
+#include "watch.h"
 
 enum {
     default_context = 4096,
     most_sessions = 1024,
-    decode_rows = 8,      /* steps of fewer rows are bound by reading weights */
-    weight_pass_rows = 8, /* reading the weights once costs about as much as computing this many rows */
+    decode_rows = 8, /* steps of fewer rows are bound by reading weights */
+    prefill_window = 2,
+    prefill_rest = 6,
+    decode_window = 6,
+    decode_rest = 8,
+    remembered_rest = 256, /* before the first attempt with what was remembered */
+    worth_remembering = 8, /* steps */
+    read_steps = 16,       /* steps that the disk is ahead of */
 };
-
-typedef struct step_function {
-    ellm_launch *launches;
-    uint32_t n_launches;
-    int32_t n; /* rows */
-} step_function;
-
-typedef struct step_ladder {
-    step_function *functions;
-    int32_t rows;                        /* of the largest */
-    uint16_t choice[ELLM_STEP_ROWS + 1]; /* which function starts the cheapest cover of so many rows */
-} step_ladder;
 
 struct ellm_context {
     const ellm_model *model;
     const ellm_plan *plan;
-    int32_t vocab_size, context_length, n_prefill, n_decode;
+    int32_t vocab_size, context_length;
+    ellm_cores cores;
+    ellm_gear prefill, decode;
+    uint32_t n_steps; /* measured */
     ellm_pool *pool;
     ellm_region region; /* launches */
     uint8_t *memory;    /* everything below, one anonymous mapping */
@@ -46,26 +48,12 @@ struct ellm_context {
     ellm_kv kv;
     int32_t *pending; /* (sessions) rows of the current call */
     ellm_row *rows;   /* ELLM_STEP_ROWS, for ellm_session_eval */
-    step_ladder body, head;
+    ellm_step_ladder body, head;
+    bool reads_always; /* the weights do not stay in memory */
     atomic_bool cancelled;
 };
 
 /* ---- memory ---- */
-
-/* Bytes of memory that can still be had, UINT64_MAX if the system does not say. */
-static uint64_t available_bytes(void) {
-    char text[512] = "";
-    int file = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
-    ssize_t n = file < 0 ? -1 : read(file, text, sizeof text - 1);
-    if (file >= 0) {
-        close(file);
-    }
-    const char *at = n > 0 ? strstr(text, "MemAvailable:") : NULL;
-    if (at == NULL) {
-        return UINT64_MAX;
-    }
-    return strtoull(at + strlen("MemAvailable:"), NULL, 10) * 1024;
-}
 
 /* Takes `bytes` from a growing layout and returns their offset, a multiple of 64. */
 static uint64_t lay_out(uint64_t *total, uint64_t bytes) {
@@ -96,7 +84,7 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     for (uint32_t i = 0; i < plan->n_states; i++) {
         lay_out(&total, plan->state_bytes[i] * blocks);
         if (total > (uint64_t)1 << 50) {
-            return no_room(context, total, available_bytes(), error);
+            return no_room(context, total, ellm_available_bytes(), error);
         }
     }
     for (int i = 0; i < ELLM_INPUTS; i++) {
@@ -106,7 +94,7 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     uint64_t lengths = lay_out(&total, sessions * 4), pending = lay_out(&total, sessions * 4);
     uint64_t free_blocks = lay_out(&total, blocks * 4), rows = lay_out(&total, ELLM_STEP_ROWS * sizeof(ellm_row));
 
-    uint64_t available = available_bytes();
+    uint64_t available = ellm_available_bytes();
     if (total > available || total > SIZE_MAX / 2) {
         return no_room(context, total, available, error);
     }
@@ -114,6 +102,9 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     if (memory == MAP_FAILED) {
         return no_room(context, total, available, error);
     }
+    /* With huge pages, the first position would take one for every layer. */
+    (void)madvise(memory, (size_t)total, MADV_NOHUGEPAGE);
+    context->reads_always = ellm_plan_weight_bytes(plan) > (available - total) / 8 * 7;
     uint8_t *base = context->memory = memory;
     context->memory_bytes = (size_t)total;
     context->arena = base + arena;
@@ -133,82 +124,37 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     return ELLM_OK;
 }
 
-/* ---- launches ---- */
-
-static void *bind(const ellm_context *context, const ellm_plan_argument *argument) {
-    switch (argument->bind) {
-    case ELLM_BIND_WEIGHT: return (void *)(uintptr_t)context->plan->weights[argument->value].data;
-    case ELLM_BIND_ARENA: return context->arena + argument->value;
-    case ELLM_BIND_STATE: return context->kv.states[argument->value];
-    case ELLM_BIND_INPUT: return context->inputs[argument->value];
-    }
-    return NULL;
-}
-
-static bool bind_step(ellm_context *context, const ellm_plan_step *step, const uint64_t *symbols, ellm_launch *launch) {
-    const ellm_plan_kernel *kernel = step->kernel;
-    void **pointers = ellm_region_alloc(&context->region, kernel->n_parameters, sizeof *pointers);
-    if (pointers == NULL) {
-        return false;
-    }
-    for (uint32_t i = 0; i < kernel->n_parameters; i++) {
-        pointers[i] = bind(context, &step->arguments[i]);
-    }
-    *launch = (ellm_launch){.function = (void (*)(void))(uintptr_t)kernel->function,
-                            .pointers = pointers,
-                            .groups = kernel->groups,
-                            .grain = kernel->grain,
-                            .n_pointers = (uint8_t)kernel->n_parameters,
-                            .n_scalars = (uint8_t)kernel->n_scalars};
-    for (uint32_t i = 0; i < kernel->n_scalars; i++) {
-        launch->scalars[i] = (int64_t)symbols[kernel->scalars[i]];
-    }
-    return true;
-}
-
-/* For every number of rows, the function to begin with so that the sum over the steps is least. */
-static void choose(const ellm_plan_ladder *from, step_ladder *ladder) {
-    uint32_t cost[ELLM_STEP_ROWS + 1] = {0};
-    for (int32_t rows = 1; rows <= ladder->rows; rows++) {
-        cost[rows] = UINT32_MAX;
-        for (uint32_t i = 0; i < from->n_functions; i++) {
-            int32_t n = from->functions[i].n;
-            uint32_t now = (uint32_t)(weight_pass_rows + n) + (n < rows ? cost[rows - n] : 0);
-            if (now <= cost[rows]) {
-                cost[rows] = now;
-                ladder->choice[rows] = (uint16_t)i;
-            }
-        }
-    }
-}
-
-static bool bind_ladder(ellm_context *context, const ellm_plan_ladder *from, const uint64_t *symbols,
-                        step_ladder *ladder) {
-    ladder->rows = ellm_ladder_rows(from);
-    ladder->functions = ellm_region_alloc(&context->region, from->n_functions, sizeof *ladder->functions);
-    if (ladder->functions == NULL) {
-        return false;
-    }
-    for (uint32_t f = 0; f < from->n_functions; f++) {
-        const ellm_plan_function *source = &from->functions[f];
-        step_function *function = &ladder->functions[f];
-        function->n = source->n;
-        function->n_launches = source->n_steps;
-        function->launches = ellm_region_alloc(&context->region, source->n_steps, sizeof *function->launches);
-        if (function->launches == NULL) {
-            return false;
-        }
-        for (uint32_t s = 0; s < source->n_steps; s++) {
-            if (!bind_step(context, &source->steps[s], symbols, &function->launches[s])) {
-                return false;
-            }
-        }
-    }
-    choose(from, ladder);
-    return true;
-}
-
 /* ---- open and close ---- */
+
+/* As many threads as the options say, else as many as turn out best, the fast cores' number to begin with. */
+static void set_gear(ellm_gear *gear, const ellm_cores *cores, int32_t given, uint32_t window, uint32_t rest) {
+    if (given != 0) {
+        ellm_gear_fix(gear, given);
+        return;
+    }
+    int32_t fast = cores->n_fast < cores->n_useful ? cores->n_fast : cores->n_useful;
+    ellm_gear_init(gear, fast, cores->n_useful, window, rest);
+}
+
+static ellm_pace pace_of(ellm_context *context) {
+    return (ellm_pace){.sha256 = ellm_model_sha256(context->model),
+                       .n_cores = context->cores.n_useful,
+                       .n_prefill = context->prefill.best,
+                       .n_decode = context->decode.best,
+                       .body = &context->body,
+                       .head = &context->head};
+}
+
+/* Begins with what was measured last time. */
+static void recall(ellm_context *context) {
+    ellm_pace pace = pace_of(context);
+    if (context->prefill.fixed || context->decode.fixed
+        || !ellm_pace_read(&pace, ellm_model_directory(context->model))) {
+        return;
+    }
+    ellm_gear_init(&context->prefill, pace.n_prefill, context->prefill.n_most, prefill_window, remembered_rest);
+    ellm_gear_init(&context->decode, pace.n_decode, context->decode.n_most, decode_window, remembered_rest);
+}
 
 static ellm_status read_options(ellm_context *context, const ellm_context_options *options, ellm_error *error) {
     ellm_model_info info;
@@ -226,9 +172,9 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
     if (sessions < 1 || sessions > most_sessions) {
         return ellm_fail(error, ELLM_USAGE, "%d sessions; 1 to %d are possible", (int)sessions, most_sessions);
     }
-    int32_t cores = ellm_cpu_cores() < ELLM_POOL_THREADS ? ellm_cpu_cores() : ELLM_POOL_THREADS;
-    context->n_prefill = given.n_threads_prefill == 0 ? cores : given.n_threads_prefill;
-    context->n_decode = given.n_threads_decode == 0 ? context->n_prefill : given.n_threads_decode;
+    ellm_cores_read(&context->cores);
+    set_gear(&context->prefill, &context->cores, given.n_threads_prefill, prefill_window, prefill_rest);
+    set_gear(&context->decode, &context->cores, given.n_threads_decode, decode_window, decode_rest);
     context->vocab_size = info.vocab_size;
     context->context_length = length;
     int32_t each = ellm_kv_session_blocks(length, info.sliding_window, ellm_ladder_rows(&context->plan->body));
@@ -237,9 +183,9 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
                             .table_cap = (length + ELLM_BLOCK - 1) / ELLM_BLOCK,
                             .n_blocks = each * sessions,
                             .window = info.sliding_window};
-    if (context->n_prefill < 1 || context->n_decode < 1) {
-        return ellm_fail(error, ELLM_USAGE, "%d and %d threads; at least 1 is needed", (int)context->n_prefill,
-                         (int)context->n_decode);
+    if (context->prefill.n_most < 1 || context->decode.n_most < 1) {
+        return ellm_fail(error, ELLM_USAGE, "%d and %d threads; at least 1 is needed", (int)context->prefill.n_most,
+                         (int)context->decode.n_most);
     }
     return ELLM_OK;
 }
@@ -259,8 +205,9 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
     ellm_region_init(&context->region, (size_t)512 << 20);
     ellm_status status = read_options(context, options, error);
     if (status == ELLM_OK) {
-        int32_t most = context->n_prefill > context->n_decode ? context->n_prefill : context->n_decode;
-        status = ellm_pool_open(most, &context->pool, error);
+        int32_t most = context->prefill.n_most;
+        most = context->decode.n_most > most ? context->decode.n_most : most;
+        status = ellm_pool_open(most, &context->cores, &context->pool, error);
     }
     const ellm_kv *kv = &context->kv;
     const uint64_t symbols[ELLM_SYMBOLS] = {[ELLM_SYMBOL_ONE] = 1,
@@ -274,15 +221,21 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
     if (status == ELLM_OK) {
         status = take_memory(context, error);
     }
+    const ellm_buffers buffers = {.plan = context->plan,
+                                  .arena = context->arena,
+                                  .states = context->kv.states,
+                                  .inputs = context->inputs,
+                                  .symbols = symbols};
     if (status == ELLM_OK
-        && (!bind_ladder(context, &context->plan->body, symbols, &context->body)
-            || !bind_ladder(context, &context->plan->head, symbols, &context->head))) {
+        && (!ellm_ladder_bind(&context->plan->body, &buffers, &context->region, &context->body)
+            || !ellm_ladder_bind(&context->plan->head, &buffers, &context->region, &context->head))) {
         status = ellm_fail(error, ELLM_NO_MEMORY, "no memory for the plan's launches");
     }
     if (status != ELLM_OK) {
         ellm_context_close(context);
         return status;
     }
+    recall(context);
     *result = context;
     return ELLM_OK;
 }
@@ -291,12 +244,21 @@ void ellm_context_close(ellm_context *context) {
     if (context == NULL) {
         return;
     }
+    if (context->n_steps >= worth_remembering && !context->prefill.fixed && !context->decode.fixed) {
+        const ellm_pace pace = pace_of(context);
+        ellm_pace_write(&pace, ellm_model_directory(context->model));
+    }
     ellm_pool_close(context->pool);
     if (context->memory != NULL) {
         munmap(context->memory, context->memory_bytes);
     }
     ellm_region_free(&context->region);
     free(context);
+}
+
+void ellm_context_get_threads(const ellm_context *context, int32_t *prefill, int32_t *decode) {
+    *prefill = context->prefill.best;
+    *decode = context->decode.best;
 }
 
 int32_t ellm_context_length(const ellm_context *context) {
@@ -309,14 +271,44 @@ void ellm_context_cancel(ellm_context *context, bool cancel) {
 
 /* ---- evaluation ---- */
 
-static const step_function *pick(const step_ladder *ladder, size_t n_rows) {
-    size_t most = (size_t)ladder->rows;
-    return &ladder->functions[ladder->choice[n_rows < most ? n_rows : most]];
+/* Runs a function's launches while the disk reads what the next ones need; the head's weights follow the body's. */
+static ellm_status run_reading(ellm_context *context, ellm_step_ladder *ladder, const ellm_step_function *function,
+                               int32_t n_threads) {
+    const ellm_plan *plan = context->plan;
+    ellm_status status = ELLM_OK;
+    ellm_ahead_read(plan, function->source, 0, read_steps, UINT64_MAX);
+    for (uint32_t at = 0; at < function->n_launches && status == ELLM_OK; at += read_steps) {
+        uint32_t left = function->n_launches - at, now = left < read_steps ? left : read_steps;
+        ellm_ahead_read(plan, function->source, at + read_steps, at + 2 * read_steps, UINT64_MAX);
+        if (now == left && ladder == &context->body) {
+            ellm_ahead_read(plan, plan->head.functions, 0, UINT32_MAX, UINT64_MAX);
+        }
+        status = ellm_pool_run(context->pool, function->launches + at, now, n_threads);
+    }
+    ladder->was_read = status == ELLM_OK && !context->reads_always;
+    return status;
 }
 
-static ellm_status run(ellm_context *context, const step_function *function) {
-    int32_t n_threads = function->n < decode_rows ? context->n_decode : context->n_prefill;
-    return ellm_pool_run(context->pool, function->launches, function->n_launches, n_threads);
+static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_step_function *function) {
+    ellm_gear *gear = function->n < decode_rows ? &context->decode : &context->prefill;
+    int32_t n_threads = gear->now;
+    if (!ladder->was_read) { /* says nothing about speed */
+        return run_reading(context, ladder, function, n_threads);
+    }
+    int64_t start = ellm_now_ns();
+    ellm_status status = ellm_pool_run(context->pool, function->launches, function->n_launches, n_threads);
+    double ns = (double)(ellm_now_ns() - start);
+    if (status != ELLM_OK || ellm_pool_team(context->pool) != n_threads) {
+        return status; /* a step that another program got in the way of says nothing */
+    }
+    context->n_steps++;
+    if (gear->now == gear->best) {
+        ellm_ladder_measured(ladder, function, ns);
+    }
+    if (ladder == &context->body && (function->n == 1 || function->n == ladder->rows)) { /* always the same kind */
+        ellm_gear_step(gear, ns);
+    }
+    return status;
 }
 
 /* Everything about rows that can be wrong, before anything changes. */
@@ -352,7 +344,7 @@ static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t 
     }
     size_t at = 0; /* the next row to look at */
     for (size_t done = 0; done < *n_wanted;) {
-        const step_function *function = pick(&context->head, *n_wanted - done);
+        ellm_step_function *function = ellm_ladder_pick(&context->head, *n_wanted - done);
         size_t filled = 0, cap = (size_t)function->n;
         for (; at < n && filled < cap; at++) {
             if (rows[at].wants_logits) {
@@ -362,7 +354,7 @@ static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t 
         for (size_t i = filled; i < cap; i++) {
             chosen[i] = -1;
         }
-        ellm_status status = run(context, function);
+        ellm_status status = run(context, &context->head, function);
         if (status != ELLM_OK) {
             return status;
         }
@@ -376,7 +368,7 @@ static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t 
 }
 
 /* The body over n rows with a function of at least as many; padding rows have position -1. */
-static ellm_status run_body(ellm_context *context, const step_function *function, const ellm_row *rows, size_t n) {
+static ellm_status run_body(ellm_context *context, ellm_step_function *function, const ellm_row *rows, size_t n) {
     int32_t *tokens = context->inputs[ELLM_INPUT_TOKENS], *positions = context->inputs[ELLM_INPUT_POSITIONS];
     int32_t *slots = context->inputs[ELLM_INPUT_SLOTS];
     for (size_t i = 0; i < (size_t)function->n; i++) {
@@ -388,7 +380,7 @@ static ellm_status run_body(ellm_context *context, const step_function *function
         positions[i] = real ? rows[i].position : -1;
         slots[i] = real ? rows[i].slot : 0;
     }
-    ellm_status status = run(context, function);
+    ellm_status status = run(context, &context->body, function);
     for (size_t i = 0; i < n && status == ELLM_OK; i++) {
         ellm_kv_advance(&context->kv, rows[i].slot, rows[i].position + 1);
     }
@@ -400,7 +392,7 @@ static ellm_status eval_checked(ellm_context *context, const ellm_row *rows, siz
         if (atomic_load(&context->cancelled)) {
             return ELLM_CANCELLED;
         }
-        const step_function *function = pick(&context->body, n);
+        ellm_step_function *function = ellm_ladder_pick(&context->body, n);
         size_t now = (size_t)function->n < n ? (size_t)function->n : n, n_wanted;
         ellm_status status = run_body(context, function, rows, now);
         if (status == ELLM_OK) {
@@ -461,4 +453,20 @@ ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t l
         return ELLM_USAGE;
     }
     return ELLM_OK;
+}
+
+double ellm_context_cost_ns(const ellm_context *context, int32_t n) {
+    double head = 0, body = ellm_ladder_cost_ns(&context->body, n);
+    for (int32_t left = n; left > 0; left -= context->head.rows) {
+        head += ellm_ladder_cost_ns(&context->head, left < context->head.rows ? left : context->head.rows);
+    }
+    return body > 0 && head > 0 ? body + head : 0;
+}
+
+int32_t ellm_context_vocab(const ellm_context *context) {
+    return context->vocab_size;
+}
+
+int32_t ellm_context_spare(const ellm_context *context, int32_t slot) {
+    return ellm_kv_spare(&context->kv, slot, context->context_length);
 }

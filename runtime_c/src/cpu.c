@@ -2,11 +2,7 @@
 
 #include "cpu.h"
 
-#include <fcntl.h>
-#include <sched.h>
-#include <stdio.h>
 #include <string.h>
-#include <unistd.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -121,46 +117,4 @@ const char *ellm_cpu_arch(void) {
 #else
     return "armv7";
 #endif
-}
-
-int32_t ellm_cpu_count(void) {
-    cpu_set_t set;
-    int n = sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-    return n > 0 ? n : 1;
-}
-
-/* First number of a small text file; -1 if it cannot be read. "0,4" and "0-1" give 0. */
-static long read_first_number(const char *path) {
-    char text[16] = "";
-    int file = open(path, O_RDONLY | O_CLOEXEC);
-    if (file < 0) {
-        return -1;
-    }
-    ssize_t n = read(file, text, sizeof text - 1);
-    close(file);
-    long value = -1;
-    for (ssize_t i = 0; i < n && text[i] >= '0' && text[i] <= '9'; i++) {
-        value = (value < 0 ? 0 : value * 10) + (text[i] - '0');
-    }
-    return value;
-}
-
-int32_t ellm_cpu_cores(void) {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0) {
-        return 1;
-    }
-    /* A core counts once: for the lowest of its sibling threads that this process may use. */
-    cpu_set_t seen;
-    CPU_ZERO(&seen);
-    for (size_t i = 0; i < CPU_SETSIZE; i++) {
-        if (CPU_ISSET(i, &set)) {
-            char path[80];
-            snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu%zu/topology/thread_siblings_list", i);
-            long first = read_first_number(path);
-            CPU_SET(first >= 0 && first < CPU_SETSIZE ? (size_t)first : i, &seen);
-        }
-    }
-    int n = CPU_COUNT(&seen);
-    return n > 0 ? n : 1;
 }

@@ -12,8 +12,4 @@ const char *ellm_cpu_arch(void);
  * /proc/cpuinfo. False for names this runtime does not know. */
 bool ellm_cpu_has(const char *feature);
 
-/* Logical processors this process may use, and how many physical cores they make; at least 1. */
-int32_t ellm_cpu_count(void);
-int32_t ellm_cpu_cores(void);
-
 #endif

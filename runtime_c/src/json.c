@@ -39,6 +39,14 @@ static bool take(struct reader *reader, const char *word) {
     return true;
 }
 
+static bool take_char(struct reader *reader, char c) {
+    if (reader->at == reader->end || *reader->at != c) {
+        return false;
+    }
+    reader->at++;
+    return true;
+}
+
 /* ---- strings ---- */
 
 /* Length of the valid UTF-8 sequence at `at`, 0 if there is none. */
@@ -133,7 +141,9 @@ static bool read_string(struct reader *reader, const char **text, uint32_t *byte
         return wrong(reader, "a string was expected");
     }
     const char *close = ++reader->at;
+    bool plain = true; /* printable ASCII, no escapes */
     while (close < reader->end && *close != '"') {
+        plain = plain && *close >= ' ' && *close <= '~' && *close != '\\';
         close += *close == '\\' && close + 1 < reader->end;
         close++;
     }
@@ -146,6 +156,12 @@ static bool read_string(struct reader *reader, const char **text, uint32_t *byte
         return exhausted(reader);
     }
     *text = out;
+    if (plain) {
+        *bytes = (uint32_t)(close - reader->at);
+        memcpy(out, reader->at, *bytes);
+        reader->at = close + 1;
+        return true;
+    }
     while (reader->at < close) {
         unsigned char c = (unsigned char)*reader->at;
         if (c == '\\') {
@@ -251,6 +267,9 @@ static bool read_value(struct reader *reader, ellm_json *value) {
         value->kind = ELLM_JSON_STRING;
         return read_string(reader, &value->text, &value->count);
     }
+    if (c == '-' || (c >= '0' && c <= '9')) {
+        return read_number(reader, value);
+    }
     if (take(reader, "null")) {
         value->kind = ELLM_JSON_NULL;
         return true;
@@ -261,7 +280,7 @@ static bool read_value(struct reader *reader, ellm_json *value) {
         value->integer = yes;
         return true;
     }
-    return read_number(reader, value);
+    return wrong(reader, "a value was expected");
 }
 
 /* The opening of a member or element of `parent`: its key, up to the value. */
@@ -277,7 +296,7 @@ static bool read_key(struct reader *reader, const ellm_json *parent, ellm_json *
         return wrong(reader, "a name holds a NUL");
     }
     skip_space(reader);
-    if (!take(reader, ":")) {
+    if (!take_char(reader, ':')) {
         return wrong(reader, "':' was expected");
     }
     skip_space(reader);
@@ -308,7 +327,7 @@ static bool read_tree(struct reader *reader, ellm_json **root) {
         }
         skip_space(reader);
         if (value->kind == ELLM_JSON_ARRAY || value->kind == ELLM_JSON_OBJECT) {
-            if (!take(reader, value->kind == ELLM_JSON_ARRAY ? "]" : "}")) {
+            if (!take_char(reader, value->kind == ELLM_JSON_ARRAY ? ']' : '}')) {
                 if (depth == ELLM_JSON_DEPTH) {
                     return wrong(reader, "it is nested too deeply");
                 }
@@ -322,11 +341,11 @@ static bool read_tree(struct reader *reader, ellm_json **root) {
             if (depth == 0) {
                 return reader->at == reader->end || wrong(reader, "something follows the value");
             }
-            if (take(reader, ",")) {
+            if (take_char(reader, ',')) {
                 skip_space(reader);
                 break;
             }
-            if (!take(reader, open[depth - 1]->kind == ELLM_JSON_ARRAY ? "]" : "}")) {
+            if (!take_char(reader, open[depth - 1]->kind == ELLM_JSON_ARRAY ? ']' : '}')) {
                 return wrong(reader, "',' or a closing bracket was expected");
             }
             depth--;

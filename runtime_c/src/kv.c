@@ -82,3 +82,13 @@ bool ellm_kv_truncate(ellm_kv *kv, int32_t slot, int32_t length) {
     }
     return true;
 }
+
+int32_t ellm_kv_spare(const ellm_kv *kv, int32_t slot, int32_t context_length) {
+    int32_t length = kv->lengths[slot], most = context_length - length;
+    if (kv->window > 0) { /* until the first visible block changes, none is given back */
+        int32_t first = first_visible(kv, length);
+        int32_t until = (first + 1) * ELLM_BLOCK + kv->window - 2 - length;
+        most = until < most ? until : most;
+    }
+    return most > 0 ? most : 0;
+}

@@ -25,6 +25,8 @@ void ellm_kv_init(ellm_kv *kv);
 bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position);
 /* The session now holds `length` positions: returns the blocks that no later row can see. */
 void ellm_kv_advance(ellm_kv *kv, int32_t slot, int32_t length);
+/* Most positions that the session can take, up to context_length in all, and be cut back by again. */
+int32_t ellm_kv_spare(const ellm_kv *kv, int32_t slot, int32_t context_length);
 /* Cuts the session back. False if its window would show positions that are gone. */
 bool ellm_kv_truncate(ellm_kv *kv, int32_t slot, int32_t length);
 

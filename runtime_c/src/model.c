@@ -2,10 +2,11 @@
 
 #include "model.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 
+#include "ahead.h"
 #include "bundle.h"
 #include "error.h"
 #include "object.h"
@@ -13,6 +14,9 @@
 #include "safetensors.h"
 #include "template.h"
 #include "tokenizer.h"
+
+enum { header_bytes = 65536 };        /* of most shards: their data starts at a multiple */
+enum { first_read_bytes = 32 << 20 }; /* what the disk may start on while the model is opened; a step reads the rest */
 
 struct ellm_model {
     ellm_bundle bundle;
@@ -75,18 +79,23 @@ static int compare_tensors(const void *a, const void *b) {
     return strcmp(((const ellm_tensor *)a)->name, ((const ellm_tensor *)b)->name);
 }
 
-static ellm_status open_shard(ellm_model *model, const char *path, ellm_region *region, tensor_list *list,
-                              ellm_error *error) {
+static ellm_status map_shard(ellm_model *model, const char *path, ellm_error *error) {
     ellm_file *shard = &model->shards[model->n_shards];
     ellm_status status = ellm_file_map(model->bundle.directory, path, shard, error);
-    if (status != ELLM_OK) {
-        return status;
+    if (status == ELLM_OK) {
+        model->n_shards++;
+        /* The disk may look for all headers at once. */
+        posix_fadvise(shard->descriptor, 0, header_bytes, POSIX_FADV_WILLNEED);
+        ellm_file_release(shard);
     }
-    model->n_shards++;
-    ellm_file_release(shard);
+    return status;
+}
+
+static ellm_status read_shard(const ellm_file *shard, const char *path, ellm_region *region, tensor_list *list,
+                              ellm_error *error) {
     ellm_tensor *tensors;
     size_t n;
-    status = ellm_safetensors_read(shard->data, shard->bytes, path, region, &tensors, &n, error);
+    ellm_status status = ellm_safetensors_read(shard->data, shard->bytes, path, region, &tensors, &n, error);
     if (status != ELLM_OK) {
         return status;
     }
@@ -102,9 +111,6 @@ static ellm_status open_shard(ellm_model *model, const char *path, ellm_region *
     if (n != 0) {
         memcpy(list->tensors + list->n, tensors, n * sizeof *tensors);
         list->n += n;
-    }
-    if (shard->data != NULL) { /* the first token needs all of it: let the disk start now */
-        madvise((void *)(uintptr_t)shard->data, shard->bytes, MADV_WILLNEED);
     }
     return ELLM_OK;
 }
@@ -153,11 +159,20 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
     }
     for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
         if (is_shard(&manifest->files[i])) {
-            status = open_shard(model, manifest->files[i].path, &region, &list, error);
+            status = map_shard(model, manifest->files[i].path, error);
+        }
+    }
+    for (size_t i = 0, shard = 0; i < manifest->n_files && status == ELLM_OK; i++) {
+        if (is_shard(&manifest->files[i])) {
+            status = read_shard(&model->shards[shard++], manifest->files[i].path, &region, &list, error);
         }
     }
     if (status == ELLM_OK) {
         status = resolve_weights(model, &list, error);
+    }
+    if (status == ELLM_OK) {
+        ellm_ahead_advise(&model->plan);
+        ellm_ahead_read(&model->plan, model->plan.body.functions, 0, UINT32_MAX, first_read_bytes);
     }
     free(list.tensors);
     ellm_region_free(&region);
@@ -273,4 +288,12 @@ const ellm_template *ellm_model_template(const ellm_model *model) {
 
 const ellm_plan *ellm_model_plan(const ellm_model *model) {
     return &model->plan;
+}
+
+int ellm_model_directory(const ellm_model *model) {
+    return model->bundle.directory;
+}
+
+const char *ellm_model_sha256(const ellm_model *model) {
+    return model->bundle.sha256;
 }

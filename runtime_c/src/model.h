@@ -18,5 +18,8 @@ const ellm_tokenizer *ellm_model_tokenizer(const ellm_model *model);
 const ellm_template *ellm_model_template(const ellm_model *model);
 /* The validated plan; weights and kernels are resolved to addresses. */
 const struct ellm_plan *ellm_model_plan(const ellm_model *model);
+/* The bundle's directory, a descriptor that stays open, and the SHA-256 of its manifest in hexadecimal. */
+int ellm_model_directory(const ellm_model *model);
+const char *ellm_model_sha256(const ellm_model *model);
 
 #endif

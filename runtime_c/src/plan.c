@@ -444,3 +444,11 @@ uint64_t ellm_plan_token_bytes(const ellm_plan *plan) {
 int32_t ellm_ladder_rows(const ellm_plan_ladder *ladder) {
     return ladder->functions[ladder->n_functions - 1].n;
 }
+
+uint64_t ellm_plan_weight_bytes(const ellm_plan *plan) {
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < plan->n_weights; i++) {
+        sum += plan->weights[i].bytes;
+    }
+    return sum;
+}

@@ -89,6 +89,8 @@ ellm_status ellm_plan_check(const ellm_plan *plan, const uint64_t *symbols, ellm
 
 /* KV bytes that one position takes. */
 uint64_t ellm_plan_token_bytes(const ellm_plan *plan);
+/* Bytes of all weights. */
+uint64_t ellm_plan_weight_bytes(const ellm_plan *plan);
 /* Rows of the largest function. */
 int32_t ellm_ladder_rows(const ellm_plan_ladder *ladder);
 

@@ -115,11 +115,15 @@ ellm_status ellm_safetensors_read(const uint8_t *data, size_t n_bytes, const cha
         return ellm_fail(error, ELLM_BUNDLE_FORMAT, "%s: its data starts at byte %zu, which is no multiple of 65536",
                          path, data_start);
     }
+    static const char blank[] = "                                                                "; /* 64 */
+    size_t used = (size_t)header_bytes; /* most of a header is padding */
+    while (used > sizeof blank && memcmp(data + 8 + used - (sizeof blank - 1), blank, sizeof blank - 1) == 0) {
+        used -= sizeof blank - 1;
+    }
     ellm_region tree;
     ellm_region_init(&tree, tree_limit);
     ellm_json *header;
-    ellm_status status =
-        ellm_json_read((const char *)data + 8, (size_t)header_bytes, &tree, ELLM_BUNDLE_FORMAT, path, &header, error);
+    ellm_status status = ellm_json_read((const char *)data + 8, used, &tree, ELLM_BUNDLE_FORMAT, path, &header, error);
     if (status == ELLM_OK && header->kind != ELLM_JSON_OBJECT) {
         status = ellm_fail(error, ELLM_BUNDLE_FORMAT, "%s: its safetensors header is no object", path);
     }

@@ -32,13 +32,14 @@ struct toy {
 };
 
 static const char toy_kernels[] =
+    "#ifndef ADD\n#define ADD +=\n#endif\n"
     "#define APPEND(n) int append_##n(const int *token, const int *position, const int *slot, const int *table,\\\n"
     "        int *state, long long cap, long long g0, long long g1) {\\\n"
     "    for (long long i = g0; i < g1; i++) {\\\n"
     "        int p = position[i];\\\n"
     "        if (p < 0) continue;\\\n"
     "        if (token[i] == 31) return 7;\\\n"
-    "        state[table[slot[i] * cap + p / 64] * 64 + p % 64] += token[i] + 1;\\\n" /* blocks must start as zero */
+    "        state[table[slot[i] * cap + p / 64] * 64 + p % 64] ADD token[i] + 1;\\\n" /* blocks must start as zero */
     "    }\\\n"
     "    return 0;\\\n"
     "}\n"

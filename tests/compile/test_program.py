@@ -177,6 +177,42 @@ def test_bench_measures(bundle: Path) -> None:
     assert "time to first token" in rt(bundle, "bench", "--prompt", "8", "--generate", "2", "--repeat", "1").stdout
 
 
+def test_memory_is_what_is_used_and_not_what_might_be(bundle: Path) -> None:
+    """Whatever the context may hold, memory is the weights, the positions that were used, and a small rest."""
+    budget = bundles.read(bundle).manifest["memory"]
+    peaks = []
+    for context in (256, 4096):
+        measured = answer(bundle, "bench", "--prompt=100", "--generate=28", "--repeat=1", f"--context={context}")
+        used = 1.03 * budget["weight_bytes"] + 128 * budget["kv_bytes_per_token"] + 16e6
+        assert measured["peak_rss_bytes"] <= used
+        peaks.append(measured["peak_rss_bytes"])
+    assert peaks[1] - peaks[0] < (4096 - 256) * budget["kv_bytes_per_token"] / 4
+
+
+@pytest.mark.parametrize(
+    "how", [("--temperature=0",), ("--temperature=0.8", "--seed=7"), ("--temperature=0", "--stop=a")]
+)
+def test_lookup_changes_no_token(bundle: Path, how: tuple[str, ...]) -> None:
+    prompt = "--tokens=" + ",".join(str(i % 9 + 20) for i in range(60))
+    answers = [answer(bundle, "run", prompt, "-n", "80", *how, f"--lookup={when}") for when in ("off", "on", "auto")]
+    assert answers[0]["ids"] == answers[1]["ids"] == answers[2]["ids"]
+    assert answers[0]["reason"] == answers[1]["reason"] == answers[2]["reason"]
+    assert answers[0]["guessed"] == 0
+    assert answers[1]["guessed"] >= answers[1]["accepted"]
+
+
+def test_what_was_measured_is_remembered_and_may_be_rubbish(bundle: Path) -> None:
+    pace = bundle / ".pace"
+    pace.unlink(missing_ok=True)
+    expected = answer(bundle, "run", "--tokens=1,2,3", "-n", "30", "--temperature=0")["ids"]
+    assert pace.read_text().startswith("edgellm-pace 1 ")
+    for text in ("", "rubbish", pace.read_text().replace("threads ", "threads 99")):
+        pace.write_text(text)
+        assert answer(bundle, "run", "--tokens=1,2,3", "-n", "30", "--temperature=0")["ids"] == expected
+    fixed = answer(bundle, "run", "--tokens=1,2,3", "-n", "1", "--threads=2", "--threads-decode=1")
+    assert (fixed["threads"], fixed["threads_decode"]) == (2, 1)
+
+
 def test_the_bundles_own_program_needs_no_directory(bundle: Path) -> None:
     done = subprocess.run([str(bundle / "edgellm-rt"), "info"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The runtime's own C tests, plain and under ASan and UBSan."""
+"""The runtime's own C tests, plain and under ASan and UBSan, and those with threads under TSan."""
 
 import subprocess
 from pathlib import Path
@@ -6,14 +6,25 @@ from pathlib import Path
 RUNTIME_C = Path(__file__).resolve().parents[2] / "runtime_c"
 
 
-def test_c_tests_pass_plain_and_under_sanitizers():
+def make(*arguments: str) -> str:
     done = subprocess.run(
-        ["make", "--silent", "--no-print-directory", "-C", str(RUNTIME_C), "test"],
+        ["make", "--silent", "--no-print-directory", "-C", str(RUNTIME_C), *arguments],
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_c_tests_pass_plain_and_under_sanitizers():
+    printed = make("test")
     for kind in ("plain", "asan"):
         for test in RUNTIME_C.glob("tests/test_*.c"):
-            assert f"ok: {kind} {test.stem}" in done.stdout
+            assert f"ok: {kind} {test.stem}" in printed
+
+
+def test_threads_pass_under_thread_sanitizer():
+    printed = make("run-tests", "KIND=tsan", "TESTS=test_pool test_context")
+    assert "ok: tsan test_pool" in printed
+    assert "ok: tsan test_context" in printed

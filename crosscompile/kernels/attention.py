@@ -267,12 +267,14 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
             for i in range(len(queries)):
                 k.fill(sums[i], tile.lanes)
             with k.loop(0, heads.dim) as d:
-                key = [k.bind(cast(f"float32x{LANES}", cache.keys[block, kv_head, d, span(v + p * LANES)])) for p in parts]
+                key = [
+                    k.bind(cast(f"float32x{LANES}", cache.keys[block, kv_head, d, span(v + p * LANES)])) for p in parts
+                ]
                 for i, (t, _) in enumerate(queries):
                     query = k.bind(tirx.Broadcast(cache.q[row + t, column(i) + d], LANES))
                     for p in parts:
-                        at = span(p * LANES)
-                        k.store(sums[i], fma(query, key[p], sums[i][at]), at)
+                        index = span(p * LANES)
+                        k.store(sums[i], fma(query, key[p], sums[i][index]), index)
             for i, (t, _) in enumerate(queries):
                 for p in parts:
                     scaled = sums[i][span(p * LANES)] * constant(heads.dim**-0.5, LANES)

@@ -160,7 +160,7 @@ def _smmla(tile: Tile) -> Dots:
     chunks, rows, _ = weight_shape(tile.form)
     pairs = [(t, min(t + 1, tile.tokens - 1)) for t in range(0, tile.tokens, 2)]
     vectors = [(group, row) for group in range(tile.groups) for row in range(0, rows, 2)]
-    sums = {(pair, *vector): zero for pair in pairs for vector in vectors}
+    sums = {(pair, vector): zero for pair in pairs for vector in vectors}
 
     def columns(pair: tuple[int, int], column: int) -> Expr:
         if pair[0] == pair[1]:
@@ -175,13 +175,13 @@ def _smmla(tile: Tile) -> Dots:
             for pair in pairs:
                 operand = bind(columns(pair, parts[0, 0][half][1]))
                 for vector in vectors:
-                    args = (sums[pair, *vector], parts[vector][half][0], operand)
-                    sums[pair, *vector] = bind(_call("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", *args))
+                    args = (sums[pair, vector], parts[vector][half][0], operand)
+                    sums[pair, vector] = bind(_call("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", *args))
     dots: Dots = [[[] for _ in range(tile.groups)] for _ in range(tile.tokens)]
     for pair in pairs:
         for group in range(tile.groups):
             for row in range(0, rows, 4):
-                four = [sums[pair, group, row], sums[pair, group, row + 2]]
+                four = [sums[pair, (group, row)], sums[pair, (group, row + 2)]]
                 for lane, token in enumerate(dict.fromkeys(pair)):
                     dots[token][group].append(bind(tirx.Shuffle(four, [lane, 2 + lane, 4 + lane, 6 + lane])))
     return dots
@@ -263,6 +263,11 @@ class _Neon:
             return _call("int32x4", "llvm.arm.neon.vpaddls.v4i32.v8i16", a)
         return _call("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", a)
 
+    def fold(self, rows: list[Expr], dtype: str, lanes: int) -> Expr:
+        """Four vectors to one: neighbours added until lanes / 4 of each vector are left, side by side."""
+        first, second = (bind(self.neighbours(rows[i], rows[i + 1], dtype, lanes)) for i in (0, 2))
+        return bind(self.neighbours(first, second, dtype, lanes))
+
     def neighbours(self, a: Expr, b: Expr, dtype: str, lanes: int) -> Expr:
         """Sums of neighbours of a, then of b: as many lanes as one of them has."""
         kind = f"v{lanes}{'i16' if dtype == 'int16' else 'i32'}"
@@ -281,9 +286,9 @@ class _Neon:
 def _smlal(tier: Tier) -> Family:
     """smull and smlal of 16 columns of one row; four rows are folded into one vector at the end of the group.
 
-    Nibbles are 0…15: a lane sums four products, and the whole group's dot with −8 · Σa fits 16 bits, so rows are folded
-    there, each into two neighbours, and one of them gets −8 · Σa (additions wrap, only the end must fit). Bytes make 32,258 in two products and are
-    widened after them.
+    Nibbles are 0…15: a lane sums four products, and the whole group's dot with −8 · Σa fits 16 bits, so rows are
+    folded there, each into two neighbours, and one of them gets −8 · Σa (additions wrap, only the end must fit).
+    Bytes make 32,258 in two products and are widened after them.
     """
     neon = _Neon(tier)
 
@@ -304,9 +309,7 @@ def _smlal(tier: Tier) -> Family:
                             product = neon.multiply(neon.half(signed, which), a)
                             acc = bind(product if acc is None else acc + product)
                     sums.append(acc)
-                first, second = (bind(neon.neighbours(*sums[i : i + 2], "int16", 8)) for i in (0, 2))
-                folded = bind(neon.neighbours(first, second, "int16", 8) + start)
-                dots[-1].append([bind(neon.widen(folded))])
+                dots[-1].append([bind(neon.widen(neon.fold(sums, "int16", 8) + start))])
         return dots
 
     def bytes_(tile: Tile) -> Dots:
@@ -325,8 +328,7 @@ def _smlal(tier: Tier) -> Family:
                         wide = neon.widen(pair)
                         total = bind(wide if total is None else total + wide)
                     sums.append(total)
-                first, second = (bind(neon.neighbours(*sums[i : i + 2], "int32", 4)) for i in (0, 2))
-                dots[-1].append([bind(neon.neighbours(first, second, "int32", 4))])
+                dots[-1].append([neon.fold(sums, "int32", 4)])
         return dots
 
     return lambda tile: nibbles(tile) if tile.form.kind == "w4" else bytes_(tile)

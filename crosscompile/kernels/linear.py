@@ -53,7 +53,9 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
         d = k.intermediate((n, groups, blocks, rows), "int32")
 
         with k.block("dot", "SSSSRR", (n, groups, blocks, rows, chunks, chunk)) as (m, g, b, r, c, i):
-            k.start(d, start_value(tier, form, sum_a[m, b]) if sum_a is not None else tirx.const(0, "int32"), m, g, b, r)
+            k.start(
+                d, start_value(tier, form, sum_a[m, b]) if sum_a is not None else tirx.const(0, "int32"), m, g, b, r
+            )
             products = scalar_dot(form, lambda c, i: w[g, b, c, r, i], lambda column: a[m, b, column], c, i)
             k.store(d, d[m, g, b, r] + products, m, g, b, r)
 

@@ -29,6 +29,7 @@ from crosscompile.kernels.build import Builder, cast, kernel, span
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
 
+
 @dataclass(frozen=True)
 class Form:
     """What quantized rows look like to the weights that they are multiplied with.

@@ -18,7 +18,7 @@ from crosscompile.errors import ConfigError
 from crosscompile.kernels import elementwise, rows
 from crosscompile.kernels.embed import embed
 from crosscompile.kernels.linear import float_linear, quantized_linear
-from crosscompile.packing import GROUP, Packing
+from crosscompile.packing import Packing
 from crosscompile.target import Tier
 
 

@@ -151,7 +151,8 @@ static ellm_status repeat(engine *e, const settings *s, int64_t n_prompt, int64_
         prompt[i] = (int32_t)((7919 * i + 1) % e->info.vocab_size);
     }
     /* The first touch maps the weights and wakes the threads: not what is measured. One full step, one decoded token. */
-    status = measure(e, prompt, (size_t)(n_prompt < 64 ? n_prompt : 64), 1, &m[0], error);
+    status = measure(e, prompt, (size_t)(n_prompt < 64 ? n_prompt : 64), 1, &m[0], &times, error);
+    times.n = 0;
     for (int64_t i = 0; status == ELLM_OK && i < n_repeats; i++) {
         status = measure(e, prompt, (size_t)n_prompt, n_generate, &m[i], &times, error);
     }

@@ -13,7 +13,7 @@ from tvm import relax, tirx
 
 from crosscompile.codegen import Signature
 from crosscompile.errors import PlanError
-from crosscompile.kernels.attention import KV_BLOCK
+from crosscompile.kernels.kv_cache import KV_BLOCK
 from crosscompile.lower import FUNCTION, Lowered
 
 ALIGNMENT = 64

@@ -13,7 +13,7 @@ import tvm
 from tvm.relax.frontend import nn
 
 from crosscompile.codegen import compile_kernels
-from crosscompile.kernels.attention import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_shapes
+from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.lower import FUNCTION, lower
 from crosscompile.models import architecture_for
 from crosscompile.models.architecture import WEIGHT_KINDS, Network, Scheme
@@ -193,7 +193,7 @@ def _states(network: Network) -> list[tuple[str, int]]:
     """(name, bytes per block) of every state."""
     states = []
     for layer, heads in enumerate(network.heads):
-        size = int(np.dtype(kv_dtype(heads.dtype)).itemsize) * heads.kv * heads.dim * KV_BLOCK
+        size = state_bytes(heads)
         states += [(f"k.{layer}", size), (f"v.{layer}", size)]
     return states
 

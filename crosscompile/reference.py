@@ -168,11 +168,23 @@ def rotate(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
     return np.concatenate(turned, -1)
 
 
-def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.ndarray:
-    """Causal attention of q (n, Hq, D) over k, v (n, Hkv, D), in blocks of 64 positions; row i is position i."""
+def cached(x: np.ndarray, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+    """Keys or values (n, Hkv, D) as the cache gives them back: numbers (n, Hkv, D) and, for i8, scales, else ones."""
+    if dtype == "i8":
+        largest = np.abs(x).max(-1)
+        inverse = np.divide(F32(127), largest, out=np.zeros_like(largest), where=largest > 0)
+        q = np.rint(x.astype(np.float64) * inverse[..., None].astype(np.float64))
+        return q.astype(F32), largest * F32(1.0 / 127.0)
+    return x.astype(np.float16 if dtype == "f16" else F32).astype(F32), np.ones(x.shape[:2], F32)
+
+
+def attention(
+    q: np.ndarray, keys_: tuple[np.ndarray, np.ndarray], values_: tuple[np.ndarray, np.ndarray], window: int
+) -> np.ndarray:
+    """Causal attention of q (n, Hq, D) over what `cached` gave, in blocks of 64 positions; row i is position i."""
     n, heads, dim = q.shape
-    shared = heads // k.shape[1]
-    k, v = (np.repeat(x.astype(F32), shared, axis=1) for x in (k, v))
+    shared = heads // keys_[0].shape[1]
+    (k, k_scale), (v, v_scale) = (tuple(np.repeat(x, shared, axis=1) for x in pair) for pair in (keys_, values_))
     out = np.zeros((n, heads, dim), F32)
     total = np.zeros((n, heads), F32)
     largest = np.full((n, heads), F32(-3.0e38))
@@ -186,7 +198,8 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.nd
         scores = np.zeros((n, heads, len(keys)), F32)
         for d in range(dim):
             scores = fma(q[:, :, d, None], keys[:, :, d].T[None], scores)
-        scores = np.where(visible[:, None], scores * F32(dim**-0.5), F32(-3.0e38))
+        scores = (scores * k_scale[start : start + KV_BLOCK].T[None]) * F32(dim**-0.5)
+        scores = np.where(visible[:, None], scores, F32(-3.0e38))
         highest = np.maximum(largest, scores.max(-1))
         alpha = np.where(total > 0, exp(largest - highest), F32(0))
         p = np.where(visible[:, None], exp(scores - highest[..., None]), F32(0))
@@ -196,6 +209,7 @@ def attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, window: int) -> np.nd
         summed = ((parts[:, :, 0] + parts[:, :, 1]) + parts[:, :, 2]) + parts[:, :, 3]
         seen: np.ndarray = np.asarray(visible.any(axis=1, keepdims=True))
         total = np.where(seen, fma(total, alpha, tree_sum(summed)), total)
+        p = p * v_scale[start : start + KV_BLOCK].T[None]
         new = out * alpha[..., None]
         for j in range(len(keys)):
             new = np.where(visible[:, j, None, None], fma(p[:, :, j, None], values[j][None], new), new)
@@ -236,10 +250,9 @@ class Llama:
         h = rms_norm(x, read(f"{prefix}.input_layernorm.weight"), self.epsilon)
         q, k, v = (self.linear(f"{prefix}.self_attn.{part}_proj", body)(h) for part in "qkv")
         n = x.shape[0]
-        cache = np.float16 if self.scheme.kv == "f16" else F32
         query = rotate(q.reshape(n, self.heads, self.dim), cosine, sine)
-        keys = rotate(k.reshape(n, self.kv_heads, self.dim), cosine, sine).astype(cache)
-        values = v.reshape(n, self.kv_heads, self.dim).astype(cache)
+        keys = cached(rotate(k.reshape(n, self.kv_heads, self.dim), cosine, sine), self.scheme.kv)
+        values = cached(v.reshape(n, self.kv_heads, self.dim), self.scheme.kv)
         mixed = attention(query, keys, values, self.window).reshape(n, -1)
         x = x + self.linear(f"{prefix}.self_attn.o_proj", body)(mixed)
         h = rms_norm(x, read(f"{prefix}.post_attention_layernorm.weight"), self.epsilon)

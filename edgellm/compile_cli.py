@@ -24,7 +24,7 @@ def add_scheme_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--scheme", choices=SCHEMES, default="w4a8", help="weights and activations (default: w4a8)")
     parser.add_argument("--embedding", choices=SCHEMES, help="scheme of the token embedding, if it should differ")
     parser.add_argument("--head", choices=SCHEMES, help="scheme of the output head, if it should differ")
-    parser.add_argument("--kv", choices=("f16", "f32"), help="type of the KV cache, if it should differ")
+    parser.add_argument("--kv", choices=("f16", "i8", "f32"), help="type of the KV cache (default: f16)")
     parser.add_argument(
         "--context",
         type=int,

@@ -1,8 +1,7 @@
-"""Rotary embedding, KV cache and attention over a block table.
+"""Attention over the KV cache's block table (kernels/kv_cache.py), for tiles of rows and query heads.
 
-States: k (blocks, kv heads, head_dim, 64) and v (blocks, kv heads, 64, head_dim), so that neither the scores nor the
-weighted sum needs a reduction across lanes. Rows carry (position, slot); block_table[slot, position / 64] names the
-block. A row at position -1 is padding: it changes nothing and its output is zero.
+Rows carry (position, slot); block_table[slot, position / 64] names the block. A row at position -1 is padding: its
+output is zero.
 """
 
 from __future__ import annotations
@@ -14,119 +13,11 @@ from typing import Any
 
 from tvm import tirx
 
-from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, sin_cos, tree_max, tree_sum
+from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, tree_max, tree_sum
 from crosscompile.kernels.build import Builder, cast, kernel, span
-
-KV_BLOCK = 64
-"""Positions per block of the KV cache, and per step of the online softmax."""
-
-BLOCKS_CAP, SESSIONS_CAP = 1 << 20, 1 << 12
-"""Bounds that stand for sizes only the runtime knows. Nothing is allocated by them."""
+from crosscompile.kernels.kv_cache import KV_BLOCK, Half, Heads, kv_dtype, state_shapes, table_shape
 
 LOWEST = -3.0e38
-
-
-@dataclass(frozen=True)
-class Heads:
-    """Shape of an attention layer. kv: dtype of the cache. window: positions visible to a row, 0 for all."""
-
-    query: int
-    kv: int
-    dim: int
-    dtype: str
-    window: int
-
-
-def state_shapes(heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of k and v. The first dimension is a bound; how many blocks there are is decided at open."""
-    return (BLOCKS_CAP, heads.kv, heads.dim, KV_BLOCK), (BLOCKS_CAP, heads.kv, KV_BLOCK, heads.dim)
-
-
-def table_shape() -> tuple[Any, ...]:
-    """Shape of the block table, (sessions, table_cap): the sessions a bound, table_cap a scalar of the kernel."""
-    return SESSIONS_CAP, tirx.Var("table_cap", "int64")
-
-
-def kv_dtype(name: str) -> str:
-    """TVM's name of a cache dtype."""
-    return {"f16": "float16", "f32": "float32"}[name]
-
-
-@cache
-def rope_table(n: int, half: int, scaling: float) -> tirx.PrimFunc:
-    """(positions (n,) int32, inv_freq (half,) f32) -> table (n, 2 · half) f32: cosines, then sines."""
-    lanes = gcd(half, LANES)
-
-    def body(k: Builder) -> None:
-        positions = k.buffer("positions", (n,), "int32")
-        frequency = k.buffer("inv_freq", (half,), "float32")
-        table = k.buffer("table", (n, 2 * half), "float32")
-        with k.shared(n) as m:
-            position = k.bind(cast("float32", positions[m]))
-            with k.loop(0, half // lanes) as c:
-                angle = k.bind(tirx.Broadcast(position, lanes) * frequency[span(c * lanes, lanes)])
-                factor = constant(scaling, lanes)
-                k.store(table, sin_cos(angle, lambda s, c: c) * factor, m, span(c * lanes, lanes))
-                k.store(table, sin_cos(angle, lambda s, c: s) * factor, m, span(half + c * lanes, lanes))
-
-    return kernel("rope_table", body)
-
-
-@cache
-def rope_append(n: int, heads: Heads) -> tirx.PrimFunc:
-    """(qkv (n, (Hq + 2 Hkv) · dim) f32, table, positions, slots, block_table, k, v) -> q (n, Hq · dim) f32.
-
-    Rotates queries and keys and appends keys and values to the states, in place.
-    """
-    half, lanes = heads.dim // 2, gcd(heads.dim // 2, LANES)
-    width = (heads.query + 2 * heads.kv) * heads.dim
-
-    def body(k: Builder) -> None:
-        qkv = k.buffer("qkv", (n, width), "float32")
-        table = k.buffer("table", (n, heads.dim), "float32")
-        positions = k.buffer("positions", (n,), "int32")
-        slots = k.buffer("slots", (n,), "int32")
-        block_table = k.buffer("block_table", table_shape(), "int32")
-        k_shape, v_shape = state_shapes(heads)
-        keys = k.buffer("k", k_shape, kv_dtype(heads.dtype))
-        values = k.buffer("v", v_shape, kv_dtype(heads.dtype))
-        q = k.buffer("q", (n, heads.query * heads.dim), "float32")
-
-        pair = k.local(2 * lanes)
-
-        def rotated(m: Expr, head: Expr, c: Expr) -> tuple[Expr, Expr]:
-            base = head * heads.dim + c * lanes
-            cosine = k.bind(table[m, span(c * lanes, lanes)])
-            sine = k.bind(table[m, span(half + c * lanes, lanes)])
-            x = k.bind(qkv[m, span(base, lanes)])
-            y = k.bind(qkv[m, span(base + half, lanes)])
-            return fma(x, cosine, constant(0.0, lanes) - (y * sine)), fma(y, cosine, x * sine)
-
-        with k.shared(n) as m:
-            with k.loop(0, heads.query) as h, k.loop(0, half // lanes) as c:
-                first, second = rotated(m, h, c)
-                k.store(q, first, m, span(h * heads.dim + c * lanes, lanes))
-                k.store(q, second, m, span(h * heads.dim + half + c * lanes, lanes))
-
-            def append() -> None:
-                logical, column = k.divide(positions[m], KV_BLOCK)
-                block = k.bind(cast("int64", block_table[cast("int64", slots[m]), logical]))
-                with k.loop(0, heads.kv) as h:
-                    with k.loop(0, half // lanes) as c:
-                        first, second = rotated(m, h + heads.query, c)
-                        k.store(pair, first, span(0, lanes))
-                        k.store(pair, second, span(lanes, lanes))
-                        for i in k.unrolled(2 * lanes):
-                            d = c * lanes + i if i < lanes else c * lanes + (half - lanes + i)
-                            k.store(keys, cast(kv_dtype(heads.dtype), pair[i]), block, h, d, column)
-                    with k.loop(0, heads.dim // LANES) as c:
-                        source = (heads.query + heads.kv + h) * heads.dim + c * LANES
-                        value = cast(f"{kv_dtype(heads.dtype)}x{LANES}", qkv[m, span(source)])
-                        k.store(values, value, block, h, column, span(c * LANES))
-
-            k.when(positions[m] >= 0, append)
-
-    return kernel("rope_append", body)
 
 
 @dataclass(frozen=True)
@@ -173,8 +64,8 @@ def attention(n: int, heads: Heads) -> tirx.PrimFunc:
         slots = k.buffer("slots", (n,), "int32")
         block_table = k.buffer("block_table", table_shape(), "int32")
         k_shape, v_shape = state_shapes(heads)
-        keys = k.buffer("k", k_shape, kv_dtype(heads.dtype))
-        values = k.buffer("v", v_shape, kv_dtype(heads.dtype))
+        keys = Half(heads, k.buffer("k", k_shape, kv_dtype(heads.dtype)), True)
+        values = Half(heads, k.buffer("v", v_shape, kv_dtype(heads.dtype)), False)
         o = k.buffer("o", (n, heads.query * heads.dim), "float32")
         cache = _Cache(heads, positions, slots, block_table, keys, values, q, o)
         with k.shared(n // tile.tokens * heads.kv * parts) as unit:
@@ -215,8 +106,8 @@ class _Cache:
     positions: Any
     slots: Any
     block_table: Any
-    keys: Any
-    values: Any
+    keys: Half
+    values: Half
     q: Any
     o: Any
 
@@ -267,22 +158,23 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
             for i in range(len(queries)):
                 k.fill(sums[i], tile.lanes)
             with k.loop(0, heads.dim) as d:
-                key = [
-                    k.bind(cast(f"float32x{LANES}", cache.keys[block, kv_head, d, span(v + p * LANES)])) for p in parts
-                ]
+                key = [k.bind(cache.keys.vector(block, kv_head, d, v + p * LANES)) for p in parts]
                 for i, (t, _) in enumerate(queries):
                     query = k.bind(tirx.Broadcast(cache.q[row + t, column(i) + d], LANES))
                     for p in parts:
                         index = span(p * LANES)
                         k.store(sums[i], fma(query, key[p], sums[i][index]), index)
+            scales = [cache.keys.scale(block, kv_head, v + p * LANES) for p in parts]
+            bound = [None if scale is None else k.bind(scale) for scale in scales]
             for i, (t, _) in enumerate(queries):
                 for p in parts:
-                    scaled = sums[i][span(p * LANES)] * constant(heads.dim**-0.5, LANES)
+                    sum_ = sums[i][span(p * LANES)]
+                    scaled = (sum_ if bound[p] is None else sum_ * bound[p]) * constant(heads.dim**-0.5, LANES)
                     seen = visible(v + p * LANES, t, base)
                     k.store(scores[i], tirx.Select(seen, scaled, constant(LOWEST, LANES)), span(v + p * LANES))
 
-    def soften(i: int, base: Expr) -> None:
-        """Scores to exponentials, relative to the largest score so far."""
+    def soften(i: int, block: Expr, base: Expr) -> None:
+        """Scores to exponentials, relative to the largest score so far, times what values are to be scaled by."""
         vectors = range(KV_BLOCK // LANES)
         largest = scores[i][span(0)]
         for v in vectors[1:]:
@@ -293,9 +185,13 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
             p = exp(scores[i][span(v * LANES)] - tirx.Broadcast(highest, LANES))
             seen = visible(v * LANES, queries[i][0], base)
             k.store(scores[i], tirx.Select(seen, p, constant(0.0, LANES)), span(v * LANES))
-        total = scores[i][span(0)]
+        total = k.bind(scores[i][span(0)])
         for v in vectors[1:]:
-            total = total + scores[i][span(v * LANES)]
+            total = k.bind(total + scores[i][span(v * LANES)])
+        for v in vectors:
+            scale = cache.values.scale(block, kv_head, v * LANES)
+            if scale is not None:
+                k.store(scores[i], scores[i][span(v * LANES)] * scale, span(v * LANES))
         k.store(running[i], highest, 0)
         k.store(running[i], fma(running[i][1], alpha, tree_sum(total)), 1)
         k.store(decay[i], alpha, 0)
@@ -308,10 +204,7 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
                     old = cache.o[row + t, span(column(i) + c * tile.lanes + p * LANES)]
                     k.store(sums[i], old * tirx.Broadcast(decay[i][0], LANES), span(p * LANES))
             with k.loop(first, most + 1) as j:
-                value = [
-                    k.bind(cast(f"float32x{LANES}", cache.values[block, kv_head, j, span(c * tile.lanes + p * LANES)]))
-                    for p in parts
-                ]
+                value = [k.bind(cache.values.vector(block, kv_head, c * tile.lanes + p * LANES, j)) for p in parts]
                 for i in range(len(queries)):
                     weight = k.bind(tirx.Broadcast(scores[i][j], LANES))
                     for p in parts:
@@ -329,7 +222,7 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
         most = k.bind(tirx.Min(position + (tile.tokens - 1) - base, tirx.const(KV_BLOCK - 1, "int64")))
         score(block, base, most)
         for i in range(len(queries)):
-            soften(i, base)
+            soften(i, block, base)
         weigh(block, first, most)
     for i, (t, _) in enumerate(queries):
         with k.loop(0, heads.dim // LANES) as c:

@@ -10,7 +10,7 @@ import numpy as np
 from tvm.relax.frontend import nn
 
 from crosscompile.errors import ConfigError
-from crosscompile.kernels.attention import Heads
+from crosscompile.kernels.kv_cache import Heads
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,7 @@ SCHEMES: dict[str, Scheme] = {
     "w8a8": Scheme("w8a8", "w8a8", "w8a8", "w8a8", "f16"),
     "w4a8": Scheme("w4a8", "w4a8", "w8a8", "w8a8", "f16"),
 }
+KV_TYPES = ("f16", "i8", "f32")
 WEIGHT_KINDS = {"f32": "f32", "f16": "f16", "w8a8": "w8", "w4a8": "w4"}
 """The stored kind of weights under each scheme."""
 
@@ -40,7 +41,7 @@ def scheme_for(name: str, embedding: str | None = None, head: str | None = None,
         ("scheme", name, SCHEMES),
         ("embedding scheme", embedding or name, SCHEMES),
         ("head scheme", head or name, SCHEMES),
-        ("kv type", kv or "f16", ("f16", "f32")),
+        ("kv type", kv or "f16", KV_TYPES),
     ):
         if value not in known:
             raise ConfigError(f"{what} {value!r} does not exist; there are {', '.join(known)}")

@@ -10,8 +10,9 @@ from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
 
 from crosscompile.errors import ConfigError
-from crosscompile.kernels import attention as kernels
-from crosscompile.kernels.attention import Heads
+from crosscompile.kernels.attention import attention
+from crosscompile.kernels.kv_cache import Heads
+from crosscompile.kernels.rotary import rope_append, rope_table
 from crosscompile.kernels.rows import gather
 from crosscompile.models.architecture import Architecture, Network, constant, integer, multiple
 from crosscompile.models.rope import rope_parameters
@@ -90,13 +91,13 @@ class Attention(nn.Module):
         state = (rows_.positions, rows_.slots, rows_.block_table, k, v)
         out = nn.Tensor.placeholder((n, heads.query * heads.dim), "float32")
         k, v, q = op.tensor_ir_inplace_op(
-            kernels.rope_append(n, heads),
+            rope_append(n, heads),
             "rope_append",
             [self.qkv_proj(x), rows_.rope, *state],
             inplace_indices=[5, 6, -1],
             out=[k, v, out],
         )
-        mixed = op.tensor_ir_op(kernels.attention(n, heads), "attention", [q, *state[:3], k, v], out=out)
+        mixed = op.tensor_ir_op(attention(n, heads), "attention", [q, *state[:3], k, v], out=out)
         return self.o_proj(mixed), k, v
 
 
@@ -156,7 +157,7 @@ class Body(nn.Module):
     def forward(self, tokens: Tensor, positions: Tensor, slots: Tensor, block_table: Tensor, states: Any) -> Any:
         n, half = tokens.shape[0], len(self.inv_freq)
         rope = op.tensor_ir_op(
-            kernels.rope_table(n, half, self.scaling),
+            rope_table(n, half, self.scaling),
             "rope_table",
             [positions, constant(self.inv_freq)],
             out=nn.Tensor.placeholder((n, 2 * half), "float32"),

@@ -40,7 +40,8 @@ CONFIG = {
 
 N_TOKENS = 140
 """More than two KV blocks, and more than the window."""
-SCHEMES = ("f32", "f16", "w8a8", "w4a8")
+SCHEMES = ("f32", "f16", "w8a8", "w4a8", "w4a8 i8")
+"""By name, and the type of the KV cache where it differs."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def make_bundle(directory: Path, model: Path, tier: str, scheme: str) -> Path:
     directory.mkdir()
     source = checkpoint.load(model)
     request = {"checkpoint": str(model), "output": str(directory), "tier": tier, "os": "linux", "dump": None}
-    options = {"scheme": scheme, "embedding": None, "head": None, "kv": None, "short": scheme != "w4a8"}
+    name, _, kv = scheme.partition(" ")
+    options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "short": scheme != "w4a8"}
     result = run_worker({**request, **options}, None, lambda stage, done, total: None)
     assert source.tokenizer_json is not None
     (directory / "tokenizer.bin").write_bytes(compile_tokenizer(source.tokenizer_json, source.tokenizer_config))
@@ -146,7 +148,9 @@ def expected(model: Path) -> Callable[[str], np.ndarray]:
     def of(scheme: str) -> np.ndarray:
         if scheme not in known:
             ids = tokens(CONFIG, N_TOKENS)
-            known[scheme] = reference.logits(checkpoint.load(model), ids, scheme_for(scheme)).view(np.int32)
+            name, _, kv = scheme.partition(" ")
+            chosen = scheme_for(name, kv=kv or None)
+            known[scheme] = reference.logits(checkpoint.load(model), ids, chosen).view(np.int32)
         return known[scheme]
 
     return of

@@ -148,7 +148,7 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
             seen = tirx.And(seen, lane >= tirx.Broadcast(low, LANES))
         return seen
 
-    def score(block: Expr, base: Expr, most: Expr) -> None:
+    def score(block: Expr, following: Expr, base: Expr, most: Expr) -> None:
         """scores = q · k / √dim of positions base to base + most, rounded up to whole tiles."""
         for i in range(len(queries)):
             k.fill(scores[i], KV_BLOCK, LOWEST)
@@ -158,6 +158,8 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
             for i in range(len(queries)):
                 k.fill(sums[i], tile.lanes)
             with k.loop(0, heads.dim) as d:
+                if tile.tokens == 1:
+                    cache.keys.ask(following, kv_head, d, v)
                 key = [k.bind(cache.keys.vector(block, kv_head, d, v + p * LANES)) for p in parts]
                 for i, (t, _) in enumerate(queries):
                     query = k.bind(tirx.Broadcast(cache.q[row + t, column(i) + d], LANES))
@@ -196,7 +198,7 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
         k.store(running[i], fma(running[i][1], alpha, tree_sum(total)), 1)
         k.store(decay[i], alpha, 0)
 
-    def weigh(block: Expr, first: Expr, most: Expr) -> None:
+    def weigh(block: Expr, following: Expr, first: Expr, most: Expr) -> None:
         """o = o · alpha + p · v."""
         with k.loop(0, heads.dim // tile.lanes) as c:
             for i, (t, _) in enumerate(queries):
@@ -204,6 +206,8 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
                     old = cache.o[row + t, span(column(i) + c * tile.lanes + p * LANES)]
                     k.store(sums[i], old * tirx.Broadcast(decay[i][0], LANES), span(p * LANES))
             with k.loop(first, most + 1) as j:
+                if tile.tokens == 1:
+                    cache.values.ask(following, kv_head, c * tile.lanes, j)
                 value = [k.bind(cache.values.vector(block, kv_head, c * tile.lanes + p * LANES, j)) for p in parts]
                 for i in range(len(queries)):
                     weight = k.bind(tirx.Broadcast(scores[i][j], LANES))
@@ -218,12 +222,14 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
     with k.loop(first_block, last_block + 1) as logical:
         base = k.bind(logical * KV_BLOCK)
         block = k.bind(cast("int64", cache.block_table[slot, logical]))
+        after = tirx.Min(logical + 1, last_block)  # one row reads so little of a block that memory must be asked ahead
+        following = k.bind(cast("int64", cache.block_table[slot, after]))
         first = k.bind(tirx.Max(oldest - base, tirx.const(0, "int64")))
         most = k.bind(tirx.Min(position + (tile.tokens - 1) - base, tirx.const(KV_BLOCK - 1, "int64")))
-        score(block, base, most)
+        score(block, following, base, most)
         for i in range(len(queries)):
             soften(i, block, base)
-        weigh(block, first, most)
+        weigh(block, following, first, most)
     for i, (t, _) in enumerate(queries):
         with k.loop(0, heads.dim // LANES) as c:
             at = span(column(i) + c * LANES)

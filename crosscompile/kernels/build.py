@@ -29,6 +29,13 @@ def bind(value: Expr) -> Expr:
     return T.bind(value)
 
 
+def prefetch(there: Expr) -> None:
+    """Asks for the cache line of an element, which may lie behind a buffer's end: nothing is read."""
+    T.evaluate(
+        T.call_intrin("void", "tirx.prefetch", T.address_of(there), *(tirx.const(v, "int32") for v in (0, 3, 1)))
+    )
+
+
 def kernel(name: str, body: Callable[[Builder], None], pattern: int = OPAQUE) -> tirx.PrimFunc:
     """The function that `body` writes. pattern: what operator fusion may do with it."""
     with IRBuilder() as builder, T.prim_func(s_tir=True):

@@ -19,7 +19,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as B
 
 from crosscompile.arithmetic import Expr
-from crosscompile.kernels.build import bind
+from crosscompile.kernels.build import bind, prefetch
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import TIERS, Tier
 
@@ -420,8 +420,7 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
 
     def implemented(w: Any, a: Any, start: Any, d: Any) -> None:
         for line in range(0, chunks * rows * chunk if ahead else 0, 64):
-            there = B.address_of(w[0, ahead, 0, 0, line])
-            B.evaluate(T.call_intrin("void", "tirx.prefetch", there, T.int32(0), T.int32(3), T.int32(1)))
+            prefetch(w[0, ahead, 0, 0, line])
         dots = family(tier, form)(Tile(tier, form, tokens, groups, w, a, start))
         for t in range(tokens):
             for g in range(groups):

@@ -7,6 +7,7 @@ nor the weighted sum needs a reduction across lanes. With int8, each key and val
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -16,7 +17,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from crosscompile.arithmetic import LANES, Expr, constant, integer_product, magnitude, tree_max
-from crosscompile.kernels.build import Builder, cast, span
+from crosscompile.kernels.build import Builder, cast, prefetch, span
 
 KV_BLOCK = 64
 """Positions per block of the KV cache, and per step of the online softmax."""
@@ -78,11 +79,18 @@ class Half:
 
     def vector(self, block: Expr, head: Expr, dimension: Any, position: Any) -> Expr:
         """16 elements as float32, not yet scaled: positions of a dimension, or dimensions of a position."""
-        if self.heads.dtype == "i8":
-            place: list[Any] = [span(self._flat(dimension, position))]
-        else:
-            place = [dimension, span(position)] if self.transposed else [position, span(dimension)]
+        place = self._place(dimension, position, span)
         return cast(f"float32x{LANES}", self.state[(block, head) + tuple(place)])
+
+    def ask(self, block: Expr, head: Expr, dimension: Any, position: Any) -> None:
+        """Prefetches the cache line that such a vector begins in."""
+        prefetch(self.state[(block, head) + tuple(self._place(dimension, position, lambda index: index))])
+
+    def _place(self, dimension: Any, position: Any, last: Callable[[Any], Any]) -> list[Any]:
+        """Indices of an element within a head's part of a block; `last` is applied to the innermost."""
+        if self.heads.dtype == "i8":
+            return [last(self._flat(dimension, position))]
+        return [dimension, last(position)] if self.transposed else [position, last(dimension)]
 
     def _flat(self, dimension: Any, position: Any) -> Any:
         return dimension * KV_BLOCK + position if self.transposed else position * self.heads.dim + dimension

@@ -5,9 +5,11 @@
 #include <sys/resource.h>
 #include <time.h>
 
-/* A scheduler's slice is 3 ms or more; what interrupts and kernel threads take is far less. */
-static const int64_t lost_ns = 500000, lately_ns = 40000000;
-enum { lost_share = 8 }; /* and at least an eighth of the window */
+/* Times are remembered for about this long, and judged once so much of it was seen. */
+static const int64_t memory_ns = 100000000, enough_ns = 60000000;
+enum {
+    lost_share = 4
+}; /* a program of equal priority takes a third to a half, one that looks in now and then far less */
 
 int64_t ellm_now_ns(void) {
     struct timespec now;
@@ -27,13 +29,21 @@ void ellm_watch_begin(ellm_watch *watch, int64_t now_ns) {
     watch->n_preempted = usage.ru_nivcsw;
 }
 
+/* What is left of a remembered time after a window. */
+static int64_t faded(int64_t time_ns, int64_t window_ns) {
+    return window_ns >= memory_ns ? 0 : time_ns - time_ns / 1024 * (window_ns / 1024) / (memory_ns / (1024 * 1024));
+}
+
 bool ellm_watch_loses(ellm_watch *watch, int64_t now_ns) {
     const ellm_watch before = *watch;
     ellm_watch_begin(watch, now_ns);
     int64_t window = now_ns - before.wall_ns, lost = window - (watch->cpu_ns - before.cpu_ns);
-    if (watch->n_preempted == before.n_preempted || lost < lost_ns || lost < window / lost_share) {
+    bool preempted = watch->n_preempted != before.n_preempted;
+    watch->seen_ns = faded(before.seen_ns, window) + window;
+    watch->lost_ns = faded(before.lost_ns, window) + (preempted && lost > 0 ? lost : 0);
+    if (watch->seen_ns < enough_ns || watch->lost_ns < watch->seen_ns / lost_share) {
         return false;
     }
-    watch->lost_at_ns = now_ns;
-    return before.lost_at_ns != 0 && now_ns - before.lost_at_ns < lately_ns + 2 * window;
+    watch->seen_ns = watch->lost_ns = 0;
+    return true;
 }

@@ -8,7 +8,7 @@
 typedef struct ellm_watch {
     int64_t wall_ns, cpu_ns; /* at the beginning of the window */
     long n_preempted;
-    int64_t lost_at_ns; /* when it last lost its core */
+    int64_t seen_ns, lost_ns; /* of about the last tenth of a second: time watched, and time that others took */
 } ellm_watch;
 
 enum { ELLM_WATCH_NS = 1000000 }; /* a window worth looking at */
@@ -17,9 +17,9 @@ enum { ELLM_WATCH_NS = 1000000 }; /* a window worth looking at */
 int64_t ellm_now_ns(void);
 /* Begins a window of the calling thread. */
 void ellm_watch_begin(ellm_watch *watch, int64_t now_ns);
-/* Ends the window and begins the next. True if the thread was preempted for a good part of it, and not for the first
- * time lately: a program of equal priority shares the core, other than one that looks in now and then. Waiting for
- * the disk or for a wake-up is something else. */
+/* Ends the window and begins the next. True if other programs took a good part of the last tenth of a second: then one
+ * of equal priority stays on the core. One that looks in now and then costs less than doing without the core. Waiting
+ * for the disk or for a wake-up is something else. */
 bool ellm_watch_loses(ellm_watch *watch, int64_t now_ns);
 
 #endif

@@ -129,7 +129,7 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
         sch.compute_at(dot, b, preserve_unit_loops=True)
         tile, g_tile, unit, *_ = sch.get_loops(dot)[-6:]
         sch.reorder(unit, tile, g_tile)
-        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, knobs.ahead if n == 1 else 0))
+        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, knobs.ahead))
     sch.unroll(m_inner)
     sch.unroll(g_inner)
     sch.vectorize(r)
@@ -141,10 +141,17 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
     return sch.mod["main"]
 
 
-_TOKENS = {"avx512-vnni": 8, "armv7-neon": 2}
-"""Rows of a tile that fit the registers without a spill, where it is not four."""
+_TOKENS = {
+    ("avx512-vnni", "w4"): 8,
+    ("avx512-vnni", "w8"): 8,
+    ("armv8-neon", "w8"): 2,
+    ("armv7-neon", "w4"): 2,
+    ("armv7-neon", "w8"): 2,
+}
+"""Rows of a tile that fit the registers, where it is not four: `python -m tests.campaigns.inner_loops` shows it."""
 
 
 def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
     """The tile for n rows where nothing was tuned."""
-    return LinearKnobs(_TOKENS.get(tier.name, 4), 1, 16 if tier.arch == "x86_64" else 0)
+    tokens = _TOKENS.get((tier.name, Packing.parse(packing).kind), 4)
+    return LinearKnobs(min(n, tokens), 1, 16 if n == 1 and tier.arch == "x86_64" else 0)

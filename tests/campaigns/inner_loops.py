@@ -74,7 +74,7 @@ def main() -> int:
     parser.add_argument("--tier", choices=TIERS, help="only this one")
     parser.add_argument("--show", action="store_true", help="print the instructions too")
     arguments = parser.parse_args()
-    table = Table("tier", "weights", "tokens", "instructions", "per weight byte", "per token and 256 products", "spills")
+    table = Table("tier", "weights", "tokens", "instructions", "per weight byte", "per 256 products", "spills")
     for tier in TIERS.values():
         for kind in ("w4", "w8"):
             for n in (1, 64):
@@ -83,9 +83,8 @@ def main() -> int:
                 loop = loop_of(tier, kind, n)
                 count, products = len(loop.instructions), loop.tokens * tier.rows * GROUP
                 each = f"{count / loop.bytes:.2f}" if n == 1 else ""
-                table.add_row(
-                    tier.name, kind, str(loop.tokens), str(count), each, f"{256 * count / products:.1f}", str(loop.spills)
-                )
+                cells = (count, each, f"{256 * count / products:.1f}", loop.spills)
+                table.add_row(tier.name, kind, str(loop.tokens), *map(str, cells))
                 if arguments.show:
                     print(f"{tier.name} {kind}, {loop.tokens} tokens", *loop.instructions, sep="\n    ")
     Console().print(table)

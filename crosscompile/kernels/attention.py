@@ -15,7 +15,7 @@ from tvm import tirx
 
 from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, tree_max, tree_sum
 from crosscompile.kernels.build import Builder, cast, kernel, span
-from crosscompile.kernels.kv_cache import KV_BLOCK, Half, Heads, kv_dtype, state_shapes, table_shape
+from crosscompile.kernels.kv_cache import KV_BLOCK, Cache, Heads
 
 LOWEST = -3.0e38
 
@@ -60,14 +60,9 @@ def attention(n: int, heads: Heads) -> tirx.PrimFunc:
 
     def body(k: Builder) -> None:
         q = k.buffer("q", (n, heads.query * heads.dim), "float32")
-        positions = k.buffer("positions", (n,), "int32")
-        slots = k.buffer("slots", (n,), "int32")
-        block_table = k.buffer("block_table", table_shape(), "int32")
-        k_shape, v_shape = state_shapes(heads)
-        keys = Half(heads, k.buffer("k", k_shape, kv_dtype(heads.dtype)), True)
-        values = Half(heads, k.buffer("v", v_shape, kv_dtype(heads.dtype)), False)
+        cached = Cache.parameters(k, n, heads)
         o = k.buffer("o", (n, heads.query * heads.dim), "float32")
-        cache = _Cache(heads, positions, slots, block_table, keys, values, q, o)
+        layer = _Layer(heads, cached, q, o)
         with k.shared(n // tile.tokens * heads.kv * parts) as unit:
             group, part = k.divide(unit, parts)
             rows, kv_head = k.divide(group, heads.kv)
@@ -76,7 +71,7 @@ def attention(n: int, heads: Heads) -> tirx.PrimFunc:
 
             def alone(m: Expr) -> None:
                 one = Tile(1, tile.heads, Tile.choose(1, tile.heads, heads.dim).lanes)
-                k.when(positions[m] >= 0, lambda: _attend(k, cache, one, m, kv_head, head), lambda: clear(m))
+                k.when(cached.positions[m] >= 0, lambda: _attend(k, layer, one, m, kv_head, head), lambda: clear(m))
 
             def clear(m: Expr) -> None:
                 with k.loop(0, tile.heads * heads.dim // LANES) as c:
@@ -89,32 +84,28 @@ def attention(n: int, heads: Heads) -> tirx.PrimFunc:
             if tile.tokens == 1:
                 alone(first)
                 return
-            together = positions[first] >= 0
+            together = cached.positions[first] >= 0
             for t in range(1, tile.tokens):
-                together = tirx.And(together, tirx.EQ(positions[first + t], positions[first] + t))
-                together = tirx.And(together, tirx.EQ(slots[first + t], slots[first]))
-            k.when(together, lambda: _attend(k, cache, tile, first, kv_head, head), one_by_one)
+                together = tirx.And(together, tirx.EQ(cached.positions[first + t], cached.positions[first] + t))
+                together = tirx.And(together, tirx.EQ(cached.slots[first + t], cached.slots[first]))
+            k.when(together, lambda: _attend(k, layer, tile, first, kv_head, head), one_by_one)
 
     return kernel("attention", body)
 
 
 @dataclass(frozen=True)
-class _Cache:
-    """The buffers of an attention kernel."""
+class _Layer:
+    """What an attention kernel works on."""
 
     heads: Heads
-    positions: Any
-    slots: Any
-    block_table: Any
-    keys: Half
-    values: Half
+    cache: Cache
     q: Any
     o: Any
 
 
-def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, head: Expr) -> None:
+def _attend(k: Builder, layer: _Layer, tile: Tile, row: Expr, kv_head: Expr, head: Expr) -> None:
     """Attention of the rows row, row + 1, … and the query heads head, head + 1, … of a tile."""
-    heads = cache.heads
+    heads, cache = layer.heads, layer.cache
     queries = [(t, h) for t in range(tile.tokens) for h in range(tile.heads)]
     scores = [k.local(KV_BLOCK) for _ in queries]
     running = [k.local(2) for _ in queries]  # largest score so far, sum of exponentials
@@ -134,7 +125,7 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
         k.store(running[i], constant(LOWEST, 1), 0)
         k.store(running[i], constant(0.0, 1), 1)
         with k.loop(0, heads.dim // LANES) as c:
-            k.store(cache.o, constant(0.0, LANES), row + t, span(column(i) + c * LANES))
+            k.store(layer.o, constant(0.0, LANES), row + t, span(column(i) + c * LANES))
     first_block, _ = k.divide(oldest, KV_BLOCK)
     last_block, _ = k.divide(position + (tile.tokens - 1), KV_BLOCK)
 
@@ -162,7 +153,7 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
                     cache.keys.ask(following, kv_head, d, v)
                 key = [k.bind(cache.keys.vector(block, kv_head, d, v + p * LANES)) for p in parts]
                 for i, (t, _) in enumerate(queries):
-                    query = k.bind(tirx.Broadcast(cache.q[row + t, column(i) + d], LANES))
+                    query = k.bind(tirx.Broadcast(layer.q[row + t, column(i) + d], LANES))
                     for p in parts:
                         index = span(p * LANES)
                         k.store(sums[i], fma(query, key[p], sums[i][index]), index)
@@ -203,7 +194,7 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
         with k.loop(0, heads.dim // tile.lanes) as c:
             for i, (t, _) in enumerate(queries):
                 for p in parts:
-                    old = cache.o[row + t, span(column(i) + c * tile.lanes + p * LANES)]
+                    old = layer.o[row + t, span(column(i) + c * tile.lanes + p * LANES)]
                     k.store(sums[i], old * tirx.Broadcast(decay[i][0], LANES), span(p * LANES))
             with k.loop(first, most + 1) as j:
                 if tile.tokens == 1:
@@ -217,13 +208,13 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
             for i, (t, _) in enumerate(queries):
                 for p in parts:
                     at = span(column(i) + c * tile.lanes + p * LANES)
-                    k.store(cache.o, sums[i][span(p * LANES)], row + t, at)
+                    k.store(layer.o, sums[i][span(p * LANES)], row + t, at)
 
     with k.loop(first_block, last_block + 1) as logical:
         base = k.bind(logical * KV_BLOCK)
-        block = k.bind(cast("int64", cache.block_table[slot, logical]))
+        block = k.bind(cache.block(slot, logical))
         after = tirx.Min(logical + 1, last_block)  # one row reads so little of a block that memory must be asked ahead
-        following = k.bind(cast("int64", cache.block_table[slot, after]))
+        following = k.bind(cache.block(slot, after))
         first = k.bind(tirx.Max(oldest - base, tirx.const(0, "int64")))
         most = k.bind(tirx.Min(position + (tile.tokens - 1) - base, tirx.const(KV_BLOCK - 1, "int64")))
         score(block, following, base, most)
@@ -233,4 +224,4 @@ def _attend(k: Builder, cache: _Cache, tile: Tile, row: Expr, kv_head: Expr, hea
     for i, (t, _) in enumerate(queries):
         with k.loop(0, heads.dim // LANES) as c:
             at = span(column(i) + c * LANES)
-            k.store(cache.o, cache.o[row + t, at] / tirx.Broadcast(running[i][1], LANES), row + t, at)
+            k.store(layer.o, layer.o[row + t, at] / tirx.Broadcast(running[i][1], LANES), row + t, at)

@@ -143,3 +143,28 @@ class Half:
         scale = T.reinterpret(f"int8x{SCALE_BYTES}", most * constant(1.0 / 127.0, 1))
         k.store(self.state, scale, block, head, span(self.heads.dim * KV_BLOCK + position * SCALE_BYTES, SCALE_BYTES))
         return k.bind(tirx.Select(most > constant(0.0, 1), constant(127.0, 1) / most, constant(0.0, 1)))
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The parameters by which a kernel reaches a layer's cache, in the order of its signature."""
+
+    positions: Any
+    slots: Any
+    block_table: Any
+    keys: Half
+    values: Half
+
+    @classmethod
+    def parameters(cls, k: Builder, n: int, heads: Heads) -> Cache:
+        """Declares them for n rows."""
+        positions, slots = k.buffer("positions", (n,), "int32"), k.buffer("slots", (n,), "int32")
+        block_table = k.buffer("block_table", table_shape(), "int32")
+        states = [
+            k.buffer(name, shape, kv_dtype(heads.dtype)) for name, shape in zip("kv", state_shapes(heads), strict=True)
+        ]
+        return cls(positions, slots, block_table, Half(heads, states[0], True), Half(heads, states[1], False))
+
+    def block(self, slot: Expr, logical: Expr) -> Expr:
+        """The pool's block that holds a session's positions from 64 · logical on."""
+        return cast("int64", self.block_table[slot, logical])

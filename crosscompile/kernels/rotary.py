@@ -9,7 +9,7 @@ from tvm import tirx
 
 from crosscompile.arithmetic import LANES, Expr, constant, fma, sin_cos
 from crosscompile.kernels.build import Builder, cast, kernel, span
-from crosscompile.kernels.kv_cache import KV_BLOCK, Half, Heads, kv_dtype, state_shapes, table_shape
+from crosscompile.kernels.kv_cache import KV_BLOCK, Cache, Heads
 
 
 @cache
@@ -44,12 +44,7 @@ def rope_append(n: int, heads: Heads) -> tirx.PrimFunc:
     def body(k: Builder) -> None:
         qkv = k.buffer("qkv", (n, width), "float32")
         table = k.buffer("table", (n, heads.dim), "float32")
-        positions = k.buffer("positions", (n,), "int32")
-        slots = k.buffer("slots", (n,), "int32")
-        block_table = k.buffer("block_table", table_shape(), "int32")
-        k_shape, v_shape = state_shapes(heads)
-        keys = Half(heads, k.buffer("k", k_shape, kv_dtype(heads.dtype)), True)
-        values = Half(heads, k.buffer("v", v_shape, kv_dtype(heads.dtype)), False)
+        cached = Cache.parameters(k, n, heads)
         q = k.buffer("q", (n, heads.query * heads.dim), "float32")
 
         low, high, whole = k.local(half), k.local(half), [k.local(half), k.local(half)]
@@ -69,21 +64,21 @@ def rope_append(n: int, heads: Heads) -> tirx.PrimFunc:
                 k.store(q, second, m, span(h * heads.dim + half + c * lanes, lanes))
 
             def append() -> None:
-                logical, column = k.divide(positions[m], KV_BLOCK)
-                block = k.bind(cast("int64", block_table[cast("int64", slots[m]), logical]))
+                logical, column = k.divide(cached.positions[m], KV_BLOCK)
+                block = k.bind(cached.block(cast("int64", cached.slots[m]), logical))
                 with k.loop(0, heads.kv) as h:
                     row = (block, h, column)
                     with k.loop(0, half // lanes) as c:
                         first, second = rotated(m, h + heads.query, c)
                         k.store(low, first, span(c * lanes, lanes))
                         k.store(high, second, span(c * lanes, lanes))
-                    keys.put(k, row, [(low, half, 0), (high, half, half)])
+                    cached.keys.put(k, row, [(low, half, 0), (high, half, half)])
                     for part, buffer in enumerate(whole):
                         source = (heads.query + heads.kv + h) * heads.dim + part * half
                         with k.loop(0, half // lanes) as c:
                             k.store(buffer, qkv[m, span(source + c * lanes, lanes)], span(c * lanes, lanes))
-                    values.put(k, row, [(whole[0], half, 0), (whole[1], half, half)])
+                    cached.values.put(k, row, [(whole[0], half, 0), (whole[1], half, half)])
 
-            k.when(positions[m] >= 0, append)
+            k.when(cached.positions[m] >= 0, append)
 
     return kernel("rope_append", body)

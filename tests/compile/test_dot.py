@@ -1,0 +1,165 @@
+"""Each tier's tile intrinsic computes the integer dots it stands for, whatever CPU this machine has.
+
+The TIR of an intrinsic is executed here in NumPy, with the instructions as their manuals define them. It catches what
+running on one machine cannot: tiers that it lacks, and sums that only extreme values overflow.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tvm.s_tir import TensorIntrin
+
+from crosscompile.kernels.dot import register_dot
+from crosscompile.packing import GROUP, Packing, pack, quantize
+from crosscompile.target import TIERS
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Ramp:
+    start: int
+    stride: int
+    lanes: int
+
+
+class Buffer:
+    def __init__(self, data: Array) -> None:
+        self.data = data
+
+    def _flat(self, index: tuple[Any, ...]) -> Array:
+        """Positions in memory; a ramp may run over the end of its own dimension, as in a contiguous buffer."""
+        *outer, last = index if isinstance(index, tuple) else (index,)
+        last = Ramp(last.start, 1, last.stop - last.start) if isinstance(last, slice) else last
+        start = last.start if isinstance(last, Ramp) else last
+        strides = [int(np.prod(self.data.shape[i + 1 :])) for i in range(self.data.ndim)]
+        base = sum(int(i) * s for i, s in zip((*outer, start), strides, strict=True))
+        return base + np.arange(last.lanes) * last.stride if isinstance(last, Ramp) else base
+
+    def __getitem__(self, index: Any) -> Array:
+        return self.data.reshape(-1)[self._flat(index)]
+
+    def __setitem__(self, index: Any, value: Array) -> None:
+        self.data.reshape(-1)[self._flat(index)] = value
+
+
+def reinterpret(dtype: str, value: Array) -> Array:
+    base, lanes = re.fullmatch(r"([a-z]+\d+?)(?:x(\d+))?", dtype).groups()
+    found = np.atleast_1d(value).view(np.dtype(base))
+    assert found.size == int(lanes or 1)
+    return found if lanes else found[0]
+
+
+def fours(x: Array, y: Array) -> Array:
+    return (x.astype(np.int64).reshape(-1, 4) * y.astype(np.int64).reshape(-1, 4)).sum(1)
+
+
+def pairs(x: Array) -> Array:
+    return x.astype(np.int64).reshape(-1, 2).sum(1)
+
+
+def saturated(x: Array) -> Array:
+    return np.clip(x, -32768, 32767).astype(np.int16)
+
+
+def smmla(acc: Array, x: Array, y: Array) -> Array:
+    return acc + (x.astype(np.int32).reshape(2, 8) @ y.astype(np.int32).reshape(2, 8).T).reshape(-1)
+
+
+def dot4(acc: Array, x: Array, y: Array) -> Array:
+    return acc + fours(x, y).astype(np.int32)
+
+
+def folded(x: Array, y: Array) -> Array:
+    return pairs(np.concatenate([x, y])).astype(x.dtype)  # additions wrap
+
+
+def widening(x: Array, y: Array) -> Array:
+    return x.astype(np.int16) * y.astype(np.int16)
+
+
+INSTRUCTIONS = {
+    "llvm.aarch64.neon.sdot": dot4,
+    "llvm.aarch64.neon.smmla": smmla,
+    "llvm.x86.avx512.vpdpbusd": dot4,
+    "llvm.x86.avx2.pmadd.ub.sw": lambda x, y: saturated(pairs(x.view(np.uint8).astype(np.int32) * y)),
+    "llvm.x86.avx2.pmadd.wd": lambda x, y: pairs(x.astype(np.int64) * y).astype(np.int32),
+    "llvm.x86.avx2.psign.b": lambda x, y: (x.astype(np.int16) * np.sign(y)).astype(np.int8),
+    "llvm.sadd.sat": lambda x, y: saturated(x.astype(np.int32) + y),
+    "llvm.aarch64.neon.smull": widening,
+    "llvm.arm.neon.vmulls": widening,
+    "llvm.aarch64.neon.saddlp": lambda x: pairs(x).astype(np.int32),
+    "llvm.arm.neon.vpaddls": lambda x: pairs(x).astype(np.int32),
+    "llvm.aarch64.neon.addp": folded,
+    "llvm.arm.neon.vpadd": folded,
+}
+"""By name, without the types that some names end with."""
+
+
+def instruction(dtype: str, name: str, *args: Array) -> Array:
+    """The result of an instruction."""
+    key = next(key for key in INSTRUCTIONS if name == key or name.startswith(f"{key}."))
+    found = INSTRUCTIONS[key](*args)
+    base, _, lanes = dtype.rpartition("x")
+    assert (found.dtype.name, found.size) == (base, int(lanes)), name
+    return found
+
+
+T = SimpleNamespace(
+    Ramp=Ramp,
+    Broadcast=lambda value, lanes: np.repeat(np.int32(value) if isinstance(value, int) else value, lanes),
+    reinterpret=reinterpret,
+    Shuffle=lambda vectors, indices: np.concatenate(vectors)[list(indices)],
+    call_llvm_pure_intrin=instruction,
+    **{name: getattr(np, name) for name in ("int8", "uint8", "int16", "uint16", "int32", "int64")},
+)
+
+
+def execute(name: str, buffers: dict[str, Buffer]) -> None:
+    """Runs the statements of a registered intrinsic."""
+    text = str(TensorIntrin.get(name).impl.script())
+    body = text[text.index("T.writes(") :].splitlines()[1:]
+    lines = [re.sub(r"^(\w+): T\.let\[[^=]*\] = ", r"\1 = ", line.strip()) for line in body]
+    exec("\n".join(lines), {"T": T, **buffers})
+
+
+def operands(tier: str, kind: str, tokens: int, groups: int, extreme: bool) -> tuple[dict[str, Buffer], Array]:
+    """The buffers of a tile, and the dots that it should find."""
+    rng = np.random.default_rng(1)
+    packing = TIERS[tier].packing(kind)
+    form = Packing.parse(packing)
+    rows = groups * form.rows
+    weight = rng.standard_normal((rows, GROUP)).astype(np.float32)
+    a = rng.integers(-127, 128, (tokens, 1, GROUP), np.int8)
+    if extreme:
+        signs = np.where(rng.random((rows, 1)) < 0.5, -1.0, 1.0)
+        weight = np.repeat(signs, GROUP, 1).astype(np.float32)
+        a = np.repeat(np.where(rng.random((tokens, 1, 1)) < 0.5, -127, 127), GROUP, 2).astype(np.int8)
+    q = quantize(kind, weight)[0].astype(np.int64)
+    total = -8 * a.astype(np.int64).sum(2)
+    start = (total & 0xFFFF) if TIERS[tier].sums == "narrow" else total
+    w = pack(packing, weight)[""]
+    buffers = {
+        "w": Buffer(w if form.unsigned else w.view(np.int8)),
+        "a": Buffer(a),
+        "start": Buffer(start.astype(np.int32)),
+        "d": Buffer(np.zeros((tokens, groups, 1, form.rows), np.int32)),
+    }
+    expected = a[:, 0].astype(np.int64) @ q.T * (16 if kind == "w4" and not form.unsigned else 1)
+    return buffers, expected.reshape(tokens, groups, 1, form.rows)
+
+
+@pytest.mark.parametrize("extreme", [False, True], ids=["random", "extreme"])
+@pytest.mark.parametrize(("tokens", "groups"), [(1, 1), (2, 1), (3, 2), (4, 1)])
+@pytest.mark.parametrize("kind", ["w4", "w8"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_tile_is_the_integer_dots_of_its_group(tier, kind, tokens, groups, extreme):
+    buffers, expected = operands(tier, kind, tokens, groups, extreme)
+    execute(register_dot(tier, TIERS[tier].packing(kind), tokens, groups, 0), buffers)
+    np.testing.assert_array_equal(buffers["d"].data, expected)

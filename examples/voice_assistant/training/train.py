@@ -1,10 +1,11 @@
-"""Train the demo model on the CPU in under an hour on two free cores and write it in Hugging Face format.
+"""Train the demo model in about half an hour of one CPU core and write it in Hugging Face format.
 
     python train.py --work build --output ../model
 
 Every step makes its own conversations from its number, so nothing is seen twice, and a run that was interrupted goes on
-from its last checkpoint in --work as if it had not been. Loss is taken on the assistant's tokens only. In the last part
-the layers compute with 4-bit weights (quantization-aware training), because w4a8 is how the model is deployed.
+from its last checkpoint in --work as if it had not been. Loss is taken on the assistant's tokens, and a little on the
+user's. In the last part the layers compute with 4-bit weights (quantization-aware training), because w4a8 is how the
+model is deployed.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ N_SMALL_STEPS, N_SMALL_TOKENS, N_TOKENS = 600, 2048, 3072
 """The first steps see small homes only, and fewer tokens each."""
 CHARACTERS_PER_TOKEN = 4.4
 """Enough text to fill a row, rarely much more."""
+RATES = ((-1, 0.0), (59, 1.0), (800, 1.0), (1100, 0.5), (1200, 0.4), (1500, 0.2), (1650, 0.0))
+"""(step, part of the highest learning rate), straight lines between; the last step ends the run."""
+N_STEPS = RATES[-1][0]
 WEIGHTS = {"assistant": 1.0, "user": 0.2}
 """What a token counts in the loss. The user's are there because names in them are copies, too."""
 
@@ -108,18 +112,19 @@ def write_model(model: Llama, tokenizer: Tokenizer, directory: Path, quantized: 
     vocabulary.save(tokenizer, directory)
 
 
-def rate_at(step: int, steps: int, decay_steps: int) -> float:
-    """The learning rate as a part of the highest: up, level, and in the last `decay_steps` straight to zero."""
-    return min((step + 1) / 60, 1.0, (steps - step) / decay_steps)
+def rate_at(step: int) -> float:
+    """The learning rate of a step as a part of the highest."""
+    for (begin, low), (end, high) in itertools.pairwise(RATES):
+        if step < end:
+            return low + (high - low) * (step - begin) / (end - begin)
+    return RATES[-1][1]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--work", type=Path, default=Path("build"), help="checkpoints and log")
     parser.add_argument("--output", type=Path, required=True, help="the model's directory")
-    parser.add_argument("--steps", type=int, default=3600)
-    parser.add_argument("--decay-steps", type=int, default=1500, help="of these, the last steps with a falling rate")
-    parser.add_argument("--quantized-steps", type=int, default=400, help="of these, the last steps with 4-bit weights")
+    parser.add_argument("--quantized-steps", type=int, default=150, help="at the end, with 4-bit weights")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--embedding-rate", type=float, default=3e-3, help="the same for embedding and norms")
     parser.add_argument("--threads", type=int, default=2)
@@ -153,13 +158,13 @@ def main() -> int:
     print(f"{parameters:,} parameters, vocabulary {tokenizer.get_vocab_size()}, from step {step}", flush=True)
 
     began, seen, losses = time.process_time(), 0, []
-    while step < arguments.steps:
-        quantized = step >= arguments.steps - arguments.quantized_steps
+    while step < N_STEPS:
+        quantized = step >= N_STEPS - arguments.quantized_steps
         if quantized:
             model.quantize()
         for optimizer, highest in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = highest * rate_at(step, arguments.steps, arguments.decay_steps)
+                group["lr"] = highest * rate_at(step)
         length, small = row_length(step)
         n_tokens = N_SMALL_TOKENS if step < N_SMALL_STEPS else N_TOKENS
         ids, following, weights = batch(tokenizer, step, n_tokens, length, small)
@@ -179,7 +184,7 @@ def main() -> int:
             recent = sum(losses[-50:]) / len(losses[-50:])
             print(f"step {step} loss {recent:.4f}, {elapsed / 60:.1f} min of CPU time, "
                   f"{seen / elapsed:,.0f} tokens/s", flush=True)  # fmt: skip
-        if step % 100 == 0 or step == arguments.steps:
+        if step % 100 == 0 or step == N_STEPS:
             state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o, _ in optimizers], "step": step}
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)

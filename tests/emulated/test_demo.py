@@ -54,7 +54,8 @@ def test_run_streams_the_answer_and_json_has_it_too(deployed, capsys):
 
 def test_chat_remembers_what_was_said(deployed, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\nturn on the kitchen light\n/reset\nhello\n"))
-    lines = run(capsys, "chat", "--board", BOARD, "--system", "You are Ember, the assistant of this home.").splitlines()
+    system = "You are Ember, the assistant of this home.\nLights: kitchen light off, desk lamp on"
+    lines = run(capsys, "chat", "--board", BOARD, "--system", system).splitlines()
     assert '"turn_on"' in "".join(lines)
     assert lines[0] == lines[-1]  # after /reset the same question has the same answer
 

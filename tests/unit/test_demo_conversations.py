@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2.sandbox
 import pytest
+import tokenizers
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "voice_assistant"
@@ -119,3 +120,23 @@ def test_chat_template_gives_the_text_the_model_was_trained_on(load: Any) -> Non
     default = template.render(messages=[{"role": "user", "content": "hi"}], add_generation_prompt=True)
     assert default.startswith("<|im_start|>system\nYou are Ember, the assistant of this home.\nTime: ")
     assert default.endswith("<|im_end|>\n<|im_start|>user\nhi<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_name_has_the_same_pieces_with_and_without_a_space_before_it(load: Any) -> None:
+    tokenizer = tokenizers.Tokenizer.from_file(str(EXAMPLE / "model" / "tokenizer.json"))
+    names, rng = load("names"), load("random").Random(3)
+    for _ in range(500):
+        name = names.made_up(rng, "held_out")
+        bare, spaced = (tokenizer.encode(text).tokens for text in (name, f" {name}"))
+        assert [piece.removeprefix("Ġ") for piece in spaced if piece != "Ġ"] == bare
+
+
+def test_speakers_of_tokens_are_those_of_the_messages(load: Any) -> None:
+    vocabulary = load("vocabulary")
+    tokenizer = tokenizers.Tokenizer.from_file(str(EXAMPLE / "model" / "tokenizer.json"))
+    for one in take(load("conversations"), "held_out", 2, 20):
+        ids, speakers = vocabulary.encode(tokenizer, one)
+        for role in ("user", "tool"):
+            said = [token for token, speaker in zip(ids, speakers, strict=True) if speaker == role]
+            expected = "".join(message["content"] for message in one.messages if message["role"] == role)
+            assert tokenizer.decode(said) == expected

@@ -19,7 +19,7 @@ import home as homes
 import names
 import patterns
 import speech
-from home import COVER, DOOR, LIGHT, SWITCH, Device, Home
+from home import COVER, DOOR, LABELS, LIGHT, SWITCH, Device, Home
 
 Message = dict[str, Any]
 
@@ -48,8 +48,6 @@ OPPOSITE = {
     "open": "close",
     "close": "open",
 }
-QUESTION_STATE = {"state_on": "on", "state_off": "off", "locked": "locked", "unlocked": "unlocked", "open": "open",
-                  "closed": "closed"}  # fmt: skip
 
 _DEVICE = {"device": {"type": "string"}}
 _ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -105,28 +103,24 @@ def call_message(calls: list[tuple[str, dict[str, Any]]]) -> Message:
     return {"role": "assistant", "content": "", "tool_calls": functions}
 
 
-def listed(items: list[str]) -> str:
-    """An enumeration: "the a", "the a and the b", "the a, the b and the c"."""
-    articled = [f"the {item}" for item in items]
-    return articled[0] if len(articled) == 1 else ", ".join(articled[:-1]) + " and " + articled[-1]
-
-
-def upper(sentence: str) -> str:
-    return sentence[:1].upper() + sentence[1:]
-
-
 class Writer:
     """Writes one conversation; all randomness comes from `rng`."""
 
-    def __init__(self, rng: random.Random, split: str) -> None:
+    def __init__(self, rng: random.Random, split: str, small: bool = False) -> None:
         self.rng, self.split = rng, split
-        self.home: Home = homes.draw(rng, split)
+        self.home: Home = homes.draw(rng, split, small)
         self.spoken = rng.random() < 0.6
         self.messages: list[Message] = [{"role": "system", "content": self.home.text()}]
         self.checks: dict[int, Check] = {}
         self.last: tuple[Device, str] | None = None
 
     # Sentences
+
+    def called(self, device: Device) -> str:
+        """What the user says for a device."""
+        if device.place and self.rng.random() < 0.3:
+            return f"{device.name.removeprefix(device.place).strip()} in the {device.place}"
+        return device.name
 
     def pick(self, words: names.Words) -> str:
         return self.rng.choice(words.of(self.split))
@@ -180,8 +174,8 @@ class Writer:
 
     # Commands
 
-    def switch(self, device: Device, verb: str, sentence: str) -> None:
-        self.command(sentence, device.name)
+    def switch(self, device: Device, verb: str, sentence: str, called: str) -> None:
+        self.command(sentence, called)
         self.calls([(verb, {"device": device.name})], "command")
         if self.acknowledged(
             f"The {device.name} is now {STATE_AFTER[verb]}.", device.name, f"is now {STATE_AFTER[verb]}"
@@ -193,14 +187,15 @@ class Writer:
     def do_switch(self) -> None:
         device = self.rng.choice(self.home.devices)
         verb = self.rng.choice(COMMANDS_OF[device.group])
-        self.switch(device, verb, self.pick(patterns.COMMANDS[verb]).format(d=device.name))
+        called = self.called(device)
+        self.switch(device, verb, self.pick(patterns.COMMANDS[verb]).format(d=called), called)
 
     def do_again(self) -> None:
         if self.last is None:
             return self.do_switch()
         device, verb = self.last
         verb = OPPOSITE.get(verb, "turn_off")
-        self.switch(device, verb, self.pick(patterns.AGAIN[verb]))
+        self.switch(device, verb, self.pick(patterns.AGAIN[verb]), device.name)
 
     def do_pair(self) -> None:
         devices = self.home.group(LIGHT) + self.home.group(SWITCH)
@@ -208,7 +203,8 @@ class Writer:
             return self.do_switch()
         one, two = self.rng.sample(devices, 2)
         verb = self.rng.choice(("turn_on", "turn_off"))
-        self.command(self.pick(patterns.PAIRS[verb]).format(d=one.name, e=two.name), one.name, two.name)
+        called = self.called(one), self.called(two)
+        self.command(self.pick(patterns.PAIRS[verb]).format(d=called[0], e=called[1]), *called)
         self.calls([(verb, {"device": one.name}), (verb, {"device": two.name})], "command, two devices")
         self.result(True)
         self.result(True)
@@ -233,7 +229,8 @@ class Writer:
     def do_brightness(self) -> None:
         device = self.rng.choice(self.home.group(LIGHT))
         percent = self.rng.randint(1, 20) * 5 if self.rng.random() < 0.8 else self.rng.randint(1, 100)
-        self.command(self.pick(patterns.COMMANDS["set_brightness"]).format(d=device.name, n=percent), device.name)
+        called = self.called(device)
+        self.command(self.pick(patterns.COMMANDS["set_brightness"]).format(d=called, n=percent), called)
         self.calls([("set_brightness", {"device": device.name, "percent": percent})], "command")
         if self.acknowledged(f"The {device.name} is now at {percent} percent.", device.name, f"{percent} percent"):
             device.state, device.percent = "on", percent
@@ -253,6 +250,10 @@ class Writer:
         self.result(True)
         self.answer(f"The timer is set for {minutes} minutes.", Check("acknowledgement", all=(f" {minutes} minutes",)))
 
+    def absent(self, name: str) -> None:
+        text = f"{name} is not in this home."
+        self.answer(f"The {text}", Check("refusal, no such device", all=(text,)))
+
     def do_absent(self) -> None:
         """A command or question about a device that is not there."""
         group = self.rng.choice(list(COMMANDS_OF))
@@ -263,7 +264,7 @@ class Writer:
         else:
             asked = {LIGHT: "state_on", SWITCH: "state_on", DOOR: "locked", COVER: "open"}[group]
             self.question(self.pick(patterns.QUESTIONS[asked]).format(d=name), name)
-        self.answer(f"There is no {name} in this home.", Check("refusal, no such device", all=("there is no", name)))
+        self.absent(name)
 
     def do_absent_room(self) -> None:
         room = homes.fresh_room(self.rng, self.split, self.home.taken())
@@ -272,19 +273,19 @@ class Writer:
             self.command(self.pick(patterns.COMMANDS["set_temperature"]).format(r=room, n=degrees), room)
         else:
             self.question(self.pick(patterns.QUESTIONS["temperature"]).format(r=room), room)
-        self.answer(f"There is no {room} in this home.", Check("refusal, no such device", all=("there is no", room)))
+        self.absent(room)
 
     # Questions about the home
 
     def describe(self, device: Device) -> str:
         level = f" at {device.percent} percent" if device.percent is not None else ""
-        return f"the {device.name} is {device.state}{level}."
+        return f"The {device.name} is {device.state}{level}."
 
-    def state_check(self, device: Device, *more: str) -> Check:
+    def state_check(self, device: Device) -> Check:
         others = tuple(f"is {state}" for state in homes.STATES[device.group] if state != device.state)
         level = (f"{device.percent} percent",) if device.percent is not None else ()
         category = "state, one device" if device.name not in self.home.changed else "state, after a command"
-        return Check(category, all=(device.name, f"is {device.state}", *level, *more), none=others)
+        return Check(category, all=(device.name, f"is {device.state}", *level), none=others)
 
     def do_state(self) -> None:
         changed = [device for device in self.home.devices if device.name in self.home.changed]
@@ -292,27 +293,28 @@ class Writer:
         asked = {LIGHT: ("state_on", "state_on", "state_off", "state"), SWITCH: ("state_on", "state_on", "state_off", "state"),
                  DOOR: ("locked", "locked", "unlocked", "state"), COVER: ("open", "open", "closed", "state")}  # fmt: skip
         kind = self.rng.choice(asked[device.group])
-        self.question(self.pick(patterns.QUESTIONS[kind]).format(d=device.name), device.name)
-        if kind == "state":
-            self.answer(upper(self.describe(device)), self.state_check(device))
-        else:
-            verdict = "Yes" if QUESTION_STATE[kind] == device.state else "No"
-            self.answer(f"{verdict}, {self.describe(device)}", self.state_check(device, verdict))
+        called = self.called(device)
+        self.question(self.pick(patterns.QUESTIONS[kind]).format(d=called), called)
+        self.answer(self.describe(device), self.state_check(device))
         if self.rng.random() < 0.25:
             device = self.rng.choice(self.home.devices)
-            self.question(self.pick(patterns.THEN).format(d=device.name), device.name)
-            self.answer(upper(self.describe(device)), self.state_check(device))
+            called = self.called(device)
+            self.question(self.pick(patterns.THEN).format(d=called), called)
+            self.answer(self.describe(device), self.state_check(device))
 
     def do_room(self) -> None:
         room, degrees = self.rng.choice(list(self.home.rooms.items()))
         self.question(self.pick(patterns.QUESTIONS["temperature"]).format(r=room), room)
-        self.answer(f"It is {degrees} degrees in the {room}.", Check("temperature", all=(f" {degrees} degrees", room)))
+        text = f"{room} is at {degrees} degrees."
+        self.answer(f"The {text}", Check("temperature", all=(text,)))
 
     def do_general(self) -> None:
         kind = self.rng.choice(("outside", "weather", "time", "day", "time"))
         self.question(self.pick(patterns.QUESTIONS[kind]))
         home = self.home
-        if kind == "outside":
+        if not (home.clock if kind in ("time", "day") else home.weather):
+            self.answer(REFUSE_QUESTION, Check("refusal, not known", all=("sorry, i",)))
+        elif kind == "outside":
             self.answer(
                 f"It is {home.outside_c} degrees outside.",
                 Check("time and weather", all=(f" {home.outside_c} degrees",)),
@@ -331,26 +333,21 @@ class Writer:
         if self.home.changed and kind in ("lights_on", "lights_off", "doors_unlocked"):
             kind = "lights_all"
         lights, doors = self.home.group(LIGHT), self.home.group(DOOR)
+        if kind == "doors_unlocked" and not doors:
+            return self.do_state()
         if kind == "rooms":
-            found, missing, phrase, empty = list(self.home.rooms), list[str](), "There {are} {items}.", ""
+            title, found, missing = "Rooms", list(self.home.rooms), list[str]()
         elif kind == "lights_all":
-            found, missing, phrase, empty = [light.name for light in lights], [], "There {are} {items}.", ""
-        elif kind == "doors_unlocked":
-            if not doors:
-                return self.do_state()
-            found = [door.name for door in doors if door.state == "unlocked"]
-            missing = [door.name for door in doors if door.state != "unlocked"]
-            phrase, empty = "{Items} {are} unlocked.", "All doors are locked."
+            title, found, missing = "Lights", [light.name for light in lights], []
         else:
-            state = kind.removeprefix("lights_")
-            found = [light.name for light in lights if light.state == state]
-            missing = [light.name for light in lights if light.state != state]
-            phrase, empty = "{Items} {are} " + state + ".", f"No lights are {state}."
+            group, state = (doors, "unlocked") if kind == "doors_unlocked" else (lights, kind.removeprefix("lights_"))
+            title = f"{LABELS[group[0].group]} {state}"
+            found = [device.name for device in group if device.state == state]
+            missing = [device.name for device in group if device.state != state]
         self.question(self.pick(patterns.QUESTIONS[kind]))
-        items = listed(found) if found else ""
-        text = phrase.format(Items=upper(items), items=items, are="are" if len(found) > 1 else "is") if found else empty
         hidden = tuple(name for name in missing if not any(name in other for other in found))
-        self.answer(text, Check("lists", all=tuple(found) if found else (empty,), none=hidden))
+        text = f"{title}: {', '.join(found) or 'none'}."
+        self.answer(text, Check("lists", all=(title, *found) if found else (text,), none=hidden))
 
     # Small talk and refusals
 
@@ -371,30 +368,46 @@ class Writer:
                  for _ in range(count)]  # fmt: skip
         text = " ".join(words)
         self.user(self.pick(patterns.REPEAT).format(x=text), False, text)
-        self.answer(upper(text) + ".", Check("repeat", all=(text,)))
+        self.answer(f"Okay: {text}.", Check("repeat", all=(text,)))
 
     def topic(self) -> str:
         return self.pick(patterns.TOPICS) if self.rng.random() < 0.6 else names.modifier(self.rng, self.split)
 
     def do_refuse_action(self) -> None:
-        self.command(self.pick(patterns.CANNOT).format(x=self.topic()))
+        composed = self.split == names.TRAIN and self.rng.random() < 0.5
+        sentence = patterns.impossible(self.rng) if composed else self.pick(patterns.CANNOT)
+        self.command(sentence.format(x=self.topic()))
         self.answer(REFUSE_ACTION, Check("refusal, not able", all=("sorry, i",)))
 
     def do_refuse_question(self) -> None:
-        self.question(self.pick(patterns.UNKNOWN).format(x=self.topic()))
+        composed = self.split == names.TRAIN and self.rng.random() < 0.5
+        sentence = patterns.unknown(self.rng) if composed else self.pick(patterns.UNKNOWN)
+        self.question(sentence.format(x=self.topic()))
         self.answer(REFUSE_QUESTION, Check("refusal, not known", all=("sorry, i",)))
 
-    def write(self, n_exchanges: int | None = None) -> Conversation:
-        """Writes `n_exchanges` requests and what follows from each; three to eight if it is None."""
+    def exchange(self) -> None:
+        """Writes one request and what follows from it."""
         actions = {
             self.do_switch: 20, self.do_state: 18, self.do_room: 7, self.do_list: 11, self.do_general: 7, self.do_absent: 8,
             self.do_absent_room: 2, self.do_brightness: 6, self.do_temperature: 6, self.do_timer: 5, self.do_pair: 5,
             self.do_all_lights: 2, self.do_again: 4, self.do_small_talk: 7, self.do_repeat: 4, self.do_refuse_action: 6,
             self.do_refuse_question: 6,
         }  # fmt: skip
-        count = n_exchanges or self.rng.choice((3, 4, 5, 6, 7, 8))
-        for action in self.rng.choices(list(actions), list(actions.values()), k=count):
-            action()
+        self.rng.choices(list(actions), list(actions.values()))[0]()
+
+    def write(self, n_exchanges: int | None = None) -> Conversation:
+        """Writes `n_exchanges` requests and what follows from each; three to eight if it is None."""
+        for _ in range(n_exchanges or self.rng.choice((3, 4, 5, 6, 7, 8))):
+            self.exchange()
+        return self.conversation()
+
+    def fill(self, n_characters: int) -> Conversation:
+        """Writes requests until the contents have at least `n_characters`: all that fits in a row of training data."""
+        while sum(len(str(message)) for message in self.messages) < n_characters:
+            self.exchange()
+        return self.conversation()
+
+    def conversation(self) -> Conversation:
         return Conversation(self.messages, self.checks, tools=self.rng.random() < 0.15)
 
 

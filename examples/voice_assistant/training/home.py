@@ -17,12 +17,16 @@ STATES = {LIGHT: ("on", "off"), SWITCH: ("on", "off"), DOOR: ("locked", "unlocke
 
 @dataclass
 class Device:
-    """One device; `percent` is a light's brightness while it is on at less than full power."""
+    """One device; `percent` is a light's brightness while it is on at less than full power.
+
+    place: the room in the name, if a user may also say "the light in the kitchen".
+    """
 
     name: str
     group: str
     state: str
     percent: int | None = None
+    place: str = ""
 
     def text(self) -> str:
         return f"{self.name} {self.state}" + (f" {self.percent}%" if self.percent is not None else "")
@@ -30,7 +34,10 @@ class Device:
 
 @dataclass
 class Home:
-    """The state that questions are answered from; commands change it while a conversation goes on."""
+    """The state that questions are answered from; commands change it while a conversation goes on.
+
+    An empty clock or weather means that the system prompt does not have this line.
+    """
 
     persona: str
     clock: str
@@ -49,11 +56,11 @@ class Home:
 
     def text(self) -> str:
         """The system prompt."""
-        lines = [
-            f"You are {self.persona}, the assistant of this home.",
-            f"Time: {self.clock}, {self.day}",
-            f"Outside: {self.outside_c} C, {self.weather}",
-        ]
+        lines = [f"You are {self.persona}, the assistant of this home."]
+        if self.clock:
+            lines.append(f"Time: {self.clock}, {self.day}")
+        if self.weather:
+            lines.append(f"Outside: {self.outside_c} C, {self.weather}")
         if self.rooms:
             lines.append("Rooms: " + ", ".join(f"{room} {degrees} C" for room, degrees in self.rooms.items()))
         for group, label in LABELS.items():
@@ -63,12 +70,16 @@ class Home:
         return "\n".join(lines)
 
 
+def clashes(name: str, taken: set[str]) -> bool:
+    """Whether the words of a name include, or are included in, those of a name already taken."""
+    words = set(name.split())
+    return any(words <= set(other.split()) or set(other.split()) <= words for other in taken)
+
+
 def fresh_name(rng: random.Random, split: str, group: str, taken: set[str]) -> str:
-    """A device name whose words do not include, and are not included in, those of a name already taken."""
     while True:
         name = names.device(rng, split, KINDS[group])
-        words = set(name.split())
-        if not any(words <= set(other.split()) or set(other.split()) <= words for other in taken):
+        if not clashes(name, taken):
             return name
 
 
@@ -79,25 +90,35 @@ def fresh_room(rng: random.Random, split: str, taken: set[str]) -> str:
             return name
 
 
-def draw(rng: random.Random, split: str) -> Home:
-    """A home with two to about ten devices and up to four rooms."""
+def draw(rng: random.Random, split: str, small: bool = False) -> Home:
+    """A home with up to about ten devices and four rooms; a small one with up to five and two."""
     rooms: dict[str, int] = {}
-    for _ in range(rng.choice((1, 2, 2, 3, 3, 4))):
+    for _ in range(rng.choice((1, 1, 2) if small else (1, 2, 2, 3, 3, 4))):
         rooms[fresh_room(rng, split, set(rooms))] = rng.randint(8, 32)
     devices: list[Device] = []
     taken: set[str] = set()
-    counts = {LIGHT: rng.choice((1, 2, 3, 3, 4, 5)), SWITCH: rng.choice((0, 1, 1, 2, 3)), DOOR: rng.choice((0, 1, 1, 2)),
-              COVER: rng.choice((0, 0, 1, 1, 2))}  # fmt: skip
+    most = {LIGHT: (1, 2, 3, 3, 4, 5), SWITCH: (0, 1, 1, 2, 3), DOOR: (0, 1, 1, 2), COVER: (0, 0, 1, 1, 2)}
+    few = {LIGHT: (1, 1, 2), SWITCH: (0, 0, 1), DOOR: (0, 0, 1), COVER: (0, 0, 1)}
+    counts = {group: rng.choice(choices) for group, choices in (few if small else most).items()}
     for group, count in counts.items():
         lights_on = rng.random()
         for _ in range(count):
-            name = fresh_name(rng, split, group, taken)
+            name, place = "", ""
+            if not small and rng.random() < 0.15:
+                place = rng.choice(list(rooms)) if rng.random() < 0.5 else rng.choice(names.ROOMS.of(split))
+                name = f"{place} {rng.choice(KINDS[group].of(split))}"
+            if not name or clashes(name, taken):
+                name, place = fresh_name(rng, split, group, taken), ""
             taken.add(name)
             on, off = STATES[group]
             state = on if rng.random() < lights_on else off
             dimmed = group == LIGHT and state == "on" and rng.random() < 0.25
-            devices.append(Device(name, group, state, 5 * rng.randint(1, 19) if dimmed else None))
+            devices.append(Device(name, group, state, 5 * rng.randint(1, 19) if dimmed else None, place))
     clock = f"{rng.randint(0, 23)}:{rng.randint(0, 59):02d}"
-    return Home(
+    home = Home(
         names.persona(rng, split), clock, rng.choice(DAYS), rng.randint(0, 35), rng.choice(WEATHER), rooms, devices
     )
+    if not small:
+        home.clock = home.clock if rng.random() > 0.07 else ""
+        home.weather = home.weather if rng.random() > 0.07 else ""
+    return home

@@ -6,6 +6,9 @@ patterns only, so that accuracy on it is about new sentences and not about new f
 
 from __future__ import annotations
 
+import random
+import re
+
 from names import Words as Patterns
 
 COMMANDS: dict[str, Patterns] = {
@@ -449,6 +452,51 @@ TOPICS = Patterns(
         "the airport", "doctor brown", "penguins", "a violin", "tokyo",
     ),
 )  # fmt: skip
+
+# What no list of patterns can hold all of: requests and questions put together from parts, for training only. No part
+# is a word by which a held-out pattern is known.
+_DEEDS = (
+    "call text bring fetch wash clean paint draw sell rent lift carry push pull hug kiss teach help marry hire pay mail send post "
+    "ship sharpen polish brush comb cut chop peel boil fry roast grill eat drink taste smell knit sew repair mend glue build "
+    "assemble measure weigh count hide steal throw catch kick hunt chase shave bathe dress pack unpack ride drive steer fly park "
+    "order book watch follow like share copy delete install update publish sign fill empty fold hang dig bury pick collect greet"
+).split()
+_THINGS = (
+    "my dog; the cat; a horse; my boss; the neighbors; my parents; a friend; my teacher; the children; the baby; my shoes; a shirt; "
+    "some socks; the dishes; a pan; some soup; a salad; two eggs; some noodles; a steak; an apple; some water; a beer; the car; "
+    "my bike; a boat; the train; a bus; a ticket; a hotel; a restaurant; the newspaper; a book; a magazine; a letter; a parcel; "
+    "my photos; a video; the website; an app; my account; a contract; some money; the bill; my taxes; a tree; the roses; the grass; "
+    "a hole; the fence; a chair; the sofa; my bag; the suitcase; a present; a doll; a ball; the guitar; a drum; a tune; a picture; "
+    "my hair; his nails; the fire; a party; a meeting; the weekend; my holiday; a {x}; the {x}; {x}; {x} and {x}; my {x}; some {x}"
+).split("; ")
+_ENDINGS = ";;;; tomorrow; on monday; tonight; for my wife; with {x}; to {x}; from the shop; in town".split(";")
+_ASKED = (
+    "who {built,made,found,owns,leads,killed,married,stole,likes,knows,teaches,designed,won,lost,plays,directed} {x}; "
+    "what {is,are,was,were} {the name of,the price of,the size of,the weight of,the age of,the purpose of,inside,behind,under} {x}; "
+    "what is the {oldest,smallest,largest,highest,fastest,heaviest,rarest,strongest,hottest,cheapest} "
+    "{mountain,lake,city,car,plane,bird,fish,tree,building,bridge,metal,star,island,book,movie}; "
+    "how {big,small,strong,fast,rich,famous,dangerous,smart,wide,far,cold,loud,bright} {is,are,was} {x}; "
+    "how many {people,cars,dogs,stars,bones,teeth,words,pages,miles,songs,goals,friends} {are in,does,has} {x}; "
+    "{when,where,why,how} {did,does,will,can,should} {x} {end,begin,happen,live,work,sleep,grow,move,stop,arrive,eat,win,break}; "
+    "why {is,are,was} {x} so {big,small,popular,famous,bad,good,hard,easy,slow,rare,sad,funny}; "
+    "{when,where} {is,was} {x} {born,made,built,sold,held,found,written,buried}; "
+    "what is {three,four,five,six,eight,nine,twenty,fifty} {plus,times,and,divided by} {two,three,four,five,six,eleven,twelve}; "
+    "is {x} {big,small,alive,asleep,true,expensive,cheap,married,old,young,rich,made of metal,in europe}; "
+    "{do,did,can,will} {you,people,i,we,they} {hear,eat,see,buy,visit,need,remember,believe in,speak,win} {x}; "
+    "tell me {who,where,when,why,how} {x} {is,was,works,lives,went,started}; explain {how,why} {x} {works,exists,fell,grew}"
+).split("; ")
+
+
+def impossible(rng: random.Random) -> str:
+    """A request that has nothing to do with a home, with slots {x}."""
+    return f"{rng.choice(_DEEDS)} {rng.choice(_THINGS)}{rng.choice(_ENDINGS)}"
+
+
+def unknown(rng: random.Random) -> str:
+    """A question that has nothing to do with a home, with slots {x}."""
+    parts = re.split(r"\{([^{}]*,[^{}]*)\}", rng.choice(_ASKED))
+    return "".join(rng.choice(part.split(",")) if index % 2 else part for index, part in enumerate(parts))
+
 
 OPENERS = Patterns(
     ("please", "hey", "ok", "now", "could you", "can you", "would you please", "could you please", "can you please", "hey can you",

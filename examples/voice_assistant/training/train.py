@@ -1,26 +1,30 @@
-"""Train the demo model on the CPU in about fifty minutes on two free cores and write it in Hugging Face format.
+"""Train the demo model in about half an hour of one CPU core and write it in Hugging Face format.
 
     python train.py --work build --output ../model
 
-Fresh conversations are generated for every step, so nothing is seen twice. Loss is taken on the assistant's tokens only.
-In the last part the layers compute with 4-bit weights (quantization-aware training), because w4a8 is how the model is
-deployed. A run that was interrupted goes on from its last checkpoint in --work.
+Every step makes its own conversations from its number, so nothing is seen twice, and a run that was interrupted goes on
+from its last checkpoint in --work as if it had not been. Loss is taken on the assistant's tokens, and a little on the
+user's. In the last part the layers compute with 4-bit weights (quantization-aware training), because w4a8 is how the
+model is deployed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
+import random
 import time
-from collections.abc import Iterator
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import names
 import torch
 import vocabulary
-from conversations import Conversation, conversations
+from conversations import Writer, conversations
+from muon import Muon
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -28,35 +32,61 @@ from torch.nn import functional
 from transformer import Linear, Llama, Shape, fake_quantize
 
 SEED = 20261124
-POOL = 512
-"""Conversations generated at a time, sorted by length and cut into batches with little padding."""
-STRIDE = 64
-"""Lengths are rounded up to multiples of it: oneDNN compiles and caches a kernel for every new shape."""
+N_SMALL_STEPS, N_SMALL_TOKENS, N_TOKENS = 600, 2048, 3072
+"""The first steps see small homes only, and fewer tokens each."""
+CHARACTERS_PER_TOKEN = 4.4
+"""Enough text to fill a row, rarely much more."""
+RATES = ((-1, 0.0), (59, 1.0), (800, 1.0), (1100, 0.5), (1200, 0.4), (1500, 0.2), (1650, 0.0))
+"""(step, part of the highest learning rate), straight lines between; the last step ends the run."""
+N_STEPS = RATES[-1][0]
+WEIGHTS = {"assistant": 1.0, "user": 0.2}
+"""What a token counts in the loss. The user's are there because names in them are copies, too."""
 
 
-def batches(tokenizer: Tokenizer, seed: int, batch_tokens: int, longest: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Endless (ids, wanted): (batch, length) token ids and the positions whose next token is the assistant's."""
-    stream: Iterator[Conversation] = conversations(names.TRAIN, seed)
-    shuffle = torch.Generator().manual_seed(seed)
-    pad = tokenizer.token_to_id(vocabulary.PAD)
-    while True:
-        pool = [vocabulary.encode(tokenizer, next(stream)) for _ in range(POOL)]
-        pool = sorted((item for item in pool if len(item[0]) <= longest), key=lambda item: len(item[0]))
-        groups: list[list[tuple[list[int], list[bool]]]] = [[]]
-        for item in pool:
-            length = -(-len(item[0]) // STRIDE) * STRIDE
-            if groups[-1] and (len(groups[-1]) + 1) * length > batch_tokens:
-                groups.append([])
-            groups[-1].append(item)
-        for index in torch.randperm(len(groups), generator=shuffle).tolist():
-            group = groups[index]
-            length = -(-max(len(ids) for ids, _ in group) // STRIDE) * STRIDE
-            ids = torch.full((len(group), length), pad)
-            wanted = torch.zeros((len(group), length), dtype=torch.bool)
-            for row, (tokens, mask) in enumerate(group):
-                ids[row, : len(tokens)] = torch.tensor(tokens)
-                wanted[row, : len(tokens) - 1] = torch.tensor(mask[1:])
-            yield ids, wanted
+def row_length(step: int) -> tuple[int, bool]:
+    """Tokens of a step's rows, and whether its homes are small: these first, since they show the same things sooner."""
+    draw = random.Random(f"{SEED} length {step}").random()
+    if step < N_SMALL_STEPS or draw < 0.25:
+        return 256, True
+    return (512, False) if draw < 0.88 else (768, False)
+
+
+def batch(tokenizer: Tokenizer, step: int, n_tokens: int, length: int, small: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Token ids, the ids that follow and what each of these counts, all (n_tokens // length, length)."""
+    rng = random.Random(f"{SEED} {step}")
+    shape = (n_tokens // length, length)
+    ids = torch.full(shape, tokenizer.token_to_id(vocabulary.PAD))
+    following, weights = ids.clone(), torch.zeros(shape)
+    for row in range(shape[0]):
+        conversation = Writer(rng, names.TRAIN, small).fill(int(length * CHARACTERS_PER_TOKEN))
+        tokens, speakers = vocabulary.encode(tokenizer, conversation)
+        n = min(len(tokens) - 1, length)
+        ids[row, :n] = torch.tensor(tokens[:n])
+        following[row, :n] = torch.tensor(tokens[1 : n + 1])
+        weights[row, :n] = torch.tensor([WEIGHTS.get(speaker, 0.0) for speaker in speakers[1 : n + 1]])
+    return ids, following, weights
+
+
+def examine(model: Llama, tokenizer: Tokenizer, split: str, count: int) -> dict[str, list[int]]:
+    """By category, how many answers the model would give word for word, and how many there are."""
+    counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for conversation in itertools.islice(conversations(split, SEED), count):
+        tokens, speakers = vocabulary.encode(tokenizer, conversation)
+        ids = torch.tensor(tokens)
+        with torch.no_grad():
+            right = [False, *(model(ids[None, :-1])[0].argmax(-1) == ids[1:]).tolist()]
+        runs = itertools.groupby(zip(speakers, right, strict=True), key=lambda pair: pair[0])
+        verdicts = [all(good for _, good in run) for speaker, run in runs if speaker == "assistant"]
+        for check, verdict in zip(conversation.checks.values(), verdicts, strict=True):
+            counts[check.category][0] += verdict
+            counts[check.category][1] += 1
+    return counts
+
+
+def summary(counts: dict[str, list[int]]) -> str:
+    total = [sum(column) for column in zip(*counts.values(), strict=True)]
+    parts = [f"{name} {right}/{n}" for name, (right, n) in sorted(counts.items())]
+    return f"{100 * total[0] / total[1]:.1f} % of {total[1]}: " + ", ".join(parts)
 
 
 def write_model(model: Llama, tokenizer: Tokenizer, directory: Path, quantized: bool) -> None:
@@ -82,17 +112,23 @@ def write_model(model: Llama, tokenizer: Tokenizer, directory: Path, quantized: 
     vocabulary.save(tokenizer, directory)
 
 
+def rate_at(step: int) -> float:
+    """The learning rate of a step as a part of the highest."""
+    for (begin, low), (end, high) in itertools.pairwise(RATES):
+        if step < end:
+            return low + (high - low) * (step - begin) / (end - begin)
+    return RATES[-1][1]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--work", type=Path, default=Path("build"), help="checkpoints and log")
     parser.add_argument("--output", type=Path, required=True, help="the model's directory")
-    parser.add_argument("--steps", type=int, default=7500)
-    parser.add_argument("--quantized-steps", type=int, default=1000, help="of these, the last steps with 4-bit weights")
-    parser.add_argument("--batch-tokens", type=int, default=4096)
-    parser.add_argument("--longest", type=int, default=640, help="longest conversation in tokens")
-    parser.add_argument("--rate", type=float, default=2e-3, help="highest learning rate")
+    parser.add_argument("--quantized-steps", type=int, default=150, help="at the end, with 4-bit weights")
+    parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
+    parser.add_argument("--embedding-rate", type=float, default=3e-3, help="the same for embedding and norms")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--minutes", type=float, default=math.inf, help="stop after a checkpoint when they are over")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="CPU time after which to stop at a checkpoint")
     arguments = parser.parse_args()
 
     torch.manual_seed(SEED)
@@ -103,58 +139,59 @@ def main() -> int:
         vocabulary.train().save(str(saved_tokenizer))
     tokenizer = Tokenizer.from_file(str(saved_tokenizer))
     model = Llama(Shape(vocab=tokenizer.get_vocab_size()))
+    model.relate(vocabulary.spaced_pairs(tokenizer))
+    model.start_copying()
     matrices = [p for name, p in model.named_parameters() if p.dim() == 2 and "embed" not in name]
     others = [p for name, p in model.named_parameters() if p.dim() != 2 or "embed" in name]
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.Muon(matrices, lr=arguments.rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=arguments.rate, betas=(0.9, 0.98), weight_decay=0.0),
+    optimizers: list[tuple[torch.optim.Optimizer, float]] = [
+        (Muon(matrices, weight_decay=0.05), arguments.rate),
+        (torch.optim.AdamW(others, betas=(0.9, 0.98), weight_decay=0.0), arguments.embedding_rate),
     ]
     checkpoint, step = arguments.work / "checkpoint.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint)
         model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        for (optimizer, _), saved in zip(optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         step = state["step"]
     parameters = sum(p.numel() for p in model.parameters())
     print(f"{parameters:,} parameters, vocabulary {tokenizer.get_vocab_size()}, from step {step}", flush=True)
 
-    stream = batches(tokenizer, SEED + step, arguments.batch_tokens, arguments.longest)
-    began, seen, losses = time.monotonic(), 0, []
-    while step < arguments.steps:
-        quantized = step >= arguments.steps - arguments.quantized_steps
+    began, seen, losses = time.process_time(), 0, []
+    while step < N_STEPS:
+        quantized = step >= N_STEPS - arguments.quantized_steps
         if quantized:
             model.quantize()
-        progress = step / arguments.steps
-        rate = arguments.rate * min(1, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for optimizer in optimizers:
+        for optimizer, highest in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = rate
-        ids, wanted = next(stream)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(ids, wanted)
-        targets = torch.roll(ids, -1, 1)[wanted]
-        loss = functional.cross_entropy(logits.float(), targets)
+                group["lr"] = highest * rate_at(step)
+        length, small = row_length(step)
+        n_tokens = N_SMALL_TOKENS if step < N_SMALL_STEPS else N_TOKENS
+        ids, following, weights = batch(tokenizer, step, n_tokens, length, small)
+        wanted = weights > 0
+        each = functional.cross_entropy(model(ids, wanted), following[wanted], reduction="none")
+        loss = (each * weights[wanted]).sum() / weights.sum()
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
+        for optimizer, _ in optimizers:
             optimizer.step()
             optimizer.zero_grad()
         step += 1
-        seen += ids.numel()
-        losses.append(loss.item())
+        seen += n_tokens
+        losses.append(each.detach()[weights[wanted] == 1].mean().item())
         if step % 50 == 0:
-            elapsed = time.monotonic() - began
-            left = (arguments.steps - step) * elapsed / max(1, len(losses))
+            elapsed = time.process_time() - began
             recent = sum(losses[-50:]) / len(losses[-50:])
-            print(f"step {step} loss {recent:.4f} rate {rate:.2e} {seen / elapsed:,.0f} tokens/s, {left / 60:.1f} min left",
-                  flush=True)  # fmt: skip
-        if step % 250 == 0 or step == arguments.steps:
-            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
+            print(f"step {step} loss {recent:.4f}, {elapsed / 60:.1f} min of CPU time, "
+                  f"{seen / elapsed:,.0f} tokens/s", flush=True)  # fmt: skip
+        if step % 100 == 0 or step == N_STEPS:
+            state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o, _ in optimizers], "step": step}
             torch.save(state, checkpoint.with_suffix(".part"))
             checkpoint.with_suffix(".part").replace(checkpoint)
             write_model(model, tokenizer, arguments.output, quantized)
-            if time.monotonic() - began > arguments.minutes * 60:
+            for split in names.SPLITS:
+                print(f"  {split}: {summary(examine(model, tokenizer, split, 20))}", flush=True)
+            if time.process_time() - began > arguments.minutes * 60:
                 break
     return 0
 

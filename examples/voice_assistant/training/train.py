@@ -1,4 +1,4 @@
-"""Train the demo model in about half an hour of one CPU core and write it in Hugging Face format.
+"""Train the demo model in about fifty minutes of one CPU core and write it in Hugging Face format.
 
     python train.py --work build --output ../model
 
@@ -36,9 +36,14 @@ N_SMALL_STEPS, N_SMALL_TOKENS, N_TOKENS = 600, 2048, 3072
 """The first steps see small homes only, and fewer tokens each."""
 CHARACTERS_PER_TOKEN = 4.4
 """Enough text to fill a row, rarely much more."""
-RATES = ((-1, 0.0), (59, 1.0), (800, 1.0), (1100, 0.5), (1200, 0.4), (1500, 0.2), (1650, 0.0))
+RATES = (
+    (-1, 0.0), (59, 1.0), (800, 1.0), (1100, 0.5), (1200, 0.4), (1500, 0.2), (1650, 0.0),
+    (1700, 0.5), (1800, 0.4524), (2400, 0.0),
+)  # fmt: skip
 """(step, part of the highest learning rate), straight lines between; the last step ends the run."""
 N_STEPS = RATES[-1][0]
+QUANTIZED = ((1500, 1650), (2250, 2400))
+"""Steps with 4-bit weights: at the end of each of the two declines of the rate."""
 WEIGHTS = {"assistant": 1.0, "user": 0.2}
 """What a token counts in the loss. The user's are there because names in them are copies, too."""
 
@@ -124,7 +129,6 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Train the demo model.")
     parser.add_argument("--work", type=Path, default=Path("build"), help="checkpoints and log")
     parser.add_argument("--output", type=Path, required=True, help="the model's directory")
-    parser.add_argument("--quantized-steps", type=int, default=150, help="at the end, with 4-bit weights")
     parser.add_argument("--rate", type=float, default=3e-3, help="highest learning rate")
     parser.add_argument("--embedding-rate", type=float, default=3e-3, help="the same for embedding and norms")
     parser.add_argument("--threads", type=int, default=2)
@@ -159,9 +163,8 @@ def main() -> int:
 
     began, seen, losses = time.process_time(), 0, []
     while step < N_STEPS:
-        quantized = step >= N_STEPS - arguments.quantized_steps
-        if quantized:
-            model.quantize()
+        quantized = any(first <= step < end for first, end in QUANTIZED)
+        model.quantize(quantized)
         for optimizer, highest in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = highest * rate_at(step)

@@ -213,8 +213,8 @@ class Llama(nn.Module):
             x = x[wanted]
         return functional.linear(self.norm(x), self.embed_tokens.weight)
 
-    def quantize(self) -> None:
-        """From here on the layers compute with 4-bit weights."""
+    def quantize(self, quantized: bool) -> None:
+        """Whether from here on the layers compute with 4-bit weights."""
         for module in self.modules():
             if isinstance(module, Linear):
-                module.quantized = True
+                module.quantized = quantized

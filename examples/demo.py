@@ -18,7 +18,7 @@ from edgellm.boards import load_board
 EDGELLM = Path(sys.executable).with_name("edgellm")
 MODEL = Path(__file__).parent / "voice_assistant" / "model"
 BUNDLE = "build/demo"
-QUESTIONS = ("Is the coffee machine on?", "which lights are on", "turn off the kitchen light")
+QUESTIONS = ("Is the coffee machine on?", "is the front door locked", "turn off the kitchen light")
 
 
 def say(text: str = "") -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from edgellm.sample import Quiet
 
 DEFAULT_MODEL = "random:smollm2-135m"
 _KINDS = {"decode": "decode", "prefill": "prefill", "first": "first_token"}
+
+
+_PLACES = ("--peer-build", "-o", "--output")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,12 +69,22 @@ def main(args: argparse.Namespace) -> int:
             if args.output is not None:  # a later model may fail after an hour
                 old = peer_result.merge(old, measured)
                 peer_result.write(old, args.output / "performance.json")
-                peer_report.write_files(old, args.output, shlex.join(["edgellm", *sys.argv[1:]]))
+                peer_report.write_files(old, args.output, _repeatable(sys.argv[1:]))
     if args.json:
         print(json.dumps(new))
     elif new is not None:
         peer_report.show(new)
     return 0
+
+
+def _repeatable(argv: Sequence[str]) -> str:
+    """The command as others would give it: without the places of this machine."""
+    kept, skip = ["edgellm"], False
+    for word in argv:
+        if not skip and word not in _PLACES and not word.startswith(tuple(f"{name}=" for name in _PLACES)):
+            kept.append(word)
+        skip = word in _PLACES
+    return shlex.join(kept)
 
 
 def _short(figure: Figure) -> str:

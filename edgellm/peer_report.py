@@ -141,7 +141,8 @@ def markdown(document: dict[str, Any], command: str) -> str:
     machine, peer = document["machine"], document["peer"]
     rounds = sorted({len({s["round"] for s in row["samples"]}) for row in document["rows"]})
     lines = [
-        f"Made by `{command}`; every sample is in [performance.json](performance.json).",
+        f"The latest rows come from `{command}`, others from earlier runs; every sample is in "
+        "[performance.json](performance.json).",
         "",
         f"{machine['cpu']}, {machine['n_cores']} processors, tier {machine['tier']}, Linux {machine['kernel']}. "
         f"{peer['name']} {peer.get('commit', '')}, from {peer['package']}.",

@@ -359,3 +359,8 @@ def test_json_is_what_was_measured(monkeypatch, capsys, tmp_path):
     assert sorted(path.name for path in Path(tmp_path).iterdir()) == [
         "performance.json", "performance.md", "performance.svg"
     ]  # fmt: skip
+
+
+def test_reported_command_names_no_place_of_this_machine():
+    argv = ["bench", "--peer", "llama.cpp", "random:tiny", "--peer-build", "/a/b", "-o", "docs", "--output=/c"]
+    assert peer_cli._repeatable(argv) == "edgellm bench --peer llama.cpp random:tiny"

@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, tree_max, tree_sum
-from crosscompile.kernels.build import Builder, cast, kernel, span
+from crosscompile.kernels.build import Builder, cast, divisor, kernel, span
 from crosscompile.kernels.kv_cache import KV_BLOCK, Cache, Heads
 
 LOWEST = -3.0e38
@@ -34,15 +34,10 @@ class Tile:
     @classmethod
     def choose(cls, n: int, per_kv: int, dim: int) -> Tile:
         """As many queries as leave registers for keys: 96 float lanes of sums are 12 of AVX2's 16, 24 of NEON's 32."""
-        heads = _divisor(per_kv, 6)
-        tokens = _divisor(n, max(1, 6 // heads))
-        lanes = LANES * _divisor(gcd(dim, KV_BLOCK) // LANES, max(1, 96 // (LANES * tokens * heads)))
+        heads = divisor(per_kv, 6)
+        tokens = divisor(n, max(1, 6 // heads))
+        lanes = LANES * divisor(gcd(dim, KV_BLOCK) // LANES, max(1, 96 // (LANES * tokens * heads)))
         return cls(tokens, heads, lanes)
-
-
-def _divisor(of: int, most: int) -> int:
-    """The largest divisor of `of` that is at most `most`."""
-    return next(d for d in range(min(of, most), 0, -1) if of % d == 0)
 
 
 @cache

@@ -24,6 +24,11 @@ def i64(value: int) -> Expr:
     return tirx.IntImm("int64", value)
 
 
+def divisor(of: int, most: int) -> int:
+    """The largest divisor of `of` that is at most `most`: a tile that leaves no remainder."""
+    return next(d for d in range(min(of, most), 0, -1) if of % d == 0)
+
+
 def bind(value: Expr) -> Expr:
     """A name for a value, computed once, where the function being built stands."""
     return T.bind(value)

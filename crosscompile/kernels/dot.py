@@ -2,8 +2,8 @@
 
 A whole group in one intrinsic keeps accumulators in registers and unpacks every weight byte once for all tokens;
 intrinsics of one instruction each cost half as many instructions again (measured, llvm-mca and executed counts).
-Inside a tile the order is: stored weight vector, then row group, then token, so that no more than the two unpacked
-halves of G vectors live beside the accumulators.
+Inside a tile the order is: stored weight vector of each row group, its half, token, row group, so that no more than
+the unpacked halves of one vector a row group live beside the accumulators.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Tile:
 
     def repeated(self, token: int, column: int, lanes: int, repeat: int) -> Expr:
         """`lanes` columns of a token, `repeat` times over."""
-        word = {2: "int16", 4: "int32", 8: "int64"}[lanes]
+        word = {4: "int32", 8: "int64"}[lanes]
         vector = self._a.vload([token, 0, column], dtype=f"int8x{lanes}")
         return _splat(T.reinterpret(word, vector), repeat, f"int8x{repeat * lanes}")
 

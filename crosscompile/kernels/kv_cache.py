@@ -118,16 +118,13 @@ class Half:
                 if inverse is not None:
                     value = k.bind(integer_product(value, tirx.Broadcast(inverse, lanes)))
                 if not self.transposed:
-                    start = dimension + c * lanes
-                    place = (self._flat(start, position),) if self.heads.dtype == "i8" else (position, start)
-                    *outer, last = place
-                    k.store(self.state, cast(f"{dtype}x{lanes}", value), block, head, *outer, span(last, lanes))
+                    place = self._place(dimension + c * lanes, position, lambda start: span(start, lanes))
+                    k.store(self.state, cast(f"{dtype}x{lanes}", value), block, head, *place)
                     continue
                 for i in k.unrolled(lanes):
                     d = dimension + c * lanes + i
                     one = buffer[c * lanes + i] if inverse is None else tirx.Shuffle([value], [i])
-                    place = (self._flat(d, position),) if self.heads.dtype == "i8" else (d, position)
-                    k.store(self.state, cast(dtype, one), block, head, *place)
+                    k.store(self.state, cast(dtype, one), block, head, *self._place(d, position, lambda at: at))
 
     def _put_scale(self, k: Builder, row: tuple[Expr, Expr, Expr], parts: list[tuple[Any, int, Any]]) -> Expr:
         """Stores max|x| / 127 of a vector and returns 127 / max|x|, 0 for a vector of zeros."""

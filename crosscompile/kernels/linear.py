@@ -12,7 +12,7 @@ from functools import cache
 from tvm import s_tir, tirx
 
 from crosscompile.arithmetic import constant, fma
-from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, kernel
+from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, divisor, kernel
 from crosscompile.kernels.dot import register_dot, scalar_dot, start_value, weight_dtype, weight_shape
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
@@ -84,11 +84,6 @@ def float_linear(n: int, rows_padded: int, columns: int, packing: str) -> tirx.P
             k.store(y, fma(cast("float32", w[g, c, r]), x[m, c], y[m, row]), m, row)
 
     return kernel(f"linear_{form.kind}", body, OUT_EWISE_FUSABLE)
-
-
-def divisor(of: int, most: int) -> int:
-    """The largest divisor of `of` that is at most `most`."""
-    return next(d for d in range(min(of, most), 0, -1) if of % d == 0)
 
 
 def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKnobs | None = None) -> tirx.PrimFunc:

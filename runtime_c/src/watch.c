@@ -29,9 +29,15 @@ void ellm_watch_begin(ellm_watch *watch, int64_t now_ns) {
     watch->n_preempted = usage.ru_nivcsw;
 }
 
-/* What is left of a remembered time after a window. */
-static int64_t faded(int64_t time_ns, int64_t window_ns) {
-    return window_ns >= memory_ns ? 0 : time_ns - time_ns / 1024 * (window_ns / 1024) / (memory_ns / (1024 * 1024));
+bool ellm_watch_note(ellm_watch *watch, int64_t window_ns, int64_t lost_ns) {
+    double keeps = window_ns < memory_ns ? 1 - (double)window_ns / (double)memory_ns : 0;
+    watch->seen_ns = (int64_t)(keeps * (double)watch->seen_ns) + window_ns;
+    watch->lost_ns = (int64_t)(keeps * (double)watch->lost_ns) + lost_ns;
+    if (watch->seen_ns < enough_ns || watch->lost_ns < watch->seen_ns / lost_share) {
+        return false;
+    }
+    watch->seen_ns = watch->lost_ns = 0;
+    return true;
 }
 
 bool ellm_watch_loses(ellm_watch *watch, int64_t now_ns) {
@@ -39,11 +45,5 @@ bool ellm_watch_loses(ellm_watch *watch, int64_t now_ns) {
     ellm_watch_begin(watch, now_ns);
     int64_t window = now_ns - before.wall_ns, lost = window - (watch->cpu_ns - before.cpu_ns);
     bool preempted = watch->n_preempted != before.n_preempted;
-    watch->seen_ns = faded(before.seen_ns, window) + window;
-    watch->lost_ns = faded(before.lost_ns, window) + (preempted && lost > 0 ? lost : 0);
-    if (watch->seen_ns < enough_ns || watch->lost_ns < watch->seen_ns / lost_share) {
-        return false;
-    }
-    watch->seen_ns = watch->lost_ns = 0;
-    return true;
+    return ellm_watch_note(watch, window, preempted && lost > 0 ? lost : 0);
 }

@@ -21,5 +21,7 @@ void ellm_watch_begin(ellm_watch *watch, int64_t now_ns);
  * of equal priority stays on the core. One that looks in now and then costs less than doing without the core. Waiting
  * for the disk or for a wake-up is something else. */
 bool ellm_watch_loses(ellm_watch *watch, int64_t now_ns);
+/* The judgement alone: adds a window of which others took lost_ns. */
+bool ellm_watch_note(ellm_watch *watch, int64_t window_ns, int64_t lost_ns);
 
 #endif

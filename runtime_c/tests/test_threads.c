@@ -9,6 +9,7 @@
 #include "cores.h"
 #include "gear.h"
 #include "load.h"
+#include "watch.h"
 
 /* ---- cores ---- */
 
@@ -188,7 +189,30 @@ static void test_gears(void) {
     CHECK(run(&gear, alone, 1, 500) == 0);
 }
 
+/* ---- a core that others use ---- */
+
+/* Windows of 5 ms of which others take a part, every `every`-th; true once the core counts as lost. */
+static bool loses(int n_windows, int every, int64_t lost_ns) {
+    ellm_watch watch = {0};
+    for (int i = 0; i < n_windows; i++) {
+        if (ellm_watch_note(&watch, 5000000, i % every == 0 ? lost_ns : 0)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void test_watch(void) {
+    CHECK(loses(20, 1, 2500000));     /* half of the core, for a tenth of a second */
+    CHECK(!loses(10, 1, 2500000));    /* a single slice or two prove nothing yet */
+    CHECK(!loses(2000, 16, 5000000)); /* a program that looks in now and then, however long */
+    CHECK(!loses(2000, 1, 500000));   /* a tenth is cheaper than doing without the core */
+    ellm_watch watch = {0};
+    CHECK(!ellm_watch_note(&watch, 5000000000, 100000000)); /* a long window forgets what was before */
+}
+
 int main(void) {
+    test_watch();
     test_big_little();
     test_siblings();
     test_quota();

@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from crosscompile.codegen import compile_object
-from crosscompile.kernels.linear import default_knobs, divisor, quantized_linear, schedule
+from crosscompile.kernels.build import divisor
+from crosscompile.kernels.linear import default_knobs, quantized_linear, schedule
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import TIERS, Tier, target_of_tier
 

@@ -33,11 +33,15 @@ class Tile:
 
     @classmethod
     def choose(cls, n: int, per_kv: int, dim: int) -> Tile:
-        """As many queries as leave registers for keys: 96 float lanes of sums are 12 of AVX2's 16, 24 of NEON's 32."""
+        """As many queries as leave registers for keys: 16 lanes are two of AVX2's 16 registers, four of NEON's 32.
+
+        A sum that is kept in memory instead triples the time of a step. A lone query lets keys pass by, one after another.
+        """
         heads = divisor(per_kv, 6)
         tokens = divisor(n, max(1, 6 // heads))
-        lanes = LANES * divisor(gcd(dim, KV_BLOCK) // LANES, max(1, 96 // (LANES * tokens * heads)))
-        return cls(tokens, heads, lanes)
+        queries = tokens * heads
+        parts = 6 if queries == 1 else 7 // (queries + 1)
+        return cls(tokens, heads, LANES * divisor(gcd(dim, KV_BLOCK) // LANES, max(1, parts)))
 
 
 @cache
@@ -145,7 +149,7 @@ def _attend(k: Builder, layer: _Layer, tile: Tile, row: Expr, kv_head: Expr, hea
                 k.fill(sums[i], tile.lanes)
             with k.loop(0, heads.dim) as d:
                 if tile.tokens == 1:
-                    cache.keys.ask(following, kv_head, d, v)
+                    cache.keys.ask(following, kv_head, chunk * heads.dim + d, heads.dim * (KV_BLOCK // tile.lanes))
                 key = [k.bind(cache.keys.vector(block, kv_head, d, v + p * LANES)) for p in parts]
                 for i, (t, _) in enumerate(queries):
                     query = k.bind(tirx.Broadcast(layer.q[row + t, column(i) + d], LANES))
@@ -193,7 +197,7 @@ def _attend(k: Builder, layer: _Layer, tile: Tile, row: Expr, kv_head: Expr, hea
                     k.store(sums[i], old * tirx.Broadcast(decay[i][0], LANES), span(p * LANES))
             with k.loop(first, most + 1) as j:
                 if tile.tokens == 1:
-                    cache.values.ask(following, kv_head, c * tile.lanes, j)
+                    cache.values.ask(following, kv_head, c * KV_BLOCK + j, heads.dim // tile.lanes * KV_BLOCK)
                 value = [k.bind(cache.values.vector(block, kv_head, c * tile.lanes + p * LANES, j)) for p in parts]
                 for i in range(len(queries)):
                     weight = k.bind(tirx.Broadcast(scores[i][j], LANES))

@@ -34,11 +34,13 @@ def bind(value: Expr) -> Expr:
     return T.bind(value)
 
 
-def prefetch(there: Expr) -> None:
-    """Asks for the cache line of an element, which may lie behind a buffer's end: nothing is read."""
-    T.evaluate(
-        T.call_intrin("void", "tirx.prefetch", T.address_of(there), *(tirx.const(v, "int32") for v in (0, 3, 1)))
-    )
+def prefetch(there: Expr, level: int = 1) -> None:
+    """Asks for the cache line of an element, which may lie behind a buffer's end: nothing is read.
+
+    level: the cache that it is wanted in, 1 to 3.
+    """
+    hints = (tirx.const(v, "int32") for v in (0, 4 - level, 1))  # to read; how local; data
+    T.evaluate(T.call_intrin("void", "tirx.prefetch", T.address_of(there), *hints))
 
 
 def kernel(name: str, body: Callable[[Builder], None], pattern: int = OPAQUE) -> tirx.PrimFunc:

@@ -25,6 +25,9 @@ KV_BLOCK = 64
 BLOCKS_CAP, SESSIONS_CAP = 1 << 20, 1 << 12
 """Bounds that stand for sizes only the runtime knows. Nothing is allocated by them."""
 
+LINE_BYTES = 64
+"""Of a cache line, on all boards."""
+
 SCALE_BYTES = 4
 """Of one position of one head, where the cache is int8."""
 
@@ -82,9 +85,18 @@ class Half:
         place = self._place(dimension, position, span)
         return cast(f"float32x{LANES}", self.state[(block, head) + tuple(place)])
 
-    def ask(self, block: Expr, head: Expr, dimension: Any, position: Any) -> None:
-        """Prefetches the cache line that such a vector begins in."""
-        prefetch(self.state[(block, head) + tuple(self._place(dimension, position, lambda index: index))])
+    def ask(self, block: Expr, head: Expr, step: Expr, steps: int) -> None:
+        """Prefetches what belongs to one of `steps` steps, if a head's part of a block is asked for evenly.
+
+        Into the second cache: the first is no larger than this block and that one.
+        """
+        inner = self.state.shape[2:]
+        elements = int(np.prod([int(size) for size in inner]))
+        line = LINE_BYTES // int(np.dtype(kv_dtype(self.heads.dtype)).itemsize)
+        for start in range(0, max(1, elements // steps), line):
+            at = step * elements // steps + start
+            place = (at,) if len(inner) == 1 else (at // inner[1], at % inner[1])
+            prefetch(self.state[(block, head, *place)], level=2)
 
     def _place(self, dimension: Any, position: Any, last: Callable[[Any], Any]) -> list[Any]:
         """Indices of an element within a head's part of a block; `last` is applied to the innermost."""

@@ -50,7 +50,7 @@ static const option options[] = {
     {"tokens", 0, COUNT, PROFILE, FIELD(prompt_tokens), 0, 1 << 24, "N", "tokens of the prompt (default 128; 0: none)"},
     {"depth", 0, COUNT, PROFILE, FIELD(depth), 0, 1 << 24, "N", "positions before the token of decode (default 128)"},
     {"runs", 0, COUNT, PROFILE, FIELD(repeat), 1, 1000, "N",
-     "measurements; the middle half of them counts (default 20)"},
+     "measurements; the faster half of them counts (default 20)"},
     {"step", 0, COUNT, TRACE, FIELD(step), 1, 64, "N", "feed N tokens at a time (default 8)"},
     {"data", 0, FLAG, TRACE, FIELD(data), 0, 0, NULL, "after each line, the bytes that it describes"},
     {"at", 0, COUNT, TRACE, FIELD(at), 0, INT_MAX, "K",

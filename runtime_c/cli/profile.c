@@ -89,24 +89,35 @@ static int ascending(const void *a, const void *b) {
     return (x > y) - (x < y);
 }
 
-/* Sorts the runs by their time; the middle half of them counts, for whole runs and for steps alike, so that the steps
- * add up to the whole: medians of single steps would not. Returns the mean of that half. */
-static double middle(timing *runs, size_t n, size_t *first, size_t *end) {
+/* Sorts the runs by their time. The faster half of them counts, for whole runs and for steps alike: what disturbs a run
+ * makes it slower, and means of the same runs add up where medians of single steps would not. Returns their mean. */
+static double sort_runs(timing *runs, size_t n) {
     double sum = 0;
     qsort(runs, n, sizeof *runs, ascending);
-    *first = n / 4 > 0 || n < 2 ? n / 4 : (n - 1) / 2;
-    *end = n / 4 > 0 || n < 2 ? n - n / 4 : n / 2 + 1;
-    for (size_t i = *first; i < *end; i++) {
+    for (size_t i = 0; i < (n + 1) / 2; i++) {
         sum += runs[i].ns;
     }
-    return sum / (double)(*end - *first);
+    return sum / (double)((n + 1) / 2);
+}
+
+/* Mean of the faster half of the runs, and the median of all, of launch `at`. column: room for a timing per run. */
+static double launch_ns(const recorder *r, const timing *watched, size_t runs, size_t at, timing *column,
+                        double *median) {
+    double sum = 0;
+    for (size_t i = 0; i < runs; i++) {
+        column[i].ns = (double)r->times[watched[i].run * r->n_launches + at];
+        sum += i < (runs + 1) / 2 ? column[i].ns : 0;
+    }
+    qsort(column, runs, sizeof *column, ascending);
+    *median = (column[(runs - 1) / 2].ns + column[runs / 2].ns) / 2;
+    return sum / (double)((runs + 1) / 2);
 }
 
 /* Prints a line per launch, in the order of a run, and the sums. plain, watched: what whole runs took. */
-static void print_phase(const engine *e, const phase *p, const recorder *r, size_t runs, timing *plain,
-                        timing *watched) {
-    size_t first, end, at = 0;
-    double sum = 0, plain_ns = middle(plain, runs, &first, &end), watched_ns = middle(watched, runs, &first, &end);
+static void print_phase(const engine *e, const phase *p, const recorder *r, size_t runs, timing *plain, timing *watched,
+                        timing *column) {
+    size_t at = 0;
+    double sum = 0, plain_ns = sort_runs(plain, runs), watched_ns = sort_runs(watched, runs);
     int32_t prefill = engine_threads_prefill(e), decode = engine_threads_decode(e);
     printf(
         "{\"phase\":\"%s\",\"tokens\":%zu,\"depth\":%zu,\"runs\":%zu,\"threads_prefill\":%d,\"threads_decode\":%d}\n",
@@ -114,16 +125,13 @@ static void print_phase(const engine *e, const phase *p, const recorder *r, size
     for (size_t c = 0; c < r->n_calls; c++) {
         const ellm_plan_function *function = r->calls[c].function;
         for (uint32_t step = 0; step < function->n_steps; step++, at++) {
-            double ns = 0;
-            for (size_t i = first; i < end; i++) {
-                ns += (double)r->times[watched[i].run * r->n_launches + at];
-            }
-            ns /= (double)(end - first);
+            double median, ns = launch_ns(r, watched, runs, at, column, &median);
             sum += ns;
             buffer name = {0};
             buffer_put_json(&name, function->steps[step].kernel->name, strlen(function->steps[step].kernel->name));
-            printf("{\"call\":%zu,\"function\":\"%s\",\"n\":%d,\"step\":%u,\"kernel\":%s,\"ns\":%.0f}\n", c,
-                   r->calls[c].is_head ? "head" : "body", (int)function->n, step, name.data, ns);
+            printf("{\"call\":%zu,\"function\":\"%s\",\"n\":%d,\"step\":%u,\"kernel\":%s,\"ns\":%.0f,\"median_ns\":%."
+                   "0f}\n",
+                   c, r->calls[c].is_head ? "head" : "body", (int)function->n, step, name.data, ns, median);
             buffer_free(&name);
         }
     }
@@ -136,7 +144,7 @@ static ellm_status measure(engine *e, const phase *p, size_t runs, ellm_error *e
     uint32_t most_steps = ellm_observed_steps(ellm_model_plan(e->model));
     recorder r = {0};
     double ignored;
-    timing *plain = calloc(2 * runs, sizeof *plain), *watched = plain + runs;
+    timing *plain = calloc(3 * runs, sizeof *plain), *watched = plain + runs, *column = watched + runs;
     int64_t *ns = calloc(most_steps > 0 ? most_steps : 1, sizeof *ns);
     r.ns = ns;
     r.calls = calloc(most_calls, sizeof *r.calls);
@@ -158,7 +166,7 @@ static ellm_status measure(engine *e, const phase *p, size_t runs, ellm_error *e
         status = status != ELLM_OK ? status : run_once(e, p, &observer, &watched[r.run].ns, error);
     }
     if (status == ELLM_OK) {
-        print_phase(e, p, &r, runs, plain, watched);
+        print_phase(e, p, &r, runs, plain, watched, column);
     }
     free(r.times);
     free(r.calls);

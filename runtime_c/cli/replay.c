@@ -4,6 +4,7 @@
 #include "posix.h"
 
 #include <fcntl.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,6 +45,7 @@ typedef struct replay {
     const char *symbol;
     argument arguments[ELLM_KERNEL_POINTERS];
     void *pointers[ELLM_KERNEL_POINTERS];
+    double tolerance; /* of float32, relative to the largest expected value; 0: every bit */
     ellm_error *error;
 } replay;
 
@@ -137,6 +139,10 @@ static ellm_status read_description(replay *r) {
         || !ellm_json_int(ellm_json_get(root, "grain"), 1, (int64_t)1 << 31, &r->launch.grain)) {
         return bad(r, "it must have kernels, symbol, arguments (1 to 12), scalars (0 to 2), groups and grain");
     }
+    const ellm_json *tolerance = ellm_json_get(root, "tolerance");
+    if (tolerance != NULL && (!ellm_json_real(tolerance, &r->tolerance) || !(r->tolerance >= 0))) {
+        return bad(r, "tolerance is no number from 0");
+    }
     for (const ellm_json *item = scalars->first; item != NULL; item = item->next) {
         if (!ellm_json_int(item, INT64_MIN, INT64_MAX, &r->launch.scalars[r->launch.n_scalars++])) {
             return bad(r, "a scalar is no whole number");
@@ -178,6 +184,24 @@ static double value(const stored *s, const uint8_t *at) {
     return s->kind == 'i' ? (double)(int8_t)*at : (double)*at;
 }
 
+/* Largest magnitude that is expected, times the tolerance: how far off an element may be. */
+static double allowed(const replay *r, const argument *a) {
+    double largest = 0;
+    for (uint64_t e = 0; r->tolerance > 0 && e < a->bytes / a->expected.size; e++) {
+        double v = fabs(value(&a->expected, a->expected.data + e * a->expected.size));
+        largest = v > largest ? v : largest;
+    }
+    return largest * r->tolerance;
+}
+
+static bool is_wrong(const replay *r, const argument *a, uint64_t e, double limit) {
+    const uint8_t *found = a->data + e * a->expected.size, *wanted = a->expected.data + e * a->expected.size;
+    if (r->tolerance > 0 && a->expected.kind == 'f' && a->expected.size == 4) {
+        return !(fabs(value(&a->expected, found) - value(&a->expected, wanted)) <= limit);
+    }
+    return memcmp(found, wanted, a->expected.size) != 0;
+}
+
 static ellm_status compare(const replay *r, uint64_t *n_bytes) {
     for (uint32_t i = 0; i < r->launch.n_pointers; i++) {
         const argument *a = &r->arguments[i];
@@ -185,8 +209,9 @@ static ellm_status compare(const replay *r, uint64_t *n_bytes) {
             continue;
         }
         uint64_t size = a->expected.size, n = a->bytes / size, n_wrong = 0, first = 0;
+        double limit = allowed(r, a);
         for (uint64_t e = n; e-- > 0;) {
-            if (memcmp(a->data + e * size, a->expected.data + e * size, (size_t)size) != 0) {
+            if (is_wrong(r, a, e, limit)) {
                 n_wrong++;
                 first = e;
             }

@@ -1,6 +1,7 @@
 """Profiles: what a board says is checked against its plan, and joined with bytes and multiply-adds."""
 
 import hashlib
+import itertools
 import json
 
 import pytest
@@ -131,7 +132,7 @@ def test_the_timeline_is_a_trace_event_document():
     assert all(isinstance(event["pid"], int) and isinstance(event["tid"], int) for event in events)
     assert all(event["args"]["name"] for event in events if event["ph"] == "M")
     steps = [event for event in events if event["ph"] == "X" and event["tid"] == 2]
-    for before, after in zip(steps, steps[1:], strict=False):
+    for before, after in itertools.pairwise(steps):
         assert after["ts"] == pytest.approx(before["ts"] + before["dur"])
     assert sum(event["dur"] for event in steps) == pytest.approx(45.0)
     functions = [event for event in events if event["ph"] == "X" and event["tid"] == 1]

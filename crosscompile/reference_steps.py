@@ -147,11 +147,12 @@ class Notes:
         part = main[first : first + rows]
         if noted.name != "rope_append":
             return [Quantized.of(part) if quantized else Rows(part)]
-        keys, values = (
-            Cache(*pair, self.scheme.kv, transposed)
-            for pair, transposed in zip(noted.values[1:], (True, False), strict=True)
-        )
-        return [keys.blocks(first, rows), values.blocks(first, rows), Rows(part)]
+        made: list[Value] = []
+        for pair, transposed in zip(noted.values[1:], (True, False), strict=True):
+            assert isinstance(pair, tuple)
+            numbers, scales = pair
+            made.append(Cache(numbers, scales, self.scheme.kv, transposed).blocks(first, rows))
+        return [*made, Rows(part)]
 
 
 def reference_values(checkpoint: Checkpoint, tokens: Sequence[int], scheme: reference.Scheme) -> Notes:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.compile_cli import SCHEMES, StageDisplay
-from edgellm.errors import BoardError, BundleError, UsageError
+from edgellm.errors import BoardError, UsageError
 from edgellm.terminal import one_line
 
 _REFERENCES = ("numpy", "host", "transformers")
@@ -169,35 +169,13 @@ def _tokens(text: str, vocab: int) -> list[int]:
     return numbers
 
 
-def _machine(remote: Any, name: str, path: str, options: tuple[str, ...]) -> tuple[Any, dict[str, Any]]:
-    """A stepwise.Machine from the bundle at `path`, and its manifest."""
-    from crosscompile.target import target_of_tier
-    from edgellm import stepwise
-    from edgellm.profile_result import fetch
-    from edgellm.runtime_program import InstalledModel
-    from edgellm.steps import read_plan
-
-    where = f"{remote.name}: manifest.json"
-    try:
-        manifest = json.loads(fetch(remote, f"{path}/manifest.json"))
-        scheme, tier = manifest["scheme"], manifest["target"]["tier"]
-        parts = stepwise.Parts(*(str(scheme[key]) for key in ("body", "embedding", "head", "kv")))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise BundleError(f"{where} says nothing of scheme and tier; deploy the model again") from error
-    known = {parts.body, parts.embedding, parts.head} <= set(SCHEMES) and parts.kv in ("f32", "f16", "i8")
-    if not known or not isinstance(tier, str):
-        raise BundleError(f"{where} names a scheme that this version does not know; deploy the model again")
-    plan = read_plan(fetch(remote, f"{path}/plan.json"), f"{remote.name}: plan.json")
-    model = InstalledModel(remote, name, path)
-    return stepwise.Machine(model, plan, target_of_tier(tier).tier, parts, options), manifest
-
-
 @contextlib.contextmanager
 def _board(args: argparse.Namespace, board: str, name: str, source: Any, show: Show) -> Iterator[Any]:
     """What is deployed on a board."""
     from edgellm.boards import find_board
     from edgellm.cache import content_hashes, key_of
     from edgellm.connection import connect, model_name
+    from edgellm.machine import open_machine
     from edgellm.runtime_program import find_model
 
     show(f"connecting to {one_line(board, 40)}", 0, 0)
@@ -207,7 +185,7 @@ def _board(args: argparse.Namespace, board: str, name: str, source: Any, show: S
             model = find_model(remote, wanted)
         except BoardError as error:
             raise BoardError(f"{error}; send it with `edgellm deploy {args.model} --board {board}`") from error
-        machine, manifest = _machine(remote, model.name, model.path, _options(args))
+        machine, manifest = open_machine(remote, model.name, model.path, _options(args))
         provenance = manifest.get("provenance")
         made_of = provenance.get("checkpoint") if isinstance(provenance, dict) else None
         hashes = content_hashes([source.path / file for file in source.files])
@@ -223,6 +201,7 @@ def _host(args: argparse.Namespace, path: Path, scheme: Any, show: Show) -> Any:
     from edgellm.compile import Options, build
     from edgellm.golden import host_target
     from edgellm.local_remote import LocalRemote
+    from edgellm.machine import open_machine
 
     if host_target() is None:
         return None
@@ -232,7 +211,7 @@ def _host(args: argparse.Namespace, path: Path, scheme: Any, show: Show) -> Any:
             raise UsageError("--scheme is for this machine alone; boards run what was deployed to them")
         options = Options(scheme.body, scheme.embedding, scheme.head, scheme.kv)
     made = build(path, "local", options, progress=show)
-    return _machine(LocalRemote("this machine"), made.bundle.name, str(made.bundle.path), _options(args))[0]
+    return open_machine(LocalRemote("this machine"), made.bundle.name, str(made.bundle.path), _options(args))[0]
 
 
 def _options(args: argparse.Namespace) -> tuple[str, ...]:

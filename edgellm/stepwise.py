@@ -17,45 +17,14 @@ import numpy as np
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.packing import pack
 from crosscompile.reference_steps import Blocks, Notes, Value, decode
-from crosscompile.target import Tier
 from edgellm.errors import UsageError
 from edgellm.launches import Launch, Output, Whole, launches, show_launch, trace
-from edgellm.runtime_program import InstalledModel
+from edgellm.machine import Machine
 from edgellm.steps import Plan
 
 _KINDS = ("linear", "rms_norm", "silu_mul", "rope_table", "rope_append", "attention", "act_quant", "embed", "gather")
 _STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
 _CACHE = {"f32": "<f4", "f16": "<f2", "i8": "u1"}
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The schemes of a bundle's parts, from its manifest."""
-
-    body: str
-    embedding: str
-    head: str
-    kv: str
-
-
-@dataclass(frozen=True)
-class Machine:
-    """A bundle on a machine, and what its manifest and plan say. options: for edgellm-rt trace."""
-
-    model: InstalledModel
-    plan: Plan
-    tier: Tier
-    scheme: Parts
-    options: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.model.remote.name
-
-    def packing(self, role: str) -> str | None:
-        """Packing of the linear layers of a function that take quantized rows; None where rows stay float32."""
-        scheme = self.scheme.body if role == "body" else self.scheme.head
-        return self.tier.packing(scheme[:2]) if scheme in ("w4a8", "w8a8") else None
 
 
 class Reference(Protocol):

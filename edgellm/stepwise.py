@@ -10,7 +10,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from crosscompile.reference_steps import Blocks, Notes, Value, decode
 from edgellm.errors import UsageError
 from edgellm.launches import Launch, Output, Whole, launches, show_launch, trace
 from edgellm.machine import Machine
-from edgellm.steps import Plan
+from edgellm.steps import Argument, Plan
 
 _KINDS = ("linear", "rms_norm", "silu_mul", "rope_table", "rope_append", "attention", "act_quant", "embed", "gather")
 _STACKED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
@@ -326,7 +326,7 @@ def _wrong_inputs(
     for place, argument in enumerate(launch.step.arguments):
         if argument.bind != "a" or "r" not in argument.access:
             continue
-        writer = _writer(earlier, argument.value)
+        writer = _writer(earlier, argument)
         if writer is None:
             continue
         before, output = writer
@@ -345,11 +345,18 @@ def _wrong_inputs(
     return ""
 
 
-def _writer(earlier: Sequence[Launch], offset: Any) -> tuple[Launch, int] | None:
-    """The last launch that wrote to this place of the arena, and with which argument."""
+def _writer(earlier: Sequence[Launch], read: Argument) -> tuple[Launch, int] | None:
+    """The last launch that wrote to this place of the arena as much as is read now, and with which argument.
+
+    Where none wrote as much, the last that wrote there: the head reads the hidden rows of the largest function.
+    """
+    last = None
     for launch in reversed(earlier):
         for output in launch.step.outputs:
             argument = launch.step.arguments[output]
-            if (argument.bind, argument.value) == ("a", offset):
+            if (argument.bind, argument.value) != ("a", read.value):
+                continue
+            if argument.n_bytes == read.n_bytes:
                 return launch, output
-    return None
+            last = last or (launch, output)
+    return last

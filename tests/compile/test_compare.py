@@ -104,18 +104,23 @@ def test_every_step_agrees_with_numpy_to_the_bit(name: str, scheme: str, n_token
     assert n_good >= -(-n_tokens // N_ROWS) * 20
 
 
-def change_scales(bundle: Path, tensor: str) -> None:
-    """Makes the scales of one tensor a sixteenth larger, in its shard."""
+def change_weights(bundle: Path, tensor: str, dtype: str, factor: float) -> None:
+    """Multiplies one tensor of a bundle, in its shard."""
     for shard in (bundle / "weights").glob("*.safetensors"):
         data = bytearray(shard.read_bytes())
         start = 8 + int.from_bytes(data[:8], "little")
-        entry = json.loads(data[8:start]).get(f"{tensor}.scale")
+        entry = json.loads(data[8:start]).get(tensor)
         if entry is not None:
             first, end = (start + offset for offset in entry["data_offsets"])
-            scales = np.frombuffer(data[first:end], "<f2")
-            data[first:end] = (scales * np.float16(1.0625)).astype("<f2").tobytes()
+            values = np.frombuffer(data[first:end], dtype)
+            data[first:end] = (values * values.dtype.type(factor)).astype(dtype).tobytes()
             shard.write_bytes(data)
     reseal(bundle)
+
+
+def change_scales(bundle: Path, tensor: str) -> None:
+    """Makes the scales of one tensor a sixteenth larger."""
+    change_weights(bundle, f"{tensor}.scale", "<f2", 1.0625)
 
 
 def test_wrong_scales_of_one_layer_are_found(sound: Path, model: Path, tmp_path: Path) -> None:
@@ -220,6 +225,30 @@ def test_the_hosts_own_run_as_reference(sound: Path, model: Path, tmp_path: Path
     _, finding = stepwise.compare(machine_of(bundle), reference, source, ids, N_ROWS)
     assert finding is not None
     assert finding.launch.step.tensor == FAULTY
+
+
+@pytest.mark.oracle
+def test_every_step_agrees_with_transformers_within_a_tolerance(model: Path, tmp_path: Path) -> None:
+    from edgellm.transformers_reference import transformers_values
+
+    bundle = bundle_of(tmp_path / "bundle", model, "f32")
+    source, ids = checkpoint.load(model), tokens(CONFIG, N_TOKENS)
+
+    def run() -> stepwise.Finding | None:
+        machine = machine_of(bundle)
+        notes = transformers_values(model, ids, machine.scheme)
+        reference = stepwise.NotedReference("transformers", notes, machine.plan)
+        return stepwise.compare(machine, reference, source, ids, N_ROWS, 1e-4)[1]
+
+    assert run() is None
+    change_weights(bundle, FAULTY, "<f4", 1.001)
+    finding = run()
+    assert finding is not None
+    assert (finding.launch.step.tensor, finding.cause) == (FAULTY, "weights")
+    reproducer.write(finding, tmp_path / "reproducer")
+    wrong = reproducer.replay(LocalRemote("here"), tmp_path / "reproducer")
+    assert wrong is not None
+    assert "elements differ" in wrong
 
 
 def test_compare_as_a_command(sound: Path, model: Path, tmp_path: Path, monkeypatch, capsys) -> None:

@@ -93,24 +93,26 @@ static int ascending(const void *a, const void *b) {
  * makes it slower, and means of the same runs add up where medians of single steps would not. Returns their mean. */
 static double sort_runs(timing *runs, size_t n) {
     double sum = 0;
+    size_t half = (n + 1) / 2;
     qsort(runs, n, sizeof *runs, ascending);
-    for (size_t i = 0; i < (n + 1) / 2; i++) {
+    for (size_t i = 0; i < half; i++) {
         sum += runs[i].ns;
     }
-    return sum / (double)((n + 1) / 2);
+    return sum / (double)half;
 }
 
 /* Mean of the faster half of the runs, and the median of all, of launch `at`. column: room for a timing per run. */
 static double launch_ns(const recorder *r, const timing *watched, size_t runs, size_t at, timing *column,
                         double *median) {
     double sum = 0;
+    size_t half = (runs + 1) / 2;
     for (size_t i = 0; i < runs; i++) {
         column[i].ns = (double)r->times[watched[i].run * r->n_launches + at];
-        sum += i < (runs + 1) / 2 ? column[i].ns : 0;
+        sum += i < half ? column[i].ns : 0;
     }
     qsort(column, runs, sizeof *column, ascending);
     *median = (column[(runs - 1) / 2].ns + column[runs / 2].ns) / 2;
-    return sum / (double)((runs + 1) / 2);
+    return sum / (double)half;
 }
 
 /* Prints a line per launch, in the order of a run, and the sums. plain, watched: what whole runs took. */
@@ -144,33 +146,36 @@ static ellm_status measure(engine *e, const phase *p, size_t runs, ellm_error *e
     uint32_t most_steps = ellm_observed_steps(ellm_model_plan(e->model));
     recorder r = {0};
     double ignored;
-    timing *plain = calloc(3 * runs, sizeof *plain), *watched = plain + runs, *column = watched + runs;
+    timing *plain = calloc(runs, sizeof *plain), *watched = calloc(runs, sizeof *watched);
+    timing *column = calloc(runs, sizeof *column);
     int64_t *ns = calloc(most_steps > 0 ? most_steps : 1, sizeof *ns);
     r.ns = ns;
     r.calls = calloc(most_calls, sizeof *r.calls);
     const ellm_observer observer = {.user = &r, .ns = ns, .timed = note};
+    bool room = plain != NULL && watched != NULL && column != NULL && ns != NULL && r.calls != NULL;
     ellm_status status = ELLM_OK;
-    if (plain == NULL || ns == NULL || r.calls == NULL) {
-        status = ellm_fail(error, ELLM_NO_MEMORY, "the times of %zu runs", runs);
-    }
-    if (status == ELLM_OK) { /* finds out the calls, and warms up */
+    if (room) { /* finds out the calls, and warms up */
         status = run_once(e, p, &observer, &ignored, error);
+        r.times = calloc(runs * r.n_launches + 1, sizeof *r.times);
+        room = r.times != NULL;
     }
-    if (status == ELLM_OK && (r.times = calloc(runs * r.n_launches + 1, sizeof *r.times)) == NULL) {
+    if (!room) {
         status = ellm_fail(error, ELLM_NO_MEMORY, "%zu runs of %zu steps; use fewer --runs", runs, r.n_launches);
     }
-    for (r.run = 0; status == ELLM_OK && r.run < runs; r.run++) {
+    for (r.run = 0; room && status == ELLM_OK && r.run < runs; r.run++) {
         r.at_call = r.at = 0;
         plain[r.run].run = watched[r.run].run = r.run;
         status = run_once(e, p, NULL, &plain[r.run].ns, error);
         status = status != ELLM_OK ? status : run_once(e, p, &observer, &watched[r.run].ns, error);
     }
-    if (status == ELLM_OK) {
+    if (room && status == ELLM_OK) {
         print_phase(e, p, &r, runs, plain, watched, column);
     }
     free(r.times);
     free(r.calls);
     free(ns);
+    free(column);
+    free(watched);
     free(plain);
     return status;
 }

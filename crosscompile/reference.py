@@ -6,7 +6,7 @@ exact (one rounding). Subnormals, which the runtime flushes, are not modelled: n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -218,10 +218,20 @@ def attention(
     return out / total[..., None]
 
 
-class Llama:
-    """A Llama or Mistral checkpoint under a scheme. Weights are read, and quantized, once."""
+Note = Callable[..., None]
+"""Called with the name of an operation and what it computed, for all rows; in the order of a compiled plan's steps."""
 
-    def __init__(self, checkpoint: Checkpoint, scheme: Scheme) -> None:
+
+class Llama:
+    """A Llama or Mistral checkpoint under a scheme. Weights are read, and quantized, once.
+
+    note: is told every operation: rope_table, embed, then for each layer rms_norm, linear (q, k and v), rope_append
+    (query, keys, values, as `rotate` and `cached` give them), attention, act_quant (what is quantized), linear (with
+    the residual), rms_norm, linear (gate and up), silu_mul, linear (with the residual); gather, rms_norm, linear.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, scheme: Scheme, note: Note | None = None) -> None:
+        self.note: Note = note or (lambda name, *values: None)
         self.config: Mapping[str, Any] = checkpoint.config
         self.scheme = scheme
         self.heads = int(self.config["num_attention_heads"])
@@ -248,20 +258,31 @@ class Llama:
         """One transformer block on all rows at once."""
         read, body = self._checkpoint.read, self.scheme.body
         h = rms_norm(x, read(f"{prefix}.input_layernorm.weight"), self.epsilon)
+        self.note("rms_norm", h)
         q, k, v = (self.linear(f"{prefix}.self_attn.{part}_proj", body)(h) for part in "qkv")
+        self.note("linear", np.concatenate((q, k, v), -1))
         n = x.shape[0]
         query = rotate(q.reshape(n, self.heads, self.dim), cosine, sine)
         keys = cached(rotate(k.reshape(n, self.kv_heads, self.dim), cosine, sine), self.scheme.kv)
         values = cached(v.reshape(n, self.kv_heads, self.dim), self.scheme.kv)
+        self.note("rope_append", query.reshape(n, -1), keys, values)
         mixed = attention(query, keys, values, self.window).reshape(n, -1)
+        self.note("attention", mixed)
+        self.note("act_quant", mixed)
         x = x + self.linear(f"{prefix}.self_attn.o_proj", body)(mixed)
+        self.note("linear", x)
         h = rms_norm(x, read(f"{prefix}.post_attention_layernorm.weight"), self.epsilon)
-        return x + self.feed_forward(h, prefix)
+        self.note("rms_norm", h)
+        x = x + self.feed_forward(h, prefix)
+        self.note("linear", x)
+        return x
 
     def feed_forward(self, h: np.ndarray, prefix: str) -> np.ndarray:
         """SwiGLU of one block."""
         gate, up = (self.linear(f"{prefix}.mlp.{part}_proj", self.scheme.body)(h) for part in ("gate", "up"))
+        self.note("linear", np.concatenate((gate, up), -1))
         activated = (gate / (exp(F32(0) - gate) + F32(1))) * up
+        self.note("silu_mul", activated)
         return self.linear(f"{prefix}.mlp.down_proj", self.scheme.body)(activated)
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
@@ -269,12 +290,18 @@ class Llama:
         ids = np.asarray(tokens, np.int64)
         angle = np.arange(len(ids), dtype=F32)[:, None] * self.inv_freq[None]
         sine, cosine = (part * F32(self.scaling) for part in sin_cos(angle))
+        self.note("rope_table", np.concatenate((cosine, sine), -1))
         tied = bool(self.config.get("tie_word_embeddings", False))
         x = self.linear("model.embed_tokens", self.scheme.embedding).values(ids)
+        self.note("embed", x)
         for index in range(int(self.config["num_hidden_layers"])):
             x = self.layer(x, f"model.layers.{index}", cosine, sine)
+        self.note("gather", x)
         x = rms_norm(x, self._checkpoint.read("model.norm.weight"), self.epsilon)
-        return self.linear("model.embed_tokens" if tied else "lm_head", self.scheme.head)(x)
+        self.note("rms_norm", x)
+        result = self.linear("model.embed_tokens" if tied else "lm_head", self.scheme.head)(x)
+        self.note("linear", result)
+        return result
 
 
 def logits(checkpoint: Checkpoint, tokens: Sequence[int], scheme: Scheme) -> np.ndarray:

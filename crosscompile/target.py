@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from crosscompile.errors import TargetError
+from crosscompile.packing import Packing
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,16 @@ class Tier:
         if kind in ("f32", "f16"):
             return f"{kind}.r16"
         return f"{kind}.r{self.rows}.k{self.chunk[kind]}" + (".u" if kind in self.unsigned else "")
+
+    def activations(self, packing: str) -> tuple[str, float]:
+        """(sums, shrink) of rows quantized for weights of a packing (kernels/rows.py, Form).
+
+        sums: as above, "" for weights without offset. shrink: what scale is multiplied by, a power of two, because
+        nibbles that keep their sign are used as 16 · q.
+        """
+        weights = Packing.parse(packing)
+        signed_nibbles = weights.kind == "w4" and not weights.unsigned
+        return (self.sums if weights.unsigned else ""), (1 / 16 if signed_nibbles else 1.0)
 
 
 _LONG = {"w4": 16, "w8": 16}

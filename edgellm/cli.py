@@ -30,6 +30,8 @@ COMMANDS: dict[str, Command] = {
     "chat": Command("talk to the model on a board", "edgellm.chat"),
     "run": Command("answer one prompt on a board", "edgellm.run"),
     "bench": Command("measure speed and memory on a board", "edgellm.bench"),
+    "profile": Command("show where the time goes on a board, step by step", "edgellm.profile_cli"),
+    "compare": Command("find the first step whose numbers differ between machines", "edgellm.compare_cli"),
     "eval": Command("measure how much a scheme changes the model", "edgellm.evaluate_cli"),
     "boards": Command("list, show and add boards", "edgellm.boards_cli"),
     "board": Command("start, stop and look at a virtual board", "edgellm.board_cli"),

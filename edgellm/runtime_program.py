@@ -71,6 +71,8 @@ def failure(remote: Remote, what: str, status: int, stderr: str) -> Exception:
     named = _NAMED.findall(stderr)
     if named:
         status_name, text = named[-1]
+        if "there is no command" in text:
+            text += "; the program there is older than this edgellm: deploy the model again"
         return RuntimeFailedError(f"{remote.name}: {what}: {one_line(text)} ({status_name})", status_name, status)
     if status in (126, 127):
         return UnsuitableError(

@@ -26,7 +26,7 @@ from crosscompile.arithmetic import (
     tree_sum,
 )
 from crosscompile.kernels.build import Builder, cast, kernel, span
-from crosscompile.packing import GROUP, Packing
+from crosscompile.packing import GROUP
 from crosscompile.target import Tier
 
 
@@ -43,9 +43,7 @@ class Form:
 
     @classmethod
     def for_weights(cls, tier: Tier, packing: str) -> Form:
-        weights = Packing.parse(packing)
-        signed_nibbles = weights.kind == "w4" and not weights.unsigned
-        return cls(tier.sums if weights.unsigned else "", 1 / 16 if signed_nibbles else 1.0)
+        return cls(*tier.activations(packing))
 
     def outputs(self, n: int, columns: int) -> list[tuple[str, tuple[int, ...], str]]:
         """(name, shape, dtype) of the buffers of n rows."""

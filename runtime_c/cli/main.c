@@ -34,6 +34,17 @@ static const command commands[] = {
     {"info", INFO, info_main, "what the bundle is and whether it runs here", "Opens the bundle with all its checks.\n"},
     {"golden", GOLDEN, golden_main, "answer the golden prompts, which must come out exactly",
      "The manifest holds greedy answers that every machine must reproduce token by token.\n"},
+    {"profile", PROFILE, profile_main, "time every step of the plan",
+     "One JSON object per line: a phase (decode, prefill), its steps with their times, the sums. Runs with and "
+     "without\n"
+     "the clock between steps take turns; \"share\" is the steps' sum over the undisturbed time.\n"
+     "`edgellm profile` on your desk makes a table of it.\n"},
+    {"trace", TRACE, trace_main, "what every step of the plan writes",
+     "One JSON object per line: a step, and the SHA-256 of each buffer that it wrote (rows that are padding are left\n"
+     "out; of the KV cache, the blocks that it wrote to). `edgellm compare` compares them between machines.\n"},
+    {"replay", REPLAY, replay_main, "run one kernel alone, on stored buffers",
+     "DIR is what `edgellm compare` writes: replay.json, a kernels.so, and buffers as .npy. What the kernel writes\n"
+     "must be as stored, to the bit.\n"},
 };
 enum { n_commands = sizeof commands / sizeof *commands };
 

@@ -27,7 +27,7 @@ typedef struct option {
 #define FIELD(field) offsetof(settings, field)
 enum {
     SAMPLED = RUN | CHAT,
-    COMPUTES = RUN | CHAT | BENCH | GOLDEN,
+    COMPUTES = RUN | CHAT | BENCH | GOLDEN | PROFILE | TRACE,
     TALKS_JSON = RUN | BENCH | VERIFY | INFO | GOLDEN
 };
 
@@ -35,6 +35,7 @@ static const option options[] = {
     {"prompt", 'p', TEXT, RUN, FIELD(prompt), 0, 0, "TEXT",
      "answer this; the chat template is applied if there is one"},
     {"tokens", 0, TEXT, RUN, FIELD(tokens), 0, 0, "IDS", "continue these token ids, as in 1,2,3; nothing is added"},
+    {"tokens", 0, TEXT, TRACE, FIELD(tokens), 0, 0, "IDS", "what is computed, as in 1,2,3"},
     {"system", 0, TEXT, SAMPLED, FIELD(system), 0, 0, "TEXT", "the system prompt"},
     {"raw", 0, FLAG, RUN, FIELD(raw), 0, 0, NULL, "take -p as plain text, without the chat template"},
     {"logits", 0, TEXT, RUN, FIELD(logits), 0, 0, "FILE",
@@ -46,13 +47,22 @@ static const option options[] = {
     {"prompt", 0, COUNT, BENCH, FIELD(prompt_tokens), 1, 1 << 24, "N", "tokens of the prompt (default 128)"},
     {"generate", 0, COUNT, BENCH, FIELD(generate), 1, 1 << 24, "N", "tokens to generate (default 64)"},
     {"repeat", 0, COUNT, BENCH, FIELD(repeat), 1, 1000, "N", "measurements; the median counts (default 3)"},
+    {"tokens", 0, COUNT, PROFILE, FIELD(prompt_tokens), 0, 1 << 24, "N", "tokens of the prompt (default 128; 0: none)"},
+    {"depth", 0, COUNT, PROFILE, FIELD(depth), 0, 1 << 24, "N", "positions before the token of decode (default 128)"},
+    {"runs", 0, COUNT, PROFILE, FIELD(repeat), 1, 1000, "N",
+     "measurements; the faster half of them counts (default 20)"},
+    {"step", 0, COUNT, TRACE, FIELD(step), 1, 64, "N", "feed N tokens at a time (default 8)"},
+    {"data", 0, FLAG, TRACE, FIELD(data), 0, 0, NULL, "after each line, the bytes that it describes"},
+    {"at", 0, COUNT, TRACE, FIELD(at), 0, INT_MAX, "K",
+     "only step K: its arguments, then their bytes, before and after"},
     {"temperature", 0, REAL, SAMPLED, FIELD(temperature), 0, 1e4, "T", "0: always the likeliest token"},
     {"top-k", 0, COUNT, SAMPLED, FIELD(top_k), 0, INT_MAX, "K", "choose among the K likeliest (0: off)"},
     {"top-p", 0, REAL, SAMPLED, FIELD(top_p), 0, 1, "P", "... that together have probability P (1: off)"},
     {"min-p", 0, REAL, SAMPLED, FIELD(min_p), 0, 1, "P", "... at least P times as likely as the likeliest (0: off)"},
     {"seed", 0, COUNT, SAMPLED, FIELD(seed), 0, 9.2e18, "N", "the same seed gives the same answer on every board"},
     {"stop", 0, TEXTS, SAMPLED, FIELD(stops), 0, 0, "TEXT", "end the answer before TEXT; up to 16 times"},
-    {"threads", 0, COUNT, COMPUTES, FIELD(threads), 1, 1024, "N", "threads (default: as many as turn out fastest)"},
+    {"threads", 0, COUNT, COMPUTES | REPLAY, FIELD(threads), 1, 1024, "N",
+     "threads (default: as many as turn out fastest)"},
     {"threads-decode", 0, COUNT, COMPUTES, FIELD(threads_decode), 1, 1024, "N",
      "threads while answering, where that differs"},
     {"lookup", 0, LOOKUP, RUN | CHAT | BENCH, FIELD(lookup), 0, 0, "WHEN",
@@ -61,7 +71,7 @@ static const option options[] = {
      "positions to make room for (default: the model's, at most 4096)"},
     {"jsonl", 0, FLAG, CHAT, FIELD(jsonl), 0, 0, NULL, "one JSON object per line each way, for programs"},
     {"json", 0, FLAG, TALKS_JSON, FIELD(json), 0, 0, NULL, "print one JSON object"},
-    {"help", 'h', FLAG, 63, FIELD(help), 0, 0, NULL, "this"},
+    {"help", 'h', FLAG, ~0u, FIELD(help), 0, 0, NULL, "this"},
 };
 enum { n_options = sizeof options / sizeof *options };
 
@@ -182,6 +192,8 @@ ellm_status options_parse(command_id command, const char *name, int argc, char *
                     .prompt_tokens = -1,
                     .generate = -1,
                     .step = -1,
+                    .depth = -1,
+                    .at = -1,
                     .repeat = -1,
                     .temperature = -1,
                     .top_p = -1,
@@ -222,4 +234,26 @@ ellm_status options_parse(command_id command, const char *name, int argc, char *
         }
     }
     return s->help || s->directory != NULL ? ELLM_OK : own_directory(name, s, error);
+}
+
+ellm_status options_ids(const char *shown, const char *text, int32_t **ids, size_t *n, ellm_error *error) {
+    *n = 0;
+    *ids = calloc(strlen(text) / 2 + 1, sizeof **ids);
+    if (*ids == NULL) {
+        return ellm_fail(error, ELLM_NO_MEMORY, "%s", shown);
+    }
+    for (const char *at = text;;) {
+        char *end;
+        errno = 0;
+        long value = strtol(at, &end, 10);
+        if (end == at || errno != 0 || value < 0 || value > INT32_MAX || (*end != ',' && *end != '\0')) {
+            return ellm_fail(error, ELLM_USAGE, "%s wants numbers like 1,2,3; there is something else at '%.20s'",
+                             shown, at);
+        }
+        (*ids)[(*n)++] = (int32_t)value;
+        if (*end == '\0') {
+            return ELLM_OK;
+        }
+        at = end + 1;
+    }
 }

@@ -12,17 +12,30 @@ typedef struct settings {
     const char *prompt, *tokens, *system, *logits;
     const char *stops[most_stops];
     int n_stops;
-    bool raw, json, jsonl, help;
+    bool raw, json, jsonl, data, help;
     int lookup; /* ellm_lookup_mode; negative: not given */
     int64_t n_tokens, threads, threads_decode, context, top_k, seed, prompt_tokens, generate, repeat, step;
+    int64_t depth, at;
     double temperature, top_p, min_p;
     char own_directory[4096]; /* where `directory` points if it was left out */
 } settings;
 
-typedef enum command_id { RUN = 1, CHAT = 2, BENCH = 4, VERIFY = 8, INFO = 16, GOLDEN = 32 } command_id;
+typedef enum command_id {
+    RUN = 1,
+    CHAT = 2,
+    BENCH = 4,
+    VERIFY = 8,
+    INFO = 16,
+    GOLDEN = 32,
+    PROFILE = 256,
+    TRACE = 512,
+    REPLAY = 1024
+} command_id;
 
 /* Parses what follows the command's name. USAGE says what is wrong and how to learn more. */
 ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s, ellm_error *error);
+/* The ids of an option's text, as in 1,2,3, in a fresh array of the caller's. */
+ellm_status options_ids(const char *shown, const char *text, int32_t **ids, size_t *n, ellm_error *error);
 /* Prints the options of a command on standard output. */
 void options_print(command_id command);
 

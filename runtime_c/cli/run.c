@@ -11,35 +11,12 @@
 
 enum { most_rows = 64 }; /* --step's limit */
 
-/* "1,2,3" to ids. */
-static ellm_status parse_ids(const char *text, int32_t **ids, size_t *n, ellm_error *error) {
-    *n = 0;
-    *ids = calloc(strlen(text) / 2 + 1, sizeof **ids);
-    if (*ids == NULL) {
-        return ellm_fail(error, ELLM_NO_MEMORY, "--tokens");
-    }
-    for (const char *at = text;;) {
-        char *end;
-        errno = 0;
-        long value = strtol(at, &end, 10);
-        if (end == at || errno != 0 || value < 0 || value > INT32_MAX || (*end != ',' && *end != '\0')) {
-            return ellm_fail(error, ELLM_USAGE, "--tokens wants numbers like 1,2,3; there is something else at '%.20s'",
-                             at);
-        }
-        (*ids)[(*n)++] = (int32_t)value;
-        if (*end == '\0') {
-            return ELLM_OK;
-        }
-        at = end + 1;
-    }
-}
-
 /* What the command line asks the model to continue. */
 static ellm_status make_prompt(const settings *s, engine *e, bool *templated, int32_t **ids, size_t *n,
                                ellm_error *error) {
     *templated = false;
     if (s->tokens != NULL) {
-        return parse_ids(s->tokens, ids, n, error);
+        return options_ids("--tokens", s->tokens, ids, n, error);
     }
     if (s->raw || !ellm_model_has_chat_template(e->model)) {
         return engine_encode(e, s->prompt, strlen(s->prompt), true, ids, n, error);

@@ -14,6 +14,7 @@
 #include "ladder.h"
 #include "memory.h"
 #include "model.h"
+#include "observe.h"
 #include "pace.h"
 #include "plan.h"
 #include "pool.h"
@@ -50,6 +51,8 @@ struct ellm_context {
     ellm_row *rows;   /* ELLM_STEP_ROWS, for ellm_session_eval */
     ellm_step_ladder body, head;
     bool reads_always; /* the weights do not stay in memory */
+    uint64_t symbols[ELLM_SYMBOLS];
+    const ellm_observer *observer; /* NULL: nobody watches */
     atomic_bool cancelled;
 };
 
@@ -210,11 +213,12 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
         status = ellm_pool_open(most, &context->cores, &context->pool, error);
     }
     const ellm_kv *kv = &context->kv;
-    const uint64_t symbols[ELLM_SYMBOLS] = {[ELLM_SYMBOL_ONE] = 1,
-                                            [ELLM_SYMBOL_BLOCKS] = (uint64_t)kv->n_blocks,
-                                            [ELLM_SYMBOL_TABLE_CAP] = (uint64_t)kv->table_cap,
-                                            [ELLM_SYMBOL_SESSIONS] = (uint64_t)kv->n_sessions,
-                                            [ELLM_SYMBOL_TABLE] = (uint64_t)kv->n_sessions * (uint64_t)kv->table_cap};
+    uint64_t *symbols = context->symbols;
+    symbols[ELLM_SYMBOL_ONE] = 1;
+    symbols[ELLM_SYMBOL_BLOCKS] = (uint64_t)kv->n_blocks;
+    symbols[ELLM_SYMBOL_TABLE_CAP] = (uint64_t)kv->table_cap;
+    symbols[ELLM_SYMBOL_SESSIONS] = (uint64_t)kv->n_sessions;
+    symbols[ELLM_SYMBOL_TABLE] = symbols[ELLM_SYMBOL_SESSIONS] * symbols[ELLM_SYMBOL_TABLE_CAP];
     if (status == ELLM_OK) {
         status = ellm_plan_check(context->plan, symbols, error);
     }
@@ -292,6 +296,14 @@ static ellm_status run_reading(ellm_context *context, ellm_step_ladder *ladder, 
 static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_step_function *function) {
     ellm_gear *gear = function->n < decode_rows ? &context->decode : &context->prefill;
     int32_t n_threads = gear->now;
+    if (context->observer != NULL) {
+        const ellm_observed now = {.function = function->source,
+                                   .launches = function->launches,
+                                   .is_head = ladder == &context->head,
+                                   .symbols = context->symbols,
+                                   .inputs = context->inputs};
+        return ellm_observe_run(context->observer, &now, context->pool, n_threads);
+    }
     if (!ladder->was_read) { /* says nothing about speed */
         return run_reading(context, ladder, function, n_threads);
     }
@@ -453,6 +465,17 @@ ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t l
         return ELLM_USAGE;
     }
     return ELLM_OK;
+}
+
+void ellm_context_settle(ellm_context *context, bool fit) {
+    ellm_ladder_settle(&context->body, fit);
+    ellm_ladder_settle(&context->head, fit);
+    ellm_gear_fix(&context->prefill, context->prefill.best);
+    ellm_gear_fix(&context->decode, context->decode.best);
+}
+
+void ellm_context_observe(ellm_context *context, const ellm_observer *observer) {
+    context->observer = observer;
 }
 
 double ellm_context_cost_ns(const ellm_context *context, int32_t n) {

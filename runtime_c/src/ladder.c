@@ -125,13 +125,21 @@ static void set_cost(ellm_step_ladder *ladder, ellm_step_function *function, dou
     }
 }
 
+void ellm_ladder_settle(ellm_step_ladder *ladder, bool fit) {
+    ladder->settled = true;
+    for (int32_t rows = 1, i = 0; fit && rows <= ladder->rows; rows++) {
+        i += ladder->functions[i].n < rows;
+        ladder->choice[rows] = (uint16_t)i;
+    }
+}
+
 ellm_step_function *ellm_ladder_pick(ellm_step_ladder *ladder, size_t n_rows) {
     size_t rows = n_rows < (size_t)ladder->rows ? n_rows : (size_t)ladder->rows;
     ellm_step_function *chosen = &ladder->functions[ladder->choice[rows]], *fitting = ladder->functions;
     while ((size_t)fitting->n < rows) {
         fitting++;
     }
-    if (fitting != chosen && fitting->cost_ns > 0) {
+    if (fitting != chosen && fitting->cost_ns > 0 && !ladder->settled) {
         set_cost(ladder, fitting, fitting->cost_ns * forgetting);
     }
     return chosen;
@@ -139,6 +147,9 @@ ellm_step_function *ellm_ladder_pick(ellm_step_ladder *ladder, size_t n_rows) {
 
 void ellm_ladder_measured(ellm_step_ladder *ladder, ellm_step_function *function, double ns) {
     double before = function->cost_ns;
+    if (ladder->settled) {
+        return;
+    }
     if (function->n_measured++ == 0 || !(ns > 0)) {
         return; /* the first run reads code and weights from disk */
     }

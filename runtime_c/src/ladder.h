@@ -22,8 +22,8 @@ typedef struct ellm_step_ladder {
     int32_t rows;                          /* of the largest */
     uint16_t choice[ELLM_STEP_ROWS + 1];   /* which function starts the cheapest cover of so many rows */
     double cover_cost[ELLM_STEP_ROWS + 1]; /* and what it costs; ns where anything was measured */
-    bool measured;
-    bool was_read; /* a function ran: the weights came from the disk */
+    bool measured, settled;                /* settled: covers stay as they are */
+    bool was_read;                         /* a function ran: the weights came from the disk */
 } ellm_step_ladder;
 
 /* What the arguments of a plan's steps mean in a context. */
@@ -39,6 +39,8 @@ bool ellm_ladder_bind(const ellm_plan_ladder *from, const ellm_buffers *buffers,
                       ellm_step_ladder *ladder);
 /* Chooses covers with what is known. */
 void ellm_ladder_choose(ellm_step_ladder *ladder);
+/* Covers stay as they are from now on. fit: first, each number of rows gets the smallest function that holds it. */
+void ellm_ladder_settle(ellm_step_ladder *ladder, bool fit);
 /* The function to run next when n_rows are left. One that would fit and is passed over again and again gets another
  * chance: its cost may have been measured at a bad moment. */
 ellm_step_function *ellm_ladder_pick(ellm_step_ladder *ladder, size_t n_rows);

@@ -107,10 +107,13 @@ static ellm_status read_states(const struct reader *reader, const ellm_json *roo
 static ellm_status read_parameter(const struct reader *reader, const ellm_json *item, const char *kernel,
                                   ellm_plan_parameter *parameter) {
     const ellm_json *access = ellm_json_get(item, "access"), *bytes = ellm_json_get(item, "bytes");
-    parameter->writes = ellm_json_equals(access, "w") || ellm_json_equals(access, "rw");
-    if (!parameter->writes && !ellm_json_equals(access, "r")) {
+    static const char *const accesses[] = {"r", "w", "rw"};
+    int kind = find_name(access, accesses, 0, 3);
+    if (kind < 0) {
         return bad(reader, "kernel %.80s: access must be \"r\", \"w\" or \"rw\"", kernel);
     }
+    parameter->access = accesses[kind];
+    parameter->writes = kind > 0;
     parameter->symbol = ELLM_SYMBOL_ONE;
     if (bytes != NULL && bytes->kind == ELLM_JSON_ARRAY && bytes->count == 2) {
         int symbol = find_name(bytes->first->next, symbol_names, 1, ELLM_SYMBOLS);
@@ -431,6 +434,10 @@ static ellm_status check_ladder(const ellm_plan *plan, const ellm_plan_ladder *l
 ellm_status ellm_plan_check(const ellm_plan *plan, const uint64_t *symbols, ellm_error *error) {
     ellm_status status = check_ladder(plan, &plan->body, false, symbols, error);
     return status != ELLM_OK ? status : check_ladder(plan, &plan->head, true, symbols, error);
+}
+
+const char *ellm_input_name(ellm_input input) {
+    return input_names[input];
 }
 
 uint64_t ellm_plan_token_bytes(const ellm_plan *plan) {

@@ -36,6 +36,7 @@ typedef struct ellm_plan_parameter {
     uint64_t bytes; /* × symbol */
     ellm_symbol symbol;
     bool writes;
+    const char *access; /* "r", "w" or "rw" */
 } ellm_plan_parameter;
 
 typedef struct ellm_plan_kernel {
@@ -87,6 +88,8 @@ ellm_status ellm_plan_read(const char *text, size_t n_bytes, int32_t vocab_size,
 /* Checks every argument's extent for these symbols (indexed by ellm_symbol). NULL: those that need none. */
 ellm_status ellm_plan_check(const ellm_plan *plan, const uint64_t *symbols, ellm_error *error);
 
+/* An input's name in plan.json. */
+const char *ellm_input_name(ellm_input input);
 /* KV bytes that one position takes. */
 uint64_t ellm_plan_token_bytes(const ellm_plan *plan);
 /* Bytes of all weights. */

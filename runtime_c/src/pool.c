@@ -355,23 +355,40 @@ static void share(ellm_pool *pool, const ellm_launch *launch, uint32_t n_units, 
     await_done(pool);
 }
 
+static inline int32_t run_one(ellm_pool *pool, const ellm_launch *launch, int32_t n_threads) {
+    int64_t n_units = launch->groups / launch->grain;
+    if (pool->n_team > 1 && n_units > 1) {
+        int64_t most = (int64_t)n_threads * units_per_thread;
+        share(pool, launch, (uint32_t)(n_units < most ? n_units : most), (uint32_t)n_threads);
+        return atomic_load(&pool->failure);
+    }
+    return ellm_launch_call(launch, 0, launch->groups);
+}
+
 static int32_t run_all(ellm_pool *pool, const ellm_launch *launches, size_t n_launches, int32_t n_threads) {
     int32_t failure = 0;
     for (size_t i = 0; i < n_launches && failure == 0; i++) {
-        const ellm_launch *launch = &launches[i];
-        int64_t n_units = launch->groups / launch->grain;
-        if (pool->n_team > 1 && n_units > 1) {
-            int64_t most = (int64_t)n_threads * units_per_thread;
-            share(pool, launch, (uint32_t)(n_units < most ? n_units : most), (uint32_t)n_threads);
-            failure = atomic_load(&pool->failure);
-        } else {
-            failure = ellm_launch_call(launch, 0, launch->groups);
-        }
+        failure = run_one(pool, &launches[i], n_threads);
     }
     return failure;
 }
 
-ellm_status ellm_pool_run(ellm_pool *pool, const ellm_launch *launches, size_t n_launches, int32_t n_threads) {
+static int32_t time_all(ellm_pool *pool, const ellm_launch *launches, size_t n_launches, int32_t n_threads,
+                        int64_t *ns) {
+    int32_t failure = 0;
+    int64_t before = ellm_now_ns();
+    for (size_t i = 0; i < n_launches && failure == 0; i++) {
+        failure = run_one(pool, &launches[i], n_threads);
+        int64_t now = ellm_now_ns();
+        ns[i] = now - before;
+        before = now;
+    }
+    return failure;
+}
+
+/* ns: NULL where nobody wants to know. */
+static ellm_status run_team(ellm_pool *pool, const ellm_launch *launches, size_t n_launches, int32_t n_threads,
+                            int64_t *ns) {
     uint64_t before = ellm_fpu_enter();
     cpu_set_t cores_before;
     bool restricts = pool->cores.n_fast < pool->cores.n;
@@ -385,7 +402,8 @@ ellm_status ellm_pool_run(ellm_pool *pool, const ellm_launch *launches, size_t n
     int64_t now = ellm_now_ns();
     pool->n_team = gather(pool, n_threads, now);
     ellm_watch_begin(&pool->watch, now);
-    int32_t failure = run_all(pool, launches, n_launches, n_threads);
+    int32_t failure = ns == NULL ? run_all(pool, launches, n_launches, n_threads)
+                                 : time_all(pool, launches, n_launches, n_threads, ns);
     if (pool->n_team > 1) {
         now = ellm_now_ns();
         if (ellm_watch_loses(&pool->watch, now)) {
@@ -397,6 +415,15 @@ ellm_status ellm_pool_run(ellm_pool *pool, const ellm_launch *launches, size_t n
     }
     ellm_fpu_leave(before);
     return failure == 0 ? ELLM_OK : ELLM_KERNEL_FAILED;
+}
+
+ellm_status ellm_pool_run(ellm_pool *pool, const ellm_launch *launches, size_t n_launches, int32_t n_threads) {
+    return run_team(pool, launches, n_launches, n_threads, NULL);
+}
+
+ellm_status ellm_pool_run_timed(ellm_pool *pool, const ellm_launch *launches, size_t n_launches, int32_t n_threads,
+                                int64_t *ns) {
+    return run_team(pool, launches, n_launches, n_threads, ns);
 }
 
 int32_t ellm_pool_team(const ellm_pool *pool) {

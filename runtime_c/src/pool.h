@@ -28,6 +28,11 @@ void ellm_pool_close(ellm_pool *pool);
  * KERNEL_FAILED, at the first launch of which a chunk failed. */
 ellm_status ellm_pool_run(ellm_pool *pool, const ellm_launch *launches, size_t n_launches, int32_t n_threads);
 
+/* As ellm_pool_run, and notes what each launch took: together, the time from the first one's start to the last one's
+ * end. ns: n_launches entries; those behind a failed launch stay as they were. */
+ellm_status ellm_pool_run_timed(ellm_pool *pool, const ellm_launch *launches, size_t n_launches, int32_t n_threads,
+                                int64_t *ns);
+
 /* Threads that took part in the last run; fewer than asked for while some sit out. */
 int32_t ellm_pool_team(const ellm_pool *pool);
 

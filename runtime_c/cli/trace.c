@@ -1,0 +1,234 @@
+/* trace: runs a prompt step by step and says what each step wrote, so that machines can be compared.
+ *
+ * Pieces of --step rows run in the smallest function that holds them, so that two machines run the same steps. */
+#include "posix.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine.h"
+#include "model.h"
+#include "observe.h"
+#include "sha256.h"
+
+enum { default_rows = 8, most_rows = 64 };
+
+typedef struct tracer {
+    const ellm_plan *plan;
+    int64_t number, at; /* of the step, counted over all functions; the one to show whole, or -1 */
+    bool data, found;
+    buffer line;
+    ellm_error *error;
+} tracer;
+
+/* Some bytes of a buffer. */
+typedef struct part {
+    const uint8_t *data;
+    uint64_t bytes;
+} part;
+
+/* The blocks of a state that hold the rows' positions, in order of position: how many, and the i-th one. */
+static uint64_t n_blocks(const ellm_observed *now) {
+    const int32_t *positions = now->inputs[ELLM_INPUT_POSITIONS];
+    int32_t n = ellm_observed_rows(now);
+    return n == 0 ? 0 : (uint64_t)(positions[n - 1] / ELLM_BLOCK - positions[0] / ELLM_BLOCK + 1);
+}
+
+static part block_of(const tracer *t, const ellm_observed *now, uint32_t step, uint32_t argument, uint64_t i) {
+    const int32_t *positions = now->inputs[ELLM_INPUT_POSITIONS], *table = now->inputs[ELLM_INPUT_BLOCK_TABLE];
+    const uint8_t *pool = now->launches[step].pointers[argument];
+    uint64_t bytes = t->plan->state_bytes[now->function->steps[step].arguments[argument].value];
+    return (part){pool + bytes * (uint64_t)table[(uint64_t)(positions[0] / ELLM_BLOCK) + i], bytes};
+}
+
+/* Number of parts of what a step wrote to an argument, and the i-th one. Rows that are padding come last. */
+static uint64_t n_parts(const ellm_observed *now, uint32_t step, uint32_t argument) {
+    return now->function->steps[step].arguments[argument].bind == ELLM_BIND_STATE ? n_blocks(now) : 1;
+}
+
+static part part_of(const tracer *t, const ellm_observed *now, uint32_t step, uint32_t argument, uint64_t i) {
+    if (now->function->steps[step].arguments[argument].bind == ELLM_BIND_STATE) {
+        return block_of(t, now, step, argument, i);
+    }
+    uint64_t bytes = ellm_observed_bytes(now, step, argument), n = (uint64_t)now->function->n;
+    bool by_rows = bytes % n == 0;
+    return (part){now->launches[step].pointers[argument],
+                  by_rows ? bytes / n * (uint64_t)ellm_observed_rows(now) : bytes};
+}
+
+static bool writes(const ellm_observed *now, uint32_t step, uint32_t argument) {
+    return now->function->steps[step].kernel->parameters[argument].writes;
+}
+
+static void put_place(tracer *t, const ellm_observed *now, uint32_t step) {
+    const char *kernel = now->function->steps[step].kernel->name;
+    buffer_clear(&t->line);
+    buffer_print(&t->line, "{\"number\":%lld,\"function\":\"%s\",\"n\":%d,\"rows\":%d,\"step\":%u,\"kernel\":",
+                 (long long)t->number, now->is_head ? "head" : "body", (int)now->function->n,
+                 (int)ellm_observed_rows(now), step);
+    buffer_put_json(&t->line, kernel, strlen(kernel));
+}
+
+/* The line of a step that ran, and with --data what it wrote. */
+static ellm_status show_outputs(tracer *t, const ellm_observed *now, uint32_t step) {
+    uint32_t n = now->function->steps[step].kernel->n_parameters;
+    put_place(t, now, step);
+    const char *comma = "";
+    buffer_print(&t->line, ",\"outputs\":[");
+    for (uint32_t a = 0; a < n; a++) {
+        if (!writes(now, step, a)) {
+            continue;
+        }
+        ellm_sha256 sha;
+        char hex[65];
+        uint64_t bytes = 0;
+        ellm_sha256_init(&sha);
+        for (uint64_t i = 0; i < n_parts(now, step, a); i++) {
+            part p = part_of(t, now, step, a, i);
+            ellm_sha256_update(&sha, p.data, (size_t)p.bytes);
+            bytes += p.bytes;
+        }
+        ellm_sha256_hex(&sha, hex);
+        buffer_print(&t->line, "%s{\"argument\":%u,\"bytes\":%llu,\"sha256\":\"%s\"}", comma, a,
+                     (unsigned long long)bytes, hex);
+        comma = ",";
+    }
+    buffer_print(&t->line, "]}\n");
+    ellm_status status = output_write(t->line.data, t->line.n, t->error);
+    for (uint32_t a = 0; t->data && a < n; a++) {
+        for (uint64_t i = 0; writes(now, step, a) && status == ELLM_OK && i < n_parts(now, step, a); i++) {
+            part p = part_of(t, now, step, a, i);
+            status = output_write((const char *)p.data, (size_t)p.bytes, t->error);
+        }
+    }
+    return status;
+}
+
+static void put_argument(tracer *t, const ellm_observed *now, uint32_t step, uint32_t a) {
+    static const char *const binds[] = {[ELLM_BIND_WEIGHT] = "weight",
+                                        [ELLM_BIND_ARENA] = "arena",
+                                        [ELLM_BIND_STATE] = "state",
+                                        [ELLM_BIND_INPUT] = "input"};
+    const ellm_plan_step *s = &now->function->steps[step];
+    const ellm_plan_argument *argument = &s->arguments[a];
+    uint64_t bytes = ellm_observed_bytes(now, step, a);
+    const char *name = argument->bind == ELLM_BIND_WEIGHT  ? t->plan->weights[argument->value].tensor
+                       : argument->bind == ELLM_BIND_INPUT ? ellm_input_name((ellm_input)argument->value)
+                                                           : "";
+    buffer_print(&t->line, "%s{\"access\":\"%s\",\"bind\":\"%s\",\"bytes\":%llu,\"name\":", a > 0 ? "," : "",
+                 s->kernel->parameters[a].access, binds[argument->bind], (unsigned long long)bytes);
+    buffer_put_json(&t->line, name, strlen(name));
+    buffer_put(&t->line, "}", 1);
+}
+
+/* The bytes of all arguments that are read, or written. */
+static ellm_status show_bytes(tracer *t, const ellm_observed *now, uint32_t step, char access) {
+    ellm_status status = ELLM_OK;
+    const ellm_plan_kernel *kernel = now->function->steps[step].kernel;
+    for (uint32_t a = 0; a < kernel->n_parameters && status == ELLM_OK; a++) {
+        if (strchr(kernel->parameters[a].access, access) != NULL) {
+            status = output_write(now->launches[step].pointers[a], (size_t)ellm_observed_bytes(now, step, a), t->error);
+        }
+    }
+    return status;
+}
+
+/* The one step that is wanted: its arguments, what it reads, and once it ran what it wrote. */
+static ellm_status show_whole(tracer *t, const ellm_observed *now, uint32_t step, bool done) {
+    if (done) {
+        t->found = true;
+        ellm_status status = show_bytes(t, now, step, 'w');
+        return status == ELLM_OK ? ELLM_CANCELLED : status; /* nothing more is wanted */
+    }
+    const ellm_launch *launch = &now->launches[step];
+    put_place(t, now, step);
+    buffer_print(&t->line, ",\"groups\":%lld,\"grain\":%lld,\"scalars\":[", (long long)launch->groups,
+                 (long long)launch->grain);
+    for (uint8_t i = 0; i < launch->n_scalars; i++) {
+        buffer_print(&t->line, "%s%lld", i > 0 ? "," : "", (long long)launch->scalars[i]);
+    }
+    buffer_print(&t->line, "],\"arguments\":[");
+    for (uint32_t a = 0; a < now->function->steps[step].kernel->n_parameters; a++) {
+        put_argument(t, now, step, a);
+    }
+    buffer_print(&t->line, "]}\n");
+    ellm_status status = output_write(t->line.data, t->line.n, t->error);
+    return status == ELLM_OK ? show_bytes(t, now, step, 'r') : status;
+}
+
+static ellm_status note(void *user, const ellm_observed *now, uint32_t step, bool done) {
+    tracer *t = user;
+    ellm_status status = ELLM_OK;
+    if (t->at < 0 && done) {
+        status = show_outputs(t, now, step);
+    } else if (t->at == t->number) {
+        status = show_whole(t, now, step, done);
+    }
+    t->number += done;
+    return status;
+}
+
+static ellm_status trace(engine *e, tracer *t, const int32_t *ids, size_t n, size_t rows) {
+    ellm_status status = ELLM_OK;
+    for (size_t done = 0; done < n && status == ELLM_OK; done += rows) {
+        size_t now = n - done < rows ? n - done : rows;
+        status = ellm_session_eval(e->context, 0, ids + done, now, e->logits);
+    }
+    if (t->found) {
+        return ELLM_OK;
+    }
+    if (status == ELLM_OK && t->at >= 0) {
+        return ellm_fail(t->error, ELLM_USAGE, "--at %lld: there are only %lld steps", (long long)t->at,
+                         (long long)t->number);
+    }
+    if (status != ELLM_OK && t->error->text[0] == '\0') {
+        ellm_fail(t->error, status, "step %lld: %s", (long long)t->number, ellm_status_text(status));
+    }
+    return status;
+}
+
+static ellm_status print_head(const engine *e, size_t n, size_t rows, ellm_error *error) {
+    buffer head = {0};
+    buffer_put(&head, "{\"trace\":1,\"name\":", 18);
+    buffer_put_json(&head, e->info.name, strlen(e->info.name));
+    buffer_print(&head,
+                 ",\"scheme\":\"%s\",\"tier\":\"%s\",\"manifest\":\"%s\",\"tokens\":%zu,\"rows\":%zu,\"threads\":%d}\n",
+                 e->info.scheme, e->info.tier, ellm_model_sha256(e->model), n, rows, (int)engine_threads_prefill(e));
+    ellm_status status = output_write(head.data, head.n, error);
+    buffer_free(&head);
+    return status;
+}
+
+ellm_status trace_main(const settings *s, ellm_error *error) {
+    if (s->tokens == NULL) {
+        return ellm_fail(error, ELLM_USAGE, "say what to compute with --tokens 1,2,3");
+    }
+    engine e;
+    int32_t *ids = NULL;
+    size_t n = 0, rows = s->step > 0 ? (size_t)s->step : default_rows;
+    interrupts_catch();
+    ellm_status status = engine_open(&e, s, ELLM_LOOKUP_OFF, error);
+    if (status == ELLM_OK) {
+        status = options_ids("--tokens", s->tokens, &ids, &n, error);
+    }
+    if (status == ELLM_OK && n > (size_t)e.context_length) {
+        status = ellm_fail(error, ELLM_CONTEXT_FULL, "%zu tokens do not fit the context of %d; raise --context", n,
+                           (int)e.context_length);
+    }
+    if (status == ELLM_OK && s->at < 0) {
+        status = print_head(&e, n, rows, error);
+    }
+    if (status == ELLM_OK) {
+        tracer t = {.plan = ellm_model_plan(e.model), .at = s->at, .data = s->data, .error = error};
+        const ellm_observer observer = {.user = &t, .stepped = note};
+        ellm_context_settle(e.context, true);
+        ellm_context_observe(e.context, &observer);
+        status = trace(&e, &t, ids, n, rows);
+        ellm_context_observe(e.context, NULL);
+        buffer_free(&t.line);
+    }
+    free(ids);
+    engine_close(&e);
+    return status;
+}

@@ -125,7 +125,7 @@ def read_object(file: Path, required: bool = False) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a checkpoint directory. ConfigError if it is missing or says that weights are quantized already."""
+    """config.json of a checkpoint directory. ConfigError if it is missing or its weights are quantized already."""
     file = path / "config.json"
     if not file.is_file():
         raise ConfigError(f"{path} has no config.json: it is not a Hugging Face checkpoint directory")

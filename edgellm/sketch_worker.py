@@ -23,7 +23,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
         channel.progress("counting instructions", 0, 0)
         return instruction_table()
     from crosscompile.models.architecture import scheme_for
-    from crosscompile.sketch import sketches
+    from crosscompile.sketching import sketches
     from crosscompile.target import target_of_tier
 
     targets = [target_of_tier(tier) for tier in request["tiers"]]

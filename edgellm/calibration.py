@@ -1,0 +1,222 @@
+"""Runs that predictions are fitted to: bundles of several models in turn on one machine, bandwidth between them."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+
+from crosscompile.sketch import Sketch
+from crosscompile.target import Target
+from edgellm import __version__, hub
+from edgellm.bandwidth import build_probe
+from edgellm.boards import Board
+from edgellm.bundle import Bundle
+from edgellm.compile import Options, build
+from edgellm.errors import PeerError, UsageError
+from edgellm.fit import Sample, fit_memory, fit_speed
+from edgellm.measured import Machine, Run
+from edgellm.prediction import Coefficients, Memory, Table, Work, decode_work, prefill_work, resident_bytes
+from edgellm.sample import run_once
+from edgellm.sketching import sketches
+
+Progress = Callable[[str, int, int], None]
+
+GENERATE = 48
+PROMPTS = (128, 512)
+BLOCK = 64
+
+
+@dataclass(frozen=True)
+class Model:
+    """A bundle that is measured, by its name on the command line."""
+
+    name: str
+    options: Options
+    bundle: Bundle
+
+
+def prepare(models: Sequence[str], options: Sequence[Options], board: Board, progress: Progress) -> list[Model]:
+    """The bundles, from the cache or compiled."""
+    return [
+        Model(name, each, build(name, board, each, progress=progress).bundle) for each in options for name in models
+    ]
+
+
+def measure(
+    models: Sequence[Model], target: Target, threads: Sequence[int], rounds: int, progress: Progress
+) -> list[Run]:
+    """`rounds` samples of each cell, in turn. Raises PeerError.
+
+    A sample is one process that fills the cache with a prompt and then decodes behind it; the bandwidth counted is the
+    mean of those measured before and after it, with as many threads.
+    """
+    probe = build_probe(target)
+    cells = [(model, n, prompt) for model in models for n in threads for prompt in PROMPTS]
+    taken: dict[tuple[int, str], list[tuple[float, float, float]]] = defaultdict(list)
+    for at in range(rounds * len(cells)):
+        index = at % len(cells)
+        model, n, prompt = cells[index]
+        progress(f"measuring {model.name}, {n} threads", at, rounds * len(cells))
+        before = probe.measure(n).gb_s
+        answer = bench(model.bundle, n, prompt)
+        rate = (before + probe.measure(n).gb_s) / 2 * 1e9
+        for figure in ("decode", "prefill"):
+            taken[index, figure].append((answer[f"{figure}_tok_s"], rate, answer["peak_rss_bytes"]))
+    return [
+        Run(
+            model=model.name,
+            scheme=astuple(model.options),
+            threads=n,
+            figure=figure,
+            tokens=GENERATE if figure == "decode" else prompt,
+            depth=prompt if figure == "decode" else 0,
+            context=context_of(prompt),
+            samples=tuple(taken[index, figure]),
+        )
+        for index, (model, n, prompt) in enumerate(cells)
+        for figure in ("decode", "prefill")
+    ]
+
+
+def context_of(prompt: int) -> int:
+    """Positions that a sample makes room for, in whole blocks."""
+    return -(-(prompt + GENERATE + 1) // BLOCK) * BLOCK
+
+
+def bench(bundle: Bundle, threads: int, prompt: int) -> dict[str, float]:
+    """One process of `edgellm-rt bench`. Raises PeerError."""
+    sizes = {"--prompt": prompt, "--generate": GENERATE, "--repeat": 1, "--threads": threads}
+    options = [
+        text for name, value in {**sizes, "--context": context_of(prompt)}.items() for text in (name, str(value))
+    ]
+    sample = run_once([str(bundle.path / "edgellm-rt"), "bench", str(bundle.path), *options, "--json"])
+    try:
+        answer = json.loads(sample.out)
+        return {key: float(answer[key]) for key in ("decode_tok_s", "prefill_tok_s", "peak_rss_bytes")}
+    except (ValueError, LookupError, TypeError) as error:
+        raise PeerError(f"edgellm-rt bench: an answer that is not understood: {sample.out[:80]!r}") from error
+
+
+def work_of(run: Run, sketch: Sketch, table: Table) -> Work:
+    """What a run asked for; decoding at the mean depth of its tokens."""
+    if run.figure == "decode":
+        return decode_work(sketch, table, run.depth + run.tokens / 2)
+    return prefill_work(sketch, table, run.tokens)
+
+
+def resident(run: Run, sketch: Sketch, memory: Memory) -> float:
+    """Predicted peak of the process that a run was in."""
+    filled = run.depth + run.tokens if run.figure == "decode" else run.tokens + GENERATE
+    return resident_bytes(sketch, memory, filled)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A run beside its prediction. Medians; error: relative, of the prediction to what was measured."""
+
+    run: Run
+    measured: float
+    predicted: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1
+
+
+def looked_at(runs: Sequence[Run], tier: str, progress: Progress) -> dict[tuple[str, tuple[str | None, ...]], Sketch]:
+    """Sketches of all models that were run, by (model, scheme)."""
+    found = {}
+    for model, scheme in dict.fromkeys((run.model, run.scheme) for run in runs):
+        config, _ = hub.read_config(model, progress)
+        found[model, scheme] = sketches(config, [tier], [Options(*scheme)], progress)[0][tier]  # type: ignore[arg-type]
+    return found
+
+
+def compare(
+    runs: Sequence[Run],
+    coefficients: Coefficients,
+    table: Table,
+    sketched: Mapping[tuple[str, tuple[str | None, ...]], Sketch],
+) -> list[Comparison]:
+    """Speeds: each sample is predicted at its own bandwidth."""
+    found = []
+    for run in runs:
+        work = work_of(run, sketched[run.model, run.scheme], table)
+        guesses = [work.tokens / work.seconds(coefficients, run.threads, rate) for _, rate, _ in run.samples]
+        speeds = [speed for speed, _, _ in run.samples]
+        found.append(Comparison(run, statistics.median(speeds), statistics.median(guesses)))
+    return found
+
+
+def compare_memory(
+    runs: Sequence[Run], memory: Memory, sketched: Mapping[tuple[str, tuple[str | None, ...]], Sketch]
+) -> list[Comparison]:
+    """Peaks: one comparison for each process, which is a decode run."""
+    return [
+        Comparison(
+            run,
+            statistics.median(peak for *_, peak in run.samples),
+            resident(run, sketched[run.model, run.scheme], memory),
+        )
+        for run in runs
+        if run.figure == "decode"
+    ]
+
+
+def fit_machine(
+    board: Board, runs: Sequence[Run], fitted_on: Sequence[str], table: Table, progress: Progress
+) -> tuple[Machine, list[Comparison], list[Comparison]]:
+    """The machine, and how well it says what was measured: speeds, memory. Raises UsageError without runs to fit to."""
+    sketched = looked_at(runs, board.target().tier.name, progress)
+    chosen = [run for run in runs if run.model in fitted_on]
+    if not chosen:
+        raise UsageError("there are no runs of the models to fit to; name models that were measured")
+    samples = [
+        Sample(work := work_of(run, sketched[run.model, run.scheme], table), run.threads, rate, work.tokens / speed)
+        for run in chosen
+        for speed, rate, _ in run.samples
+    ]
+    coefficients = fit_speed(samples)
+    memory = fit_memory(
+        [
+            (peak, resident(run, sketch := sketched[run.model, run.scheme], Memory(0, 0)), sketch.vocab_size)
+            for run in chosen
+            if run.figure == "decode"
+            for *_, peak in run.samples
+        ]
+    )
+    speeds, peaks = compare(runs, coefficients, table, sketched), compare_memory(runs, memory, sketched)
+    machine = Machine(
+        cpu=board.cpu,
+        n_cores=board.n_cores,
+        tier=board.target().tier.name,
+        taken=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        edgellm=__version__,
+        fitted_on=tuple(fitted_on),
+        bandwidth_bytes_per_s={
+            n: statistics.median(rate for run in runs if run.threads == n for _, rate, _ in run.samples)
+            for n in sorted({run.threads for run in runs})
+        },
+        coefficients=coefficients,
+        memory=memory,
+        errors=errors_of(speeds, peaks, fitted_on),
+        runs=tuple(runs),
+    )
+    return machine, speeds, peaks
+
+
+def errors_of(speeds: Sequence[Comparison], peaks: Sequence[Comparison], fitted_on: Sequence[str]) -> dict[str, float]:
+    """Largest error by figure of runs that nothing was fitted to, or of all if there are no such runs."""
+    found: dict[str, float] = {}
+    for figure, every in (
+        ("decode", [each for each in speeds if each.run.figure == "decode"]),
+        ("prefill", [each for each in speeds if each.run.figure == "prefill"]),
+        ("memory", list(peaks)),
+    ):
+        foreign = [each for each in every if each.run.model not in fitted_on]
+        found[figure] = round(max(abs(each.error) for each in foreign or every), 4)
+    return found

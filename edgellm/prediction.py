@@ -1,0 +1,151 @@
+"""How long a token takes, and in how much memory: a model of the machine with few coefficients, each a physical one.
+
+Reading weights and computing with them overlap; handing kernels to the threads does not:
+
+    t = (memory^overlap + compute^overlap)^(1/overlap) + launches
+
+    memory    bytes read, over the bandwidth that this number of threads measured
+    compute   instructions of the inner loops over the rate of a core, and attention's products at their own cost
+    launches  kernels, each at a fixed price, with a hand-over where there are several threads
+
+Coefficients are fitted to measured runs (edgellm.fit); nobody writes them down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from crosscompile.sketch import Matrix, Sketch
+
+STEP_ROWS = 64
+"""Rows of a full step of the prompt."""
+
+TAIL_ROWS = (1, 2, 4, 8, 32, STEP_ROWS)
+"""What a step of the prompt's end is padded to."""
+
+BLOCK = 64
+"""Positions per block of the KV cache."""
+
+PAGE_BYTES = 65536
+"""What the kernel maps around a page that is touched (fault_around_bytes)."""
+
+Table = Mapping[str, Mapping[str, float]]
+"""Instructions per product of one tier: kind of weights -> rows ("1", "64") -> count."""
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What is fitted. Rates are of one core.
+
+    instructions_per_s   of the inner loops
+    attention_per_s      products of queries with keys, and of weights with values
+    launch_s             a kernel's price with one thread; handover_s comes on top of it with several
+    overlap              exponent: 1, one after the other, to infinity, whatever is longer
+    """
+
+    instructions_per_s: float
+    attention_per_s: float
+    launch_s: float
+    handover_s: float
+    overlap: float
+
+    def as_json(self) -> dict[str, float]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The fitted part of memory. base_bytes: program, libraries, stacks; bytes_per_entry: of the vocabulary."""
+
+    base_bytes: float
+    bytes_per_entry: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a figure asks of a machine: bytes from memory, instructions, products of attention, kernels, tokens."""
+
+    bytes: float
+    instructions: float
+    attention: float
+    launches: float
+    tokens: int
+
+    def seconds(self, machine: Coefficients, threads: int, bandwidth_bytes_per_s: float) -> float:
+        """For the whole figure, with `threads` threads that read at this bandwidth together."""
+        memory = self.bytes / bandwidth_bytes_per_s
+        compute = self.instructions / machine.instructions_per_s + self.attention / machine.attention_per_s
+        compute /= threads
+        longer, shorter = max(memory, compute), min(memory, compute)
+        both = longer * (1 + (shorter / longer) ** machine.overlap) ** (1 / machine.overlap)
+        return both + self.launches * (machine.launch_s + (machine.handover_s if threads > 1 else 0.0))
+
+
+def decode_work(sketch: Sketch, table: Table, depth: float) -> Work:
+    """One token with `depth` positions in the cache."""
+    seen = min(depth, sketch.window) if sketch.window else depth
+    matrices = (*sketch.body, *sketch.head)
+    return Work(
+        bytes=_bytes(matrices) + sketch.vector_bytes + sketch.kv_bytes_per_token * seen,
+        instructions=_instructions(matrices, table, 1),
+        attention=2 * sketch.attention * seen,
+        launches=_launches(sketch, "body 1") + _launches(sketch, "head 1"),
+        tokens=1,
+    )
+
+
+def prefill_work(sketch: Sketch, table: Table, tokens: int) -> Work:
+    """A prompt of `tokens` tokens into an empty cache, with the logits of its last."""
+    full, rest = divmod(tokens, STEP_ROWS)
+    tail = next(n for n in TAIL_ROWS if n >= rest) if rest else 0
+    steps, rows = full + (1 if rest else 0), full * STEP_ROWS + tail
+    seen = sum(min(position, sketch.window) if sketch.window else position for position in range(tokens))
+    body = _instructions(sketch.body, table, STEP_ROWS)
+    return Work(
+        bytes=steps * (_bytes(sketch.body) + sketch.vector_bytes) + _bytes(sketch.head),
+        instructions=rows * body + _instructions(sketch.head, table, 1),
+        attention=2.0 * sketch.attention * seen,
+        launches=steps * _launches(sketch, f"body {STEP_ROWS}") + _launches(sketch, "head 1"),
+        tokens=tokens,
+    )
+
+
+def kv_bytes(sketch: Sketch, positions: int) -> int:
+    """The KV cache of a session, in whole blocks; a window keeps no more than it sees and a step adds."""
+    blocks = -(-positions // BLOCK)
+    if sketch.window:
+        blocks = min(blocks, (sketch.window + STEP_ROWS - 1 + BLOCK - 2) // BLOCK + 1)
+    return blocks * BLOCK * sketch.kv_bytes_per_token
+
+
+def resident_bytes(sketch: Sketch, memory: Memory, positions: int, looked_up: int | None = None) -> float:
+    """Most memory in RAM, mapped weights included, after `positions` positions.
+
+    looked_up: different tokens whose embedding was read, where it is not the head too; None: as many as positions.
+    """
+    read = sketch.weight_bytes - sketch.lookup_bytes
+    pages = sketch.lookup_bytes / PAGE_BYTES
+    n = positions if looked_up is None else looked_up
+    touched = sketch.lookup_bytes * (1 - (1 - 1 / pages) ** n) if pages > 1 else sketch.lookup_bytes
+    fixed = memory.base_bytes + memory.bytes_per_entry * sketch.vocab_size
+    return read + touched + sketch.arena_bytes + kv_bytes(sketch, positions) + fixed
+
+
+def _bytes(matrices: tuple[Matrix, ...]) -> int:
+    return sum(matrix.bytes for matrix in matrices)
+
+
+def _instructions(matrices: tuple[Matrix, ...], table: Table, rows: int) -> float:
+    """Of one row in a step of `rows`."""
+    return sum(matrix.products * table[matrix.kind][str(rows)] for matrix in matrices)
+
+
+def _launches(sketch: Sketch, function: str) -> int:
+    return sketch.launches[function]
+
+
+def coefficients_of(document: Mapping[str, Any]) -> Coefficients:
+    """From the data file, checked by edgellm.measured."""
+    return Coefficients(**{key: float(document[key]) for key in Coefficients.__dataclass_fields__})

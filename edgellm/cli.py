@@ -31,6 +31,8 @@ COMMANDS: dict[str, Command] = {
     "run": Command("answer one prompt on a board", "edgellm.run"),
     "bench": Command("measure speed and memory on a board", "edgellm.bench"),
     "eval": Command("measure how much a scheme changes the model", "edgellm.evaluate_cli"),
+    "plan": Command("predict speed and memory on every board, before any download", "edgellm.plan_cli"),
+    "doctor": Command("look at this machine or a board, and say what to mend", "edgellm.doctor_cli"),
     "boards": Command("list, show and add boards", "edgellm.boards_cli"),
     "board": Command("start, stop and look at a virtual board", "edgellm.board_cli"),
 }

@@ -37,6 +37,10 @@ say page "$(getconf PAGESIZE 2>/dev/null || getconf PAGE_SIZE 2>/dev/null)"
 say smaps "$(grep -m 1 KernelPageSize /proc/self/smaps 2>/dev/null)"
 say glibc "$(getconf GNU_LIBC_VERSION 2>/dev/null)"
 say ldd "$(ldd --version 2>&1 | head -n 2 | tr '\n' ' ')"
+for file in /lib/libc.so.6 /lib/*/libc.so.6 /lib64/libc.so.6 /usr/lib/libc.so.6 /usr/lib/*/libc.so.6; do
+    [ -x "$file" ] && { say ldd "$("$file" 2>/dev/null | head -n 1)"; break; }
+done
+for file in /lib/ld-musl-*; do [ -e "$file" ] && say ldd "musl ${file##*/}"; done
 for tool in sh cat tar stat find df od sync rm mv ln mkdir readlink sha256sum; do
     have "$tool" || say lacks "$tool"
 done
@@ -202,7 +206,7 @@ def parse(text: str) -> Examination:
     if arch == "aarch64" and bits == 32:
         arch = "armv7"
         features |= {"neon", "vfpv3", "vfpv4", "half"}  # every ARMv8-A core has these in its 32-bit state
-    libc, glibc = _libc(one("glibc"), one("ldd"), one("android"))
+    libc, glibc = _libc(one("glibc"), " ".join(values.get("ldd", ())), one("android"))
     memory = _memory(memory_text)
     throttled = _THROTTLED.search(one("throttled"))
     disk = _DF.search(one("df"))

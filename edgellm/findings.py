@@ -153,7 +153,7 @@ def _processor(seen: Examination, board: Board) -> list[Finding]:
     elif unseen:
         text = f"does not list {', '.join(unseen[:8])}{' …' if len(unseen) > 8 else ''} of {board.id}'s manifest"
         found.append(Finding("processor", NOTE, text, "nothing: no kernel needs them"))
-    if seen.cores and seen.cores < board.n_cores:
+    if 0 < seen.cores < board.n_cores and not board.virtual:
         text = f"{seen.cores} of {board.n_cores} cores are there"
         found.append(Finding("processor", WARNING, text, "look for maxcpus= or isolcpus= in the kernel's command line"))
     return found

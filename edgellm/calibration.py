@@ -10,24 +10,29 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from crosscompile.sketch import Sketch
-from crosscompile.target import Target
 from edgellm import __version__, hub
 from edgellm.bandwidth import build_probe
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
 from edgellm.compile import Options, build
 from edgellm.errors import PeerError, UsageError
-from edgellm.fit import Sample, fit_memory, fit_speed
+from edgellm.fit import Peak, Sample, fit_memory, fit_speed
 from edgellm.measured import Machine, Run
 from edgellm.prediction import Coefficients, Memory, Table, Work, decode_work, prefill_work, resident_bytes
-from edgellm.sample import run_once
+from edgellm.sample import Quiet, run_quiet
 from edgellm.sketching import sketches
 
 Progress = Callable[[str, int, int], None]
 
+Sketches = Mapping[tuple[str, tuple[str | None, ...]], Sketch]
+"""By model and scheme."""
+
+LOGIT_BYTES = 4
 GENERATE = 48
 PROMPTS = (128, 512)
 BLOCK = 64
+OTHERS = 0.15
+"""Processors that other programs may use of those that a sample needs."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +52,15 @@ def prepare(models: Sequence[str], options: Sequence[Options], board: Board, pro
 
 
 def measure(
-    models: Sequence[Model], target: Target, threads: Sequence[int], rounds: int, progress: Progress
+    models: Sequence[Model], board: Board, threads: Sequence[int], rounds: int, progress: Progress
 ) -> list[Run]:
     """`rounds` samples of each cell, in turn. Raises PeerError.
 
     A sample is one process that fills the cache with a prompt and then decodes behind it; the bandwidth counted is the
-    mean of those measured before and after it, with as many threads.
+    mean of those measured before and after it, with as many threads. Where others took a thread's core, it is taken
+    again, a few times, and the quietest counts.
     """
-    probe = build_probe(target)
+    probe = build_probe(board.target())
     cells = [(model, n, prompt) for model in models for n in threads for prompt in PROMPTS]
     taken: dict[tuple[int, str], list[tuple[float, float, float]]] = defaultdict(list)
     for at in range(rounds * len(cells)):
@@ -62,7 +68,7 @@ def measure(
         model, n, prompt = cells[index]
         progress(f"measuring {model.name}, {n} threads", at, rounds * len(cells))
         before = probe.measure(n).gb_s
-        answer = bench(model.bundle, n, prompt)
+        answer = bench(model.bundle, n, prompt, Quiet(board.n_cores - n + OTHERS, wait_s=10))
         rate = (before + probe.measure(n).gb_s) / 2 * 1e9
         for figure in ("decode", "prefill"):
             taken[index, figure].append((answer[f"{figure}_tok_s"], rate, answer["peak_rss_bytes"]))
@@ -87,13 +93,13 @@ def context_of(prompt: int) -> int:
     return -(-(prompt + GENERATE + 1) // BLOCK) * BLOCK
 
 
-def bench(bundle: Bundle, threads: int, prompt: int) -> dict[str, float]:
+def bench(bundle: Bundle, threads: int, prompt: int, quiet: Quiet) -> dict[str, float]:
     """One process of `edgellm-rt bench`. Raises PeerError."""
     sizes = {"--prompt": prompt, "--generate": GENERATE, "--repeat": 1, "--threads": threads}
     options = [
         text for name, value in {**sizes, "--context": context_of(prompt)}.items() for text in (name, str(value))
     ]
-    sample = run_once([str(bundle.path / "edgellm-rt"), "bench", str(bundle.path), *options, "--json"])
+    sample = run_quiet([str(bundle.path / "edgellm-rt"), "bench", str(bundle.path), *options, "--json"], quiet)
     try:
         answer = json.loads(sample.out)
         return {key: float(answer[key]) for key in ("decode_tok_s", "prefill_tok_s", "peak_rss_bytes")}
@@ -109,9 +115,24 @@ def work_of(run: Run, sketch: Sketch, table: Table) -> Work:
 
 
 def resident(run: Run, sketch: Sketch, memory: Memory) -> float:
-    """Predicted peak of the process that a run was in."""
-    filled = run.depth + run.tokens if run.figure == "decode" else run.tokens + GENERATE
-    return resident_bytes(sketch, memory, filled)
+    """Predicted peak of the process that a decoding run was in. Its prompt is of different tokens."""
+    return resident_bytes(sketch, memory, run.depth + run.tokens)
+
+
+def _peaks(run: Run, sketched: Sketches) -> list[Peak]:
+    sketch = sketched[run.model, run.scheme]
+    explained = resident_bytes(sketch, Memory(0, 0, 1), run.depth + run.tokens, looked_up=0)
+    looked_up = run.depth + run.tokens
+    return [Peak(peak, explained, sketch.vocab_size, sketch.lookup_bytes, looked_up) for _, _, peak in run.samples]
+
+
+def bytes_per_entry(models: Sequence[Model]) -> float:
+    """Of tokenizer and logits, which a process has in memory besides the weights."""
+    shares = [
+        (model.bundle.path / "tokenizer.bin").stat().st_size / int(model.bundle.manifest["model"]["vocab_size"])
+        for model in models
+    ]
+    return statistics.mean(shares) + LOGIT_BYTES
 
 
 @dataclass(frozen=True)
@@ -127,7 +148,7 @@ class Comparison:
         return self.predicted / self.measured - 1
 
 
-def looked_at(runs: Sequence[Run], tier: str, progress: Progress) -> dict[tuple[str, tuple[str | None, ...]], Sketch]:
+def looked_at(runs: Sequence[Run], tier: str, progress: Progress) -> Sketches:
     """Sketches of all models that were run, by (model, scheme)."""
     found = {}
     for model, scheme in dict.fromkeys((run.model, run.scheme) for run in runs):
@@ -140,7 +161,7 @@ def compare(
     runs: Sequence[Run],
     coefficients: Coefficients,
     table: Table,
-    sketched: Mapping[tuple[str, tuple[str | None, ...]], Sketch],
+    sketched: Sketches,
 ) -> list[Comparison]:
     """Speeds: each sample is predicted at its own bandwidth."""
     found = []
@@ -152,9 +173,7 @@ def compare(
     return found
 
 
-def compare_memory(
-    runs: Sequence[Run], memory: Memory, sketched: Mapping[tuple[str, tuple[str | None, ...]], Sketch]
-) -> list[Comparison]:
+def compare_memory(runs: Sequence[Run], memory: Memory, sketched: Sketches) -> list[Comparison]:
     """Peaks: one comparison for each process, which is a decode run."""
     return [
         Comparison(
@@ -168,9 +187,12 @@ def compare_memory(
 
 
 def fit_machine(
-    board: Board, runs: Sequence[Run], fitted_on: Sequence[str], table: Table, progress: Progress
+    board: Board, runs: Sequence[Run], fitted_on: Sequence[str], table: Table, per_entry: float, progress: Progress
 ) -> tuple[Machine, list[Comparison], list[Comparison]]:
-    """The machine, and how well it says what was measured: speeds, memory. Raises UsageError without runs to fit to."""
+    """The machine, and how well it says what was measured: speeds, memory.
+
+    per_entry: bytes of tokenizer and logits per entry of the vocabulary. Raises UsageError without runs to fit to.
+    """
     sketched = looked_at(runs, board.target().tier.name, progress)
     chosen = [run for run in runs if run.model in fitted_on]
     if not chosen:
@@ -181,14 +203,7 @@ def fit_machine(
         for speed, rate, _ in run.samples
     ]
     coefficients = fit_speed(samples)
-    memory = fit_memory(
-        [
-            (peak, resident(run, sketch := sketched[run.model, run.scheme], Memory(0, 0)), sketch.vocab_size)
-            for run in chosen
-            if run.figure == "decode"
-            for *_, peak in run.samples
-        ]
-    )
+    memory = fit_memory([peak for run in chosen if run.figure == "decode" for peak in _peaks(run, sketched)], per_entry)
     speeds, peaks = compare(runs, coefficients, table, sketched), compare_memory(runs, memory, sketched)
     machine = Machine(
         cpu=board.cpu,

@@ -17,7 +17,13 @@ from edgellm.prediction import Coefficients, Memory, Work
 _STEPS = 200
 _OVERLAPS = (1.2, 2.0, 4.0)
 _LIMITS = {"overlap": (1.0, 8.0)}
-_START = {"instructions_per_s": 5e9, "attention_per_s": 5e9, "launch_s": 2e-6, "handover_s": 2e-6}
+_START = {
+    "instructions_per_s": 5e9,
+    "attention_per_s": 5e9,
+    "attention_row_per_s": 5e9,
+    "launch_s": 2e-6,
+    "handover_s": 2e-6,
+}
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,43 @@ def minimize(residuals: Callable[[np.ndarray], np.ndarray], start: np.ndarray) -
     return x
 
 
-def fit_memory(samples: Sequence[tuple[float, float, int]]) -> Memory:
-    """samples: (measured peak, what weights, arena and cache explain of it, entries of the vocabulary), in bytes.
+@dataclass(frozen=True)
+class Peak:
+    """A measured peak, and what it is made of but for what is fitted.
 
-    Of runs with a single vocabulary, the price of an entry cannot be told and is 0.
+    looked_up: random rows that were read of an embedding of lookup_bytes.
     """
-    left = np.array([measured - explained for measured, explained, _ in samples], float)
-    entries = np.array([n for *_, n in samples], float)
-    weight = 1 / np.array([measured for measured, *_ in samples], float)
-    if np.ptp(entries) == 0:
-        return Memory(float(max(np.average(left, weights=weight**2), 0)), 0.0)
-    columns = np.stack([np.ones_like(entries), entries], axis=1) * weight[:, None]
-    base, each = np.linalg.lstsq(columns, left * weight, rcond=None)[0]
-    return Memory(float(max(base, 0)), float(max(each, 0)))
+
+    measured_bytes: float
+    explained_bytes: float
+    entries: int
+    lookup_bytes: int
+    looked_up: int
+
+
+_WINDOWS = tuple(4096 << i for i in range(12))
+
+
+def fit_memory(peaks: Sequence[Peak], bytes_per_entry: float) -> Memory:
+    """base_bytes and window_bytes by least squares; bytes_per_entry is known from the bundles' tokenizers.
+
+    Windows are powers of two of pages, so each is tried.
+    """
+    best: tuple[float, Memory] | None = None
+    weight = 1 / np.array([peak.measured_bytes for peak in peaks])
+    for window in _WINDOWS:
+        touched = np.array([_touched(peak, window) for peak in peaks])
+        known = np.array([peak.explained_bytes + bytes_per_entry * peak.entries for peak in peaks]) + touched
+        left = np.array([peak.measured_bytes for peak in peaks]) - known
+        base = max(float(np.average(left, weights=weight**2)), 0.0)
+        cost = float(np.sum(((left - base) * weight) ** 2))
+        if best is None or cost < best[0]:
+            best = (cost, Memory(base, bytes_per_entry, float(window)))
+    assert best is not None
+    return best[1]
+
+
+def _touched(peak: Peak, window: float) -> float:
+    """Bytes of the embedding that are mapped after looking up random rows."""
+    windows = max(peak.lookup_bytes / window, 1.0)
+    return peak.lookup_bytes * (1 - (1 - 1 / windows) ** peak.looked_up)

@@ -197,7 +197,7 @@ def _machine(document: Mapping[str, Any]) -> Machine:
         fitted_on=tuple(map(str, document["fitted_on"])),
         bandwidth_bytes_per_s={int(n): _positive(v) for n, v in document["bandwidth_bytes_per_s"].items()},
         coefficients=Coefficients(**{name: _positive(document["coefficients"][name]) for name in names}),
-        memory=Memory(float(document["memory"]["base_bytes"]), float(document["memory"]["bytes_per_entry"])),
+        memory=Memory(*(float(document["memory"][name]) for name in Memory.__dataclass_fields__)),
         errors=_errors(document["errors"]),
         runs=tuple(_run(entry) for entry in document["runs"]),
     )

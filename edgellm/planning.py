@@ -13,6 +13,9 @@ from edgellm.measured import Core, Machine, Measured
 from edgellm.prediction import Coefficients, Memory, decode_work, prefill_work, resident_bytes
 
 PROMPT_TOKENS = 128
+CANDIDATES = (Options("w4a8"), Options("w4a8", embedding="w4a8", head="w4a8"), Options("w8a8"), Options("f16"))
+"""Schemes that are compared where none is asked for."""
+
 CONTEXTS = (512, 2048, 4096, 8192, 16384, 32768)
 
 MEASURED, PUBLISHED, ROUGH = "measured", "published", "rough"
@@ -108,10 +111,16 @@ def _scaled(core: Core, clock_hz: int, reference: Machine) -> Coefficients:
         reference.coefficients,
         instructions_per_s=rate,
         attention_per_s=reference.coefficients.attention_per_s / slower,
+        attention_row_per_s=reference.coefficients.attention_row_per_s / slower,
         launch_s=reference.coefficients.launch_s * slower,
         handover_s=reference.coefficients.handover_s * slower,
         overlap=core.overlap,
     )
+
+
+def basis_of_manifest(board: Board) -> Basis:
+    """A board's bandwidth alone, as its own manifest has it."""
+    return Basis(ROUGH, None, _read(board, [board]), Memory(0, 0, 1), {}, "")
 
 
 def _read(board: Board, boards: Sequence[Board]) -> dict[int, float]:

@@ -14,8 +14,7 @@ Coefficients are fitted to measured runs (edgellm.fit); nobody writes them down.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from crosscompile.sketch import Matrix, Sketch
 
@@ -28,8 +27,8 @@ TAIL_ROWS = (1, 2, 4, 8, 32, STEP_ROWS)
 BLOCK = 64
 """Positions per block of the KV cache."""
 
-PAGE_BYTES = 65536
-"""What the kernel maps around a page that is touched (fault_around_bytes)."""
+SHARD_BYTES = 65536
+"""What a shard of weights holds before its data (runtime_c/FORMAT.md); there is one a layer, and three more."""
 
 Table = Mapping[str, Mapping[str, float]]
 """Instructions per product of one tier: kind of weights -> rows ("1", "64") -> count."""
@@ -40,46 +39,56 @@ class Coefficients:
     """What is fitted. Rates are of one core.
 
     instructions_per_s   of the inner loops
-    attention_per_s      products of queries with keys, and of weights with values
+    attention_per_s      products of queries with keys, and of weights with values, in steps of the prompt
+    attention_row_per_s  the same for one row, which nothing is shared with
     launch_s             a kernel's price with one thread; handover_s comes on top of it with several
     overlap              exponent: 1, one after the other, to infinity, whatever is longer
     """
 
     instructions_per_s: float
     attention_per_s: float
+    attention_row_per_s: float
     launch_s: float
     handover_s: float
     overlap: float
 
-    def as_json(self) -> dict[str, float]:
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class Memory:
-    """The fitted part of memory. base_bytes: program, libraries, stacks; bytes_per_entry: of the vocabulary."""
+    """The fitted part of memory.
+
+    base_bytes       program, libraries, stacks
+    bytes_per_entry  of the vocabulary: tokenizer, logits
+    window_bytes     what the kernel maps around a byte that is looked up
+    """
 
     base_bytes: float
     bytes_per_entry: float
+    window_bytes: float
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a figure asks of a machine: bytes from memory, instructions, products of attention, kernels, tokens."""
+    """What a figure asks of a machine: bytes from memory, instructions, products of attention, kernels, tokens.
+
+    attention: in steps of the prompt; attention_row: of single rows.
+    """
 
     bytes: float
     instructions: float
     attention: float
+    attention_row: float
     launches: float
     tokens: int
 
     def seconds(self, machine: Coefficients, threads: int, bandwidth_bytes_per_s: float) -> float:
         """For the whole figure, with `threads` threads that read at this bandwidth together."""
         memory = self.bytes / bandwidth_bytes_per_s
-        compute = self.instructions / machine.instructions_per_s + self.attention / machine.attention_per_s
+        compute = self.instructions / machine.instructions_per_s
+        compute += self.attention / machine.attention_per_s + self.attention_row / machine.attention_row_per_s
         compute /= threads
         longer, shorter = max(memory, compute), min(memory, compute)
-        both = longer * (1 + (shorter / longer) ** machine.overlap) ** (1 / machine.overlap)
+        both: float = longer * (1 + (shorter / longer) ** machine.overlap) ** (1 / machine.overlap)
         return both + self.launches * (machine.launch_s + (machine.handover_s if threads > 1 else 0.0))
 
 
@@ -90,7 +99,8 @@ def decode_work(sketch: Sketch, table: Table, depth: float) -> Work:
     return Work(
         bytes=_bytes(matrices) + sketch.vector_bytes + sketch.kv_bytes_per_token * seen,
         instructions=_instructions(matrices, table, 1),
-        attention=2 * sketch.attention * seen,
+        attention=0.0,
+        attention_row=2.0 * sketch.attention * seen,
         launches=_launches(sketch, "body 1") + _launches(sketch, "head 1"),
         tokens=1,
     )
@@ -107,6 +117,7 @@ def prefill_work(sketch: Sketch, table: Table, tokens: int) -> Work:
         bytes=steps * (_bytes(sketch.body) + sketch.vector_bytes) + _bytes(sketch.head),
         instructions=rows * body + _instructions(sketch.head, table, 1),
         attention=2.0 * sketch.attention * seen,
+        attention_row=0.0,
         launches=steps * _launches(sketch, f"body {STEP_ROWS}") + _launches(sketch, "head 1"),
         tokens=tokens,
     )
@@ -125,10 +136,10 @@ def resident_bytes(sketch: Sketch, memory: Memory, positions: int, looked_up: in
 
     looked_up: different tokens whose embedding was read, where it is not the head too; None: as many as positions.
     """
-    read = sketch.weight_bytes - sketch.lookup_bytes
-    pages = sketch.lookup_bytes / PAGE_BYTES
+    read = sketch.weight_bytes - sketch.lookup_bytes + SHARD_BYTES * (sketch.n_layers + 3)
+    windows = sketch.lookup_bytes / memory.window_bytes
     n = positions if looked_up is None else looked_up
-    touched = sketch.lookup_bytes * (1 - (1 - 1 / pages) ** n) if pages > 1 else sketch.lookup_bytes
+    touched = sketch.lookup_bytes * (1 - (1 - 1 / windows) ** n) if windows > 1 else sketch.lookup_bytes
     fixed = memory.base_bytes + memory.bytes_per_entry * sketch.vocab_size
     return read + touched + sketch.arena_bytes + kv_bytes(sketch, positions) + fixed
 
@@ -144,8 +155,3 @@ def _instructions(matrices: tuple[Matrix, ...], table: Table, rows: int) -> floa
 
 def _launches(sketch: Sketch, function: str) -> int:
     return sketch.launches[function]
-
-
-def coefficients_of(document: Mapping[str, Any]) -> Coefficients:
-    """From the data file, checked by edgellm.measured."""
-    return Coefficients(**{key: float(document[key]) for key in Coefficients.__dataclass_fields__})

@@ -5,21 +5,21 @@ from __future__ import annotations
 import datetime
 import json
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from crosscompile.sketch import Sketch
-from edgellm import __version__, hub
-from edgellm.bandwidth import build_probe
+from edgellm import __version__, fit, hub
+from edgellm.bandwidth import Probe, build_probe
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
 from edgellm.compile import Options, build
 from edgellm.errors import PeerError, UsageError
-from edgellm.fit import Peak, Sample, fit_memory, fit_speed
 from edgellm.measured import Machine, Run
 from edgellm.prediction import Coefficients, Memory, Table, Work, decode_work, prefill_work, resident_bytes
-from edgellm.sample import Quiet, run_quiet
+from edgellm.sample import Quiet, Sample, run_once
 from edgellm.sketching import sketches
 
 Progress = Callable[[str, int, int], None]
@@ -28,11 +28,13 @@ Sketches = Mapping[tuple[str, tuple[str | None, ...]], Sketch]
 """By model and scheme."""
 
 LOGIT_BYTES = 4
-GENERATE = 48
-PROMPTS = (128, 512)
+GENERATE = 24
 BLOCK = 64
 OTHERS = 0.15
 """Processors that other programs may use of those that a sample needs."""
+
+TRIES, PAUSE_S, PROBE_MIB = 4, 0.3, 128
+"""The pause gives other programs their turn, so that they do not take it in the middle of a sample."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +54,36 @@ def prepare(models: Sequence[str], options: Sequence[Options], board: Board, pro
 
 
 def measure(
-    models: Sequence[Model], board: Board, threads: Sequence[int], rounds: int, progress: Progress
+    models: Sequence[Model],
+    board: Board,
+    threads: Sequence[int],
+    prompts: Sequence[int],
+    rounds: int,
+    progress: Progress,
 ) -> list[Run]:
-    """`rounds` samples of each cell, in turn. Raises PeerError.
+    """`rounds` samples of each cell, in turn; a cell without any is left out. Raises PeerError.
 
     A sample is one process that fills the cache with a prompt and then decodes behind it; the bandwidth counted is the
     mean of those measured before and after it, with as many threads. Where others took a thread's core, it is taken
-    again, a few times, and the quietest counts.
+    again, a few times, and then does not count.
     """
     probe = build_probe(board.target())
-    cells = [(model, n, prompt) for model in models for n in threads for prompt in PROMPTS]
+    cells = [(model, n, prompt) for model in models for n in threads for prompt in prompts]
     taken: dict[tuple[int, str], list[tuple[float, float, float]]] = defaultdict(list)
     for at in range(rounds * len(cells)):
         index = at % len(cells)
         model, n, prompt = cells[index]
         progress(f"measuring {model.name}, {n} threads", at, rounds * len(cells))
-        before = probe.measure(n).gb_s
-        answer = bench(model.bundle, n, prompt, Quiet(board.n_cores - n + OTHERS, wait_s=10))
-        rate = (before + probe.measure(n).gb_s) / 2 * 1e9
-        for figure in ("decode", "prefill"):
-            taken[index, figure].append((answer[f"{figure}_tok_s"], rate, answer["peak_rss_bytes"]))
+        quiet = Quiet(board.n_cores - n + OTHERS)
+        for _ in range(TRIES):
+            before = _bandwidth(probe, n)
+            time.sleep(PAUSE_S)
+            sample, answer = bench(model.bundle, n, prompt)
+            rate = (before + _bandwidth(probe, n)) / 2
+            if sample.is_quiet(quiet):
+                for figure in ("decode", "prefill"):
+                    taken[index, figure].append((answer[f"{figure}_tok_s"], rate, answer["peak_rss_bytes"]))
+                break
     return [
         Run(
             model=model.name,
@@ -85,7 +97,13 @@ def measure(
         )
         for index, (model, n, prompt) in enumerate(cells)
         for figure in ("decode", "prefill")
+        if taken[index, figure]
     ]
+
+
+def _bandwidth(probe: Probe, threads: int) -> float:
+    time.sleep(PAUSE_S)
+    return probe.measure(threads, PROBE_MIB).gb_s * 1e9
 
 
 def context_of(prompt: int) -> int:
@@ -93,16 +111,16 @@ def context_of(prompt: int) -> int:
     return -(-(prompt + GENERATE + 1) // BLOCK) * BLOCK
 
 
-def bench(bundle: Bundle, threads: int, prompt: int, quiet: Quiet) -> dict[str, float]:
-    """One process of `edgellm-rt bench`. Raises PeerError."""
+def bench(bundle: Bundle, threads: int, prompt: int) -> tuple[Sample, dict[str, float]]:
+    """One process of `edgellm-rt bench`, and what it says. Raises PeerError."""
     sizes = {"--prompt": prompt, "--generate": GENERATE, "--repeat": 1, "--threads": threads}
     options = [
         text for name, value in {**sizes, "--context": context_of(prompt)}.items() for text in (name, str(value))
     ]
-    sample = run_quiet([str(bundle.path / "edgellm-rt"), "bench", str(bundle.path), *options, "--json"], quiet)
+    sample = run_once([str(bundle.path / "edgellm-rt"), "bench", str(bundle.path), *options, "--json"])
     try:
         answer = json.loads(sample.out)
-        return {key: float(answer[key]) for key in ("decode_tok_s", "prefill_tok_s", "peak_rss_bytes")}
+        return sample, {key: float(answer[key]) for key in ("decode_tok_s", "prefill_tok_s", "peak_rss_bytes")}
     except (ValueError, LookupError, TypeError) as error:
         raise PeerError(f"edgellm-rt bench: an answer that is not understood: {sample.out[:80]!r}") from error
 
@@ -119,11 +137,11 @@ def resident(run: Run, sketch: Sketch, memory: Memory) -> float:
     return resident_bytes(sketch, memory, run.depth + run.tokens)
 
 
-def _peaks(run: Run, sketched: Sketches) -> list[Peak]:
+def _peaks(run: Run, sketched: Sketches) -> list[fit.Peak]:
     sketch = sketched[run.model, run.scheme]
     explained = resident_bytes(sketch, Memory(0, 0, 1), run.depth + run.tokens, looked_up=0)
     looked_up = run.depth + run.tokens
-    return [Peak(peak, explained, sketch.vocab_size, sketch.lookup_bytes, looked_up) for _, _, peak in run.samples]
+    return [fit.Peak(peak, explained, sketch.vocab_size, sketch.lookup_bytes, looked_up) for _, _, peak in run.samples]
 
 
 def bytes_per_entry(models: Sequence[Model]) -> float:
@@ -198,12 +216,14 @@ def fit_machine(
     if not chosen:
         raise UsageError("there are no runs of the models to fit to; name models that were measured")
     samples = [
-        Sample(work := work_of(run, sketched[run.model, run.scheme], table), run.threads, rate, work.tokens / speed)
+        fit.Sample(work := work_of(run, sketched[run.model, run.scheme], table), run.threads, rate, work.tokens / speed)
         for run in chosen
         for speed, rate, _ in run.samples
     ]
-    coefficients = fit_speed(samples)
-    memory = fit_memory([peak for run in chosen if run.figure == "decode" for peak in _peaks(run, sketched)], per_entry)
+    coefficients = fit.fit_speed(samples)
+    memory = fit.fit_memory(
+        [peak for run in chosen if run.figure == "decode" for peak in _peaks(run, sketched)], per_entry
+    )
     speeds, peaks = compare(runs, coefficients, table, sketched), compare_memory(runs, memory, sketched)
     machine = Machine(
         cpu=board.cpu,

@@ -15,6 +15,7 @@ import numpy as np
 from edgellm.prediction import Coefficients, Memory, Work
 
 _STEPS = 200
+_SOFT = 0.1
 _OVERLAPS = (1.2, 2.0, 4.0)
 _LIMITS = {"overlap": (1.0, 8.0)}
 _START = {
@@ -45,7 +46,7 @@ def fit_speed(samples: Sequence[Sample], known: dict[str, float] | None = None) 
     def residuals(logarithms: np.ndarray) -> np.ndarray:
         machine = _machine(names, logarithms, known)
         guesses = [s.work.seconds(machine, s.threads, s.bandwidth_bytes_per_s) for s in samples]
-        return np.asarray(np.log(guesses) - measured)
+        return softened(np.log(guesses) - measured)
 
     best: tuple[float, np.ndarray] | None = None
     for rate, overlap in itertools.product((1.0, 0.3), _OVERLAPS if "overlap" in names else (1.0,)):
@@ -56,6 +57,14 @@ def fit_speed(samples: Sequence[Sample], known: dict[str, float] | None = None) 
             best = (cost, found)
     assert best is not None
     return _machine(names, best[1], known)
+
+
+def softened(errors: np.ndarray) -> np.ndarray:
+    """Errors whose squares are pseudo-Huber's loss: beyond a tenth they count by their size, not its square.
+
+    What else a machine does makes some samples slow, and none fast.
+    """
+    return np.asarray(np.sign(errors) * _SOFT * np.sqrt(2 * (np.sqrt(1 + (errors / _SOFT) ** 2) - 1)))
 
 
 def _machine(names: Sequence[str], logarithms: np.ndarray, known: dict[str, float]) -> Coefficients:

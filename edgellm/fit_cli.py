@@ -28,8 +28,8 @@ def main(args: argparse.Namespace) -> int:
             models = list(dict.fromkeys([*args.fit, *args.check]))
             options = [Options(args.scheme or "w4a8")]
             prepared = calibration.prepare(models, options, board, display.update)
-            threads = sorted({int(n) for n in args.threads.split(",") if int(n) <= board.n_cores})
-            runs = calibration.measure(prepared, board, threads, args.rounds, display.update)
+            threads = [n for n in args.threads if n <= board.n_cores]
+            runs = calibration.measure(prepared, board, threads, args.prompts, args.rounds, display.update)
             fitted_on: Sequence[str] = args.fit
             per_entry = calibration.bytes_per_entry(prepared)
         else:

@@ -52,8 +52,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fitting.add_argument("--fit", nargs="*", metavar="MODEL", help="measure these and fit; none: fit to the runs in -o")
     fitting.add_argument("--check", nargs="+", default=[], metavar="MODEL", help="measure these too, as the test")
     fitting.add_argument("--rounds", type=int, default=3, metavar="N", help="samples of each figure (default: 3)")
-    fitting.add_argument("--threads", default="1,2", metavar="N,…", help="threads to measure with (default: 1,2)")
+    fitting.add_argument(
+        "--threads", type=positive_numbers, default=[1, 2], metavar="N,…", help="to measure with (default: 1,2)"
+    )
+    fitting.add_argument(
+        "--prompts", type=positive_numbers, default=[64, 128, 512], metavar="N,…", help="lengths (default: 64,128,512)"
+    )
     fitting.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: measured.json beside boards.toml")
+
+
+def positive_numbers(text: str) -> list[int]:
+    """A type for argparse: "1,2"."""
+    counts = sorted({int(part) for part in text.split(",")})
+    if min(counts) < 1:
+        raise ValueError
+    return counts
 
 
 def main(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from crosscompile.errors import TargetError
 from crosscompile.sketch import Sketch
 from edgellm.boards import Board, list_boards
 from edgellm.compile import DEFAULT_CONTEXT, Options
@@ -189,5 +190,13 @@ def choose(predictions: Sequence[Prediction], at_least_tok_s: float) -> Predicti
 
 
 def hardware() -> list[Board]:
-    """Every type of board that is not emulated, this machine included."""
-    return [board for board in list_boards() if not board.virtual]
+    """Every type of board that is not emulated, this machine included if it can run bundles."""
+    return [board for board in list_boards() if not board.virtual and _has_tier(board)]
+
+
+def _has_tier(board: Board) -> bool:
+    try:
+        board.target()
+    except TargetError:
+        return False
+    return True

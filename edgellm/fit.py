@@ -22,6 +22,7 @@ _START = {
     "instructions_per_s": 5e9,
     "attention_per_s": 5e9,
     "attention_row_per_s": 5e9,
+    "imbalance": 0.05,
     "launch_s": 2e-6,
     "handover_s": 2e-6,
 }

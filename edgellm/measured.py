@@ -82,12 +82,13 @@ class Measured:
 
 @dataclass(frozen=True)
 class Core:
-    """A kind of core, from other programs' published figures. instructions_per_cycle of inner loops; overlap.
+    """A kind of core, from other programs' published figures: a part of Coefficients.
 
     errors: largest relative error, by figure, over the published runs.
     """
 
     instructions_per_cycle: float
+    imbalance: float
     overlap: float
     errors: dict[str, float]
     sources: tuple[str, ...]
@@ -180,6 +181,7 @@ def _errors(document: Mapping[str, Any]) -> dict[str, float]:
 def _core(document: Mapping[str, Any]) -> Core:
     return Core(
         _positive(document["instructions_per_cycle"]),
+        _positive(document["imbalance"]),
         _positive(document["overlap"]),
         _errors(document["errors"]),
         tuple(map(str, document["sources"])),

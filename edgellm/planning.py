@@ -115,6 +115,7 @@ def _scaled(core: Core, clock_hz: int, reference: Machine) -> Coefficients:
         attention_row_per_s=reference.coefficients.attention_row_per_s / slower,
         launch_s=reference.coefficients.launch_s * slower,
         handover_s=reference.coefficients.handover_s * slower,
+        imbalance=core.imbalance,
         overlap=core.overlap,
     )
 

@@ -41,6 +41,7 @@ class Coefficients:
     instructions_per_s   of the inner loops
     attention_per_s      products of queries with keys, and of weights with values, in steps of the prompt
     attention_row_per_s  the same for one row, which nothing is shared with
+    imbalance            share of its work that each further thread costs the others, who wait for the last
     launch_s             a kernel's price with one thread; handover_s comes on top of it with several
     overlap              exponent: 1, one after the other, to infinity, whatever is longer
     """
@@ -48,6 +49,7 @@ class Coefficients:
     instructions_per_s: float
     attention_per_s: float
     attention_row_per_s: float
+    imbalance: float
     launch_s: float
     handover_s: float
     overlap: float
@@ -86,7 +88,7 @@ class Work:
         memory = self.bytes / bandwidth_bytes_per_s
         compute = self.instructions / machine.instructions_per_s
         compute += self.attention / machine.attention_per_s + self.attention_row / machine.attention_row_per_s
-        compute /= threads
+        compute *= (1 + machine.imbalance * (threads - 1)) / threads
         longer, shorter = max(memory, compute), min(memory, compute)
         both: float = longer * (1 + (shorter / longer) ** machine.overlap) ** (1 / machine.overlap)
         return both + self.launches * (machine.launch_s + (machine.handover_s if threads > 1 else 0.0))

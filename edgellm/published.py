@@ -108,7 +108,7 @@ def _core(entries: Sequence[tuple[PublishedRun, Sample]], clock_hz: int) -> Core
         error = abs(sample.seconds / seconds_of(sample, machine) - 1)
         errors[run.figure] = round(max(error, errors.get(run.figure, 0.0)), 4)
     sources = tuple(dict.fromkeys(run.source for run, _ in entries))
-    return Core(machine.instructions_per_s / clock_hz, machine.overlap, errors, sources)
+    return Core(machine.instructions_per_s / clock_hz, machine.imbalance, machine.overlap, errors, sources)
 
 
 def seconds_of(sample: Sample, machine: Coefficients) -> float:
@@ -117,4 +117,6 @@ def seconds_of(sample: Sample, machine: Coefficients) -> float:
 
 def machine_of(core: Core, clock_hz: int) -> Coefficients:
     """A core's coefficients for published figures."""
-    return Coefficients(core.instructions_per_cycle * clock_hz, overlap=core.overlap, **_NEGLIGIBLE)
+    return Coefficients(
+        core.instructions_per_cycle * clock_hz, imbalance=core.imbalance, overlap=core.overlap, **_NEGLIGIBLE
+    )

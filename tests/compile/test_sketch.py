@@ -110,6 +110,7 @@ def test_memory_is_as_measured_for_a_model_that_is_compiled_now(tmp_path, monkey
     tier = board.target().tier.name
     found = sketch_of(hub.read_config(name)[0], [tier], [Options("w4a8")])[0][tier]
     shipped = measured.read(measured.packaged_path()).machines[0].memory
+    calibration.settle(made, 128)
     answer = calibration.bench(made, 1, 128)[1]
     predicted = resident_bytes(found, shipped, 128 + calibration.GENERATE)
     assert predicted == pytest.approx(answer["peak_rss_bytes"], rel=0.03)

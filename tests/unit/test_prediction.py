@@ -43,7 +43,7 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_fit_finds_the_machine_that_made_the_samples() -> None:
-    truth = Coefficients(9e9, 1.5e10, 7e9, 4e-6, 3e-6, 2.5)
+    truth = Coefficients(9e9, 1.5e10, 7e9, 0.05, 4e-6, 3e-6, 2.5)
     noise = np.random.default_rng(1)
     samples = []
     for shape, threads, depth in itertools.product(
@@ -63,11 +63,11 @@ def test_a_fit_finds_the_machine_that_made_the_samples() -> None:
 def test_time_lies_between_the_longer_part_and_both_one_after_the_other() -> None:
     work = Work(1e9, 1e9, 0, 0, 0, 1)
     for overlap in (1, 1.5, 3, 8):
-        seconds = work.seconds(Coefficients(1e9, 1, 1, 0, 0, overlap), 1, 1e9)
+        seconds = work.seconds(Coefficients(1e9, 1, 1, 0, 0, 0, overlap), 1, 1e9)
         assert 1 < seconds <= 2
-    assert work.seconds(Coefficients(1e9, 1, 1, 0, 0, 1), 1, 1e9) == pytest.approx(2)
-    assert work.seconds(Coefficients(1e9, 1, 1, 0, 0, 8), 2, 1e9) < work.seconds(
-        Coefficients(1e9, 1, 1, 0, 0, 8), 1, 1e9
+    assert work.seconds(Coefficients(1e9, 1, 1, 0, 0, 0, 1), 1, 1e9) == pytest.approx(2)
+    assert work.seconds(Coefficients(1e9, 1, 1, 0, 0, 0, 8), 2, 1e9) < work.seconds(
+        Coefficients(1e9, 1, 1, 0, 0, 0, 8), 1, 1e9
     )
 
 

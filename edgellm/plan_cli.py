@@ -2,8 +2,8 @@
 
 MODEL is a checkpoint directory, a config.json, `random:SHAPE`, or a Hub id, of which only config.json is fetched.
 Speed is a prompt of 128 tokens, and the answer behind it. "±" is the largest error seen where predictions of this kind
-were compared with runs; "measured" rests on runs of edgellm on that processor, "published" on other programs' figures
-for that core, "rough" on neither.
+were compared with runs; "~" says that they never were, and a core that executes in order will be slower. "measured"
+rests on runs of edgellm on that processor, "published" on other programs' figures for that core, "rough" on neither.
 """
 
 from __future__ import annotations
@@ -153,8 +153,9 @@ def _speed(speed: Any) -> str:
     if speed is None:
         return "?"
     digits = 0 if speed.tok_s >= 99.5 else 1 if speed.tok_s >= 9.95 else 2
-    error = f" ±{speed.error:.0%}" if speed.error is not None else ""
-    return f"{speed.tok_s:.{digits}f}{error}"
+    if speed.error is None:
+        return f"~{speed.tok_s:.{digits}f}"
+    return f"{speed.tok_s:.{digits}f} ±{speed.error:.0%}"
 
 
 def _threads(each: Any) -> str:

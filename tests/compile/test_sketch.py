@@ -128,7 +128,7 @@ def test_the_command_for_every_board_and_for_one(capsys, tmp_path):
     assert {"rpi5", "rpi4", "rpi2", "n100", "local", "android-arm64"} <= boards.keys()
     assert not any(each.startswith("virtual") for each in boards)
     schemes = boards["rpi5"]["schemes"]
-    assert schemes[0]["scheme"] == "w4a8"
+    assert [each["scheme"] for each in schemes] == ["w4a8, embedding w4a8, head w4a8", "w4a8", "w8a8"]
     assert schemes[0]["decode"]["tok_s"] > 0
     assert boards["android-arm64"]["schemes"][0]["decode"] is None
     assert main(["plan", str(folder), "--board", "rpi5", "--context", "256"]) == 0

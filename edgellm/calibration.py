@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import datetime
-import json
-import os
 import statistics
-import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 
 from crosscompile.sketch import Sketch
 from edgellm import __version__, fit, hub
-from edgellm.bandwidth import Probe, build_probe
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
 from edgellm.compile import Options, build
-from edgellm.errors import PeerError, UsageError
+from edgellm.errors import UsageError
 from edgellm.measured import Machine, Run
 from edgellm.prediction import Coefficients, Memory, Table, Work, decode_work, prefill_work, resident_bytes
-from edgellm.sample import Quiet, Sample, run_once
 from edgellm.sketching import sketches
+from edgellm.workbench import GENERATE, Workbench, context_of
 
 Progress = Callable[[str, int, int], None]
 
@@ -29,13 +25,8 @@ Sketches = Mapping[tuple[str, tuple[str | None, ...]], Sketch]
 """By model and scheme."""
 
 LOGIT_BYTES = 4
-GENERATE = 24
-BLOCK = 64
-OTHERS = 0.15
-"""Processors that other programs may use of those that a sample needs."""
-
-TRIES, PAUSE_S, PROBE_MIB = 4, 0.3, 128
-"""The pause gives other programs their turn, so that they do not take it in the middle of a sample."""
+TRIES = 4
+"""Of a sample that should be quiet."""
 
 
 @dataclass(frozen=True)
@@ -56,36 +47,33 @@ def prepare(models: Sequence[str], options: Sequence[Options], board: Board, pro
 
 def measure(
     models: Sequence[Model],
-    board: Board,
+    bench: Workbench,
     threads: Sequence[int],
     prompts: Sequence[int],
     rounds: int,
     progress: Progress,
 ) -> list[Run]:
-    """`rounds` samples of each cell, in turn; a cell without any is left out. Raises PeerError.
+    """`rounds` samples of each cell, in turn; a cell without any is left out. Raises EdgeError.
 
-    A sample is one process that fills the cache with a prompt and then decodes behind it; the bandwidth counted is the
-    mean of those measured before and after it, with as many threads. Where others took a thread's core, it is taken
-    again, a few times, and then does not count.
+    The bandwidth counted is the mean of those measured before and after a sample, with as many threads. Where others
+    took a thread's core, the sample is taken again, a few times, and then does not count.
     """
-    probe = build_probe(board.target())
-    for model in models:
-        settle(model.bundle, max(prompts))
+    for at, model in enumerate(models):
+        progress(f"first run of {model.name}", at, len(models))
+        bench.settle(model.bundle, max(prompts))
     cells = [(model, n, prompt) for model in models for n in threads for prompt in prompts]
     taken: dict[tuple[int, str], list[tuple[float, float, float]]] = defaultdict(list)
     for at in range(rounds * len(cells)):
         index = at % len(cells)
         model, n, prompt = cells[index]
         progress(f"measuring {model.name}, {n} threads", at, rounds * len(cells))
-        quiet = Quiet(board.n_cores - n + OTHERS)
         for _ in range(TRIES):
-            before = _bandwidth(probe, n)
-            time.sleep(PAUSE_S)
-            sample, answer = bench(model.bundle, n, prompt)
-            rate = (before + _bandwidth(probe, n)) / 2
-            if sample.is_quiet(quiet):
-                for figure in ("decode", "prefill"):
-                    taken[index, figure].append((answer[f"{figure}_tok_s"], rate, answer["peak_rss_bytes"]))
+            before = bench.bandwidth(n)
+            answer = bench.bench(model.bundle, n, prompt)
+            rate = (before + bench.bandwidth(n)) / 2
+            if answer.quiet:
+                taken[index, "decode"].append((answer.decode_tok_s, rate, answer.peak_rss_bytes))
+                taken[index, "prefill"].append((answer.prefill_tok_s, rate, answer.peak_rss_bytes))
                 break
     return [
         Run(
@@ -102,45 +90,6 @@ def measure(
         for figure in ("decode", "prefill")
         if taken[index, figure]
     ]
-
-
-def settle(bundle: Bundle, prompt: int) -> None:
-    """Has the kernel hold of the weights what it would after a boot: what a process reads, in pieces as it reads them.
-
-    Files that were just written lie in the page cache in larger pieces, and looking up a row then maps more.
-    """
-    for file in (bundle.path / "weights").glob("*.safetensors"):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        finally:
-            os.close(descriptor)
-    bench(bundle, 1, prompt)
-
-
-def _bandwidth(probe: Probe, threads: int) -> float:
-    time.sleep(PAUSE_S)
-    return probe.measure(threads, PROBE_MIB).gb_s * 1e9
-
-
-def context_of(prompt: int) -> int:
-    """Positions that a sample makes room for, in whole blocks."""
-    return -(-(prompt + GENERATE + 1) // BLOCK) * BLOCK
-
-
-def bench(bundle: Bundle, threads: int, prompt: int) -> tuple[Sample, dict[str, float]]:
-    """One process of `edgellm-rt bench`, and what it says. Raises PeerError."""
-    sizes = {"--prompt": prompt, "--generate": GENERATE, "--repeat": 1, "--threads": threads}
-    options = [
-        text for name, value in {**sizes, "--context": context_of(prompt)}.items() for text in (name, str(value))
-    ]
-    sample = run_once([str(bundle.path / "edgellm-rt"), "bench", str(bundle.path), *options, "--json"])
-    try:
-        answer = json.loads(sample.out)
-        return sample, {key: float(answer[key]) for key in ("decode_tok_s", "prefill_tok_s", "peak_rss_bytes")}
-    except (ValueError, LookupError, TypeError) as error:
-        raise PeerError(f"edgellm-rt bench: an answer that is not understood: {sample.out[:80]!r}") from error
 
 
 def work_of(run: Run, sketch: Sketch, table: Table) -> Work:

@@ -1,4 +1,4 @@
-"""The part of `edgellm plan` that measures this machine and fits coefficients to it."""
+"""The part of `edgellm plan` that measures a machine and fits coefficients to it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,23 @@ from dataclasses import replace
 from typing import Any
 
 from edgellm import calibration, measured, published
-from edgellm.boards import load_board
+from edgellm.boards import LOCAL, Board, find_board, load_board
 from edgellm.compile import Options
 from edgellm.compile_cli import StageDisplay
+from edgellm.connection import connect
 from edgellm.errors import UsageError
 from edgellm.measured import Measured
 from edgellm.sketching import instruction_table
+from edgellm.workbench import LocalWorkbench, RemoteWorkbench, Workbench
 
 
 def main(args: argparse.Namespace) -> int:
     """Runs `edgellm plan --fit`."""
-    board = load_board("local")
+    board = find_board(args.board) if args.board else load_board(LOCAL)
+    if board.virtual:
+        raise UsageError(
+            f"{board.id} is emulated: its speed says nothing of a board's; name hardware, or leave --board out"
+        )
     path = args.output or measured.own_path()
     if args.rounds < 1:
         raise UsageError("--rounds must be at least 1")
@@ -29,13 +35,14 @@ def main(args: argparse.Namespace) -> int:
             options = [Options(args.scheme or "w4a8")]
             prepared = calibration.prepare(models, options, board, display.update)
             threads = [n for n in args.threads if n <= board.n_cores]
-            runs = calibration.measure(prepared, board, threads, args.prompts, args.rounds, display.update)
+            with _workbench(board) as bench:
+                runs = calibration.measure(prepared, bench, threads, args.prompts, args.rounds, display.update)
             fitted_on: Sequence[str] = args.fit
             per_entry = calibration.bytes_per_entry(prepared)
         else:
             machine = known.machine(board.cpu, board.n_cores) if known else None
             if machine is None:
-                raise UsageError(f"{path} has no runs of this machine; name models to measure: --fit MODEL MODEL")
+                raise UsageError(f"{path} has no runs of {board.label}; name models to measure: --fit MODEL MODEL")
             runs, fitted_on, per_entry = list(machine.runs), machine.fitted_on, machine.memory.bytes_per_entry
         table = instruction_table(display.update)
         machine, speeds, peaks = calibration.fit_machine(
@@ -55,6 +62,12 @@ def main(args: argparse.Namespace) -> int:
     else:
         show(path, machine, speeds, peaks)
     return 0
+
+
+def _workbench(board: Board) -> Workbench:
+    if board.id == LOCAL and board.host is None:
+        return LocalWorkbench(board)
+    return RemoteWorkbench(board, connect(board))
 
 
 def show(path: Any, machine: Any, speeds: Sequence[Any], peaks: Sequence[Any]) -> None:

@@ -27,8 +27,9 @@ examples:
   edgellm plan ./MyModel --board rpi5                         every scheme and context length on one
   edgellm plan random:tinyllama-1.1b --board kitchen --context 8192
 
-fit predictions to this machine (measures for minutes; keep it quiet), with other models as the test:
+fit predictions to this machine or a board (measures for minutes; keep it quiet), with other models as the test:
   edgellm plan --fit random:smollm2-135m random:tinyllama-1.1b --check random:smollm2-360m
+  edgellm plan --fit random:smollm2-135m random:smollm2-360m --board kitchen --threads 1,2,4
 """
 
 
@@ -47,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     fitting = parser.add_argument_group(
-        "fitting", "coefficients come from runs on this machine, not from anybody's head"
+        "fitting", "coefficients come from runs on this machine or on --board, not from anybody's head"
     )
     fitting.add_argument("--fit", nargs="*", metavar="MODEL", help="measure these and fit; none: fit to the runs in -o")
     fitting.add_argument("--check", nargs="+", default=[], metavar="MODEL", help="measure these too, as the test")

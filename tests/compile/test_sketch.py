@@ -20,6 +20,7 @@ from edgellm import calibration, hub, measured
 from edgellm.cli import main
 from edgellm.compile import Options
 from edgellm.prediction import Memory, resident_bytes
+from edgellm.workbench import GENERATE, LocalWorkbench, RemoteWorkbench
 
 TINY = dict(hub.read_config("random:tiny")[0])
 
@@ -110,11 +111,11 @@ def test_memory_is_as_measured_for_a_model_that_is_compiled_now(tmp_path, monkey
     tier = board.target().tier.name
     found = sketch_of(hub.read_config(name)[0], [tier], [Options("w4a8")])[0][tier]
     shipped = measured.read(measured.packaged_path()).machines[0].memory
-    calibration.settle(made, 128)
-    answer = calibration.bench(made, 1, 128)[1]
-    predicted = resident_bytes(found, shipped, 128 + calibration.GENERATE)
-    assert predicted == pytest.approx(answer["peak_rss_bytes"], rel=0.03)
-    assert resident_bytes(found, Memory(0, 0, 1), 0, looked_up=0) < answer["peak_rss_bytes"]
+    bench = LocalWorkbench(board)
+    bench.settle(made, 128)
+    peak = bench.bench(made, 1, 128).peak_rss_bytes
+    assert resident_bytes(found, shipped, 128 + GENERATE) == pytest.approx(peak, rel=0.03)
+    assert resident_bytes(found, Memory(0, 0, 1), 0, looked_up=0) < peak
 
 
 def test_the_command_for_every_board_and_for_one(capsys, tmp_path):
@@ -151,3 +152,21 @@ def test_fitting_to_a_real_run(capsys, tmp_path):
     assert main(["plan", "--fit", "-o", str(file)]) == 0
     assert "fitted" in capsys.readouterr().out
     assert measured.read(file).machines[0].runs == own.machines[0].runs
+
+
+def test_a_board_is_measured_over_its_connection_and_left_as_it_was(tmp_path):
+    """A LocalRemote stands for the way to the board; deployment, probe and runs are real."""
+    from edgellm.boards import load_board
+    from edgellm.fake import FakeRemote
+
+    board = load_board("local")
+    model = calibration.prepare(["random:tiny"], [Options("w4a8")], board, lambda *_: None)
+    home = tmp_path / "board"
+    home.mkdir()
+    with RemoteWorkbench(board, FakeRemote(home)) as bench:
+        runs = calibration.measure(model, bench, [1], [64], 1, lambda *_: None)
+        assert bench.bandwidth(1) > 1e8
+        assert list((home / ".edgellm" / "models").iterdir())
+    assert {run.figure for run in runs} <= {"decode", "prefill"}
+    assert list((home / ".edgellm" / "models").iterdir()) == []
+    assert not (home / ".edgellm" / "bandwidth-probe").exists()

@@ -124,7 +124,8 @@ def read_object(file: Path, required: bool = False) -> dict[str, Any]:
     return value
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def read_config(path: Path) -> dict[str, Any]:
+    """config.json of a checkpoint directory. ConfigError if it is missing or its weights are quantized already."""
     file = path / "config.json"
     if not file.is_file():
         raise ConfigError(f"{path} has no config.json: it is not a Hugging Face checkpoint directory")
@@ -237,7 +238,7 @@ def load(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} is a file; name the checkpoint directory that holds config.json")
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist; name a checkpoint directory")
-    config = _read_config(path)
+    config = read_config(path)
     tokenizer_config = read_object(path / "tokenizer_config.json")
     tokenizer = path / "tokenizer.json"
     kind: type[Checkpoint] = Checkpoint

@@ -182,6 +182,19 @@ def _extent(name: str, shape: Sequence[Any], dtype: str, kind: str) -> Any:
     return _nbytes(shape, dtype)
 
 
+def arena_layout(functions: Sequence[Function], hidden_row_bytes: int, logits_row_bytes: int) -> tuple[int, int, int]:
+    """(bytes of the hidden rows, offset of the logits, bytes of the arena).
+
+    Hidden rows come first, kept from body to head; then scratch; logits behind the heads' scratch.
+    """
+    bodies = [f for f in functions if f.role == "body"]
+    heads = [f for f in functions if f.role == "head"]
+    hidden_bytes = aligned(max(f.n for f in bodies) * hidden_row_bytes)
+    logits = hidden_bytes + max(f.scratch_bytes for f in heads)
+    logits_bytes = aligned(max(f.n for f in heads) * logits_row_bytes)
+    return hidden_bytes, logits, max(logits + logits_bytes, hidden_bytes + max(f.scratch_bytes for f in bodies))
+
+
 def write_plan(
     functions: Sequence[Function],
     kernels: Kernels,
@@ -193,15 +206,9 @@ def write_plan(
 ) -> dict[str, Any]:
     """plan.json as a dictionary (runtime_c/FORMAT.md).
 
-    states: (name, bytes per block). Arena: hidden rows first, kept from body to head; then scratch; logits behind the
-    heads' scratch.
+    states: (name, bytes per block).
     """
-    bodies = [f for f in functions if f.role == "body"]
-    heads = [f for f in functions if f.role == "head"]
-    hidden_bytes = aligned(max(f.n for f in bodies) * hidden_row_bytes)
-    logits = hidden_bytes + max(f.scratch_bytes for f in heads)
-    logits_bytes = aligned(max(f.n for f in heads) * logits_row_bytes)
-    arena = max(logits + logits_bytes, hidden_bytes + max(f.scratch_bytes for f in bodies))
+    hidden_bytes, logits, arena = arena_layout(functions, hidden_row_bytes, logits_row_bytes)
 
     order = list(dict.fromkeys(name for f in functions for name, _ in f.steps))
     index = {name: i for i, name in enumerate(order)}

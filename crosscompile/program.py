@@ -97,10 +97,10 @@ def compile_model(
     for role, counts in (("body", ladder.body), ("head", ladder.head)):
         for n in counts:
             start = time.monotonic()
-            traced, parameters = _trace(network, role, n, max(ladder.body))
+            traced, parameters = trace(network, role, n, max(ladder.body))
             for parameter, tensor in parameters:
                 shape = tuple(int(extent) for extent in tensor.shape)
-                stored[parameter] = _stored(parameter, shape, network, scheme, target)
+                stored[parameter] = place_parameter(parameter, shape, network, scheme, target)
             seconds["trace"] += time.monotonic() - start
             start = time.monotonic()
             folder = dump / f"{role}-{n}" if dump else None
@@ -112,10 +112,10 @@ def compile_model(
     start = time.monotonic()
     code, signatures = compile_kernels(kernels.functions, target)
     seconds["generate code"] = time.monotonic() - start
-    states = _states(network)
+    states = states_of(network)
     head_rows = Packing.parse(stored["lm_head.weight"].packing).padded_rows(network.vocab_size)
     plan = write_plan(functions, kernels, signatures, weights, states, 4 * network.hidden_size, 4 * head_rows)
-    parameters_ = _parameters(stored, network, weights)
+    parameters_ = parameters_of(stored, network, weights)
     count = sum(int(np.prod(p.shape)) for p in parameters_ if p.value is None)
     windows = {heads.window for heads in network.heads}
     return CompiledModel(
@@ -148,14 +148,14 @@ def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[
     network = architecture.build(config, scheme.kv)
     stored: dict[str, Stored] = {}
     for role in ("body", "head"):
-        for parameter, tensor in _trace(network, role, 1, 1)[1]:
+        for parameter, tensor in trace(network, role, 1, 1)[1]:
             shape = tuple(int(extent) for extent in tensor.shape)
-            stored[parameter] = _stored(parameter, shape, network, scheme, target)
-    kv_bytes_per_token = sum(size for _, size in _states(network)) // KV_BLOCK
-    return _parameters(stored, network, Weights()), kv_bytes_per_token
+            stored[parameter] = place_parameter(parameter, shape, network, scheme, target)
+    kv_bytes_per_token = sum(size for _, size in states_of(network)) // KV_BLOCK
+    return parameters_of(stored, network, Weights()), kv_bytes_per_token
 
 
-def _trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule, list[tuple[str, Any]]]:
+def trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule, list[tuple[str, Any]]]:
     """The Relax function of one row count, and its parameters in order."""
     if role == "head":
         spec: dict[str, Any] = {
@@ -178,7 +178,7 @@ def _trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule
     return module.export_tvm(spec={FUNCTION: spec})
 
 
-def _stored(name: str, shape: tuple[int, ...], network: Network, scheme: Scheme, target: Target) -> Stored:
+def place_parameter(name: str, shape: tuple[int, ...], network: Network, scheme: Scheme, target: Target) -> Stored:
     """Where and how a parameter is stored. A tied head shares the embedding's tensor if it is packed alike."""
     if len(shape) == 1:
         return Stored(name, "vec", shape)
@@ -189,7 +189,7 @@ def _stored(name: str, shape: tuple[int, ...], network: Network, scheme: Scheme,
     return Stored(name, packing, shape)
 
 
-def _states(network: Network) -> list[tuple[str, int]]:
+def states_of(network: Network) -> list[tuple[str, int]]:
     """(name, bytes per block) of every state."""
     states = []
     for layer, heads in enumerate(network.heads):
@@ -198,7 +198,7 @@ def _states(network: Network) -> list[tuple[str, int]]:
     return states
 
 
-def _parameters(stored: Mapping[str, Stored], network: Network, weights: Weights) -> tuple[Parameter, ...]:
+def parameters_of(stored: Mapping[str, Stored], network: Network, weights: Weights) -> tuple[Parameter, ...]:
     made: dict[str, Parameter] = {}
     for place in stored.values():
         if place.tensor in made:

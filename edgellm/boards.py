@@ -35,6 +35,7 @@ class TargetSection:
     os            linux or android
     cpu           the cores by name, for people
     cpu_features  as Linux prints them in /proc/cpuinfo; only those that every core has
+    core          the fast cores' name, for predictions; clock_hz: their highest usual clock
     """
 
     arch: str
@@ -43,6 +44,8 @@ class TargetSection:
     n_cores: int
     os: str = "linux"
     n_fast_cores: int | None = None
+    core: str | None = None
+    clock_hz: int | None = None
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,15 @@ class MemorySection:
     ram_bytes              of a usual variant, for estimates; deployment asks the board itself
     ram_options_bytes      every variant
     bandwidth_bytes_per_s  theoretical peak: transfers per second times bus width
+    read_bytes_per_s       what programs were seen to read with so many threads as read_threads says, in the same order
     page_bytes             page size of the usual kernel
     """
 
     ram_bytes: int
     ram_options_bytes: tuple[int, ...] = ()
     bandwidth_bytes_per_s: int | None = None
+    read_threads: tuple[int, ...] = ()
+    read_bytes_per_s: tuple[int, ...] = ()
     page_bytes: int = 4096
 
 
@@ -292,6 +298,17 @@ def _check(board: Board, path: Path) -> None:
             not memory.ram_options_bytes or memory.ram_bytes in memory.ram_options_bytes,
             "must contain ram_bytes",
         ),
+        (
+            "memory.read_bytes_per_s",
+            len(memory.read_bytes_per_s) == len(memory.read_threads) and all(n > 0 for n in memory.read_bytes_per_s),
+            "must have a positive number for each of read_threads",
+        ),
+        (
+            "memory.read_threads",
+            list(memory.read_threads) == sorted({n for n in memory.read_threads if n > 0}),
+            "must be positive and ascend",
+        ),
+        ("target.clock_hz", (target.clock_hz or 1) > 0, "must be positive"),
         ("memory.page_bytes", memory.page_bytes in (4096, 16384, 65536), "must be 4096, 16384 or 65536"),
         ("runtime.threads_decode", 0 < (board.runtime.threads_decode or 1) <= target.n_cores, "must be 1 to n_cores"),
         ("runtime.threads_prefill", 0 < (board.runtime.threads_prefill or 1) <= target.n_cores, "must be 1 to n_cores"),

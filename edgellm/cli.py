@@ -33,6 +33,8 @@ COMMANDS: dict[str, Command] = {
     "profile": Command("show where the time goes on a board, step by step", "edgellm.profile_cli"),
     "compare": Command("find the first step whose numbers differ between machines", "edgellm.compare_cli"),
     "eval": Command("measure how much a scheme changes the model", "edgellm.evaluate_cli"),
+    "plan": Command("predict speed and memory on every board, before any download", "edgellm.plan_cli"),
+    "doctor": Command("look at this machine or a board, and say what to mend", "edgellm.doctor_cli"),
     "boards": Command("list, show and add boards", "edgellm.boards_cli"),
     "board": Command("start, stop and look at a virtual board", "edgellm.board_cli"),
 }

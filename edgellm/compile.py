@@ -374,10 +374,10 @@ def _check_space(directory: Path, source: Checkpoint) -> None:
 
 
 @contextlib.contextmanager
-def _process(stderr: Any) -> Iterator[subprocess.Popen[str]]:
+def _process(module: str, stderr: Any) -> Iterator[subprocess.Popen[str]]:
     """The worker; it never outlives the block."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "edgellm.compile_worker"],
+        [sys.executable, "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=stderr,
@@ -401,12 +401,16 @@ def run_worker(
     fits: Callable[[dict[str, int], int], None] | None,
     show: Progress,
     started: Callable[[subprocess.Popen[str]], None] | None = None,
+    module: str = "edgellm.compile_worker",
 ) -> dict[str, Any]:
     """Runs one request in the compiling process. Its errors are raised here; its death is a CodegenError.
 
-    request: as edgellm.compile_worker says, paths absolute. started: gets the process, so that another can end it.
+    request: as `module` says, paths absolute. started: gets the process, so that another can end it.
     """
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr, _process(stderr) as process:
+    with (
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr,
+        _process(module, stderr) as process,
+    ):
         if started is not None:
             started(process)
         assert process.stdin is not None
@@ -434,7 +438,7 @@ def run_worker(
     if code == -signal.SIGKILL and not lines:
         last = "this machine probably ran out of memory; close other programs"
     raise CodegenError(
-        f"the compiler process ended with {how} for tier {request['tier']}: {last}; "
+        f"the compiler process ended with {how} for {request.get('tier', 'a sketch')}: {last}; "
         f"try another --scheme, and report this with the model's config.json"
     )
 

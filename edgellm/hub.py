@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from crosscompile import checkpoint
 from crosscompile.checkpoint import INDEX, SINGLE, TEXT_FILES
 from edgellm import shapes
 from edgellm.errors import ModelError
@@ -35,7 +37,7 @@ def resolve(model: str | Path, progress: Progress | None = None) -> tuple[Path, 
         raise ModelError(f"{model} does not exist; name a checkpoint directory or a Hub id such as org/name")
     if progress is not None:
         progress(f"fetching {match['name']}", 0, 0)
-    return _fetch(match["name"], match["revision"]), match["name"].partition("/")[2]
+    return _fetch(match["name"], match["revision"]), _short(match["name"])
 
 
 def _name(path: Path) -> str:
@@ -45,7 +47,32 @@ def _name(path: Path) -> str:
     return path.parent.name if path.name in ("model", "checkpoint") and path.parent.name else path.name
 
 
-def _fetch(name: str, revision: str | None) -> Path:
+def read_config(model: str | Path, progress: Progress | None = None) -> tuple[dict[str, Any], str]:
+    """(config.json, name for people) of what `resolve` takes, or of a config.json itself. Fetches no weights.
+
+    Raises ModelError, or ConfigError for a config.json that is none.
+    """
+    path = Path(model).expanduser()
+    if path.is_file():
+        if path.name != "config.json":
+            raise ModelError(f"{model} is a file; name a checkpoint directory, a Hub id or a config.json")
+        return checkpoint.read_config(path.parent), _name(path.resolve().parent)
+    if shapes.is_random(model) or path.exists():
+        directory, name = resolve(model)
+        return checkpoint.read_config(directory), name
+    match = _ID.fullmatch(str(model))
+    if not match or str(model).startswith((".", "/", "~")):
+        raise ModelError(f"{model} does not exist; name a checkpoint directory, a config.json or a Hub id: org/name")
+    if progress is not None:
+        progress(f"fetching {match['name']}'s config.json", 0, 0)
+    return checkpoint.read_config(_fetch(match["name"], match["revision"], ["config.json"])), _short(match["name"])
+
+
+def _short(name: str) -> str:
+    return name.partition("/")[2]
+
+
+def _fetch(name: str, revision: str | None, patterns: Sequence[str] = PATTERNS) -> Path:
     """Downloads into huggingface_hub's cache; complete files are not fetched again."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -59,7 +86,7 @@ def _fetch(name: str, revision: str | None) -> Path:
 
     disable_progress_bars()
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
     except GatedRepoError as error:
         raise ModelError(f"{name} needs its licence accepted on the Hub and a token: `hf auth login`") from error
     except RepositoryNotFoundError as error:

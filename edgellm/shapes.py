@@ -41,14 +41,16 @@ class Shape:
 
 SHAPES: dict[str, Shape] = {
     "tiny": Shape(64, 2, 4, 2, 128, 512, 512, 1e4, True),
+    "llama-160m": Shape(768, 12, 12, 12, 3072, 32000, 2048, 1e4, False),
     "smollm2-135m": Shape(576, 30, 9, 3, 1536, 49152, 8192, 1e5, True),
     "smollm2-360m": Shape(960, 32, 15, 5, 2560, 49152, 8192, 1e5, True),
     # Qwen2.5's sizes without its biases
     "qwen2.5-0.5b-like": Shape(896, 24, 14, 2, 4864, 151936, 32768, 1e6, True),
     "tinyllama-1.1b": Shape(2048, 22, 32, 4, 5632, 32000, 2048, 1e4, False),
+    "llama-3.2-1b": Shape(2048, 16, 32, 8, 8192, 128256, 131072, 5e5, True),
     "llama-2-7b": Shape(4096, 32, 32, 32, 11008, 32000, 4096, 1e4, False),
 }
-"""From the models' config.json; `tiny` is nobody's."""
+"""From the models' config.json, Llama 3.2 without its RoPE scaling; `tiny` is nobody's."""
 
 
 def is_random(model: object) -> bool:

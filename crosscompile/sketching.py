@@ -1,0 +1,113 @@
+"""What a model will take, from its config.json alone: weights, memory, launches and multiplications. No code is made.
+
+Lowering stops before code generation, so the figures are those of the plan that compiling would write.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from crosscompile.kernels.kv_cache import KV_BLOCK
+from crosscompile.lower import lower
+from crosscompile.models import architecture_for
+from crosscompile.models.architecture import Network, Scheme
+from crosscompile.packing import Packing
+from crosscompile.passes.lower_operators import Stored
+from crosscompile.plan import Function, Kernels, Weights, arena_layout, read_function
+from crosscompile.program import FULL_LADDER, Parameter, parameters_of, place_parameter, states_of, trace
+from crosscompile.quantize import stored_slots
+from crosscompile.sketch import Matrix, Sketch
+from crosscompile.target import Target
+
+
+def sketch(config: Mapping[str, Any], target: Target, scheme: Scheme) -> Sketch:
+    """The Sketch of a config.json. Raises ConfigError for what is not supported, PlanError where lowering fails."""
+    return sketches(config, [target], scheme)[target.tier.name]
+
+
+def sketches(config: Mapping[str, Any], targets: Sequence[Target], scheme: Scheme) -> dict[str, Sketch]:
+    """The Sketch for each of several tiers, by name, in little more time than for one.
+
+    The network is lowered for the first: launches are the same on all, and arenas differ by a hundredth.
+    """
+    name, architecture = architecture_for(config)
+    network = architecture.build(config, scheme.kv)
+    weights, kernels = Weights(), Kernels()
+    # The largest functions decide the arena, the smallest decode.
+    sizes = (("body", 1), ("body", max(FULL_LADDER.body)), ("head", 1), ("head", max(FULL_LADDER.head)))
+    shapes: dict[str, tuple[int, ...]] = {}
+    functions = [_function(*size, network, scheme, targets[0], shapes, weights, kernels) for size in sizes]
+    found = {}
+    for target in targets:
+        stored = {tensor: place_parameter(tensor, shape, network, scheme, target) for tensor, shape in shapes.items()}
+        head_rows = Packing.parse(stored["lm_head.weight"].packing).padded_rows(network.vocab_size)
+        arena = arena_layout(functions, 4 * network.hidden_size, 4 * head_rows)[2]
+        found[target.tier.name] = _sketch(
+            name, network, functions, parameters_of(stored, network, weights), stored, arena
+        )
+    return found
+
+
+def _sketch(
+    name: str,
+    network: Network,
+    functions: Sequence[Function],
+    parameters: Sequence[Parameter],
+    stored: Mapping[str, Stored],
+    arena: int,
+) -> Sketch:
+    sizes = {p.name: sum(slot.n_bytes for slot in stored_slots(p).values()) for p in parameters}
+    head, lookup = stored["lm_head.weight"].tensor, "model.embed_tokens.weight"
+    matrices = [p for p in parameters if len(p.shape) == 2 and p.value is None]
+    windows = {heads.window for heads in network.heads}
+    return Sketch(
+        architecture=name,
+        parameters=sum(int(np.prod(p.shape, dtype=np.int64)) for p in parameters if p.value is None),
+        weight_bytes=sum(sizes.values()),
+        lookup_bytes=0 if head == lookup else sizes[lookup],
+        vector_bytes=sum(sizes.values()) - sum(sizes[p.name] for p in matrices),
+        body=_matrices([p for p in matrices if p.name not in (lookup, head)], sizes),
+        head=_matrices([p for p in matrices if p.name == head], sizes),
+        arena_bytes=arena,
+        kv_bytes_per_token=sum(size for _, size in states_of(network)) // KV_BLOCK,
+        attention=sum(heads.query * heads.dim for heads in network.heads),
+        window=windows.pop() if len(windows) == 1 else 0,
+        launches={f"{f.role} {f.n}": len(f.steps) for f in functions},
+        context_length=network.context_length,
+        vocab_size=network.vocab_size,
+        n_layers=len(network.heads),
+    )
+
+
+def _function(
+    role: str,
+    n: int,
+    network: Network,
+    scheme: Scheme,
+    target: Target,
+    shapes: dict[str, tuple[int, ...]],
+    weights: Weights,
+    kernels: Kernels,
+) -> Function:
+    """One lowered function; notes its parameters' shapes."""
+    traced, parameters = trace(network, role, n, max(FULL_LADDER.body))
+    stored: dict[str, Stored] = {}
+    for parameter, tensor in parameters:
+        shapes[parameter] = tuple(int(extent) for extent in tensor.shape)
+        stored[parameter] = place_parameter(parameter, shapes[parameter], network, scheme, target)
+    lowered = lower(traced, [parameter for parameter, _ in parameters], stored, target.tier)
+    return read_function(role, n, lowered, kernels.add(role, n, lowered), weights)
+
+
+def _matrices(parameters: list[Parameter], sizes: Mapping[str, int]) -> tuple[Matrix, ...]:
+    """Added up by kind; padding rows are multiplied too."""
+    found: dict[str, tuple[int, int]] = {}
+    for parameter in parameters:
+        form = Packing.parse(parameter.packing)
+        out, columns = parameter.shape
+        products, n_bytes = found.get(form.kind, (0, 0))
+        found[form.kind] = (products + form.padded_rows(out) * columns, n_bytes + sizes[parameter.name])
+    return tuple(Matrix(kind, *values) for kind, values in found.items())

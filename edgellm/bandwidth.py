@@ -12,6 +12,7 @@ from crosscompile.runtime import build_runtime
 from crosscompile.target import Target
 from edgellm.errors import PeerError
 from edgellm.sample import run_once
+from edgellm.terminal import one_line
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,19 @@ class Bandwidth:
 
 def parse(answer: Any) -> Bandwidth:
     """What edgellm-rt answered with --json. Raises ValueError if it is something else."""
-    rates = [answer.get(key) for key in ("gb_s", "low_gb_s", "high_gb_s")] if isinstance(answer, dict) else []
-    if not rates or not all(isinstance(rate, int | float) and math.isfinite(rate) and rate > 0 for rate in rates):
+    if not isinstance(answer, dict):
         raise ValueError("no bandwidth")
+    gb_s, low, high = (_rate(answer.get(key)) for key in ("gb_s", "low_gb_s", "high_gb_s"))
     threads, loop = answer.get("threads"), answer.get("fastest")
     if not isinstance(threads, int) or not isinstance(loop, str) or threads < 1:
         raise ValueError("no bandwidth")
-    return Bandwidth(threads, float(rates[0]), float(rates[1]), float(rates[2]), loop)
+    return Bandwidth(threads, gb_s, low, high, one_line(loop, 60))
+
+
+def _rate(value: Any) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise ValueError("no bandwidth")
+    return float(value)
 
 
 @dataclass(frozen=True)

@@ -64,8 +64,10 @@ static ellm_status drop(int directory, int depth, const char *path, uint64_t *n_
             status = drop(file, depth - 1, entry->d_name, n_bytes, n_left, error);
             continue;
         }
-        if (S_ISREG(about.st_mode)) {
-            (void)fsync(file); /* what is not on the disk yet cannot be dropped */
+        struct stat self;
+        bool runs = stat("/proc/self/exe", &self) == 0 && self.st_dev == about.st_dev && self.st_ino == about.st_ino;
+        if (S_ISREG(about.st_mode) && !runs) { /* this program itself cannot leave */
+            (void)fsync(file);                 /* what is not on the disk yet cannot be dropped */
             (void)posix_fadvise(file, 0, 0, POSIX_FADV_DONTNEED);
             *n_bytes += (uint64_t)about.st_size;
             *n_left += resident_bytes(file, (uint64_t)about.st_size);

@@ -4,9 +4,9 @@
 
 #include "edgellm.h"
 
-/* Asks the system to drop every file of a bundle from its page cache. n_bytes: of these files; n_left: what is still in
- * memory afterwards, or cannot be looked at: pages that another process has mapped stay, and memory file systems have
- * no disk to read them from. */
+/* Asks the system to drop every file of a bundle, but not this program, from its page cache. n_bytes: of these files;
+ * n_left: what is still in memory afterwards, or cannot be looked at: pages that another process has mapped stay, and
+ * memory file systems have no disk to read them from. */
 ellm_status page_cache_drop(const char *directory, uint64_t *n_bytes, uint64_t *n_left, ellm_error *error);
 
 #endif

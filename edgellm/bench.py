@@ -98,9 +98,14 @@ def main(args: argparse.Namespace) -> int:
     if args.peer is not None:
         if args.json not in (None, Path("-")):
             raise UsageError(f"--json {args.json}: with --peer it prints here; put it behind the models")
+        for name in ("depth", "context", "sustained", "report", "compare", "cold", "force"):
+            if getattr(args, name):
+                raise UsageError(f"--{name} does not go with --peer, which runs here; --figures says what is measured")
         return peer_cli.main(args)
     if args.models:
         raise UsageError("a MODEL goes with --peer; a board has its model: --model NAME")
+    if args.output is not None:
+        raise UsageError("-o goes with --peer; a board's figures are written by --json FILE and --report FILE")
     if args.compare is not None:
         from edgellm import bench_compare
 

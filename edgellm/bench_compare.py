@@ -47,7 +47,7 @@ class Difference:
     @property
     def verdict(self) -> str:
         if self.p is None:
-            return "too few samples to say"
+            return "too few samples"
         if self.p >= LEVEL:
             return "no difference shown"
         return "faster" if self.ratio > 1 else "slower"
@@ -212,17 +212,18 @@ def show(sides: tuple[dict[str, Any], dict[str, Any]], found: Sequence[Differenc
     for name, document in zip("AB", sides, strict=True):
         console.print(f"{name}: {bench_show.title(document)}, {one_line(document['taken'], 40)}", style="bold")
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("", "threads", "A", "B", "B is … times as fast", "p", "B is"):
-        table.add_column(name, justify="left" if name in ("", "B is") else "right")
+    for name in ("", "A", "B", "B : A", "95 %", "B is"):
+        table.add_column(name, justify="left" if name in ("", "B is") else "right", no_wrap=True)
     number = bench_show.number
     for it in found:
-        ratio = f"{it.ratio:.3f} ({it.low:.3f} – {it.high:.3f})"
+        threads = it.figure.threads
+        name = it.figure.name if threads is None else f"{it.figure.name}, {bench_show.plural(threads, 'thread')}"
+        values = (number(it.before), f"{number(it.after)} {it.figure.unit}")
         colour = {"faster": "green", "slower": "red"}.get(it.verdict, "")
-        values = (f"{number(it.before)}", f"{number(it.after)} {it.figure.unit}")
-        p = "" if it.p is None else f"{it.p:.3f}"
-        table.add_row(it.figure.name, bench_show.threads(it.figure), *values, ratio, p, it.verdict, style=colour)
+        table.add_row(name, *values, f"{it.ratio:.3f}", f"{it.low:.2f}–{it.high:.2f}", it.verdict, style=colour)
     console.print()
-    console.print(table)
-    console.print("\nin brackets: 95 % of the bootstrap; p: permutation test on ranks, below 0.05 counts", style="dim")
+    bench_show.print_whole(table)
+    legend = "B : A is how many times as fast B is, with the bootstrap's 95 %; faster and slower: p < 0.05, rank test"
+    console.print(f"\n{legend}", style="dim")
     for warning in warnings:
         console.print(f"note: {warning}")

@@ -146,6 +146,14 @@ def _sensors(document: dict[str, Any]) -> list[tuple[str, str]]:
     return found
 
 
+def print_whole(table: Any) -> None:
+    """Prints a table of numbers; on a terminal that is too narrow its lines wrap, but no number is cut off."""
+    from rich.console import Console
+
+    needed = Console(width=1000).measure(table).maximum
+    Console(highlight=False, markup=False, width=max(Console().width, needed)).print(table)
+
+
 def show(document: dict[str, Any]) -> None:
     """Prints the table and what is to be said about it."""
     from rich.console import Console
@@ -163,6 +171,6 @@ def show(document: dict[str, Any]) -> None:
         about.add_row(f"[bold]{name}[/bold]", text.replace("[", r"\["))
     console = Console(highlight=False)
     console.print(f"{title(document)}\n", markup=False, style="bold")
-    console.print(table, markup=False)
+    print_whole(table)
     console.print()
     console.print(about)

@@ -55,9 +55,9 @@ elif command == "bench":
         emit(threads=int(rest[rest.index("--threads") + 1]), gb_s=1.0, low_gb_s=0.9, high_gb_s=1.1, fastest="plain x1")
         sys.exit(0)
     options = dict(zip(rest[1::2], rest[2::2]))
-    emit(type="open", format=1, runtime="0", name="tiny", manifest_sha256="0" * 64, scheme="w4a8", tier="test", context=64,
-         cores=4, weight_bytes=1000, arena_bytes=1000, kv_bytes_per_token=10, step_bytes=50_000_000, sliding_window=0,
-         prompts=1, depths=1, repeat=2, generate=4)
+    emit(type="open", format=1, runtime="0", name="tiny", manifest_sha256="0" * 64, scheme="w4a8", tier="test",
+         context=64, cores=4, generate=4, weight_bytes=1000, arena_bytes=1000, kv_bytes_per_token=10,
+         step_bytes=50_000_000, sliding_window=0)
     emit(type="start", cold=False, load_ms=3.0, prompt=8, first_token_ms=15.5)
     for prompt in map(int, options["--prompt"].split(",")):
         emit(type="prefill", prompt=prompt, at_s=1.0, ms=prompt * 10.0, first_token_ms=12.5, threads=4)

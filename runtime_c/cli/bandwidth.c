@@ -21,7 +21,7 @@
 #include "program.h"
 
 enum { most_threads = 64, n_passes = 3, page = 4096, step = 256, ahead = 2048 };
-static const size_t least_bytes = (size_t)16 << 20, usual_bytes = (size_t)256 << 20, huge_page = (size_t)2 << 20;
+static const size_t least_bytes = (size_t)32 << 20, usual_bytes = (size_t)256 << 20, huge_page = (size_t)2 << 20;
 
 typedef uint64_t vec16 __attribute__((vector_size(16), may_alias));
 #if defined(__x86_64__)
@@ -209,8 +209,24 @@ static ellm_status measure_all(readers *all, const loop *const *sets, bool huge,
     return status;
 }
 
-/* 256 MiB, or a quarter of the memory that is available, if that is less. */
-static size_t buffer_bytes(void) {
+/* Bytes per second of one thread's plain loop, roughly. 0: no memory. */
+static double trial_bytes_per_s(void) {
+    unsigned char *data = malloc(least_bytes);
+    if (data == NULL) {
+        return 0;
+    }
+    memset(data, 1, least_bytes);
+    double start = clock_ms();
+    volatile uint64_t sink = plain_loops[0].read(data, least_bytes);
+    (void)sink;
+    double ms = clock_ms() - start;
+    free(data);
+    return (double)least_bytes * 1e3 / (ms > 0.1 ? ms : 0.1);
+}
+
+/* 256 MiB, or less where that would take n threads longer than a tenth of a second to read, or be more than a quarter
+ * of the memory that is available. */
+static size_t buffer_bytes(int n_threads) {
     FILE *file = fopen("/proc/meminfo", "r");
     char line[256];
     unsigned long long kb = 0;
@@ -222,8 +238,10 @@ static size_t buffer_bytes(void) {
     if (file != NULL) {
         fclose(file);
     }
-    size_t n_bytes = kb == 0 || kb * 256 > usual_bytes ? usual_bytes : (size_t)(kb * 256);
-    return n_bytes > least_bytes ? n_bytes : least_bytes;
+    double wanted = trial_bytes_per_s() * n_threads / 10, most = kb == 0 ? wanted : (double)kb * 256;
+    wanted = wanted < most ? wanted : most;
+    wanted = wanted < (double)usual_bytes ? wanted : (double)usual_bytes;
+    return wanted > (double)least_bytes ? (size_t)wanted : least_bytes;
 }
 
 ellm_status bandwidth_main(const settings *s, ellm_error *error) {
@@ -233,7 +251,7 @@ ellm_status bandwidth_main(const settings *s, ellm_error *error) {
         return ellm_fail(error, ELLM_USAGE, "--bandwidth is measured with at most %d threads", (int)most_threads);
     }
     readers all = {.n = s->threads > 0 ? (int)s->threads : (int)cores.n_useful};
-    all.n_bytes = buffer_bytes() / (size_t)all.n / page * page;
+    all.n_bytes = buffer_bytes(all.n) / (size_t)all.n / page * page;
     ellm_cores_set(&cores, all.n, &all.cores);
     (void)sched_setaffinity(0, sizeof all.cores, &all.cores);
     const loop *sets[3] = {plain_loops, NULL, NULL};

@@ -1,51 +1,63 @@
-"""Read bandwidth of this machine's memory, by runtime_c/probe/bandwidth.c: the fastest of several loops."""
+"""Read bandwidth of a machine's memory, by `edgellm-rt bench --bandwidth`: the fastest of several loops."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import shutil
-import tempfile
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from crosscompile.data import data_path
-from crosscompile.runtime import compiler, run_compiler
+from crosscompile.runtime import build_runtime
 from crosscompile.target import Target
-from edgellm import cache
+from edgellm.errors import PeerError
 from edgellm.sample import run_once
+from edgellm.terminal import one_line
 
 
 @dataclass(frozen=True)
 class Bandwidth:
-    """One measurement. gb_s: 10^9 bytes per second of the fastest loop, whose name is `loop`."""
+    """One measurement. gb_s: 10^9 bytes per second of the fastest loop, whose name is `loop`; low, high: its passes."""
 
     threads: int
     gb_s: float
+    low_gb_s: float
+    high_gb_s: float
     loop: str
+
+
+def parse(answer: Any) -> Bandwidth:
+    """What edgellm-rt answered with --json. Raises ValueError if it is something else."""
+    if not isinstance(answer, dict):
+        raise ValueError("no bandwidth")
+    gb_s, low, high = (_rate(answer.get(key)) for key in ("gb_s", "low_gb_s", "high_gb_s"))
+    threads, loop = answer.get("threads"), answer.get("fastest")
+    if not isinstance(threads, int) or not isinstance(loop, str) or threads < 1:
+        raise ValueError("no bandwidth")
+    return Bandwidth(threads, gb_s, low, high, one_line(loop, 60))
+
+
+def _rate(value: Any) -> float:
+    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise ValueError("no bandwidth")
+    return float(value)
 
 
 @dataclass(frozen=True)
 class Probe:
-    """The program that measures."""
+    """The program that measures this machine: edgellm-rt."""
 
     program: Path
 
-    def measure(self, threads: int, mib: int = 256) -> Bandwidth:
-        """Takes about a second with a buffer of 256 MiB. Raises PeerError."""
-        answer = json.loads(run_once([str(self.program), str(threads), str(mib)]).out)
-        return Bandwidth(threads, float(answer["gb_s"]), str(answer["fastest"]))
+    def measure(self, threads: int) -> Bandwidth:
+        """Takes about a second. Raises PeerError."""
+        sample = run_once([str(self.program), "bench", "--bandwidth", "--threads", str(threads), "--json"])
+        try:
+            return parse(json.loads(sample.out))
+        except ValueError as error:
+            raise PeerError(f"edgellm-rt bench --bandwidth gave no bandwidth: {sample.out[:80]!r}") from error
 
 
 def build_probe(target: Target) -> Probe:
-    """The probe for this machine, built with Zig's compiler if it is not in the cache. Raises CodegenError."""
-    file = data_path("runtime_c") / "probe" / "bandwidth.c"
-    key = hashlib.sha256(file.read_bytes() + target.arch.encode()).hexdigest()[:12]
-    program = cache.root() / "peers" / f"bandwidth-{key}"
-    if not program.is_file():
-        program.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=program.parent, prefix=".building-") as name:
-            command = [*compiler(target), "-std=c11", "-O3", "-DNDEBUG", "-pthread", str(file), "-o", "bandwidth"]
-            run_compiler(command, Path(name))
-            shutil.move(Path(name) / "bandwidth", program)
-    return Probe(program)
+    """The probe for a machine, built if it is not in the cache. Raises CodegenError."""
+    return Probe(build_runtime(target))

@@ -1,101 +1,155 @@
-"""Measure the model on a board: prefill and decode speed, time to first token, load time, peak memory.
+"""Measure the model on a board: prefill and decode speed, time to first token, load time, peak memory, the memory's
+bandwidth and how much of it decoding uses, heat, and tokens per joule where the board has a sensor.
 
-With --peer, models are measured on this machine instead, in turn with another program that runs them.
+With --compare, two results are set side by side. With --peer, models are measured on this machine instead, in turn with
+another program that runs them.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from pathlib import Path
 from typing import Any
 
 from edgellm import peer_cli
-from edgellm.errors import CommandError, UsageError
-from edgellm.runtime_program import run_json
+from edgellm.errors import UsageError
 from edgellm.selection import add_board, add_model, selected_model
-from edgellm.terminal import one_line, size
 
-_BENCH_S = 1800.0
+_EPILOG = """\
+examples:
+  edgellm bench --board kitchen
+  edgellm bench --board kitchen --threads 1,2,4 --depth 0,512,2048 --report kitchen.html
+  edgellm bench --board kitchen --sustained 10 --report heat.html       ten minutes: does it throttle?
+  edgellm bench --board kitchen --json before.json                      … change something, deploy …
+  edgellm bench --board kitchen --json after.json && edgellm bench --compare before.json after.json
+  edgellm bench --compare kitchen:mine-w4a8 kitchen:mine-w8a8 --force   two models on a board, in turn
+  edgellm bench --peer llama.cpp random:smollm2-135m random:llama-2-7b -o docs
+"""
 
-ROWS = (
-    ("prefill", "prefill_tok_s", "tok/s"),
-    ("decode", "decode_tok_s", "tok/s"),
-    ("time to first token", "ttft_ms", "ms"),
-    ("load", "load_ms", "ms"),
-    ("peak memory", "peak_rss_bytes", "bytes"),
-    ("threads", "threads", ""),
-)
-"""(what it is called, its key in edgellm-rt's answer, unit)."""
+COUNT_CAP = 16
+"""Lengths and thread counts in one list; edgellm-rt takes no more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = (
-        "examples:\n  edgellm bench --board kitchen --prompt 256 --generate 64 --json\n"
-        "  edgellm bench --peer llama.cpp random:smollm2-135m random:llama-2-7b -o docs"
-    )
+    parser.epilog = _EPILOG
     add_board(parser, required=False)
     add_model(parser)
-    parser.add_argument("--prompt", type=int, metavar="N", help="length of the prompt in tokens")
-    parser.add_argument("--generate", type=int, metavar="N", help="tokens to generate")
-    parser.add_argument("--repeat", type=int, metavar="N", help="measurements; the median counts")
-    parser.add_argument("--threads", type=thread_counts, metavar="N[,N…]", help="threads; with --peer several (1,2)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    what = parser.add_argument_group("what to measure")
+    what.add_argument(
+        "--prompt", type=_counts(1), metavar="N,…", help="lengths of prompts in tokens (default: 128,512)"
+    )
+    what.add_argument("--depth", type=_counts(0), metavar="N,…", help="positions before decoding (default: 0,512)")
+    what.add_argument("--generate", type=_count, metavar="N", help="tokens to decode for a sample (default: 64)")
+    what.add_argument(
+        "--threads", type=thread_counts, metavar="N,…", help="threads; without it the runtime finds out what is fastest"
+    )
+    what.add_argument(
+        "--repeat", type=_count, metavar="N", help="samples of a figure (default: 5, fewer where they take over 10 s)"
+    )
+    what.add_argument("--context", type=_count, metavar="N", help="positions to make room for")
+    what.add_argument(
+        "--sustained", type=_minutes, metavar="MINUTES", help="then decode for so long: what heat does to the speed"
+    )
+    what.add_argument("--cold", action="store_true", help="also start with the bundle dropped from the page cache")
+    out = parser.add_argument_group("output")
+    out.add_argument(
+        "--json", nargs="?", type=Path, const=Path("-"), metavar="FILE", help="every sample as JSON, to FILE or here"
+    )
+    out.add_argument("--report", type=Path, metavar="FILE", help="a page with plots, FILE.html, or the plots, FILE.svg")
+    compare = parser.add_argument_group("comparison of two results")
+    compare.add_argument(
+        "--compare", nargs=2, metavar=("A", "B"), help="files of --json, or BOARD[:MODEL] twice, measured in turn"
+    )
+    compare.add_argument("--force", action="store_true", help="compare although model or scheme differ")
     peer_cli.add_arguments(parser)
+
+
+def _count(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise ValueError
+    return value
+
+
+def _minutes(text: str) -> float:
+    if not 0 < (value := float(text)) <= 1440:
+        raise ValueError
+    return value
+
+
+def _counts(least: int) -> Any:
+    def counts(text: str) -> list[int]:
+        values = [int(part) for part in text.split(",")]
+        if min(values) < least or len(values) > COUNT_CAP:
+            raise ValueError
+        return list(dict.fromkeys(values))
+
+    return counts
 
 
 def thread_counts(text: str) -> list[int]:
     counts = [int(part) for part in text.split(",")]
-    if min(counts) < 1:
+    if min(counts) < 1 or len(counts) > COUNT_CAP:
         raise ValueError
     return counts
 
 
 def main(args: argparse.Namespace) -> int:
     if args.peer is not None:
+        if args.json not in (None, Path("-")):
+            raise UsageError(f"--json {args.json}: with --peer it prints here; put it behind the models")
+        for name in ("depth", "context", "sustained", "report", "compare", "cold", "force"):
+            if getattr(args, name):
+                raise UsageError(f"--{name} does not go with --peer, which runs here; --figures says what is measured")
         return peer_cli.main(args)
+    if args.models:
+        raise UsageError("a MODEL goes with --peer; a board has its model: --model NAME")
+    if args.output is not None:
+        raise UsageError("-o goes with --peer; a board's figures are written by --json FILE and --report FILE")
+    if args.compare is not None:
+        from edgellm import bench_compare
+
+        return bench_compare.main(args)
     if args.board is None:
         raise UsageError("which board? --board BOARD, see `edgellm boards`; or --peer llama.cpp on this machine")
-    if args.models or (args.threads and len(args.threads) > 1):
-        raise UsageError("a MODEL and several thread counts go with --peer; a board has its model: --model NAME")
-    options: list[str] = []
-    for name in ("prompt", "generate", "repeat"):
-        value = getattr(args, name)
-        if value is not None:
-            options += [f"--{name}", str(value)]
-    if args.threads:
-        options += ["--threads", str(args.threads[0])]
-    with selected_model(args) as model:
-        measured = run_json(model.remote, model.argv("bench", *options), "edgellm-rt bench", _BENCH_S)
-        title = f"{model.name} on {model.remote.name}"
-    if args.json:
-        print(json.dumps({"board": args.board, "model": model.name, **measured}))
+    return _measure(args)
+
+
+def _measure(args: argparse.Namespace) -> int:
+    from edgellm import bench_report, bench_result, bench_run, bench_show
+    from edgellm.boards import find_board
+    from edgellm.compile_cli import StageDisplay
+
+    if args.report is not None:
+        bench_report.check_name(args.report)
+    here = args.json == Path("-")
+    with selected_model(args) as model, StageDisplay(quiet=here) as display:
+        document = bench_run.measure(model, find_board(args.board, args.host), wanted(args), display.update)
+    if args.json is not None and not here:
+        bench_result.write(document, args.json)
+    if args.report is not None:
+        bench_report.write(document, args.report)
+    if here:
+        print(json.dumps(document))
     else:
-        show(title, measured)
+        bench_show.show(document)
+        for file in (args.json, args.report):
+            if file is not None:
+                print(f"written: {file}")
     return 0
 
 
-def show(title: str, measured: dict[str, Any]) -> None:
-    """Prints the table."""
-    from rich.console import Console
-    from rich.table import Table
+def wanted(args: argparse.Namespace) -> Any:
+    """What the arguments ask for, as edgellm.bench_run.Wanted."""
+    from edgellm.bench_run import Wanted
 
-    table = Table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column(justify="right")
-    for label, key, unit in ROWS:
-        if key in measured:
-            table.add_row(label, cell(measured[key], unit))
-    if not table.row_count:
-        raise CommandError(f"{title}: edgellm-rt bench measured nothing that is known here: {one_line(str(measured))}")
-    console = Console(highlight=False, markup=False)
-    console.print(one_line(title), soft_wrap=True)
-    console.print(table)
-
-
-def cell(value: object, unit: str) -> str:
-    """A measured value with its unit; whatever else a board sends is shown harmlessly."""
-    if not isinstance(value, int | float):
-        return one_line(str(value), 40)
-    if unit == "bytes":
-        return size(value)
-    return f"{value:.1f} {unit}" if unit else f"{value:g}"
+    return Wanted(
+        prompts=tuple(args.prompt or ()),
+        depths=tuple(args.depth or ()),
+        threads=tuple(args.threads or (None,)),
+        generate=args.generate,
+        repeat=args.repeat,
+        context=args.context,
+        sustained_s=max(1, round(60 * args.sustained)) if args.sustained else 0,
+        cold=args.cold,
+    )

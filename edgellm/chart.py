@@ -7,28 +7,25 @@ from html import escape
 from typing import Any
 
 from edgellm.peer_result import figure_name, statistics_of
+from edgellm.plot import style
 
 _LEFT, _BAR, _RIGHT, _ROW, _TOP = 250, 330, 190, 20, 64
 _SHOWN = {("decode", 128), ("prefill", 0), ("first_token", 0)}
 """(kind, depth) of the figures that get a bar; the tables have all."""
 
-_STYLE = """\
-text { font: 12px system-ui, sans-serif; fill: #24292f }
-.title { font-weight: 600; font-size: 14px }
+_STYLE = style(
+    """\
 .group { font-weight: 600 }
-.quiet { fill: #57606a }
 .better { fill: #1a7f37 }
 .worse { fill: #bc4c00 }
 .one { stroke: #24292f; stroke-width: 1.5 }
-.grid { stroke: #d0d7de }
-@media (prefers-color-scheme: dark) {
-  text { fill: #e6edf3 }
-  .quiet { fill: #9198a1 }
+""",
+    """\
   .better { fill: #3fb950 }
   .worse { fill: #db6d28 }
   .one { stroke: #e6edf3 }
-  .grid { stroke: #3d444d }
-}"""
+""",
+)
 
 
 def chart(document: dict[str, Any]) -> str:

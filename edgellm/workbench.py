@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.bandwidth import build_probe
+from edgellm.bandwidth import build_probe, parse
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
 from edgellm.deployment import deploy
@@ -26,7 +26,7 @@ GENERATE, BLOCK = 24, 64
 OTHERS = 0.15
 """Processors that other programs may use of those that a sample needs."""
 
-PAUSE_S, PROBE_MIB = 0.3, 128
+PAUSE_S = 0.3
 """The pause gives other programs their turn, so that they do not take it in the middle of a sample."""
 
 _FIGURES = ("decode_tok_s", "prefill_tok_s", "peak_rss_bytes")
@@ -102,7 +102,7 @@ class LocalWorkbench(Workbench):
 
     def bandwidth(self, threads: int) -> float:
         time.sleep(PAUSE_S)
-        return self._probe.measure(threads, PROBE_MIB).gb_s * 1e9
+        return self._probe.measure(threads).gb_s * 1e9
 
 
 class RemoteWorkbench(Workbench):
@@ -129,14 +129,12 @@ class RemoteWorkbench(Workbench):
         return _answer(answer, before < self.board.n_cores - threads + OTHERS)
 
     def bandwidth(self, threads: int) -> float:
-        result = self._remote.check([self._program, str(threads), str(PROBE_MIB // 2)], silence_s=_BENCH_S)
+        argv = [self._program, "bench", "--bandwidth", "--threads", str(threads)]
+        answer = run_json(self._remote, argv, "edgellm-rt bench --bandwidth", _BENCH_S)
         try:
-            return float(json.loads(result.text)["gb_s"]) * 1e9
-        except (ValueError, LookupError, TypeError) as error:
-            said = one_line(result.text, 80)
-            raise CommandError(
-                f"{self._remote.name}: the bandwidth probe's answer is not understood: {said}"
-            ) from error
+            return parse(answer).gb_s * 1e9
+        except ValueError as error:
+            raise CommandError(f"{self._remote.name}: edgellm-rt bench --bandwidth gave {error}") from error
 
     def _busy_s(self) -> float:
         """Processors in use over half a second, by the kernel's count of idle time."""

@@ -43,13 +43,28 @@ except FileNotFoundError as error:
 def emit(**message):
     print(json.dumps(message), flush=True)
 
+if command == "info":
+    emit(manifest=manifest)
 if command == "golden" and b"golden fails" in content("plan.json"):
     fail("KERNEL_FAILED", 27, "golden prompt 0: token 3 is 17 instead of 4")
 if command == "run":
     print("You said: " + rest[rest.index("-p") + 1], flush=True)
     print("3 tokens", file=sys.stderr)
 elif command == "bench":
-    emit(prefill_tok_s=100.0, decode_tok_s=10.0, ttft_ms=12.5, load_ms=3.0, peak_rss_bytes=123456789, threads=4)
+    if "--bandwidth" in rest:
+        emit(threads=int(rest[rest.index("--threads") + 1]), gb_s=1.0, low_gb_s=0.9, high_gb_s=1.1, fastest="plain x1")
+        sys.exit(0)
+    options = dict(zip(rest[1::2], rest[2::2]))
+    emit(type="open", format=1, runtime="0", name="tiny", manifest_sha256="0" * 64, scheme="w4a8", tier="test",
+         context=64, cores=4, generate=4, weight_bytes=1000, arena_bytes=1000, kv_bytes_per_token=10,
+         step_bytes=50_000_000, sliding_window=0)
+    emit(type="start", cold=False, load_ms=3.0, prompt=8, first_token_ms=15.5)
+    for prompt in map(int, options["--prompt"].split(",")):
+        emit(type="prefill", prompt=prompt, at_s=1.0, ms=prompt * 10.0, first_token_ms=12.5, threads=4)
+    for depth in map(int, options["--depth"].split(",")):
+        for ms in (400.0, 500.0):
+            emit(type="decode", depth=depth, tokens=4, at_s=1.0, ms=ms, token_ms=100.0, token_p99_ms=110.0, threads=4)
+    emit(type="end", peak_rss_bytes=123456789)
 elif command == "chat":
     emit(type="ready", model=manifest["model"]["name"])
     for line in sys.stdin:

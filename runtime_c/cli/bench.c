@@ -5,21 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine.h"
-
-enum { most_repeats = 1000 };
-
-typedef struct measurement {
-    double prefill_tok_s, decode_tok_s, first_token_ms;
-} measurement;
-
-/* Times between two tokens. */
-typedef struct step_times {
-    double last_ms;
-    double *ms; /* n of them, room for cap */
-    size_t n, cap;
-    ellm_lookup_stats lookup; /* of the last measurement */
-} step_times;
+#include "bench.h"
 
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -36,8 +22,7 @@ static double median(const measurement *m, size_t n, size_t offset) {
     return n % 2 == 1 ? values[n / 2] : (values[n / 2 - 1] + values[n / 2]) / 2;
 }
 
-/* Most memory this process ever had in RAM, mapped weights included; 0 if the kernel does not say. */
-static uint64_t peak_rss_bytes(void) {
+uint64_t bench_peak_rss_bytes(void) {
     static const char key[] = "VmHWM:";
     FILE *file = fopen("/proc/self/status", "r");
     char line[256];
@@ -61,16 +46,32 @@ static bool note_step(void *user) {
         t->ms[t->n++] = now - t->last_ms;
     }
     t->last_ms = now;
+    if (t->each != NULL) {
+        t->each(t->user);
+    }
     return false;
 }
 
-/* The time that a share of the steps stays below. */
-static double quantile(const step_times *t, double share) {
-    return t->n == 0 ? 0 : t->ms[(size_t)(share * (double)(t->n - 1) + 0.5)];
+void bench_sort(step_times *t, size_t n) {
+    n = n < t->n ? n : t->n;
+    qsort(t->ms + t->n - n, n, sizeof *t->ms, ascending);
 }
 
-static ellm_status measure(engine *e, const int32_t *prompt, size_t n_prompt, int64_t n_generate, measurement *m,
-                           step_times *times, ellm_error *error) {
+double bench_quantile(const step_times *t, size_t n, double share) {
+    n = n < t->n ? n : t->n;
+    return n == 0 ? 0 : t->ms[t->n - n + (size_t)(share * (double)(n - 1) + 0.5)];
+}
+
+int32_t *bench_tokens(const engine *e, int64_t n) {
+    int32_t *tokens = calloc((size_t)n, sizeof *tokens);
+    for (int64_t i = 0; i < n && tokens != NULL; i++) {
+        tokens[i] = (int32_t)((7919 * i + 1) % e->info.vocab_size);
+    }
+    return tokens;
+}
+
+ellm_status bench_measure(engine *e, const int32_t *prompt, size_t n_prompt, int64_t n_generate, bool fresh,
+                          measurement *m, step_times *times, ellm_error *error) {
     answer a;
     answer_request request = {.prompt = prompt,
                               .n_prompt = n_prompt,
@@ -79,8 +80,8 @@ static ellm_status measure(engine *e, const int32_t *prompt, size_t n_prompt, in
                               .sampling = {.top_p = 1, .repetition_penalty = 1},
                               .poll = note_step,
                               .user = times};
-    ellm_status status = ellm_session_truncate(e->context, 0, 0);
-    e->n_held = 0;
+    ellm_status status = fresh ? ellm_session_truncate(e->context, 0, 0) : ELLM_OK;
+    e->n_held = fresh ? 0 : e->n_held;
     size_t n_before = times->n;
     if (status != ELLM_OK) {
         return ellm_fail(error, status, "the cache cannot be emptied");
@@ -90,8 +91,8 @@ static ellm_status measure(engine *e, const int32_t *prompt, size_t n_prompt, in
         status = ellm_fail(error, ELLM_CANCELLED, "nothing was measured");
     }
     if (status == ELLM_OK) { /* the first token comes from prefill, each further one from one step of decode */
-        *m = (measurement){(double)n_prompt * 1e3 / a.prefill_ms, (double)n_generate * 1e3 / a.decode_ms,
-                           a.first_token_ms};
+        *m = (measurement){(double)(n_prompt - a.n_reused) * 1e3 / a.prefill_ms,
+                           n_generate > 0 ? (double)n_generate * 1e3 / a.decode_ms : 0, a.first_token_ms};
         times->lookup = a.lookup;
         size_t n_noted = times->n - n_before, keep = (size_t)n_generate < n_noted ? (size_t)n_generate : n_noted;
         memmove(times->ms + n_before, times->ms + times->n - keep, keep * sizeof *times->ms); /* the prompt's go */
@@ -108,14 +109,15 @@ static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, i
            (long long)n_prompt, (long long)n_generate, (long long)n_repeats);
     printf("  prefill              %10.1f tok/s\n", m->prefill_tok_s);
     printf("  decode               %10.1f tok/s\n", m->decode_tok_s);
-    printf("  time per token       %10.1f ms, 99 of 100 within %.1f ms\n", quantile(t, 0.5), quantile(t, 0.99));
+    printf("  time per token       %10.1f ms, 99 of 100 within %.1f ms\n", bench_quantile(t, t->n, 0.5),
+           bench_quantile(t, t->n, 0.99));
     if (t->lookup.n_guessed > 0) {
         printf("  guesses              %10.1f %% right\n",
                100 * (double)t->lookup.n_accepted / (double)t->lookup.n_guessed);
     }
     printf("  time to first token  %10.1f ms\n", m->first_token_ms);
     printf("  load                 %10.1f ms\n", e->load_ms);
-    printf("  peak memory          %10.1f MB\n", (double)peak_rss_bytes() / 1e6);
+    printf("  peak memory          %10.1f MB\n", (double)bench_peak_rss_bytes() / 1e6);
 }
 
 static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m,
@@ -129,14 +131,15 @@ static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, in
            "\"load_ms\":%.3f,\"peak_rss_bytes\":%llu,\"guessed\":%llu,\"accepted\":%llu}\n",
            json.data, e->info.scheme, e->info.tier, (int)engine_threads_prefill(e), (int)engine_threads_decode(e),
            (long long)n_prompt, (long long)n_generate, (long long)n_repeats, m->prefill_tok_s, m->decode_tok_s,
-           quantile(t, 0.5), quantile(t, 0.99), m->first_token_ms, e->load_ms, (unsigned long long)peak_rss_bytes(),
-           (unsigned long long)t->lookup.n_guessed, (unsigned long long)t->lookup.n_accepted);
+           bench_quantile(t, t->n, 0.5), bench_quantile(t, t->n, 0.99), m->first_token_ms, e->load_ms,
+           (unsigned long long)bench_peak_rss_bytes(), (unsigned long long)t->lookup.n_guessed,
+           (unsigned long long)t->lookup.n_accepted);
     buffer_free(&json);
 }
 
 static ellm_status repeat(engine *e, const settings *s, int64_t n_prompt, int64_t n_generate, int64_t n_repeats,
                           ellm_error *error) {
-    int32_t *prompt = calloc((size_t)n_prompt, sizeof *prompt);
+    int32_t *prompt = bench_tokens(e, n_prompt);
     measurement *m = calloc((size_t)n_repeats, sizeof *m);
     ellm_status status = ELLM_OK;
     step_times times = {.cap = (size_t)((n_generate + n_prompt + 2) * n_repeats)};
@@ -147,21 +150,19 @@ static ellm_status repeat(engine *e, const settings *s, int64_t n_prompt, int64_
         free(times.ms);
         return ellm_fail(error, ELLM_NO_MEMORY, "a prompt of %lld tokens", (long long)n_prompt);
     }
-    for (int64_t i = 0; i < n_prompt; i++) {
-        prompt[i] = (int32_t)((7919 * i + 1) % e->info.vocab_size);
-    }
     /* The first touch maps the weights and wakes the threads: not what is measured. One full step, one decoded token. */
-    status = measure(e, prompt, (size_t)(n_prompt < 64 ? n_prompt : 64), 1, &m[0], &times, error);
+    status = bench_measure(e, prompt, (size_t)(n_prompt < bench_warm ? n_prompt : bench_warm), 1, true, &m[0], &times,
+                           error);
     times.n = 0;
     for (int64_t i = 0; status == ELLM_OK && i < n_repeats; i++) {
-        status = measure(e, prompt, (size_t)n_prompt, n_generate, &m[i], &times, error);
+        status = bench_measure(e, prompt, (size_t)n_prompt, n_generate, true, &m[i], &times, error);
     }
     if (status == ELLM_OK) {
         size_t n = (size_t)n_repeats;
         measurement middle = {median(m, n, offsetof(measurement, prefill_tok_s)),
                               median(m, n, offsetof(measurement, decode_tok_s)),
                               median(m, n, offsetof(measurement, first_token_ms))};
-        qsort(times.ms, times.n, sizeof *times.ms, ascending);
+        bench_sort(&times, times.n);
         (s->json ? print_json : print_table)(e, n_prompt, n_generate, n_repeats, &middle, &times);
     }
     free(prompt);
@@ -170,14 +171,13 @@ static ellm_status repeat(engine *e, const settings *s, int64_t n_prompt, int64_
     return status;
 }
 
-ellm_status bench_main(const settings *s, ellm_error *error) {
-    int64_t n_prompt = s->prompt_tokens > 0 ? s->prompt_tokens : 128, n_generate = s->generate > 0 ? s->generate : 64;
-    int64_t n_repeats = s->repeat > 0 ? s->repeat : 3;
+static ellm_status bench_once(const settings *s, ellm_error *error) {
+    int64_t n_prompt = s->prompts.n > 0 ? s->prompts.values[0] : bench_prompt;
+    int64_t n_generate = s->generate > 0 ? s->generate : bench_generate, n_repeats = s->repeat > 0 ? s->repeat : 3;
     engine e;
-    interrupts_catch();
     ellm_status status = engine_open(&e, s, ELLM_LOOKUP_OFF, error);
     if (status == ELLM_OK && n_prompt + n_generate > e.context_length) {
-        if (s->prompt_tokens < 0 && s->generate < 0) { /* a small model: what fits */
+        if (s->prompts.n == 0 && s->generate < 0) { /* a small model: what fits */
             n_prompt = e.context_length / 2 > 0 ? e.context_length / 2 : 1;
             n_generate = e.context_length > n_prompt ? e.context_length - n_prompt : 1;
         } else {
@@ -190,4 +190,19 @@ ellm_status bench_main(const settings *s, ellm_error *error) {
     }
     engine_close(&e);
     return status;
+}
+
+ellm_status bench_main(const settings *s, ellm_error *error) {
+    interrupts_catch();
+    if (s->bandwidth) {
+        return bandwidth_main(s, error);
+    }
+    if (s->jsonl) {
+        return bench_series(s, error);
+    }
+    if (s->prompts.n > 1 || s->depths.n > 0 || s->cold || s->sustained > 0 || s->limit > 0) {
+        return ellm_fail(error, ELLM_USAGE,
+                         "several prompts, --depth, --cold, --sustained and --limit go with --jsonl");
+    }
+    return bench_once(s, error);
 }

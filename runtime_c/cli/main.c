@@ -28,7 +28,10 @@ static const command commands[] = {
      "       {\"type\":\"done\",\"reason\":\"stop|length|cancelled\",\"prompt_tokens\":N,\"tokens\":N,\n"
      "        \"prefill_ms\":X,\"decode_ms\":X} {\"type\":\"error\",\"name\":...,\"text\":...}\n"},
     {"bench", BENCH, bench_main, "measure speed and memory",
-     "The prompt is arbitrary tokens, and stop tokens are ignored: every run does the same work.\n"},
+     "The prompt is arbitrary tokens, and stop tokens are ignored: every run does the same work.\n\n"
+     "  edgellm-rt bench DIR --prompt 256 --generate 64\n"
+     "  edgellm-rt bench DIR --jsonl --prompt 128,512 --depth 0,512 --repeat 5 --sustained 60\n"
+     "  edgellm-rt bench --bandwidth --threads 4\n"},
     {"verify", VERIFY, verify_main, "check every file's SHA-256",
      "Afterwards the bundle opens without hashing its weights, until one of them changes.\n"},
     {"info", INFO, info_main, "what the bundle is and whether it runs here", "Opens the bundle with all its checks.\n"},

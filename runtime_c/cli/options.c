@@ -12,7 +12,7 @@
 
 #include "error.h"
 
-typedef enum kind { FLAG, COUNT, REAL, TEXT, TEXTS, LOOKUP } kind;
+typedef enum kind { FLAG, COUNT, REAL, TEXT, TEXTS, LOOKUP, COUNTS } kind;
 
 typedef struct option {
     const char *name; /* without dashes; a single letter takes one dash */
@@ -44,7 +44,10 @@ static const option options[] = {
      "with --logits: feed N tokens at a time (default 64); the bits must not depend on it"},
     {"n", 'n', COUNT, SAMPLED, FIELD(n_tokens), 0, INT_MAX, "N",
      "generate at most N tokens (default: until the model stops)"},
-    {"prompt", 0, COUNT, BENCH, FIELD(prompt_tokens), 1, 1 << 24, "N", "tokens of the prompt (default 128)"},
+    {"prompt", 0, COUNTS, BENCH, FIELD(prompts), 1, 1 << 24, "N",
+     "tokens of the prompt (default 128); with --jsonl: N,N,..."},
+    {"depth", 0, COUNTS, BENCH, FIELD(depths), 0, 1 << 24, "N,N,...",
+     "with --jsonl: decode behind N positions (default 0)"},
     {"generate", 0, COUNT, BENCH, FIELD(generate), 1, 1 << 24, "N", "tokens to generate (default 64)"},
     {"repeat", 0, COUNT, BENCH, FIELD(repeat), 1, 1000, "N", "measurements; the median counts (default 3)"},
     {"tokens", 0, COUNT, PROFILE, FIELD(prompt_tokens), 0, 1 << 24, "N", "tokens of the prompt (default 128; 0: none)"},
@@ -55,6 +58,13 @@ static const option options[] = {
     {"data", 0, FLAG, TRACE, FIELD(data), 0, 0, NULL, "after each line, the bytes that it describes"},
     {"at", 0, COUNT, TRACE, FIELD(at), 0, INT_MAX, "K",
      "only step K: its arguments, then their bytes, before and after"},
+    {"limit", 0, COUNT, BENCH, FIELD(limit), 1, 86400, "S",
+     "with --jsonl: no further sample of a figure after S seconds"},
+    {"sustained", 0, COUNT, BENCH, FIELD(sustained), 1, 86400, "S",
+     "with --jsonl: then decode for S seconds, one line per second"},
+    {"cold", 0, FLAG, BENCH, FIELD(cold), 0, 0, NULL, "with --jsonl: drop the bundle from the page cache first"},
+    {"bandwidth", 0, FLAG, BENCH, FIELD(bandwidth), 0, 0, NULL,
+     "measure the memory instead: the fastest of several read loops; needs no bundle"},
     {"temperature", 0, REAL, SAMPLED, FIELD(temperature), 0, 1e4, "T", "0: always the likeliest token"},
     {"top-k", 0, COUNT, SAMPLED, FIELD(top_k), 0, INT_MAX, "K", "choose among the K likeliest (0: off)"},
     {"top-p", 0, REAL, SAMPLED, FIELD(top_p), 0, 1, "P", "... that together have probability P (1: off)"},
@@ -70,6 +80,7 @@ static const option options[] = {
     {"context", 0, COUNT, COMPUTES, FIELD(context), 1, 1 << 24, "N",
      "positions to make room for (default: the model's, at most 4096)"},
     {"jsonl", 0, FLAG, CHAT, FIELD(jsonl), 0, 0, NULL, "one JSON object per line each way, for programs"},
+    {"jsonl", 0, FLAG, BENCH, FIELD(jsonl), 0, 0, NULL, "print every sample as it is taken, one JSON object per line"},
     {"json", 0, FLAG, TALKS_JSON, FIELD(json), 0, 0, NULL, "print one JSON object"},
     {"help", 'h', FLAG, ~0u, FIELD(help), 0, 0, NULL, "this"},
 };
@@ -111,6 +122,22 @@ static ellm_status set(const option *o, const char *shown, const char *text, set
             return ellm_fail(error, ELLM_USAGE, "%s is on, off or auto, not '%s'", shown, text);
         }
         *(int *)(void *)place = mode;
+    } else if (o->kind == COUNTS) {
+        count_list *list = (count_list *)(void *)place;
+        list->n = 0;
+        for (const char *at = text;; at = end + 1) {
+            errno = 0;
+            long long value = strtoll(at, &end, 10);
+            if (end == at || (*end != '\0' && *end != ',') || errno != 0 || (double)value < o->least
+                || (double)value > o->most || list->n == most_counts) {
+                return ellm_fail(error, ELLM_USAGE, "%s wants up to %d whole numbers from %.0f to %.0f, not '%s'",
+                                 shown, (int)most_counts, o->least, o->most, text);
+            }
+            list->values[list->n++] = value;
+            if (*end == '\0') {
+                break;
+            }
+        }
     } else if (o->kind == COUNT) {
         errno = 0;
         long long value = strtoll(text, &end, 10);
@@ -195,6 +222,8 @@ ellm_status options_parse(command_id command, const char *name, int argc, char *
                     .depth = -1,
                     .at = -1,
                     .repeat = -1,
+                    .sustained = -1,
+                    .limit = -1,
                     .temperature = -1,
                     .top_p = -1,
                     .min_p = -1};
@@ -233,7 +262,7 @@ ellm_status options_parse(command_id command, const char *name, int argc, char *
             return status;
         }
     }
-    return s->help || s->directory != NULL ? ELLM_OK : own_directory(name, s, error);
+    return s->help || s->bandwidth || s->directory != NULL ? ELLM_OK : own_directory(name, s, error);
 }
 
 ellm_status options_ids(const char *shown, const char *text, int32_t **ids, size_t *n, ellm_error *error) {

@@ -4,7 +4,13 @@
 
 #include "edgellm.h"
 
-enum { most_stops = 16 };
+enum { most_stops = 16, most_counts = 16 };
+
+/* --name 1,2,3 */
+typedef struct count_list {
+    int64_t values[most_counts];
+    int n;
+} count_list;
 
 /* What the command line said. Numbers that were not given are negative. */
 typedef struct settings {
@@ -12,10 +18,11 @@ typedef struct settings {
     const char *prompt, *tokens, *system, *logits;
     const char *stops[most_stops];
     int n_stops;
-    bool raw, json, jsonl, data, help;
+    bool raw, json, jsonl, data, help, cold, bandwidth;
+    count_list prompts, depths;
     int lookup; /* ellm_lookup_mode; negative: not given */
     int64_t n_tokens, threads, threads_decode, context, top_k, seed, prompt_tokens, generate, repeat, step;
-    int64_t depth, at;
+    int64_t depth, at, sustained, limit;
     double temperature, top_p, min_p;
     char own_directory[4096]; /* where `directory` points if it was left out */
 } settings;

@@ -40,6 +40,14 @@ static bool is_read_whole(const ellm_plan *plan, uint64_t weight) {
     return false;
 }
 
+uint64_t ellm_ahead_step_bytes(const ellm_plan *plan) {
+    uint64_t n_bytes = 0;
+    for (uint32_t weight = 0; weight < plan->n_weights; weight++) {
+        n_bytes += is_read_whole(plan, weight) ? plan->weights[weight].bytes : 0;
+    }
+    return n_bytes;
+}
+
 /* madvise for the pages that lie in a weight, those it shares with its neighbours left out. */
 static void advise(const ellm_plan_weight *weight, uint64_t offset, uint64_t n_bytes, int advice) {
     uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), start = (uintptr_t)weight->data + (uintptr_t)offset;

@@ -16,6 +16,7 @@ import pytest
 
 from edgellm import bundle as bundles
 from edgellm.compile import compile_model
+from edgellm.peer_bench import Match
 from tests.oracle.configurations import BASE, write_checkpoint
 
 
@@ -177,6 +178,51 @@ def test_bench_measures(bundle: Path) -> None:
     assert "time to first token" in rt(bundle, "bench", "--prompt", "8", "--generate", "2", "--repeat", "1").stdout
 
 
+def series(bundle: Path, *arguments: str) -> list[dict[str, Any]]:
+    done = rt(bundle, "bench", "--jsonl", *arguments)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_bench_takes_samples_of_several_lengths(bundle: Path) -> None:
+    lengths = ("--prompt", "8,70", "--depth", "0,100", "--generate", "5", "--repeat", "2", "--threads", "2")
+    said = series(bundle, *lengths, "--cold", "--sustained", "1")
+    kinds = [message["type"] for message in said if message["type"] != "busy"]
+    assert kinds[:3] == ["cold", "start", "open"]
+    assert kinds[-1] == "end"
+    taken = [(m["type"], m.get("prompt", m.get("depth"))) for m in said if m["type"] in ("prefill", "decode")]
+    once = [("prefill", 8), ("prefill", 70), ("decode", 0), ("decode", 100)]
+    assert taken == [sample for sample in once for _ in range(2)]
+    assert all(message["ms"] > 0 and message["threads"] == 2 for message in said if message["type"] == "decode")
+    windows = [message for message in said if message["type"] == "sustained"]
+    assert windows[0]["tokens"] > 0
+    assert windows[0]["at_s"] > said[3 + kinds[3:].index("prefill")].get("at_s", 0)
+    starts = [message for message in said if message["type"] == "start"]
+    assert [start["cold"] for start in starts] == [True, False, False]
+    dropped = said[0]
+    on_disk = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file() and path.name != "edgellm-rt")
+    assert dropped["bytes"] == on_disk
+
+
+def test_a_limit_takes_fewer_samples(bundle: Path) -> None:
+    """More samples than fit into a second, each of more work than the clock can miss."""
+    said = series(bundle, "--prompt", "512", "--depth", "0", "--repeat", "1000", "--limit", "1", "--threads", "1")
+    assert 1 <= sum(message["type"] == "prefill" for message in said) < 1000
+
+
+def test_bytes_of_a_step_are_the_weights_that_every_token_reads(bundle: Path) -> None:
+    opened = next(message for message in series(bundle, "--prompt", "1", "--repeat", "1") if message["type"] == "open")
+    match = Match("", bundles.read(bundle), bundle, bundle, ())
+    assert opened["step_bytes"] == match.weight_bytes_per_token()
+
+
+def test_bandwidth_needs_no_bundle(bundle: Path) -> None:
+    argv = [str(bundle / "edgellm-rt"), "bench", "--bandwidth", "--threads", "1", "--json"]
+    told = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True, cwd="/").stdout)
+    assert told["loops_gb_s"][told["fastest"]] == told["gb_s"] == max(told["loops_gb_s"].values())
+    assert told["low_gb_s"] <= told["gb_s"] <= told["high_gb_s"]
+
+
 def test_memory_is_what_is_used_and_not_what_might_be(bundle: Path) -> None:
     """Whatever the context may hold, memory is the weights, the positions that were used, and a small rest."""
     budget = bundles.read(bundle).manifest["memory"]
@@ -228,6 +274,16 @@ def test_the_bundles_own_program_needs_no_directory(bundle: Path) -> None:
         (("run", "--tokens", "1,two"), "'two'"),
         (("run", "-p", "x", "--context", "100000"), "at most 4096"),
         (("bench", "--prompt", "4000", "--generate", "4000"), "do not fit"),
+        (
+            ("bench", "--jsonl", "--depth", "4090"),
+            "--depth 4090 and 64 tokens behind it do not fit the context of 4096",
+        ),
+        (("bench", "--jsonl", "--prompt", "8,4096"), "--prompt 4096 does not fit"),
+        (("bench", "--jsonl", "--prompt", "8,,9"), "whole numbers from 1 to"),
+        (("bench", "--jsonl", "--depth", "1,x"), "'1,x'"),
+        (("bench", "--jsonl", "--depth", ",".join(["1"] * 17)), "up to 16 whole numbers"),
+        (("bench", "--depth", "5"), "go with --jsonl"),
+        (("bench", "--bandwidth", "--threads", "65"), "at most 64 threads"),
     ],
 )
 def test_wrong_usage_is_one_line(bundle: Path, arguments: tuple[str, ...], text: str) -> None:

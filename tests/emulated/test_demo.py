@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from edgellm import bench_result
 from edgellm.cli import main
+from edgellm.sensors import Sampler
 from edgellm.ssh import SshRemote
 
 MODEL = str(Path(__file__).resolve().parents[2] / "examples/voice_assistant/model")
@@ -60,12 +62,35 @@ def test_chat_remembers_what_was_said(deployed, capsys, monkeypatch):
     assert lines[0] == lines[-1]  # after /reset the same question has the same answer
 
 
-def test_bench_measures(deployed, capsys):
-    arguments = ("bench", "--board", BOARD, "--prompt", "8", "--generate", "4", "--repeat", "1")
-    measured = json.loads(run(capsys, *arguments, "--json"))
-    assert min(measured[key] for key in ("prefill_tok_s", "decode_tok_s", "ttft_ms", "load_ms")) > 0
-    assert measured["peak_rss_bytes"] > 1_000_000
-    assert "time to first token" in run(capsys, *arguments)
+def test_bench_measures(deployed, tmp_path, capsys):
+    lengths = ("--prompt", "4,8", "--depth", "0,8", "--generate", "2", "--repeat", "2", "--threads", "1")
+    report, saved = tmp_path / "report.html", tmp_path / "bench.json"
+    shown = run(capsys, "bench", "--board", BOARD, *lengths, "--cold", "--sustained", "0.02", "--json", str(saved),
+                "--report", str(report))  # fmt: skip
+    measured = bench_result.read(saved)
+    figures = {figure.key: figure for figure in bench_result.figures_of(measured)}
+    for key in (("prefill", 4, 0), ("prefill", 8, 0), ("decode", 2, 0), ("decode", 2, 8), ("first_token", 8, 0)):
+        assert len(figures[(*key, 1)].values) == 2
+    assert len(figures["cold_start", 4, 0, 1].values) == 1
+    assert measured["cold"]["left_bytes"] < measured["cold"]["bytes"] / 10
+    assert measured["memory"]["peak_rss_bytes"] > 1_000_000
+    assert {rate["threads"] for rate in measured["bandwidth"]} == {1}
+    assert [run["threads"] for run in measured["sustained"]] == [1]
+    assert "decode at 8" in shown
+    assert "Sustained decoding" in report.read_text()
+
+
+def test_bench_names_what_does_not_fit(deployed, capsys):
+    assert main(["bench", "--board", BOARD, "--depth", "5000", "--prompt", "8"]) == 1
+    error = capsys.readouterr().err
+    assert "--depth 5000 and 64 tokens behind it do not fit the context of 1024" in error
+    assert error.count("\n") == 1
+
+
+def test_the_sensors_script_runs_in_the_boards_own_shell(start_board):
+    with SshRemote(start_board(BOARD)) as remote, Sampler(remote, period_s=0.1) as sampler:
+        sampler.collect(5.0)
+        assert sampler.log.readings[-1].at_s > 0
 
 
 def test_a_damaged_model_is_refused_and_mended_by_the_next_deployment(deployed, start_board, capsys):

@@ -69,8 +69,9 @@ def test_from_deploy_to_chat(ssh_server: SshServer, environment: dict[str, str],
     assert "there is no /nonsense" in talk.stderr
 
     bench = edgellm(environment, "bench", "--board", "rpi5")
-    assert re.search(r"decode +. +10\.0 tok/s", bench.stdout)
+    assert re.search(r"decode at 0 +auto, 4 +9\.0 tok/s +8\.0 – 10\.0 +2 +45%", bench.stdout)
     assert "123.5 MB" in bench.stdout
+    assert "1.0 GB/s with 4 threads" in bench.stdout
 
 
 def test_errors_are_one_line(ssh_server: SshServer, environment: dict[str, str], tmp_path: Path) -> None:

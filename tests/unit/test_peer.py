@@ -263,8 +263,11 @@ def arguments(*argv: str) -> argparse.Namespace:
     ("argv", "message"),
     [
         ((), "which board"),
-        (("random:tiny", "--board", "kitchen"), "go with --peer"),
-        (("--board", "kitchen", "--threads", "1,2"), "go with --peer"),
+        (("random:tiny", "--board", "kitchen"), "goes with --peer"),
+        (("--board", "kitchen", "-o", "docs"), "goes with --peer"),
+        (("--peer", "llama.cpp", "--depth", "0,512"), "--depth does not go with --peer"),
+        (("--peer", "llama.cpp", "--cold"), "--cold does not go with --peer"),
+        (("--peer", "llama.cpp", "--compare", "a", "b"), "--compare does not go with --peer"),
         (("--peer", "llama.cpp", "--board", "kitchen"), "runs here"),
         (("--peer", "llama.cpp", "--weights", "w3"), "there are w4a8"),
         (("--peer", "llama.cpp", "--emulated", "z80"), "there are cortex-a76"),

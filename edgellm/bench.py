@@ -31,7 +31,8 @@ ROWS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n  edgellm bench --board kitchen --prompt 256 --generate 64 --json\n"
-        "  edgellm bench --peer llama.cpp random:smollm2-135m random:llama-2-7b -o docs"
+        "  edgellm bench --peer llama.cpp random:smollm2-135m random:llama-2-7b -o docs\n"
+        "  edgellm bench --peer litert-lm random:smollm2-135m --threads 1,2"
     )
     add_board(parser, required=False)
     add_model(parser)

@@ -3,6 +3,7 @@
 Default recipe: weights in int8 with one scale per channel, activations quantized as they come, KV cache in float32.
 """
 
+import os
 import sys
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
@@ -15,6 +16,7 @@ TensorFlow, and nothing here needs it."""
 def main() -> int:
     """Entry point."""
     checkpoint, folder, positions = sys.argv[1:]
+    os.environ["HF_HUB_OFFLINE"] = "1"
     from ai_edge_litert import schema_py_generated
 
     sys.modules.update({name: module_from_spec(ModuleSpec(name, None)) for name in MISSING})

@@ -6,12 +6,13 @@ Both lie in the cache, below `peers`. An environment that exists can be used ins
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 import tempfile
+import venv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 
 from crosscompile.checkpoint import Checkpoint
 from edgellm import cache, litert_export, litert_sample
@@ -33,6 +34,7 @@ SHORTEST = 512
 """Positions of the smallest export: with all of a longer one's cache in each token, LiteRT-LM is slower."""
 
 _PACKAGES = tuple(requirement.partition("==")[0] for requirement in REQUIREMENTS)
+_EXPORT_S = 4 * 3600.0
 _VERSIONS = "import importlib.metadata as m, sys; [print(name, m.version(name)) for name in sys.argv[1:]]"
 
 
@@ -59,7 +61,7 @@ class LiteRtLm(Peer):
         return cls(environment(progress) if build is None else given(build, cls.build_programs))
 
     def about(self) -> dict[str, str]:
-        answer = run_once([str(self.directory / PYTHON), "-c", _VERSIONS, *_PACKAGES[:2]]).out
+        answer = run_once([str(self.directory / PYTHON), "-I", "-c", _VERSIONS, *_PACKAGES[:2]]).out
         return {"package": ", ".join(one_line(line, 60) for line in answer.splitlines())}
 
     def prepare(self, source: Checkpoint, bundle: Bundle, figures: Sequence[Figure], progress: Progress) -> Path:
@@ -67,7 +69,7 @@ class LiteRtLm(Peer):
         key = cache.key_of({
             "checkpoint": bundle.manifest["provenance"]["checkpoint"],
             "requirements": REQUIREMENTS,
-            "exporter": Path(litert_export.__file__).read_text(encoding="utf-8"),
+            "exporter": Path(litert_export.__file__ or "").read_text(encoding="utf-8"),
         })  # fmt: skip
         folder = cache.root() / "peers" / "litert" / f"{bundle.name}-{key[:12]}"
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,12 +90,16 @@ class LiteRtLm(Peer):
             for n in lengths:
                 progress(f"exporting for LiteRT, {n} positions", 0, 0)
                 out = Path(name) / str(n)
-                command = [str(self.directory / PYTHON), litert_export.__file__, str(checkpoint), str(out), str(n)]
-                run_tool(command, "see its output", {**os.environ, "HF_HUB_OFFLINE": "1"})
+                run_once([*self._python(litert_export), str(checkpoint), str(out), str(n)], _EXPORT_S)
                 found = sorted(out.glob("*.litertlm"))
                 if not found:
                     raise PeerError(f"litert-torch wrote no .litertlm file for {source.path}, and named no error")
                 found[0].replace(_file(folder, n))
+
+    def _python(self, module: ModuleType) -> list[str]:
+        """Runs one of our files with the environment's Python, which must not find the files beside it as modules."""
+        assert module.__file__ is not None
+        return [str(self.directory / PYTHON), "-I", module.__file__]
 
     def types(self, scheme: Mapping[str, str]) -> dict[str, str]:
         return dict.fromkeys(PARTS, "int8, a scale per channel")
@@ -107,7 +113,7 @@ class LiteRtLm(Peer):
         prefill, decode = (max(figure.depth, 1), figure.tokens) if figure.kind == "decode" else (figure.tokens, 1)
         model = _file(run.model, cache_length(figure))
         sizes = map(str, (run.threads, prefill, decode))
-        return [str(self.directory / PYTHON), litert_sample.__file__, str(model), *sizes]
+        return [*self._python(litert_sample), str(model), *sizes]
 
     def value(self, run: Run, sample: Sample) -> float:
         n_tokens, tok_s = json.loads(sample.out)[run.figure.kind]
@@ -141,10 +147,9 @@ def environment(progress: Progress) -> Path:
         if not done.is_file():
             shutil.rmtree(folder, ignore_errors=True)  # what an interrupted run has left
             folder.parent.mkdir(parents=True, exist_ok=True)
-            progress("making an environment", 0, 0)
-            run_tool([sys.executable, "-m", "venv", str(folder)], "install Python's venv (on Debian: python3-venv)")
+            venv.create(folder, symlinks=True)
             progress("installing LiteRT (2 GB)", 0, 0)
-            pip = [str(folder / PYTHON), "-m", "pip", "install", "--quiet", *REQUIREMENTS]
+            pip = [sys.executable, "-m", "pip", "--python", str(folder / PYTHON), "install", "--quiet", *REQUIREMENTS]
             run_tool(pip, "check the network, pip's index and the disk's free space")
             done.touch()
     return folder

@@ -113,10 +113,10 @@ def tool(name: str, package: str | None = None) -> str:
     return found
 
 
-def run_tool(command: Sequence[str], remedy: str, environment: Mapping[str, str] | None = None) -> None:
+def run_tool(command: Sequence[str], remedy: str) -> None:
     """Runs a tool to its end. PeerError with its first error line."""
     try:
-        done = subprocess.run(command, capture_output=True, check=False, env=environment, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, capture_output=True, check=False, stdin=subprocess.DEVNULL)
     except OSError as error:
         raise PeerError(f"{command[0]} cannot be started: {error.strerror}") from error
     if done.returncode:

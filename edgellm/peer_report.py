@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import UsageError
-from edgellm.peer_result import NEAR_BANDWIDTH, Statistics, figure_name, key_of, statistics_of
+from edgellm.peer_result import COUNTED, NEAR_BANDWIDTH, Statistics, figure_name, key_of, statistics_of
 from edgellm.terminal import size
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -31,7 +31,7 @@ def tables(document: dict[str, Any]) -> list[Table]:
     for peer in document["peers"]:
         rows = [(row, statistics_of(row)) for row in document["rows"] if row["peer"] == peer]
         found += [_speed(rows, peer), _depth(rows, peer), _memory(rows, peer)]
-    found += [_sizes(document["sizes"], list(document["peers"])), _instructions(document["instructions"], "llama.cpp")]
+    found += [_sizes(document["sizes"], list(document["peers"])), _instructions(document["instructions"], COUNTED)]
     return [table for table in found if table.rows]
 
 

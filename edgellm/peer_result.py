@@ -20,6 +20,9 @@ from edgellm.errors import UsageError
 from edgellm.figure import Figure
 
 FORMAT = 2
+COUNTED = "llama.cpp"
+"""The peer of every count of instructions."""
+
 NEAR_BANDWIDTH = 0.92
 """Share of the memory's bandwidth from which on a decode figure counts as bound by it."""
 

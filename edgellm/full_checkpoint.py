@@ -15,6 +15,7 @@ from edgellm.errors import ModelError
 Progress = Callable[[str, int, int], None]
 
 _SLICE_ELEMENTS = 1 << 21
+_SPECIAL = ("bos_token_id", "eos_token_id", "pad_token_id")
 _FLOAT = np.dtype("<f4")
 
 
@@ -22,9 +23,11 @@ def write_full(source: Checkpoint, folder: Path, progress: Progress) -> None:
     """Writes configuration, tokenizer and every tensor as float32 into an existing folder. Raises ModelError."""
     if source.tokenizer_json is None:
         raise ModelError(f"{source.path} has no tokenizer.json, which the program to compare with needs")
+    # An exporter looks for the token that ends an answer here, and transformers here first if there is such a file.
+    ids = {key: source.config[key] for key in _SPECIAL if key in source.config}
     documents = {
         "config.json": {**source.config, "torch_dtype": "float32"},
-        "generation_config.json": source.generation_config,
+        "generation_config.json": {**ids, **source.generation_config},
         # Without a class, transformers looks for one by the model's type and wants a SentencePiece file.
         "tokenizer_config.json": {"tokenizer_class": "PreTrainedTokenizerFast", **source.tokenizer_config},
     }

@@ -33,6 +33,9 @@ REQUIREMENTS = ("litert-lm-api==0.18.1", "litert-torch==0.10.0", "torch==2.13.0"
 SHORTEST = 512
 """Positions of the smallest export: with all of a longer one's cache in each token, LiteRT-LM is slower."""
 
+STEP = 128
+"""Tokens of a prompt that an export reads at a time, unless told otherwise."""
+
 _PACKAGES = tuple(requirement.partition("==")[0] for requirement in REQUIREMENTS)
 _EXPORT_S = 4 * 3600.0
 _VERSIONS = "import importlib.metadata as m, sys; [print(name, m.version(name)) for name in sys.argv[1:]]"
@@ -46,7 +49,8 @@ class LiteRtLm(Peer):
         "its int8 has one scale per output channel (recipe `dynamic_wi8_afp32`, the default) where `w8a8` and `w4a8` "
         "have one per 32 columns: coarser numbers, and fewer multiplications. Bits are not equal, and `w4a8` rows set "
         "4 bits beside its 8. Its KV cache has as many positions as were chosen at export: the fewest that fit, from "
-        f"{SHORTEST} on. Its peak memory includes the Python that calls it."
+        f"{SHORTEST} on. Its prefill leaves the logits of the last token to the first decoded one. Its peak memory "
+        "includes the Python that calls it."
     )
     weights = ("w8a8", "w4a8")
     figures = (Figure("decode", 64, 0), Figure("decode", 64, 128), Figure("prefill", 128), Figure("prefill", 512))
@@ -68,7 +72,7 @@ class LiteRtLm(Peer):
         """A folder with an export for each cache length that the figures need."""
         key = cache.key_of({
             "checkpoint": bundle.manifest["provenance"]["checkpoint"],
-            "requirements": REQUIREMENTS,
+            "peer": self.about(),
             "exporter": Path(litert_export.__file__ or "").read_text(encoding="utf-8"),
         })  # fmt: skip
         folder = cache.root() / "peers" / "litert" / f"{bundle.name}-{key[:12]}"
@@ -127,11 +131,8 @@ class LiteRtLm(Peer):
 
 
 def cache_length(figure: Figure) -> int:
-    """Positions of the export that a figure is measured with: the fewest, doubled as often as need be."""
-    length = SHORTEST
-    while length < figure.positions:
-        length *= 2
-    return length
+    """Positions of the export that a figure is measured with: the fewest, in whole steps of a prompt."""
+    return max(SHORTEST, -(-figure.positions // STEP) * STEP)
 
 
 def _file(folder: Path, length: int) -> Path:

@@ -111,6 +111,7 @@ def test_a_checkpoint_written_out_holds_the_same_numbers(tmp_path, cache_folder)
     assert written.config == {**source.config, "torch_dtype": "float32"}
     assert written.tokenizer_json == source.tokenizer_json
     assert written.tokenizer_config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert written.generation_config == {"bos_token_id": 1, "eos_token_id": 2}
     assert list(written.tensors) == list(source.tensors)
     for name in source.tensors:
         np.testing.assert_array_equal(written.read(name), source.read(name))
@@ -125,7 +126,7 @@ def test_each_cache_length_is_exported_once(environment, cache_folder):
     files = "config.json generation_config.json model.safetensors tokenizer.json tokenizer_config.json"
     assert {file.name: file.read_text() for file in folder.iterdir()} == {
         "cache-512.litertlm": f"512 {files}",
-        "cache-1024.litertlm": f"1024 {files}",
+        "cache-640.litertlm": f"640 {files}",
     }
     (folder / "cache-512.litertlm").write_text("kept")
     assert peer.prepare(source, bundle(), figures[:2], silent) == folder
@@ -147,7 +148,7 @@ def test_an_export_that_fails_is_quoted_and_leaves_nothing(environment, cache_fo
 
 @pytest.mark.parametrize(
     ("figure", "length", "value"),
-    [(Figure("decode", 64), 512, 202.0), (Figure("prefill", 128), 512, 2002.0), (Figure("prefill", 512), 1024, 2002.0)],
+    [(Figure("decode", 64), 512, 202.0), (Figure("prefill", 128), 512, 2002.0), (Figure("prefill", 512), 640, 2002.0)],
 )
 def test_a_sample_is_the_second_run_with_the_fitting_export(environment, tmp_path, figure, length, value):
     peer = LiteRtLm(environment)

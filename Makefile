@@ -9,6 +9,7 @@ N ?= 100000
 SEED ?= 1
 BOARD ?= virtual-rpi5
 SHAPES ?= smollm2-135m qwen2.5-0.5b-like tinyllama-1.1b llama-2-7b
+PEER ?= llama.cpp
 MODEL = examples/voice_assistant/model
 
 help: ## this list
@@ -43,8 +44,8 @@ format: setup-lint ## put everything into house style
 bench: setup-demo ## speed and memory of the demo model on BOARD
 	@.venv/bin/edgellm deploy --board $(BOARD) $(MODEL) && .venv/bin/edgellm bench --board $(BOARD)
 
-bench-peer: setup-bench ## SHAPES here and with llama.cpp, in one interleaved run; fills docs/performance.md
-	@.venv/bin/edgellm bench --peer llama.cpp $(SHAPES:%=random:%) -o docs
+bench-peer: setup-bench ## SHAPES here and with PEER, in one interleaved run; fills docs/performance.md
+	@.venv/bin/edgellm bench --peer $(PEER) $(SHAPES:%=random:%) -o docs
 
 fuzz: setup-fuzz setup-test ## each fuzz target of runtime_c for TIME seconds, then N texts per campaign from SEED
 	@$(MAKE) --silent --no-print-directory -C runtime_c fuzz TIME=$(TIME)

@@ -25,6 +25,7 @@ examples:
   edgellm bench --board kitchen --json after.json && edgellm bench --compare before.json after.json
   edgellm bench --compare kitchen:mine-w4a8 kitchen:mine-w8a8 --force   two models on a board, in turn
   edgellm bench --peer llama.cpp random:smollm2-135m random:llama-2-7b -o docs
+  edgellm bench --peer litert-lm random:smollm2-135m --threads 1,2
 """
 
 COUNT_CAP = 16

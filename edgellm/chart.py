@@ -29,8 +29,8 @@ _STYLE = style(
 
 
 def chart(document: dict[str, Any]) -> str:
-    """The SVG. Bars start at 0, the line marks 1: as fast as the peer. Threads and figures grouped by model."""
-    peer = document["peer"]["name"]
+    """The SVG. Bars start at 0, the line marks 1: as fast as the peer. Grouped by model and peer."""
+    peers = " and ".join(document["peers"])
     groups: dict[str, list[tuple[str, float, str]]] = {}
     for row in document["rows"]:
         if (row["figure"]["kind"], row["figure"]["depth"]) not in _SHOWN:
@@ -39,16 +39,17 @@ def chart(document: dict[str, Any]) -> str:
         threads = f"{row['threads']} thread" + ("s" if row["threads"] > 1 else "")
         label = f"{figure_name(row['figure'])}, {threads}"
         values = f"{_short(numbers.ours)} / {_short(numbers.peer)} {row['unit']}"
-        groups.setdefault(f"{row['model']}, {row['match']}", []).append((label, numbers.ratio, values))
+        group = f"{row['model']}, {row['match']}, beside {row['peer']}"
+        groups.setdefault(group, []).append((label, numbers.ratio, values))
     most = max([1.0, *(ratio for bars in groups.values() for _, ratio, _ in bars)])
     scale_end = math.ceil(most * 2) / 2
     n_rows = sum(len(bars) + 1.5 for bars in groups.values())
     width, height = _LEFT + _BAR + _RIGHT, round(_TOP + n_rows * _ROW + 12)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        f'role="img" aria-label="edgellm against {escape(peer)}">',
+        f'role="img" aria-label="edgellm against {escape(peers)}">',
         f"<style>{_STYLE}</style>",
-        f'<text class="title" x="12" y="22">edgellm: how many times as fast as {escape(peer)}</text>',
+        f'<text class="title" x="12" y="22">edgellm: how many times as fast as {escape(peers)}</text>',
     ]
     bottom = height - 8
     step = 0.5 if scale_end <= 4 else 1.0

@@ -7,42 +7,47 @@ import datetime
 import platform
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from crosscompile import checkpoint
 from crosscompile.checkpoint import Checkpoint
-from edgellm import __version__, cache, gguf_file, gguf_llama, hub, peer, peer_result
+from edgellm import __version__, hub, peer_result
 from edgellm.bandwidth import build_probe
 from edgellm.boards import load_board
-from edgellm.bundle import Bundle
 from edgellm.compile import Options, compile_checkpoint
 from edgellm.cross_peer import Processor
 from edgellm.errors import ModelError
+from edgellm.figure import Figure, fit
 from edgellm.golden import host_target
-from edgellm.peer_bench import BLOCK, Figure, Match, cells, measure, sizes
+from edgellm.litert_lm import LiteRtLm
+from edgellm.llama_cpp import PACKAGED, LlamaCpp
+from edgellm.peer import Peer
+from edgellm.peer_bench import Match, cells, measure, sizes
 from edgellm.sample import Quiet
 
 Progress = Callable[[str, int, int], None]
+
+PEERS: dict[str, type[Peer]] = {kind.name: kind for kind in (LlamaCpp, LiteRtLm)}
+"""What there is to compare with, by name."""
 
 MATCHES: dict[str, Options] = {
     "w4a8": Options("w4a8"),
     "w8a8": Options("w8a8"),
     "w4a8-head4": Options("w4a8", embedding="w4a8", head="w4a8"),
 }
-"""What is compared, by name; the peer gets the same bits in every tensor (edgellm.gguf_llama)."""
+"""What is compared, by name; a peer that can gets the same bits in every tensor (edgellm.gguf_llama)."""
 
 
 class Comparison:
     """The peer, the probe and how to measure, set up once. Raises PeerError for what is missing."""
 
-    def __init__(self, build: Path | None, rounds: int, quiet: Quiet, progress: Progress) -> None:
+    def __init__(self, kind: type[Peer], build: Path | None, rounds: int, quiet: Quiet, progress: Progress) -> None:
         target = host_target()
         if target is None:
             raise ModelError("a comparison runs here, and this machine's CPU has no tier to run")
         self._target, self._rounds, self._quiet, self._progress = target, rounds, quiet, progress
-        self._peer, self._probe = peer.find(build, progress), build_probe(target)
+        self._peer, self._probe = kind.find(build, progress), build_probe(target)
 
     def measure(
         self, model: str, matches: Sequence[str], figures: Sequence[Figure], threads: Sequence[int]
@@ -51,7 +56,10 @@ class Comparison:
         with self._prepared(model, matches, figures) as prepared:
             rows = measure(cells(prepared, threads), self._rounds, self._peer, self._probe, self._quiet, self._progress)
             measured = {f"{match.bundle.name}, {match.label}": sizes(match.bundle, self._peer) for match in prepared}
-        return document(self._target.tier.name, self._peer.commit(), rows=rows, sizes=measured)
+        about = self._peer.about()
+        if self._peer.note:
+            about["note"] = self._peer.note
+        return document(self._target.tier.name, {self._peer.name: about}, rows=rows, sizes=measured)
 
     @contextlib.contextmanager
     def _prepared(self, model: str, matches: Sequence[str], figures: Sequence[Figure]) -> Iterator[list[Match]]:
@@ -66,44 +74,39 @@ class Comparison:
             for label in matches:
                 made = compile_checkpoint(source, name, self._target, MATCHES[label], progress=self._progress)
                 fitting = fit(figures, int(made.bundle.manifest["model"]["context_length"]))
-                file = gguf_of(source, made.bundle, self._progress)
-                prepared.append(Match(label, made.bundle, file, prompt, fitting))
+                theirs = self._peer.prepare(source, made.bundle, fitting, self._progress)
+                prepared.append(Match(label, made.bundle, theirs, prompt, fitting))
             yield prepared
 
 
 def count(model: str, matches: Sequence[str], processors: Sequence[Processor], progress: Progress) -> dict[str, Any]:
-    """Emulated instructions of a model, as edgellm.peer_result's document."""
+    """Emulated instructions of a model, as edgellm.peer_result's document; the peer is llama.cpp."""
     from edgellm.emulated_bench import counter, counts
 
     emulators = counter(progress)
     path, name = hub.resolve(model, progress)
     source = checkpoint.load(path)
-
-    def gguf(bundle: Bundle) -> Path:
-        return gguf_of(source, bundle, progress)
-
     found = [
         entry
         for processor in processors
         for label in matches
-        for entry in counts(source, name, label, MATCHES[label], processor, gguf, emulators, progress)
+        for entry in counts(source, name, label, MATCHES[label], processor, emulators, progress)
     ]
     target = host_target()
-    return document(target.tier.name if target else "", None, instructions=found)
+    return document(target.tier.name if target else "", {LlamaCpp.name: PACKAGED}, instructions=found)
 
 
 def document(
     tier: str,
-    commit: str | None,
+    peers: dict[str, dict[str, str]],
     *,
     rows: Sequence[dict[str, Any]] = (),
     sizes: dict[str, dict[str, int]] | None = None,
     instructions: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What was measured, with where and when. commit: what the peer's build calls itself, if there is one."""
+    """What was measured, with where and when. peers: what each says about itself (edgellm.peer)."""
     local = load_board("local")
     taken = {"taken": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")}
-    package = {"name": "llama.cpp", "package": f"{peer.PACKAGE} {peer.VERSION}"}
     return {
         "format": peer_result.FORMAT,
         "edgellm": __version__,
@@ -114,30 +117,11 @@ def document(
             "ram_bytes": local.memory_bytes,
             "kernel": platform.release(),
         },
-        "peer": {**package, **({"commit": commit} if commit else {})},
+        "peers": peers,
         "rows": [{**row, **taken} for row in rows],
         "sizes": sizes or {},
         "instructions": [{**entry, **taken} for entry in instructions],
     }
-
-
-def fit(figures: Sequence[Figure], context: int) -> tuple[Figure, ...]:
-    """The figures, none deeper than the model's context allows; what does not fit at all is left out."""
-    shallower = [replace(it, depth=min(it.depth, (context - it.tokens) // BLOCK * BLOCK)) for it in figures]
-    return tuple(dict.fromkeys(it for it in shallower if it.depth >= 0 and it.tokens < context))
-
-
-def gguf_of(source: Checkpoint, bundle: Bundle, progress: Progress) -> Path:
-    """The peer's file with the bundle's numbers, written if the cache does not have it."""
-    scheme = {part: bundle.manifest["scheme"][part] for part in ("body", "embedding", "head")}
-    writer = [Path(module.__file__ or "").read_text(encoding="utf-8") for module in (gguf_file, gguf_llama)]
-    key = cache.key_of({"checkpoint": bundle.manifest["provenance"]["checkpoint"], "scheme": scheme, "writer": writer})
-    file = cache.root() / "peers" / "gguf" / f"{bundle.name}-{key[:12]}.gguf"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with cache.locked(key):
-        if not file.is_file():
-            gguf_llama.write_llama(source, bundle.name, scheme, file, progress)
-    return file
 
 
 def prompt_text(source: Checkpoint, n_tokens: int) -> str:

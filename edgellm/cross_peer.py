@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm import cache
-from edgellm.peer import STEPS, build_peer
+from edgellm.llama_cpp import STEPS, build_peer
 
 Progress = Callable[[str, int, int], None]
 

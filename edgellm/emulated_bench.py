@@ -20,12 +20,12 @@ from crosscompile.data import data_path
 from crosscompile.runtime import build_runtime, compiler, run_compiler
 from crosscompile.target import target_of_tier
 from edgellm import cache, virtual_parts
-from edgellm.bundle import Bundle
 from edgellm.compile import Options, compile_checkpoint
 from edgellm.cross_peer import Processor, steps_program
 from edgellm.errors import ModelError, PeerError
 from edgellm.golden import host_target
-from edgellm.peer_bench import Match
+from edgellm.llama_cpp import gguf_of
+from edgellm.peer_bench import weight_bytes_per_token
 from edgellm.terminal import one_line
 
 Progress = Callable[[str, int, int], None]
@@ -100,18 +100,14 @@ def counts(
     label: str,
     options: Options,
     processor: Processor,
-    gguf: Callable[[Bundle], Path],
     count: Counter,
     progress: Progress,
 ) -> list[dict[str, Any]]:
-    """Both sides' counts of one model on one processor, as edgellm.peer_result's document has them.
-
-    gguf: makes the peer's file with the numbers of a bundle.
-    """
+    """Both sides' counts of one model on one processor, as edgellm.peer_result's document has them."""
     target = target_of_tier(processor.tier)
     bundle = compile_checkpoint(source, name, target, options, progress=progress).bundle
     program = build_runtime(target, "musl", cache.root() / "runtime")
-    steps, file = steps_program(processor, progress), gguf(bundle)
+    steps, file = steps_program(processor, progress), gguf_of(source, bundle, progress)
 
     def ours(prompt: int, decode: int) -> list[str]:
         sizes = ["--prompt", str(prompt), "--generate", str(decode), "--repeat", "1", "--context", "256"]
@@ -120,7 +116,7 @@ def counts(
     def theirs(prompt: int, decode: int) -> list[str]:
         return [str(steps), str(file), "1", str(prompt), str(decode)]
 
-    weights = Match(label, bundle, file, file, ()).weight_bytes_per_token()
+    weights = weight_bytes_per_token(bundle)
     found = []
     for side, command in (("edgellm", ours), ("peer", theirs)):
         progress(f"counting {name}, {label}, {processor.name}, {side}", 0, 0)

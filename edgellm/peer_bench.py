@@ -16,60 +16,34 @@ from crosscompile.safetensors_stream import read_header
 from edgellm.bandwidth import Probe
 from edgellm.bundle import Bundle
 from edgellm.errors import PeerError
-from edgellm.gguf_file import TYPES
-from edgellm.peer import LIBRARIES, Peer, stripped_bytes
+from edgellm.figure import BLOCK, Figure
+from edgellm.peer import Peer, Run
 from edgellm.sample import Quiet, Sample, run_quiet
 
 Progress = Callable[[str, int, int], None]
 
 SIDES = ("edgellm", "peer")
-BLOCK = 64
-"""Positions per block of our KV cache."""
 
 
-@dataclass(frozen=True)
-class Figure:
-    """Something that is measured. kind: decode, prefill or first_token; depth: positions in the cache before."""
-
-    kind: str
-    tokens: int
-    depth: int = 0
-
-    @property
-    def name(self) -> str:
-        if self.kind == "first_token":
-            return f"first token of {self.tokens}"
-        return f"decode {self.tokens} at {self.depth}" if self.kind == "decode" else f"prefill {self.tokens}"
-
-
-FIGURES = (
-    Figure("decode", 64, 0),
-    Figure("decode", 64, 128),
-    Figure("decode", 64, 2048),
-    Figure("prefill", 128),
-    Figure("prefill", 512),
-    Figure("first_token", 128),
-)
+def weight_bytes_per_token(bundle: Bundle) -> int:
+    """Bytes of weights that one decoded token reads: an embedding that is not the head too is only looked up."""
+    sizes = {}
+    for file in sorted((bundle.path / "weights").glob("*.safetensors")):
+        found, _ = read_header(file)
+        sizes.update({name: info.n_bytes for name, info in found.items() if not name.startswith("__pad")})
+    untied = any(name.startswith("lm_head.") for name in sizes)
+    return sum(n for name, n in sizes.items() if not (untied and name.startswith("model.embed_tokens.")))
 
 
 @dataclass(frozen=True)
 class Match:
-    """A bundle and the peer's file with the same bits in every tensor. label: for people."""
+    """A bundle and what the peer is given to compare. label: for people; model: made by the peer's `prepare`."""
 
     label: str
     bundle: Bundle
-    gguf: Path
+    model: Path
     prompt: Path
     figures: tuple[Figure, ...]
-
-    def weight_bytes_per_token(self) -> int:
-        """Bytes of weights that one decoded token reads: an embedding that is not the head too is only looked up."""
-        sizes = {}
-        for file in sorted((self.bundle.path / "weights").glob("*.safetensors")):
-            found, _ = read_header(file)
-            sizes.update({name: info.n_bytes for name, info in found.items() if not name.startswith("__pad")})
-        untied = any(name.startswith("lm_head.") for name in sizes)
-        return sum(n for name, n in sizes.items() if not (untied and name.startswith("model.embed_tokens.")))
 
     def limit_bytes(self, context: int) -> int:
         """Most memory that a run should take: weights, KV cache and 16 MB."""
@@ -87,40 +61,35 @@ class Cell:
 
     def context(self) -> int:
         """Positions that the run needs, in whole blocks."""
-        figure = self.figure
-        needed = max(figure.depth, 1) + figure.tokens
         longest = int(self.match.bundle.manifest["model"]["context_length"])
-        return min(-(-needed // BLOCK) * BLOCK, longest)
+        return min(-(-self.figure.positions // BLOCK) * BLOCK, longest)
+
+    def run(self) -> Run:
+        """What the peer is to do."""
+        return Run(self.match.model, self.figure, self.threads, self.context(), self.match.prompt)
 
     def command(self, side: str, peer: Peer) -> list[str]:
         """The command line of one sample."""
-        figure, match, n = self.figure, self.match, str(self.threads)
-        if side == "edgellm":
-            program, folder = str(match.bundle.path / "edgellm-rt"), str(match.bundle.path)
-            common = ["--threads", n, "--context", str(self.context()), "--json"]
-            if figure.kind == "first_token":
-                text = match.prompt.read_text(encoding="utf-8")
-                return [program, "run", folder, "--raw", "-p", text, "-n", "1", "--temperature", "0", *common]
-            prompt, generate = (max(figure.depth, 1), figure.tokens) if figure.kind == "decode" else (figure.tokens, 1)
-            sizes = ["--prompt", str(prompt), "--generate", str(generate), "--repeat", "1"]
-            return [program, "bench", folder, *sizes, *common]
+        if side == "peer":
+            return peer.command(self.run())
+        figure, match = self.figure, self.match
+        program, folder = str(match.bundle.path / "edgellm-rt"), str(match.bundle.path)
+        common = ["--threads", str(self.threads), "--context", str(self.context()), "--json"]
         if figure.kind == "first_token":
-            options = ["-f", str(match.prompt), "-n", "1", "-c", str(self.context()), "-no-cnv", "--no-warmup"]
-            return [peer.program("llama-completion"), "-m", str(match.gguf), "-t", n, *options, "--temp", "0"]
-        what = ["-p", "0", "-n", str(figure.tokens), "-d", str(figure.depth)]
-        if figure.kind == "prefill":
-            what = ["-p", str(figure.tokens), "-n", "0"]
-        return [peer.program("llama-bench"), "-m", str(match.gguf), "-t", n, "-r", "1", "-o", "json", *what]
+            text = match.prompt.read_text(encoding="utf-8")
+            return [program, "run", folder, "--raw", "-p", text, "-n", "1", "--temperature", "0", *common]
+        prompt, generate = (max(figure.depth, 1), figure.tokens) if figure.kind == "decode" else (figure.tokens, 1)
+        sizes = ["--prompt", str(prompt), "--generate", str(generate), "--repeat", "1"]
+        return [program, "bench", folder, *sizes, *common]
 
-    def value(self, side: str, sample: Sample) -> float:
+    def value(self, side: str, peer: Peer, sample: Sample) -> float:
         """What the sample says: tokens per second, or milliseconds of the whole process. Raises PeerError."""
-        if self.figure.kind == "first_token":
-            return sample.wall_s * 1e3
         try:
-            answer = json.loads(sample.out)
             if side == "peer":
-                return float(answer[0]["avg_ts"])
-            return float(answer["decode_tok_s" if self.figure.kind == "decode" else "prefill_tok_s"])
+                return peer.value(self.run(), sample)
+            if self.figure.kind == "first_token":
+                return sample.wall_s * 1e3
+            return float(json.loads(sample.out)["decode_tok_s" if self.figure.kind == "decode" else "prefill_tok_s"])
         except (ValueError, LookupError, TypeError) as error:
             raise PeerError(f"{self.figure.name}: an answer that is not understood: {sample.out[:80]!r}") from error
 
@@ -151,13 +120,13 @@ def measure(
         for side in sides:
             sample = run_quiet(cell.command(side, peer), quiet)
             after = probe.measure(cell.threads) if wanted else None
-            entry: dict[str, Any] = {"round": round_, "side": side, "value": cell.value(side, sample)}
+            entry: dict[str, Any] = {"round": round_, "side": side, "value": cell.value(side, peer, sample)}
             if before is not None and after is not None:
                 fastest = max(before, after, key=lambda bandwidth: bandwidth.gb_s)
                 entry |= {"bandwidth_gb_s": fastest.gb_s, "loop": fastest.loop}
             samples[index].append({**entry, **_about(sample)})
             before = after
-    return [_row(cell, taken) for cell, taken in zip(rows, samples, strict=True)]
+    return [_row(cell, peer, taken) for cell, taken in zip(rows, samples, strict=True)]
 
 
 def _about(sample: Sample) -> dict[str, Any]:
@@ -169,20 +138,23 @@ def _about(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _row(cell: Cell, samples: list[dict[str, Any]]) -> dict[str, Any]:
+def _row(cell: Cell, peer: Peer, samples: list[dict[str, Any]]) -> dict[str, Any]:
     match, figure = cell.match, cell.figure
     manifest = match.bundle.manifest
-    weights, kv = match.weight_bytes_per_token(), int(manifest["memory"]["kv_bytes_per_token"])
+    weights, kv = weight_bytes_per_token(match.bundle), int(manifest["memory"]["kv_bytes_per_token"])
+    n_bytes = weights + kv * (figure.depth + figure.tokens // 2) if figure.kind == "decode" else None
     return {
+        "peer": peer.name,
         "model": manifest["model"]["name"],
         "match": match.label,
         "scheme": manifest["scheme"],
-        "peer_types": {part: TYPES[manifest["scheme"][part]] for part in ("body", "embedding", "head")},
+        "peer_types": peer.types(manifest["scheme"]),
         "threads": cell.threads,
         "figure": asdict(figure),
-        "unit": "ms" if figure.kind == "first_token" else "tok/s",
+        "unit": figure.unit,
         "weight_bytes_per_token": weights,
-        "bytes_per_token": weights + kv * (figure.depth + figure.tokens // 2) if figure.kind == "decode" else None,
+        "bytes_per_token": n_bytes,
+        "peer_bytes_per_token": peer.bytes_per_token(n_bytes),
         "limit_bytes": match.limit_bytes(cell.context()),
         "samples": samples,
     }
@@ -191,5 +163,4 @@ def _row(cell: Cell, samples: list[dict[str, Any]]) -> dict[str, Any]:
 def sizes(bundle: Bundle, peer: Peer) -> dict[str, int]:
     """Bytes of either side's program code without symbols: ours with its kernels; the peer's libraries alone."""
     ours = sum((bundle.path / name).stat().st_size for name in ("edgellm-rt", "kernels.so"))
-    files = [peer.directory / name for name in LIBRARIES if (peer.directory / name).is_file()]
-    return {"edgellm": ours, "peer": stripped_bytes(files)}
+    return {"edgellm": ours, peer.name: peer.program_bytes()}

@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgellm import comparison, peer, peer_report, peer_result
-from edgellm.comparison import MATCHES, Comparison
+from edgellm import comparison, peer_report, peer_result
+from edgellm.comparison import MATCHES, PEERS, Comparison
 from edgellm.cross_peer import PROCESSORS
 from edgellm.errors import UsageError
-from edgellm.peer_bench import FIGURES, Figure
+from edgellm.figure import Figure
+from edgellm.peer import Peer
 from edgellm.sample import Quiet
 
 DEFAULT_MODEL = "random:smollm2-135m"
@@ -28,13 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options that only a comparison has."""
     group = parser.add_argument_group("comparison with a peer, on this machine")
     group.add_argument("models", nargs="*", metavar="MODEL", help=f"a checkpoint or random:SHAPE ({DEFAULT_MODEL})")
-    group.add_argument("--peer", choices=peer.NAMES, help="fetch and build this program, and compare with it")
-    group.add_argument("--peer-build", type=Path, metavar="DIR", help="use the programs there instead of building")
-    group.add_argument(
-        "--weights", metavar="NAME,…", default=",".join(MATCHES), help="what to compare (default: %(default)s)"
-    )
-    names = ",".join(_short(figure) for figure in FIGURES)
-    group.add_argument("--figures", metavar="NAME,…", default=names, help="what to measure (default: %(default)s)")
+    group.add_argument("--peer", choices=tuple(PEERS), help="fetch this program, build it if need be, and compare")
+    group.add_argument("--peer-build", type=Path, metavar="DIR", help="use the programs there instead of fetching any")
+    for option, what, defaults in (
+        ("--weights", "compare", lambda peer: peer.weights),
+        ("--figures", "measure", lambda peer: map(_short, peer.figures)),
+    ):
+        known = "; ".join(f"{name}: {','.join(defaults(peer))}" for name, peer in PEERS.items())
+        group.add_argument(option, metavar="NAME,…", help=f"what to {what} (default with {known})")
     group.add_argument("--quiet-below", type=float, metavar="CPUS", help="wait until others use less, repeat if not")
     group.add_argument(
         "--emulated", metavar="CPU,…", help=f"count instructions instead of time; all, or of: {', '.join(PROCESSORS)}"
@@ -59,7 +61,7 @@ def main(args: argparse.Namespace) -> int:
     with StageDisplay(quiet=args.json) as display:
         show = display.update
         if not processors:
-            comparing = Comparison(args.peer_build, args.repeat or 5, Quiet(args.quiet_below), show)
+            comparing = Comparison(PEERS[args.peer], args.peer_build, args.repeat or 5, Quiet(args.quiet_below), show)
         for model in args.models or [DEFAULT_MODEL]:
             if processors:
                 measured = comparison.count(model, matches, [PROCESSORS[name] for name in processors], show)
@@ -102,7 +104,9 @@ def _figure(text: str) -> Figure:
 
 def parse(args: argparse.Namespace) -> tuple[list[str], list[Figure], list[str]]:
     """(matches, figures, emulated processors). Raises UsageError."""
-    matches = args.weights.split(",")
+    peer = PEERS[args.peer]
+    matches = list(peer.weights) if args.weights is None else args.weights.split(",")
+    figures = list(peer.figures) if args.figures is None else [_figure(text) for text in args.figures.split(",")]
     processors = [] if args.emulated is None else list(PROCESSORS)
     if args.emulated not in (None, "all"):
         processors = args.emulated.split(",")
@@ -113,4 +117,16 @@ def parse(args: argparse.Namespace) -> tuple[list[str], list[Figure], list[str]]
     for option in ("board", "host", "model", "prompt", "generate"):
         if getattr(args, option) is not None:
             raise UsageError(f"--{option} does not go with --peer, which runs here; --figures says what is measured")
-    return matches, [_figure(text) for text in args.figures.split(",")], processors
+    _check(peer, figures, processors)
+    return matches, figures, processors
+
+
+def _check(peer: type[Peer], figures: Sequence[Figure], processors: Sequence[str]) -> None:
+    """Raises UsageError for what this peer cannot be measured with."""
+    if processors and not peer.emulated:
+        able = ", ".join(name for name, other in PEERS.items() if other.emulated)
+        raise UsageError(f"--emulated: instructions of {peer.name} cannot be counted; those of {able} can")
+    for figure in figures:
+        if figure.kind not in peer.kinds:
+            kinds = ", ".join(short for short, kind in _KINDS.items() if kind in peer.kinds)
+            raise UsageError(f"--figures: {_short(figure)} cannot be measured with {peer.name}; there are {kinds}")

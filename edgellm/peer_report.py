@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import UsageError
-from edgellm.peer_result import NEAR_BANDWIDTH, Statistics, figure_name, key_of, statistics_of
+from edgellm.peer_result import COUNTED, NEAR_BANDWIDTH, Statistics, figure_name, key_of, statistics_of
 from edgellm.terminal import size
 
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
@@ -27,10 +27,12 @@ class Table:
 
 def tables(document: dict[str, Any]) -> list[Table]:
     """Every table that the document has rows for."""
-    peer = document["peer"]["name"]
-    rows = [(row, statistics_of(row)) for row in document["rows"]]
-    found = [_speed(rows, peer), _depth(rows, peer), _memory(rows, peer), _sizes(document["sizes"], peer)]
-    return [table for table in [*found, _instructions(document["instructions"], peer)] if table.rows]
+    found = []
+    for peer in document["peers"]:
+        rows = [(row, statistics_of(row)) for row in document["rows"] if row["peer"] == peer]
+        found += [_speed(rows, peer), _depth(rows, peer), _memory(rows, peer)]
+    found += [_sizes(document["sizes"], list(document["peers"])), _instructions(document["instructions"], COUNTED)]
+    return [table for table in found if table.rows]
 
 
 def _speed(rows: Sequence[tuple[dict[str, Any], Statistics]], peer: str) -> Table:
@@ -56,7 +58,7 @@ def _speed(rows: Sequence[tuple[dict[str, Any], Statistics]], peer: str) -> Tabl
                 f"{numbers.other_cpu:.2f}",
             )
         )
-    return Table("Speed", columns, tuple(cells), 4)
+    return Table(f"Speed beside {peer}", columns, tuple(cells), 4)
 
 
 def _percent(share: float | None) -> str:
@@ -76,7 +78,7 @@ def _depth(rows: Sequence[tuple[dict[str, Any], Statistics]], peer: str) -> Tabl
             near, far = by_depth[128], by_depth[deepest]
             kept = (f"{far.ours / near.ours:.0%}", f"{far.peer / near.peer:.0%}")
             cells.append((model, match, str(threads), str(deepest), *kept))
-    return Table("Decoding speed kept from a cache of 128 to a long one",
+    return Table(f"Decoding speed kept from a cache of 128 to a long one, beside {peer}",
                  ("model", "weights", "threads", "cache", "edgellm", peer), tuple(cells), 2)  # fmt: skip
 
 
@@ -96,13 +98,16 @@ def _memory(rows: Sequence[tuple[dict[str, Any], Statistics]], peer: str) -> Tab
         if row["figure"]["kind"] == "decode" and row["figure"]["depth"] >= 128
     ]
     columns = ("model", "weights", "threads", "figure", "edgellm", "limit", "kept", peer)
-    return Table("Peak resident memory; limit: weights, KV cache and 16 MB", columns, tuple(cells), 2)
+    return Table(f"Peak resident memory beside {peer}; limit: weights, KV cache and 16 MB", columns, tuple(cells), 2)
 
 
-def _sizes(sizes: dict[str, dict[str, int]], peer: str) -> Table:
-    cells = [(model, size(n["edgellm"]), size(n["peer"])) for model, n in sizes.items()]
-    return Table("Program code, stripped: edgellm-rt and kernels; the peer's libraries without any program",
-                 ("model, weights", "edgellm", peer), tuple(cells), 1)  # fmt: skip
+def _sizes(sizes: dict[str, dict[str, int]], peers: Sequence[str]) -> Table:
+    cells = [
+        (model, *(size(n_bytes[side]) if side in n_bytes else "" for side in ("edgellm", *peers)))
+        for model, n_bytes in sizes.items()
+    ]
+    return Table("Program code, stripped: edgellm-rt and kernels; a peer's libraries without any program",
+                 ("model, weights", "edgellm", *peers), tuple(cells), 1)  # fmt: skip
 
 
 def _instructions(counts: Sequence[dict[str, Any]], peer: str) -> Table:
@@ -138,24 +143,32 @@ def _instructions(counts: Sequence[dict[str, Any]], peer: str) -> Table:
 
 def markdown(document: dict[str, Any], command: str) -> str:
     """Everything that was measured, as Markdown; the chart lies beside it."""
-    machine, peer = document["machine"], document["peer"]
+    machine, peers = document["machine"], document["peers"]
     rounds = sorted({len({s["round"] for s in row["samples"]}) for row in document["rows"]})
     lines = [
         f"The latest rows come from `{command}`, others from earlier runs; every sample is in "
         "[performance.json](performance.json).",
         "",
         f"{machine['cpu']}, {machine['n_cores']} processors, tier {machine['tier']}, Linux {machine['kernel']}. "
-        f"{peer['name']} {peer.get('commit', '')}, from {peer['package']}.",
+        + " ".join(f"{_introduced(name, about)}." for name, about in peers.items()),
         f"Medians of {' to '.join(map(str, rounds)) or 'no'} interleaved rounds. “Share” is of the fastest of several "
         "read loops, measured right before and after a sample. “Others' CPU” is what everything else took meanwhile, "
         "in processors: figures with more than 0.1 there are not to be trusted.",
         "",
         "![How many times as fast as the peer.](performance.svg)",
     ]
+    for name, about in peers.items():
+        if "note" in about:
+            lines += ["", f"**{name}**: {about['note']}"]
     for table in tables(document):
         align = [":--" if i < table.n_left else "--:" for i in range(len(table.columns))]
         lines += ["", f"**{table.title}**", "", _line(table.columns), _line(align), *map(_line, table.rows)]
     return "\n".join(lines) + "\n"
+
+
+def _introduced(name: str, about: dict[str, str]) -> str:
+    """A peer's name, version and package."""
+    return f"{name} {about.get('commit', '')}".rstrip() + f", from {about['package']}"
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -189,6 +202,7 @@ def show(document: dict[str, Any], keys: set[tuple[Any, ...]] | None = None) -> 
     chosen = document
     if keys is not None:
         chosen = {**document, "rows": [row for row in document["rows"] if key_of(row) in keys]}
+    console = Console(highlight=False, markup=False)
     for table in tables(chosen):
         shown = RichTable(title=table.title, title_justify="left", title_style="bold")
         for index, column in enumerate(table.columns):
@@ -196,4 +210,7 @@ def show(document: dict[str, Any], keys: set[tuple[Any, ...]] | None = None) -> 
         for row in table.rows:
             shown.add_row(*row)
         needed = Console(width=1000).measure(shown).maximum  # numbers that are cut off would be of no use
-        Console(highlight=False, markup=False, width=max(Console().width, needed)).print(shown)
+        Console(highlight=False, markup=False, width=max(console.width, needed)).print(shown)
+    for name, about in chosen["peers"].items():
+        if "note" in about:
+            console.print(f"{name}: {about['note']}")

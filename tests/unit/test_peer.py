@@ -19,6 +19,7 @@ from edgellm import (
     comparison,
     gguf_file,
     gguf_llama,
+    llama_cpp,
     peer,
     peer_bench,
     peer_cli,
@@ -28,8 +29,8 @@ from edgellm import (
 )
 from edgellm.chart import chart
 from edgellm.errors import PeerError, UsageError
+from edgellm.figure import Figure, fit
 from edgellm.hub import resolve
-from edgellm.peer_bench import Figure
 from edgellm.sample import Quiet, Sample
 
 
@@ -43,6 +44,7 @@ def row(kind: str, depth: int, ours: list[float], theirs: list[float], threads: 
     samples = [taken("edgellm", i, value, **bandwidth) for i, value in enumerate(ours)]
     samples += [taken("peer", i, value, **bandwidth) for i, value in enumerate(theirs)]
     return {
+        "peer": "llama.cpp",
         "model": "smollm2-135m",
         "match": "w4a8",
         "threads": threads,
@@ -56,15 +58,15 @@ def row(kind: str, depth: int, ours: list[float], theirs: list[float], threads: 
 
 
 DOCUMENT = {
-    "format": 1,
+    "format": 2,
     "machine": {"cpu": "A|B CPU", "n_cores": 2, "tier": "avx2", "ram_bytes": 1, "kernel": "6.1"},
-    "peer": {"name": "llama.cpp", "commit": "0c1e570", "package": "llama-cpp-python 0.3.36"},
+    "peers": {"llama.cpp": {"commit": "0c1e570", "package": "llama-cpp-python 0.3.36"}},
     "rows": [
         row("decode", 128, [200, 220, 210], [140, 150, 145]),
         row("decode", 2048, [100, 110, 105], [70, 60, 65]),
         row("first_token", 0, [300, 250, 200], [500, 500, 600], threads=2),
     ],
-    "sizes": {"smollm2-135m, w4a8": {"edgellm": 280_000, "peer": 6_100_000}},
+    "sizes": {"smollm2-135m, w4a8": {"edgellm": 280_000, "llama.cpp": 6_100_000}},
     "instructions": [
         {"model": "smollm2-135m", "match": "w4a8", "cpu": "cortex-a76", "side": side, "decode": n, "prefill": n / 2,
          "weight_bytes_per_token": 90_000_000}
@@ -133,7 +135,7 @@ def test_only_the_part_between_the_markers_is_replaced(tmp_path):
     assert text.startswith("before\n")
     assert text.endswith(f"{peer_report.END}\nafter\n")
     assert "old" not in text
-    assert text.count("**Speed**") == 1
+    assert text.count("**Speed beside llama.cpp**") == 1
     with pytest.raises(UsageError, match="measured: begin"):
         peer_report.fill("no markers", "text")
 
@@ -248,9 +250,9 @@ def test_a_prompt_has_exactly_as_many_tokens_as_asked_for(cache_folder):
 
 def test_figures_are_cut_to_the_context():
     figures = (Figure("decode", 64, 2048), Figure("decode", 64, 128), Figure("prefill", 512))
-    assert comparison.fit(figures, 8192) == figures
-    assert comparison.fit(figures, 2048)[0].depth == 1984
-    assert [it.name for it in comparison.fit(figures, 256)] == ["decode 64 at 192", "decode 64 at 128"]
+    assert fit(figures, 8192) == figures
+    assert fit(figures, 2048)[0].depth == 1984
+    assert [it.name for it in fit(figures, 256)] == ["decode 64 at 192", "decode 64 at 128"]
 
 
 def arguments(*argv: str) -> argparse.Namespace:
@@ -281,9 +283,10 @@ def test_what_makes_no_sense_is_refused_before_anything_runs(argv, message):
         bench.main(arguments(*argv))
 
 
-def test_a_build_that_is_none_is_refused(tmp_path):
-    with pytest.raises(PeerError, match="no llama-bench"):
-        peer.find(tmp_path, lambda *_: None)
+@pytest.mark.parametrize(("name", "program"), [("llama.cpp", "llama-bench"), ("litert-lm", "bin/python")])
+def test_a_build_that_is_none_is_refused(tmp_path, name, program):
+    with pytest.raises(PeerError, match=f"no {program}"):
+        comparison.PEERS[name].find(tmp_path, lambda *_: None)
 
 
 @pytest.mark.parametrize(("there", "missing"), [((), "cmake"), (("cmake",), "ninja"), (("cmake", "ninja"), "g\\+\\+")])
@@ -295,9 +298,9 @@ def test_a_missing_tool_is_named_with_its_remedy_before_the_download(
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(peer.sysconfig, "get_path", lambda name: str(tmp_path / "none"))
-    monkeypatch.setattr(peer, "source", lambda progress: pytest.fail("it went on"))
+    monkeypatch.setattr(llama_cpp, "source", lambda progress: pytest.fail("it went on"))
     with pytest.raises(PeerError, match=missing) as error:
-        peer.find(None, lambda *_: None)
+        llama_cpp.LlamaCpp.find(None, lambda *_: None)
     assert "install" in str(error.value)
 
 

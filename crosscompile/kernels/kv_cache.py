@@ -96,7 +96,7 @@ class Half:
         for start in range(0, max(1, elements // steps), line):
             at = step * elements // steps + start
             place = (at,) if len(inner) == 1 else (at // inner[1], at % inner[1])
-            prefetch(self.state[(block, head, *place)], level=2)
+            prefetch(self.state[(block, head) + place], level=2)
 
     def _place(self, dimension: Any, position: Any, last: Callable[[Any], Any]) -> list[Any]:
         """Indices of an element within a head's part of a block; `last` is applied to the innermost."""

@@ -437,8 +437,9 @@ def run_worker(
     last = next((line for line in lines if "LLVM ERROR" in line), lines[-1] if lines else "it said nothing")
     if code == -signal.SIGKILL and not lines:
         last = "this machine probably ran out of memory; close other programs"
+    what = f"tier {request['tier']}" if "tier" in request else "a sketch"
     raise CodegenError(
-        f"the compiler process ended with {how} for {request.get('tier', 'a sketch')}: {last}; "
+        f"the compiler process ended with {how} for {what}: {last}; "
         f"try another --scheme, and report this with the model's config.json"
     )
 

@@ -35,7 +35,7 @@ class Tile:
     def choose(cls, n: int, per_kv: int, dim: int) -> Tile:
         """As many queries as leave registers for keys: 16 lanes are two of AVX2's 16 registers, four of NEON's 32.
 
-        A sum that is kept in memory instead triples the time of a step. A lone query lets keys pass by, one after another.
+        A sum kept in memory instead triples the time of a step. A lone query lets keys pass by, one after another.
         """
         heads = divisor(per_kv, 6)
         tokens = divisor(n, max(1, 6 // heads))

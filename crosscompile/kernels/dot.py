@@ -420,7 +420,7 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
 
     def implemented(w: Any, a: Any, start: Any, d: Any) -> None:
         for line in range(0, chunks * rows * chunk if ahead else 0, 64):
-            prefetch(w[0, ahead, 0, 0, line])
+            prefetch(w[0, ahead, 0, 0, line], level=3)
         dots = family(tier, form)(Tile(tier, form, tokens, groups, w, a, start))
         for t in range(tokens):
             for g in range(groups):

@@ -24,8 +24,9 @@ class LinearKnobs:
 
     tokens   rows of the activation computed together, from registers
     groups   row groups of the weight computed together
-    ahead    for one row: how many column groups ahead weights are prefetched. The processor's own prefetching stops at
-             the end of a 4 KB page, which is soon at this rate
+    ahead    for one row: how many column groups ahead weights are prefetched, into the last cache: the processor's own
+             prefetching stops at the end of a 4 KB page, which is soon at this rate, and the first cache is too small
+             for all that must be on its way
     """
 
     tokens: int = 4
@@ -149,4 +150,4 @@ _TOKENS = {
 def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
     """The tile for n rows where nothing was tuned."""
     tokens = _TOKENS.get((tier.name, Packing.parse(packing).kind), 4)
-    return LinearKnobs(min(n, tokens), 1, 16 if n == 1 and tier.arch == "x86_64" else 0)
+    return LinearKnobs(min(n, tokens), 1, 256 if n == 1 and tier.arch == "x86_64" else 0)

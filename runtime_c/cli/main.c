@@ -34,13 +34,19 @@ static const command commands[] = {
     {"info", INFO, info_main, "what the bundle is and whether it runs here", "Opens the bundle with all its checks.\n"},
     {"golden", GOLDEN, golden_main, "answer the golden prompts, which must come out exactly",
      "The manifest holds greedy answers that every machine must reproduce token by token.\n"},
+    {"rpc", RPC, rpc_main, "let a host measure kernels here (no DIR)",
+     "Serves TVM's RPC on the loopback; a host reaches it through SSH (`edgellm tune`). Whoever knows the key can run\n"
+     "any code here. The key is the first line of standard input, and the end of standard input ends the agent.\n\n"
+     "Prints JSON lines: {\"type\":\"ready\",\"port\":N,...}, and {\"type\":\"ended\",\"how\":...} after each "
+     "session.\n"},
 };
 enum { n_commands = sizeof commands / sizeof *commands };
 
 static void print_help(void) {
     printf("edgellm-rt: run a compiled language model.\n\n");
     for (int i = 0; i < n_commands; i++) {
-        printf("  edgellm-rt %-7s DIR   %s\n", commands[i].name, commands[i].summary);
+        printf("  edgellm-rt %-7s %s   %s\n", commands[i].name, commands[i].id == RPC ? "   " : "DIR",
+               commands[i].summary);
     }
     printf("\nDIR is a bundle; it may be left out when this program lies in it.\n"
            "`edgellm-rt COMMAND --help` explains a command. Errors are one line on standard error,\n"

@@ -140,7 +140,7 @@ def test_functions_without_arguments(session, library):
 
 def test_the_evaluator_calls_as_often_as_tvm_says(session, tmp_path_factory):
     path = tmp_path_factory.mktemp("counting") / "counting.so"
-    c_library(path, "static int64_t n; FUNCTION(count) { result->type = 1; result->v.i = n++; return 0; }")
+    c_library(path, "static int64_t calls; FUNCTION(count) { result->type = 1; result->v.i = calls++; return 0; }")
     upload(session, path)
     module = session.load_module("counting.so")
     module.time_evaluator("count", session.cpu(0), number=7, repeat=5)()

@@ -13,8 +13,8 @@ import tvm
 from tvm.relax.frontend import nn
 
 from crosscompile.codegen import compile_kernels
-from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
+from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.lower import FUNCTION, linear_layers, lower
 from crosscompile.models import architecture_for
 from crosscompile.models.architecture import WEIGHT_KINDS, Network, Scheme
@@ -183,7 +183,9 @@ def linear_layers_of(
                 name: _stored(name, tuple(int(e) for e in tensor.shape), network, scheme, target)
                 for name, tensor in parameters
             }
-            for function, packing, calls in linear_layers(traced, [name for name, _ in parameters], stored, target.tier):
+            for function, packing, calls in linear_layers(
+                traced, [name for name, _ in parameters], stored, target.tier
+            ):
                 work = workload(function, packing)
                 earlier = found[work.key].calls if work.key in found else 0
                 found[work.key] = LinearLayer(work, function, earlier + calls)

@@ -48,7 +48,7 @@ class Measurable:
 
 
 def arguments_of(function: tirx.PrimFunc) -> tuple[Argument, ...]:
-    """The tensors of a linear layer. Weights are told by their rank: packed data and scales have row groups in front."""
+    """The tensors of a linear layer. Weights have a rank of their own: row groups come first in them."""
     made = []
     for buffer in function.params:
         shape, dtype = [int(extent) for extent in buffer.ty.shape], str(buffer.ty.dtype)

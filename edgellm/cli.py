@@ -30,6 +30,7 @@ COMMANDS: dict[str, Command] = {
     "chat": Command("talk to the model on a board", "edgellm.chat"),
     "run": Command("answer one prompt on a board", "edgellm.run"),
     "bench": Command("measure speed and memory on a board", "edgellm.bench"),
+    "tune": Command("search faster schedules for a model's kernels on a board", "edgellm.tune_cli"),
     "eval": Command("measure how much a scheme changes the model", "edgellm.evaluate_cli"),
     "boards": Command("list, show and add boards", "edgellm.boards_cli"),
     "board": Command("start, stop and look at a virtual board", "edgellm.board_cli"),

@@ -163,7 +163,8 @@ def c_library(path: Path, source: str, flags: Sequence[str] = ()) -> Path:
 #include <stdint.h>
 #include <stdlib.h>
 typedef struct { int32_t type; uint32_t zero; union { int64_t i; double f; void *p; } v; } any;
-typedef struct { void *data; int32_t device[2], n_dims; uint32_t dtype; int64_t *shape, *strides; uint64_t offset; } tensor;
+typedef struct { void *data; int32_t device[2], n_dims; uint32_t dtype; int64_t *shape, *strides;
+                 uint64_t offset; } tensor;
 #define FUNCTION(name) int32_t __tvm_ffi_##name(void *self, const any *args, int32_t n, any *result)
 """
     command = ["cc", "-x", "c", "-", "-O1", "-w", "-shared", "-fPIC", *flags, "-o", str(path)]

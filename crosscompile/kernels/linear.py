@@ -19,7 +19,6 @@ from crosscompile.kernels.dot import register_dot, scalar_dot, start_value, weig
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
 
-
 TEMPLATE_REVISION = 1
 """Raised with every change to the template that makes earlier tuning results worth nothing."""
 
@@ -161,7 +160,7 @@ def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
 
 @dataclass(frozen=True)
 class Workload:
-    """A linear layer as tuning names it: row count, padded rows and columns of the weight, packing, what is fused behind.
+    """A linear layer as tuning names it: rows, padded rows and columns of the weight, packing, what is fused behind.
 
     key: the name results are filed under.
     """

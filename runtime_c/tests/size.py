@@ -44,7 +44,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         for path in sources():
             if path.suffix == ".c":
-                run_compiler([*compiler(target), *COMPILE_FLAGS, *AGENT_FLAGS, "-c", str(path), "-o", "part.o"], Path(work))
+                flags = [*COMPILE_FLAGS, *AGENT_FLAGS]
+                run_compiler([*compiler(target), *flags, "-c", str(path), "-o", "part.o"], Path(work))
                 name = next(name for name, belongs in PARTS if belongs(path))
                 sums[name] += allocated_bytes(Path(work) / "part.o")
     total = build_runtime(target).stat().st_size

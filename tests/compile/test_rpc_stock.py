@@ -4,7 +4,7 @@ What TVM's own tests of a remote server (tests/python/runtime/test_runtime_rpc.p
 
     test_rpc_array, test_rpc_large_array       test_arrays
     test_rpc_file_exchange                     test_files
-    test_rpc_remote_module                     test_module, but for the relay over a second server and linking on the board
+    test_rpc_remote_module                     test_module (no relay over a second server, no linking on the board)
     test_rpc_session_constructor_args          test_no_session_to_another_server (the error; there is no second hop)
     test_rpc_echo                              test_missing_functions, test_sync
     test_rpc_tracker_register, …_request       test_tracker_*

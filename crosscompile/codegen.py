@@ -167,15 +167,22 @@ def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tupl
     return tvm.get_global_func("target.build.llvm")(module, llvm), signatures
 
 
+TRIPLES = {
+    "aarch64": "aarch64-linux-gnu.2.28",
+    "armv7": "arm-linux-gnueabihf.2.28",
+    "x86_64": "x86_64-linux-gnu.2.28",
+}
+"""What the linker is told. Nothing of a libc is linked."""
+
+
 def link(library: Any, target: Target) -> bytes:
     """kernels.so: no imports, no relocations, no libc. CodegenError names what the linker missed."""
-    triple = {"aarch64": "aarch64-linux-gnu", "armv7": "arm-linux-gnueabihf", "x86_64": "x86_64-linux-gnu"}[target.arch]
     with tempfile.TemporaryDirectory(prefix="edgellm-link-") as folder:
         kernels, result = Path(folder, "kernels.o"), Path(folder, "kernels.so")
         library.write_to_file(str(kernels))
         flags = ["-shared", "-nostdlib", "-O2", "-ffreestanding", "-fno-builtin", "-fPIC", "-Wl,-s"]
         flags += ["-Wl,--no-undefined", "-Wl,-z,max-page-size=65536", "-Wl,--gc-sections"]
-        command = [sys.executable, "-m", "ziglang", "cc", "-target", f"{triple}.2.28", *flags, "-o", str(result)]
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", TRIPLES[target.arch], *flags, "-o", str(result)]
         support = Path(__file__).with_name("freestanding.c")
         done = subprocess.run([*command, str(support), str(kernels)], capture_output=True, text=True, check=False)
         if done.returncode:

@@ -20,6 +20,10 @@ from crosscompile.target import Tier
 FUNCTION = "forward"
 
 
+Phase = tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]
+"""A pass by the name that a dump gives its result."""
+
+
 @dataclass(frozen=True)
 class Lowered:
     """One function after the pass list.
@@ -38,11 +42,12 @@ def lower(
     stored: Mapping[str, Stored],
     tier: Tier,
     dump: Path | None = None,
+    tuned: linear.Tuned | None = None,
 ) -> Lowered:
     """Runs the pass list over one traced function.
 
     names: the network's parameters in the order in which they follow the inputs. dump: a folder that gets the IR after
-    each phase, as Python text.
+    each phase, as Python text. tuned: knobs that tuning found, by workload.
     """
     inplace: dict[str, tuple[int, ...]] = {}
 
@@ -50,16 +55,9 @@ def lower(
         inplace.update(_inplace_arguments(module))
         return module
 
-    phases: list[tuple[str, Callable[[tvm.IRModule], tvm.IRModule]]] = [
-        ("traced", lambda m: m),
-        ("lower_operators", lambda m: lower_operators(m, FUNCTION, names, stored, tier)),
-        ("fold_constants", transform.FoldConstant()),
-        ("eliminate_common_subexpressions", transform.EliminateCommonSubexpr()),
-        ("eliminate_dead_code", transform.DeadCodeElimination([FUNCTION])),
-        ("fuse_operators", transform.FuseOps()),
-        ("fuse_kernels", transform.FuseTIR()),
-        ("eliminate_unused_kernels", transform.DeadCodeElimination([FUNCTION])),
-        ("schedule_kernels", lambda m: schedule_kernels(m, tier)),
+    phases: list[Phase] = [
+        *_until_fused(names, stored, tier),
+        ("schedule_kernels", lambda m: schedule_kernels(m, tier, tuned or {})),
         ("find_inplace_arguments", note_inplace),
         ("leave_dataflow", transform.ToNonDataflow()),
         ("remove_purity_checks", transform.RemovePurityChecking()),
@@ -76,14 +74,54 @@ def lower(
     return Lowered(module, inplace)
 
 
-def schedule_kernels(module: tvm.IRModule, tier: Tier) -> tvm.IRModule:
+def _until_fused(names: Sequence[str], stored: Mapping[str, Stored], tier: Tier) -> list[Phase]:
+    """The phases up to kernels as they will be, but for their schedules."""
+    return [
+        ("traced", lambda m: m),
+        ("lower_operators", lambda m: lower_operators(m, FUNCTION, names, stored, tier)),
+        ("fold_constants", transform.FoldConstant()),
+        ("eliminate_common_subexpressions", transform.EliminateCommonSubexpr()),
+        ("eliminate_dead_code", transform.DeadCodeElimination([FUNCTION])),
+        ("fuse_operators", transform.FuseOps()),
+        ("fuse_kernels", transform.FuseTIR()),
+        ("eliminate_unused_kernels", transform.DeadCodeElimination([FUNCTION])),
+    ]
+
+
+def linear_layers(
+    traced: tvm.IRModule, names: Sequence[str], stored: Mapping[str, Stored], tier: Tier
+) -> list[tuple[tirx.PrimFunc, str, int]]:
+    """The linear layers of a traced function before they are scheduled: (function, packing, calls of it)."""
+    module = traced
+    for _, phase in _until_fused(names, stored, tier):
+        module = phase(module)
+    counts: dict[str, int] = {}
+    for block in module[FUNCTION].body.blocks:
+        for binding in block.bindings:
+            if isinstance(binding.value, relax.Call) and binding.value.args:
+                callee = getattr(binding.value.args[0], "name_hint", "")
+                counts[callee] = counts.get(callee, 0) + 1
+    found = []
+    for symbol, function in module.functions.items():
+        kind = _LINEAR.search(symbol.name_hint) if isinstance(function, tirx.PrimFunc) else None
+        if kind:
+            found.append((function, tier.packing(kind[1]), counts.get(symbol.name_hint, 0)))
+    return found
+
+
+_LINEAR = re.compile(r"linear_(w4|w8|f16|f32)")
+
+
+def schedule_kernels(module: tvm.IRModule, tier: Tier, tuned: linear.Tuned) -> tvm.IRModule:
     """Gives every kernel its schedule: linear layers the tier's template, lone elementwise ones vectors of a row."""
     scheduled = {}
     for symbol, function in module.functions.items():
         if isinstance(function, tirx.PrimFunc):
-            kind = re.search(r"linear_(w4|w8|f16|f32)", symbol.name_hint)
+            kind = _LINEAR.search(symbol.name_hint)
             if kind:
-                function = linear.schedule(function, tier, tier.packing(kind[1]))
+                packing = tier.packing(kind[1])
+                knobs = linear.tuned_knobs(linear.workload(function, packing), tuned) if tuned else None
+                function = linear.schedule(function, tier, packing, knobs)
             elif "add" in symbol.name_hint:
                 function = _schedule_elementwise(function)
         scheduled[symbol] = function

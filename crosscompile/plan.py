@@ -195,6 +195,11 @@ def arena_layout(functions: Sequence[Function], hidden_row_bytes: int, logits_ro
     return hidden_bytes, logits, max(logits + logits_bytes, hidden_bytes + max(f.scratch_bytes for f in bodies))
 
 
+def work_grain(groups: int, touched_bytes: int) -> int:
+    """The fewest row groups of a kernel that are worth a call of their own."""
+    return max(1, min(groups, CHUNK_BYTES * groups // max(touched_bytes, 1)))
+
+
 def write_plan(
     functions: Sequence[Function],
     kernels: Kernels,
@@ -224,7 +229,7 @@ def write_plan(
             access = "rw" if i in changed else "w" if i >= first_output else "r"
             arguments.append({"access": access, "bytes": extent})
             touched += extent if isinstance(extent, int) else 0
-        grain = max(1, min(signature.groups, CHUNK_BYTES * signature.groups // max(touched, 1)))
+        grain = work_grain(signature.groups, touched)
         if "s" in kinds[name]:
             grain = 1
         entries.append(

@@ -14,7 +14,8 @@ from tvm.relax.frontend import nn
 
 from crosscompile.codegen import compile_kernels
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
-from crosscompile.lower import FUNCTION, lower
+from crosscompile.kernels.linear import Tuned, Workload, workload
+from crosscompile.lower import FUNCTION, linear_layers, lower
 from crosscompile.models import architecture_for
 from crosscompile.models.architecture import WEIGHT_KINDS, Network, Scheme
 from crosscompile.packing import Packing
@@ -81,10 +82,11 @@ def compile_model(
     scheme: Scheme,
     dump: Path | None = None,
     ladder: Ladder = FULL_LADDER,
+    tuned: Tuned | None = None,
 ) -> CompiledModel:
     """Compiles a config.json for a target.
 
-    dump: a folder that gets the IR after each phase.
+    dump: a folder that gets the IR after each phase. tuned: knobs that tuning found, by workload; speed, never bits.
     Raises ConfigError for what is not supported, CodegenError and PlanError where lowering fails.
     """
     name, architecture = architecture_for(config)
@@ -104,7 +106,7 @@ def compile_model(
             seconds["trace"] += time.monotonic() - start
             start = time.monotonic()
             folder = dump / f"{role}-{n}" if dump else None
-            lowered = lower(traced, [parameter for parameter, _ in parameters], stored, tier, folder)
+            lowered = lower(traced, [parameter for parameter, _ in parameters], stored, tier, folder, tuned)
             symbols = kernels.add(role, n, lowered)
             functions.append(read_function(role, n, lowered, symbols, weights))
             seconds["lower"] += time.monotonic() - start
@@ -153,6 +155,41 @@ def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[
             stored[parameter] = place_parameter(parameter, shape, network, scheme, target)
     kv_bytes_per_token = sum(size for _, size in states_of(network)) // KV_BLOCK
     return parameters_of(stored, network, Weights()), kv_bytes_per_token
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """One kernel that tuning can look for a better schedule of.
+
+    function  not scheduled; calls: how often the network calls it for one pass over n rows
+    """
+
+    work: Workload
+    function: Any
+    calls: int
+
+
+def linear_layers_of(
+    config: Mapping[str, Any], target: Target, scheme: Scheme, ladder: Ladder = FULL_LADDER
+) -> tuple[LinearLayer, ...]:
+    """The unique linear layers of a model, for every row count of the ladder. Raises ConfigError."""
+    _, architecture = architecture_for(config)
+    network = architecture.build(config, scheme.kv)
+    found: dict[str, LinearLayer] = {}
+    for role, counts in (("body", ladder.body), ("head", ladder.head)):
+        for n in counts:
+            traced, parameters = trace(network, role, n, max(ladder.body))
+            stored = {
+                name: place_parameter(name, tuple(int(e) for e in tensor.shape), network, scheme, target)
+                for name, tensor in parameters
+            }
+            for function, packing, calls in linear_layers(
+                traced, [name for name, _ in parameters], stored, target.tier
+            ):
+                work = workload(function, packing)
+                earlier = found[work.key].calls if work.key in found else 0
+                found[work.key] = LinearLayer(work, function, earlier + calls)
+    return tuple(found.values())
 
 
 def trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule, list[tuple[str, Any]]]:

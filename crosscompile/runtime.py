@@ -38,6 +38,7 @@ COMPILE_FLAGS = (
     "-ffunction-sections",
     "-fdata-sections",
     "-fPIE",
+    "-fvisibility=hidden",
     "-fstack-protector-strong",
 )
 LINK_FLAGS = (
@@ -49,13 +50,22 @@ LINK_FLAGS = (
     "-Wl,-z,relro",
     "-Wl,-z,now",
 )
+AGENT_FLAGS = ("-DELLM_RPC",)
+AGENT_LINK_FLAGS = ("-rdynamic", "-ldl")
+"""The RPC agent loads code that is linked against a few functions of the program: the visible ones are exported."""
 _TIMEOUT_S = 900  # the first musl build compiles musl
 
 
-def sources() -> list[Path]:
+def has_agent(target: Target, libc: Libc = "gnu") -> bool:
+    """Whether the program gets the RPC agent. A static one cannot load what a host uploads."""
+    return libc == "gnu" and target.os != "android"
+
+
+def sources(agent: bool = True) -> list[Path]:
     """runtime_c's files that make the program: C sources and headers, in a fixed order."""
     root = data_path("runtime_c")
-    return [path for part in ("include", "src", "cli") for path in sorted((root / part).glob("*.[ch]"))]
+    parts = ("include", "src", *(("rpc",) if agent else ()), "cli")
+    return [path for part in parts for path in sorted((root / part).glob("*.[ch]"))]
 
 
 def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
@@ -65,7 +75,8 @@ def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
     """
     root = data_path("runtime_c")
     triple = _TRIPLES[target.arch, "musl" if target.os == "android" else libc]
-    return [sys.executable, "-m", "ziglang", "cc", *triple, f"-I{root / 'include'}", f"-I{root / 'src'}"]
+    includes = [f"-I{root / part}" for part in ("include", "src", "rpc")]
+    return [sys.executable, "-m", "ziglang", "cc", *triple, *includes]
 
 
 def run_compiler(command: list[str], directory: Path) -> None:
@@ -84,25 +95,28 @@ def run_compiler(command: list[str], directory: Path) -> None:
         raise CodegenError(f"the C compiler failed: {first.strip()}{remedy}; `{' '.join(command[:7])} …`")
 
 
-def build_runtime(target: Target, libc: Libc = "gnu", cache: Path | None = None) -> Path:
+def build_runtime(target: Target, libc: Libc = "gnu", cache: Path | None = None, agent: bool = True) -> Path:
     """Builds edgellm-rt for `target`, stripped, and returns its path inside the cache.
 
-    libc: "gnu" links dynamically against glibc ≥ 2.28; "musl" links everything statically.
+    libc: "gnu" links dynamically against glibc ≥ 2.28; "musl" links everything statically. agent: with `rpc`, where
+    that is possible (has_agent).
     cache: defaults to ~/.cache/edgellm/runtime (EDGELLM_CACHE overrides ~/.cache/edgellm). Entries are keyed by the
     sources, the flags and zig's version, and appear whole or not at all. Raises CodegenError if the compiler fails.
     """
     if cache is None:
         root = os.environ.get("EDGELLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "edgellm"
         cache = Path(root).expanduser() / "runtime"
-    files = sources()
-    program = cache / _key(files, compiler(target, libc)) / "edgellm-rt"
+    agent = agent and has_agent(target, libc)
+    files = sources(agent)
+    flags = [*COMPILE_FLAGS, *(AGENT_FLAGS if agent else ()), *LINK_FLAGS, *(AGENT_LINK_FLAGS if agent else ())]
+    program = cache / _key(files, [*compiler(target, libc), *flags]) / "edgellm-rt"
     if program.is_file():
         return program
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
         work = Path(name)
         c_files = [str(path) for path in files if path.suffix == ".c"]
-        command = [*compiler(target, libc), *COMPILE_FLAGS, *LINK_FLAGS, *c_files, "-lpthread", "-o", "edgellm-rt"]
+        command = [*compiler(target, libc), *flags, *c_files, "-lpthread", "-o", "edgellm-rt"]
         run_compiler(command, work)
         entry = work / "entry"
         entry.mkdir()
@@ -121,7 +135,7 @@ def _key(files: list[Path], command: list[str]) -> str:
     digest = hashlib.sha256()
     settings = [part for part in command[4:] if not part.startswith("-I")]
     versions = importlib.metadata.version("ziglang")
-    digest.update("\0".join([versions, *settings, *COMPILE_FLAGS, *LINK_FLAGS]).encode())
+    digest.update("\0".join([versions, *settings]).encode())
     for path in files:
         content = path.read_bytes()
         digest.update(f"\0{path.parent.name}/{path.name}\0{len(content)}\0".encode() + content)

@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "bench": Command("measure speed and memory on a board", "edgellm.bench"),
     "profile": Command("show where the time goes on a board, step by step", "edgellm.profile_cli"),
     "compare": Command("find the first step whose numbers differ between machines", "edgellm.compare_cli"),
+    "tune": Command("search faster schedules for a model's kernels on a board", "edgellm.tune_cli"),
     "eval": Command("measure how much a scheme changes the model", "edgellm.evaluate_cli"),
     "plan": Command("predict speed and memory on every board, before any download", "edgellm.plan_cli"),
     "doctor": Command("look at this machine or a board, and say what to mend", "edgellm.doctor_cli"),

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from crosscompile.checkpoint import Checkpoint
 from crosscompile.errors import CodegenError, CompileError
 from crosscompile.target import Target
 from edgellm import bundle as bundles
-from edgellm import cache, golden, hub
+from edgellm import cache, golden, hub, tuned
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
 from edgellm.errors import BundleError, ModelError, UnsuitableError
@@ -104,7 +104,8 @@ def build(
     show("reading the checkpoint", 0, 0)
     source = checkpoint.load(path)
     fits = MemoryCheck(board, context)
-    made = compile_checkpoint(source, name, target, options, fits=fits, dump=dump, progress=show)
+    found = tuned.lookup(board)
+    made = compile_checkpoint(source, name, target, options, fits=fits, dump=dump, progress=show, knobs=found)
     if output is not None:
         show("copying", 0, 0)
         made = replace(made, bundle=bundles.copy(made.bundle, Path(output)))
@@ -143,7 +144,13 @@ def _mb(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:,.0f} MB"
 
 
-def cache_key(source: Checkpoint, name: str, target: Target, options: Options, show: Progress) -> tuple[str, str]:
+Knobs = Mapping[str, Mapping[str, int]]
+"""What tuning found, by workload (edgellm.tuned)."""
+
+
+def cache_key(
+    source: Checkpoint, name: str, target: Target, options: Options, show: Progress, knobs: Knobs | None = None
+) -> tuple[str, str]:
     """(key of the finished bundle, hash of the checkpoint's content)."""
     files = [source.path / file for file in source.files]
     total, done = sum(file.stat().st_size for file in files), 0
@@ -163,6 +170,7 @@ def cache_key(source: Checkpoint, name: str, target: Target, options: Options, s
         "versions": cache.versions(),
         "sources": cache.sources_digest(),
         "python": list(sys.version_info[:2]),
+        "knobs": knobs or {},
     }
     return cache.key_of(parts), content
 
@@ -176,13 +184,16 @@ def compile_checkpoint(
     fits: Callable[[dict[str, int], int], None] | None = None,
     dump: Path | None = None,
     progress: Progress | None = None,
+    knobs: Knobs | None = None,
 ) -> Compilation:
     """The cached bundle of a checkpoint for a target, compiled if it is not there.
 
-    fits: called with the bundle's memory needs and context length; what it raises ends the compilation.
+    fits: called with the bundle's memory needs and context length; what it raises ends the compilation. knobs: what
+    tuning found for this board.
     """
     show = progress or (lambda stage, done, total: None)
-    key, content = cache_key(source, name, target, options, show)
+    knobs = knobs or {}
+    key, content = cache_key(source, name, target, options, show, knobs)
     folder = cache.root() / "bundles"
     with cache.locked(key):
         if dump is None:
@@ -191,7 +202,7 @@ def compile_checkpoint(
                 if fits is not None:
                     fits(hit.bundle.manifest["memory"], hit.bundle.manifest["model"]["context_length"])
                 return hit
-        job = _Job(source, name, target, options, fits, dump, show)
+        job = _Job(source, name, target, options, fits, dump, show, knobs)
         with bundles.building(folder / key) as partial:
             report = job.run(partial, content)
         (folder / f"{key}.json").write_text(json.dumps(report))
@@ -241,6 +252,7 @@ class _Job:
     fits: Callable[[dict[str, int], int], None] | None
     dump: Path | None
     show: Progress
+    knobs: Knobs
     processes: _Processes = field(default_factory=_Processes)
 
     def run(self, partial: Path, content: str) -> dict[str, Any]:
@@ -320,6 +332,7 @@ class _Job:
             "tier": target.tier.name,
             "os": target.os,
             "dump": str(dump.absolute()) if dump is not None else None,
+            "knobs": {} if short else self.knobs,  # golden prompts cost the same either way
             **asdict(self.options),
         }
         return run_worker(request, fits, show, self.processes.add)
@@ -424,7 +437,7 @@ def run_worker(
                 result: dict[str, Any] = message["result"]
                 return result
             if "error" in message:
-                raise _error(message["error"], message["text"])
+                raise error_of(message["error"], message["text"])
             if "sized" in message:
                 if fits is not None:
                     fits(message["sized"]["memory"], message["sized"]["context_length"])
@@ -444,7 +457,7 @@ def run_worker(
     )
 
 
-def _error(kind: str, text: str) -> Exception:
+def error_of(kind: str, text: str) -> Exception:
     """The worker's error as an exception of the same type."""
     found = getattr(crosscompile.errors, kind, None)
     if isinstance(found, type) and issubclass(found, CompileError):

@@ -59,7 +59,9 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     check_sources(source, parameters)
     least = {"weight_bytes": weight_bytes(parameters).n_bytes, "kv_bytes_per_token": kv_bytes_per_token}
     channel.send(sized={"memory": {**least, "arena_bytes": 0}, "context_length": 64})
-    compiled = crosscompile.compile_model(source.config, target, scheme, dump=dump, ladder=ladder)
+    compiled = crosscompile.compile_model(
+        source.config, target, scheme, dump=dump, ladder=ladder, tuned=request.get("knobs")
+    )
     size = weight_bytes(compiled.parameters)
     compiled_at = time.monotonic()
     memory = {**compiled.memory, "weight_bytes": size.n_bytes}

@@ -6,8 +6,10 @@ epilogues behind it; `schedule` then tiles, tensorizes and vectorizes whatever c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from tvm import s_tir, tirx
 
@@ -16,6 +18,9 @@ from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, 
 from crosscompile.kernels.dot import register_dot, scalar_dot, start_value, weight_dtype, weight_shape
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
+
+TEMPLATE_REVISION = 1
+"""Raised with every change to the template that makes earlier tuning results worth nothing."""
 
 
 @dataclass(frozen=True)
@@ -151,3 +156,63 @@ def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
     """The tile for n rows where nothing was tuned."""
     tokens = _TOKENS.get((tier.name, Packing.parse(packing).kind), 4)
     return LinearKnobs(min(n, tokens), 1, 256 if n == 1 and tier.arch == "x86_64" else 0)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A linear layer as tuning names it: rows, padded rows and columns of the weight, packing, what is fused behind.
+
+    key: the name results are filed under.
+    """
+
+    n: int
+    rows_padded: int
+    columns: int
+    packing: str
+    epilogues: tuple[str, ...]
+
+    @property
+    def key(self) -> str:
+        return ":".join(
+            [f"linear.{self.packing}", f"n{self.n}", f"{self.rows_padded}x{self.columns}", "+".join(self.epilogues)]
+        ).rstrip(":")
+
+
+def workload(function: tirx.PrimFunc, packing: str) -> Workload:
+    """The workload of a linear layer that is not scheduled yet, with whatever FuseTIR put behind it."""
+    sch = s_tir.Schedule(function)
+    m, g, r, b = (int(sch.get(loop).extent) for loop in sch.get_loops(sch.get_sblock("sum")))
+    names = [sch.get(block).name_hint for block in sch.get_child_blocks(sch.get_sblock("root"))]
+    columns = b * GROUP if Packing.parse(packing).kind in ("w4", "w8") else b
+    return Workload(m, g * r, columns, packing, tuple(name for name in names if name not in ("dot", "sum")))
+
+
+_SEARCHED_TOKENS, _SEARCHED_GROUPS, _SEARCHED_AHEAD = (1, 2, 4, 8, 16), (1, 2, 4), (0, 16, 64, 256)
+
+
+def candidates(tier: Tier, packing: str, n: int, n_groups: int) -> tuple[LinearKnobs, ...]:
+    """What tuning tries for n rows and n_groups row groups: the default first, nothing twice."""
+    quantized = Packing.parse(packing).kind in ("w4", "w8")
+    searched = [
+        LinearKnobs(tokens, groups, ahead)
+        for tokens in _SEARCHED_TOKENS
+        for groups in _SEARCHED_GROUPS
+        for ahead in (_SEARCHED_AHEAD if n == 1 and quantized else (0,))
+        if n % tokens == 0 and n_groups % groups == 0 and tokens * groups <= 16
+    ]
+    return tuple(dict.fromkeys([effective(default_knobs(tier, packing, n), n, n_groups), *searched]))
+
+
+def effective(knobs: LinearKnobs, n: int, n_groups: int) -> LinearKnobs:
+    """The knobs as `schedule` applies them: tiles leave no remainder."""
+    return LinearKnobs(divisor(n, knobs.tokens), divisor(n_groups, knobs.groups), knobs.ahead)
+
+
+Tuned = Mapping[str, Mapping[str, int]]
+"""Knobs by workload key, as they are filed."""
+
+
+def tuned_knobs(work: Workload, tuned: Tuned) -> LinearKnobs | None:
+    """What was found for a workload; None where nothing was."""
+    found: Any = tuned.get(work.key)
+    return LinearKnobs(**found) if found else None

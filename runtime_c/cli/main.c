@@ -48,13 +48,19 @@ static const command commands[] = {
     {"replay", REPLAY, replay_main, "run one kernel alone, on stored buffers",
      "DIR is what `edgellm compare` writes: replay.json, a kernels.so, and buffers as .npy. What the kernel writes\n"
      "must be as stored, to the bit.\n"},
+    {"rpc", RPC, rpc_main, "let a host measure kernels here (no DIR)",
+     "Serves TVM's RPC on the loopback; a host reaches it through SSH (`edgellm tune`). Whoever knows the key can run\n"
+     "any code here. The key is the first line of standard input, and the end of standard input ends the agent.\n\n"
+     "Prints JSON lines: {\"type\":\"ready\",\"port\":N,...}, and {\"type\":\"ended\",\"how\":...} after each "
+     "session.\n"},
 };
 enum { n_commands = sizeof commands / sizeof *commands };
 
 static void print_help(void) {
     printf("edgellm-rt: run a compiled language model.\n\n");
     for (int i = 0; i < n_commands; i++) {
-        printf("  edgellm-rt %-7s DIR   %s\n", commands[i].name, commands[i].summary);
+        printf("  edgellm-rt %-7s %s   %s\n", commands[i].name, commands[i].id == RPC ? "   " : "DIR",
+               commands[i].summary);
     }
     printf("\nDIR is a bundle; it may be left out when this program lies in it.\n"
            "`edgellm-rt COMMAND --help` explains a command. Errors are one line on standard error,\n"

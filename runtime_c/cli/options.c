@@ -71,7 +71,7 @@ static const option options[] = {
     {"min-p", 0, REAL, SAMPLED, FIELD(min_p), 0, 1, "P", "... at least P times as likely as the likeliest (0: off)"},
     {"seed", 0, COUNT, SAMPLED, FIELD(seed), 0, 9.2e18, "N", "the same seed gives the same answer on every board"},
     {"stop", 0, TEXTS, SAMPLED, FIELD(stops), 0, 0, "TEXT", "end the answer before TEXT; up to 16 times"},
-    {"threads", 0, COUNT, COMPUTES | REPLAY, FIELD(threads), 1, 1024, "N",
+    {"threads", 0, COUNT, COMPUTES | REPLAY | RPC, FIELD(threads), 1, 1024, "N",
      "threads (default: as many as turn out fastest)"},
     {"threads-decode", 0, COUNT, COMPUTES, FIELD(threads_decode), 1, 1024, "N",
      "threads while answering, where that differs"},
@@ -82,6 +82,13 @@ static const option options[] = {
     {"jsonl", 0, FLAG, CHAT, FIELD(jsonl), 0, 0, NULL, "one JSON object per line each way, for programs"},
     {"jsonl", 0, FLAG, BENCH, FIELD(jsonl), 0, 0, NULL, "print every sample as it is taken, one JSON object per line"},
     {"json", 0, FLAG, TALKS_JSON, FIELD(json), 0, 0, NULL, "print one JSON object"},
+    {"port", 0, COUNT, RPC, FIELD(port), 1, 65535, "N", "listen on this port of the loopback (default: any free one)"},
+    {"work", 0, TEXT, RPC, FIELD(work), 0, 0, "DIR", "where uploads go; programs must be allowed to run from there"},
+    {"longest", 0, REAL, RPC, FIELD(longest), 0, 1e7, "S",
+     "end a session after S seconds, whatever the host says (0: off)"},
+    {"stay", 0, FLAG, RPC, FIELD(stay), 0, 0, NULL, "go on when standard input ends"},
+    {"tracker", 0, TEXT, RPC, FIELD(tracker), 0, 0, "HOST:PORT", "wait in the queue of a TVM tracker; no key is read"},
+    {"queue", 0, TEXT, RPC, FIELD(queue), 0, 0, "NAME", "... the queue's name: the kind of board"},
     {"help", 'h', FLAG, ~0u, FIELD(help), 0, 0, NULL, "this"},
 };
 enum { n_options = sizeof options / sizeof *options };
@@ -221,6 +228,8 @@ ellm_status options_parse(command_id command, const char *name, int argc, char *
                     .step = -1,
                     .depth = -1,
                     .at = -1,
+                    .port = -1,
+                    .longest = -1,
                     .repeat = -1,
                     .sustained = -1,
                     .limit = -1,
@@ -262,7 +271,7 @@ ellm_status options_parse(command_id command, const char *name, int argc, char *
             return status;
         }
     }
-    return s->help || s->bandwidth || s->directory != NULL ? ELLM_OK : own_directory(name, s, error);
+    return s->help || s->bandwidth || s->directory != NULL || command == RPC ? ELLM_OK : own_directory(name, s, error);
 }
 
 ellm_status options_ids(const char *shown, const char *text, int32_t **ids, size_t *n, ellm_error *error) {

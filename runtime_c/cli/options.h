@@ -15,15 +15,15 @@ typedef struct count_list {
 /* What the command line said. Numbers that were not given are negative. */
 typedef struct settings {
     const char *directory;
-    const char *prompt, *tokens, *system, *logits;
+    const char *prompt, *tokens, *system, *logits, *work, *tracker, *queue;
     const char *stops[most_stops];
     int n_stops;
-    bool raw, json, jsonl, data, help, cold, bandwidth;
+    bool raw, json, jsonl, data, help, cold, bandwidth, stay;
     count_list prompts, depths;
     int lookup; /* ellm_lookup_mode; negative: not given */
     int64_t n_tokens, threads, threads_decode, context, top_k, seed, prompt_tokens, generate, repeat, step;
-    int64_t depth, at, sustained, limit;
-    double temperature, top_p, min_p;
+    int64_t depth, at, sustained, limit, port;
+    double temperature, top_p, min_p, longest;
     char own_directory[4096]; /* where `directory` points if it was left out */
 } settings;
 
@@ -34,6 +34,7 @@ typedef enum command_id {
     VERIFY = 8,
     INFO = 16,
     GOLDEN = 32,
+    RPC = 128,
     PROFILE = 256,
     TRACE = 512,
     REPLAY = 1024

@@ -1,0 +1,204 @@
+"""`edgellm-rt rpc` on a board, and TVM's stock RPC client connected to it.
+
+    with serve(board, remote) as agent:
+        session = agent.session(timeout_s=60)
+        session.upload("kernels.so")
+        kernels = session.load_module("kernels.so")
+
+TVM's RPC runs whatever is sent, so the agent listens on the board's loopback only, and wants a random key that travels
+through standard input. It is reached through the connection to the board, and ends when that does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import posixpath
+import secrets
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from crosscompile.runtime import build_runtime, has_agent
+from edgellm import cache
+from edgellm.boards import Board
+from edgellm.errors import EdgeError, RemoteError, UnsuitableError
+from edgellm.local_remote import LocalRemote
+from edgellm.remote import Process, Remote, Tunnel
+from edgellm.runtime_program import PROGRAM, failure
+from edgellm.terminal import one_line
+
+_START_S = 30.0
+_PIECE_BYTES = 65536
+_LINE_BYTES = 65536
+_FOLDER = ".edgellm/agents"
+_PREPARE = 'mkdir -p "$HOME/$1"; cd "$HOME/$1"; pwd; if [ -x edgellm-rt ]; then echo there; fi\n'
+_FINISH = 'cd "$1"; chmod 755 edgellm-rt.part; mv edgellm-rt.part edgellm-rt\n'
+
+
+class Agent:
+    """A running agent. port: on this machine's loopback; key: what clients must know."""
+
+    def __init__(self, name: str, process: Process, port: int, key: str) -> None:
+        self.name, self.port, self.key = name, port, key
+        self._process = process
+
+    def session(self, timeout_s: float) -> Any:
+        """A tvm.rpc.RPCSession. timeout_s: how long it may last; whatever runs then is ended on the board.
+
+        Raises RemoteError if the agent does not answer.
+        """
+        from tvm import rpc
+
+        try:
+            return rpc.connect("127.0.0.1", self.port, self.key, session_timeout=timeout_s)
+        except Exception as error:  # TVM raises RuntimeError, OSError and errors of its own
+            raise RemoteError(f"{self.name}: the RPC agent does not answer: {one_line(str(error), 200)}") from error
+
+
+@contextmanager
+def serve(board: Board, remote: Remote, threads: int | None = None) -> Iterator[Agent]:
+    """Starts the agent on a connected board, brings it there first if need be, and ends it afterwards.
+
+    Raises UnsuitableError where no agent can run, RemoteError or RuntimeFailedError where it does not start.
+    """
+    target = board.target()
+    if not has_agent(target):
+        raise UnsuitableError(f"{board.label} runs {board.os}: there the runtime is static and cannot load uploads")
+    program = build_runtime(target, cache=cache.root() / "runtime")
+    folder = _install(remote, program)
+    key = secrets.token_hex(16)
+    options = ["--threads", str(threads)] if threads else []
+    argv = [posixpath.join(folder, PROGRAM), "rpc", "--work", folder, *options]
+    with remote.start(argv, silence_s=_START_S) as process:
+        with contextlib.suppress(BrokenPipeError):  # it has ended, and its message says why
+            process.write(f"{key}\n".encode())
+        port = _ready(remote, process)
+        if isinstance(remote, LocalRemote):
+            yield Agent(remote.name, process, port, key)
+        else:
+            with _Forwarder(remote, port) as forwarder:
+                yield Agent(remote.name, process, forwarder.port, key)
+
+
+def _install(remote: Remote, program: Path) -> str:
+    """Puts the program into a folder of its own on the board, unless it is there. Returns the folder."""
+    answer = remote.script(_PREPARE, f"{_FOLDER}/{program.parent.name}").text.split("\n")
+    folder = answer[0]
+    if not folder.startswith("/"):
+        raise RemoteError(f"{remote.name}: the board does not say where its home is: {one_line(folder, 80)}")
+    if "there" not in answer[1:]:
+        remote.put(program, posixpath.join(folder, f"{PROGRAM}.part"))
+        remote.script(_FINISH, folder)
+    return folder
+
+
+def _ready(remote: Remote, process: Process) -> int:
+    """The port that the agent's first line names."""
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _LINE_BYTES:
+        piece = process.read(1)
+        if not piece:
+            raise failure(remote, "edgellm-rt rpc", process.wait(), process.errors())
+        line += piece
+    try:
+        port = json.loads(line)["port"]
+    except (ValueError, KeyError, TypeError):
+        port = None
+    if not isinstance(port, int) or not 0 < port < 65536:
+        raise RemoteError(
+            f"{remote.name}: edgellm-rt rpc names no port: {one_line(line.decode('utf-8', 'replace'), 80)}"
+        )
+    return port
+
+
+class _Forwarder:
+    """A loopback port here whose connections come out at a port on the board's loopback."""
+
+    def __init__(self, remote: Remote, to_port: int) -> None:
+        self._remote, self._to_port = remote, to_port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._open: list[socket.socket | Tunnel] = []
+        self._thread = threading.Thread(target=self._accept, name="edgellm-forward", daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            try:
+                there = self._remote.tunnel(self._to_port)
+            except EdgeError:
+                client.close()  # TVM's client then says that nobody answers
+                continue
+            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._open += [client, there]
+            for source, sink in ((client, there), (there, client)):
+                threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
+
+    def __enter__(self) -> _Forwarder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
+        self._listener.close()
+        self._thread.join()
+        for end in self._open:
+            _close(end)
+
+
+def _copy(source: socket.socket | Tunnel, sink: socket.socket | Tunnel) -> None:
+    """Bytes from one end to the other, until one of them ends; then both do."""
+    try:
+        while data := source.recv(_PIECE_BYTES):
+            view = memoryview(data)
+            while view:
+                view = view[sink.send(bytes(view)) :]
+    except (OSError, EOFError):
+        pass  # a connection that broke is one that ended
+    finally:
+        _close(source)
+        _close(sink)
+
+
+def _close(end: socket.socket | Tunnel) -> None:
+    with contextlib.suppress(OSError):
+        if isinstance(end, socket.socket):
+            end.shutdown(socket.SHUT_RDWR)  # wakes whoever reads from it
+    with contextlib.suppress(OSError, EOFError):
+        end.close()
+
+
+def empty(session: Any, elements: int, dtype: str) -> Any:
+    """A tensor of one dimension in the board's memory."""
+    from tvm import runtime
+
+    return runtime.empty((elements,), dtype, session.cpu(0))
+
+
+def board_state(session: Any) -> dict[str, Any]:
+    """What the agent reads about clock, temperature and other programs (runtime_c/rpc/board.h). Raises RemoteError."""
+    return _object(session, "edgellm.board_state")
+
+
+def agent_info(session: Any) -> dict[str, Any]:
+    """What the agent says the machine is (runtime_c/rpc/board.h). Raises RemoteError."""
+    return _object(session, "edgellm.agent_info")
+
+
+def _object(session: Any, function: str) -> dict[str, Any]:
+    text = str(session.get_function(function)())
+    try:
+        answer = json.loads(text)
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise RemoteError(f"{function}: the agent's answer is no JSON object: {one_line(text, 80)}")
+    return answer

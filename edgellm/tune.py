@@ -1,0 +1,303 @@
+"""Searches schedules for a model's kernels on a board.
+
+The space is small (a dozen schedules for a kernel: tile of tokens, tile of row groups, prefetch distance), so all of it
+is measured, and what looks best is measured again, in turn with the rest, until one is left: an evolutionary search
+with a cost model, MetaSchedule's, earns its keep in spaces a thousand times larger, and would not measure candidates
+side by side, which is what makes small differences visible on a board that also does other things. The winner is kept
+where it beats the default in an interleaved comparison with p < 0.05.
+
+Every trial is a line in a journal, so that a search goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgellm.boards import Board
+from edgellm.errors import EdgeError, RemoteError
+from edgellm.remote import Remote
+from edgellm.rpc import Agent, agent_info, serve
+from edgellm.trial import Bench, Measurement, copies, p_value
+from edgellm.tune_builder import Builder, Knobs, Layer
+
+N_PAIRS = 10
+"""Interleaved measurements of winner and default: the least p of their permutation test is 2/1024."""
+
+SIGNIFICANT = 0.05
+_FINALISTS = 3
+_AGAIN = 2  # how often a tainted trial is repeated
+_SESSION_S = 600.0
+_PATIENCE_S = 180.0  # how long a board may be gone
+_CRASHED = "what was uploaded"  # of the agent's message (runtime_c/rpc/server.c)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What was found for a kernel: microseconds per call, p of the comparison of winner and default."""
+
+    layer: Layer
+    knobs: Knobs
+    default_us: float
+    best_us: float
+    p: float
+    n_trials: int
+
+    @property
+    def is_better(self) -> bool:
+        return self.knobs != self.layer.candidates[0]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Where a search stands. left_s: None until it can be guessed."""
+
+    layer: Layer
+    n_done: int
+    n_total: int
+    best_us: float
+    default_us: float
+    left_s: float | None
+    note: str = ""
+
+
+class Journal:
+    """Trials and outcomes on disk, one JSON line each. What is damaged, as by a power cut, is measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._known: dict[str, list[float]] = {}
+        self._outcomes: dict[str, dict[str, Any]] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with contextlib.suppress(ValueError, KeyError, TypeError):
+                    entry = json.loads(line)
+                    if "outcome" in entry:
+                        self._outcomes[str(entry["layer"])] = dict(entry["outcome"])
+                        continue
+                    self._known.setdefault(_name(entry["layer"], entry["knobs"]), []).append(float(entry["seconds"]))
+
+    def times(self, layer: Layer, knobs: Knobs) -> list[float]:
+        return self._known.get(_name(layer.key, knobs), [])
+
+    def add(self, layer: Layer, knobs: Knobs, measured: Measurement) -> None:
+        self._known.setdefault(_name(layer.key, knobs), []).append(measured.seconds)
+        self._write({"layer": layer.key, "knobs": knobs, "seconds": measured.seconds, "tainted": measured.tainted})
+
+    def outcome(self, layer: Layer) -> Outcome | None:
+        """What an earlier run of this search has found."""
+        found = self._outcomes.get(layer.key)
+        if found is None or found.get("knobs") not in layer.candidates:
+            return None
+        try:
+            return Outcome(layer, found["knobs"], *(float(found[name]) for name in ("default_us", "best_us", "p")), 0)
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def conclude(self, outcome: Outcome) -> None:
+        values = {name: getattr(outcome, name) for name in ("knobs", "default_us", "best_us", "p")}
+        self._write({"layer": outcome.layer.key, "outcome": values})
+
+    def _write(self, entry: dict[str, Any]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+
+    def forget(self) -> None:
+        """The search is over; the next one measures anew."""
+        self._path.unlink(missing_ok=True)
+
+
+def _name(layer: str, knobs: Knobs) -> str:
+    return f"{layer} {json.dumps(knobs, sort_keys=True)}"
+
+
+Connect = Callable[[], Remote]
+
+
+@dataclass
+class Search:
+    """One search on one board. connect: called again if the board was gone. report: told after every trial."""
+
+    board: Board
+    connect: Connect
+    builder: Builder
+    journal: Journal
+    threads: int | None = None
+    report: Callable[[Step], None] = lambda step: None
+    patience_s: float = _PATIENCE_S
+    info: dict[str, Any] = field(default_factory=dict)
+    n_tainted: int = 0
+    n_trials: int = 0
+    _session: Any = None
+    _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    _began: float = 0.0
+    _n_total: int = 0
+
+    def run(self, deadline_s: float | None = None) -> Iterator[Outcome]:
+        """Tunes layer by layer, those that take most of the time first, until deadline_s seconds have passed."""
+        self._began = time.monotonic()
+        layers = sorted(
+            self.builder.layers, key=lambda layer: (layer.n != 1, -layer.n, -layer.calls * layer.weight_bytes)
+        )
+        self._n_total = sum(map(_n_trials, layers))
+        with self._stack:
+            for layer in layers:
+                if deadline_s is not None and time.monotonic() - self._began > deadline_s:
+                    return
+                outcome = self.journal.outcome(layer)
+                if outcome is None:
+                    outcome = self._tune(layer)
+                    self.journal.conclude(outcome)
+                else:
+                    self._n_total -= _n_trials(layer)
+                yield outcome
+
+    def _tune(self, layer: Layer) -> Outcome:
+        bench = _Layer(self, layer)
+        default = layer.candidates[0]
+        before = self.n_trials
+        usable = [knobs for knobs in layer.candidates if bench.function(knobs) is not None]
+        for knobs in usable:
+            bench.at_least(knobs, 1)
+        for n_left, n_times in ((_FINALISTS, 2), (_FINALISTS, 3), (2, 4), (2, 5)):
+            usable = sorted(usable, key=bench.seconds)[:n_left]
+            for knobs in usable:
+                bench.at_least(knobs, n_times)
+        best = min(usable, key=bench.seconds)
+        if bench.function(best) == bench.function(default):
+            best = default
+        pairs = bench.pairs(default, best) if best != default else np.array([[bench.seconds(default)] * 2])
+        p = p_value(np.log(pairs[:, 0] / pairs[:, 1])) if best != default else 1.0
+        default_us, best_us = np.median(pairs, axis=0) * 1e6
+        if p >= SIGNIFICANT or best_us >= default_us:
+            best, best_us = default, default_us
+        return Outcome(layer, best, float(default_us), float(best_us), p, self.n_trials - before)
+
+    # ---- the board ----
+
+    def session(self) -> Any:
+        """The session, made anew if there is none; waits for a board that is gone. Raises what it last said."""
+        until = time.monotonic() + self.patience_s
+        while self._session is None:
+            try:
+                remote = self._stack.enter_context(self.connect())
+                agent: Agent = self._stack.enter_context(serve(self.board, remote, self.threads))
+                self._session = agent.session(_SESSION_S)
+                self.info = agent_info(self._session)
+            except EdgeError:
+                self.drop()
+                if time.monotonic() > until:
+                    raise
+                time.sleep(1)
+        return self._session
+
+    def drop(self) -> None:
+        """Lets go of a connection that broke."""
+        self._session = None
+        with contextlib.suppress(EdgeError, OSError):
+            self._stack.close()
+
+    def done(self, layer: Layer, best: float, default: float, note: str = "") -> None:
+        self.n_trials += 1
+        elapsed = time.monotonic() - self._began
+        left = elapsed / self.n_trials * max(0, self._n_total - self.n_trials) if self.n_trials > 3 else None
+        self.report(Step(layer, self.n_trials, self._n_total, best * 1e6, default * 1e6, left, note))
+
+
+def _n_trials(layer: Layer) -> int:
+    """How many trials a layer takes at most, if none has to be repeated."""
+    return len(layer.candidates) + 2 * _FINALISTS + 2 * 2 + 2 * N_PAIRS
+
+
+class _Layer:
+    """A layer that is being tuned: its library, on the board while that is there."""
+
+    def __init__(self, search: Search, layer: Layer) -> None:
+        self._search, self._layer = search, layer
+        self._bench: Bench | None = None
+        search.session()
+        model_bytes = sum(each.calls * each.weight_bytes for each in search.builder.layers if each.n == layer.n)
+        self._copies = copies(
+            layer.weight_bytes, model_bytes, int(search.info["cache_bytes"]), int(search.info["memory_bytes"])
+        )
+        self._library = search.builder.build(layer, list(layer.candidates), self._copies)
+        self._functions = dict(zip(map(str, layer.candidates), self._library.functions, strict=True))
+
+    def function(self, knobs: Knobs) -> str | None:
+        return self._functions[str(knobs)]
+
+    def seconds(self, knobs: Knobs) -> float:
+        """The median of what is known."""
+        return float(np.median(self._search.journal.times(self._layer, knobs)))
+
+    def at_least(self, knobs: Knobs, n: int) -> None:
+        """Measures until n trials are known."""
+        while len(self._search.journal.times(self._layer, knobs)) < n:
+            self._search.journal.add(self._layer, knobs, self._measure(knobs))
+            self._tell()
+
+    def pairs(self, default: Knobs, best: Knobs) -> np.ndarray:
+        """(N_PAIRS, 2) seconds of default and best, in turn, and the other way round every second time."""
+        found = []
+        for i in range(N_PAIRS):
+            order = (default, best) if i % 2 == 0 else (best, default)
+            seconds = {str(knobs): self._measure(knobs).seconds for knobs in order}
+            found.append((seconds[str(default)], seconds[str(best)]))
+            self._tell()
+            self._tell()
+        return np.array(found)
+
+    def _tell(self) -> None:
+        known = [each for each in self._layer.candidates if self._search.journal.times(self._layer, each)]
+        if known:
+            best = min(map(self.seconds, known))
+            default = self._layer.candidates[0]
+            self._search.done(self._layer, best, self.seconds(default) if default in known else best)
+
+    def _measure(self, knobs: Knobs) -> Measurement:
+        """One trial; again if it is tainted, or the board went away."""
+        function = self.function(knobs)
+        assert function is not None
+        until = time.monotonic() + self._search.patience_s
+        again, n_crashes = _AGAIN, 0
+        while True:
+            try:
+                measured = self._on_board().measure(function)
+            except EdgeError:
+                if time.monotonic() > until:
+                    raise
+                self._lose()
+            except Exception as error:  # TVM's own exceptions for a connection that ended
+                if time.monotonic() > until:
+                    raise RemoteError(f"{self._search.board.label}: {self._layer.key}: {error}") from error
+                n_crashes += _CRASHED in str(error)
+                if n_crashes > 1 and knobs != self._layer.candidates[0]:
+                    self._lose()
+                    return Measurement(math.inf, "it crashes")
+                self._lose()
+            else:
+                if measured.tainted is None or again == 0:
+                    self._search.n_tainted += measured.tainted is not None
+                    return measured
+                again -= 1
+
+    def _on_board(self) -> Bench:
+        session = self._search.session()
+        if self._bench is None:
+            thermal = self._search.board.thermal
+            throttle_c = thermal.throttle_c if thermal else None
+            self._bench = Bench(session, self._library, self._copies, int(self._search.info["cores"]), throttle_c)
+        return self._bench
+
+    def _lose(self) -> None:
+        self._bench = None
+        self._search.drop()

@@ -1,0 +1,160 @@
+"""Builds the libraries that tuning measures, in a process that may die: LLVM aborts on what it cannot select."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crosscompile.errors import CodegenError
+from edgellm.compile import Options, error_of
+from edgellm.errors import ModelError
+
+Knobs = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A kernel to tune. calls: per pass over n rows; weight_bytes: of one call; candidates: the default first."""
+
+    key: str
+    n: int
+    calls: int
+    weight_bytes: int
+    candidates: tuple[Knobs, ...]
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A tensor of a measured function; elements: of one copy."""
+
+    dtype: str
+    elements: int
+    rotates: bool
+
+
+@dataclass(frozen=True)
+class Library:
+    """A library and the function for each knobs; None where these cannot be compiled."""
+
+    data: bytes
+    functions: tuple[str | None, ...]
+    arguments: tuple[Argument, ...]
+
+
+class Builder:
+    """The building process; use it as a context manager. layers: what the model has."""
+
+    def __init__(self, checkpoint: Path, options: Options, tier: str, os: str, rows: list[int]) -> None:
+        self._request = {
+            "checkpoint": str(checkpoint.absolute()),
+            "scheme": options.scheme,
+            "embedding": options.embedding,
+            "head": options.head,
+            "kv": options.kv,
+            "tier": tier,
+            "os": os,
+            "rows": rows,
+        }
+        self._tier = tier
+        self._process: subprocess.Popen[str] | None = None
+        self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # closed in __exit__
+        self.layers = tuple(Layer(**{**each, "candidates": tuple(each["candidates"])}) for each in self._start())
+
+    def build(self, layer: Layer, knobs: list[Knobs], copies: int) -> Library:
+        """One library for all knobs; if the process dies of it, without those that kill it. Raises CodegenError."""
+        try:
+            return self._build(layer, knobs, copies)
+        except CodegenError:
+            if len(knobs) == 1:
+                raise
+        working = [each for each in knobs if self._compiles(layer, each, copies)]
+        if not working:
+            raise CodegenError(f"{layer.key}: no schedule compiles for tier {self._tier}; report this with the model")
+        made = self._build(layer, working, copies)
+        names = iter(made.functions)
+        return Library(made.data, tuple(next(names) if each in working else None for each in knobs), made.arguments)
+
+    def _compiles(self, layer: Layer, knobs: Knobs, copies: int) -> bool:
+        try:
+            self._build(layer, [knobs], copies)
+        except CodegenError:
+            return False
+        return True
+
+    def _build(self, layer: Layer, knobs: list[Knobs], copies: int) -> Library:
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        with tempfile.TemporaryDirectory(prefix="edgellm-tune-") as folder:
+            output = Path(folder, "measured.so")
+            answer = self._ask({"layer": layer.key, "knobs": knobs, "copies": copies, "output": str(output)})
+            arguments = tuple(Argument(*each) for each in answer["arguments"])
+            return Library(output.read_bytes(), tuple(answer["functions"]), arguments)
+
+    def _start(self) -> list[dict[str, Any]]:
+        self.close()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgellm.tune_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            cwd=Path(__file__).parent.parent,  # `-m` looks here first: the user's folder must not lend it modules
+            text=True,
+            encoding="utf-8",
+        )
+        layers: list[dict[str, Any]] = self._ask(self._request)
+        return layers
+
+    def _ask(self, request: dict[str, Any]) -> Any:
+        process = self._process
+        assert process is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it died; the exit code says more
+        line = process.stdout.readline()
+        if not line:
+            raise CodegenError(
+                f"the building process ended with {process.wait()} for tier {self._tier}: {self._said()}"
+            )
+        message = json.loads(line)
+        if "error" in message:
+            error = error_of(message["error"], message["text"])
+            raise (
+                error
+                if isinstance(error, CodegenError | ModelError) or "layer" not in request
+                else CodegenError(str(error))
+            )
+        return message["result"]
+
+    def _said(self) -> str:
+        self._stderr.seek(0)
+        lines = [line.strip() for line in self._stderr.read().splitlines() if line.strip()]
+        return next(
+            (line for line in reversed(lines) if "LLVM ERROR" in line), lines[-1] if lines else "it said nothing"
+        )
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):  # it died with a request half read
+                        pipe.close()
+            self._process = None
+
+    def __enter__(self) -> Builder:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+        self._stderr.close()

@@ -1,0 +1,101 @@
+"""The process that builds what tuning measures: `python -m edgellm.tune_worker`, started by edgellm.tune_builder.
+
+One JSON object per line each way. First {"checkpoint", "scheme", "embedding", "head", "kv", "tier", "os", "rows"}: it
+is answered with {"result": [layer, …]}; then {"layer": key, "knobs": [{…}, …], "copies": n, "output": path}, answered
+with {"result": {"functions": [name per knobs], "arguments": [[dtype, elements, rotates], …]}} after the library was
+written; {"error": type, "text": …} where something fails. LLVM may abort this process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from crosscompile import checkpoint
+from crosscompile.errors import CompileError
+from crosscompile.target import target_of_tier
+from edgellm.compile_worker import Channel
+
+
+class Builder:
+    """A model's linear layers and their candidates."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
+        from crosscompile.program import FULL_LADDER, Ladder, linear_layers_of
+
+        scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
+        self._target = target_of_tier(request["tier"], request["os"])
+        rows = set(request["rows"])
+        body = tuple(n for n in FULL_LADDER.body if n in rows) or (1,)
+        ladder = Ladder(body, (1,))  # prompts need the logits of one row
+        config = checkpoint.load(request["checkpoint"]).config
+        layers = linear_layers_of(config, self._target, scheme, ladder)
+        self._layers = {layer.work.key: layer for layer in layers if layer.calls > 0}
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What there is to tune."""
+        from crosscompile.kernels.linear import candidates
+        from crosscompile.packing import Packing
+        from crosscompile.shim import arguments_of
+
+        listed = []
+        for key, layer in self._layers.items():
+            work = layer.work
+            n_groups = work.rows_padded // Packing.parse(work.packing).rows
+            knobs = candidates(self._target.tier, work.packing, work.n, n_groups)
+            arguments = arguments_of(layer.function)
+            listed.append(
+                {
+                    "key": key,
+                    "n": work.n,
+                    "calls": layer.calls,
+                    "weight_bytes": sum(a.n_bytes for a in arguments if a.rotates),
+                    "candidates": [dataclasses.asdict(each) for each in knobs],
+                }
+            )
+        return listed
+
+    def build(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Writes the library of a layer with several schedules."""
+        from crosscompile import shim
+        from crosscompile.kernels.linear import LinearKnobs, schedule
+
+        layer = self._layers[request["layer"]]
+        kernels = {
+            f"k{i}": schedule(layer.function, self._target.tier, layer.work.packing, LinearKnobs(**knobs))
+            for i, knobs in enumerate(request["knobs"])
+        }
+        made = shim.build(kernels, self._target, request["copies"])
+        Path(request["output"]).write_bytes(made.library)
+        return {
+            "functions": [made.functions[name] for name in kernels],
+            "arguments": [[a.dtype, a.elements, a.rotates] for a in made.arguments],
+        }
+
+
+def main() -> int:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is expected, a core file in the user's folder is not
+    channel = Channel()
+    builder: Builder | None = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            if builder is None:
+                builder = Builder(request)
+                channel.send(result=builder.layers())
+            else:
+                channel.send(result=builder.build(request))
+        except CompileError as error:
+            channel.send(error=type(error).__name__, text=str(error))
+        except OSError as error:
+            channel.send(error="OSError", text=f"{error.filename or 'output'}: {error.strerror}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -99,9 +99,10 @@ class Journal:
         if found is None or found.get("knobs") not in layer.candidates:
             return None
         try:
-            return Outcome(layer, found["knobs"], *(float(found[name]) for name in ("default_us", "best_us", "p")), 0)
+            default_us, best_us, p = (float(found[name]) for name in ("default_us", "best_us", "p"))
         except (KeyError, TypeError, ValueError):
             return None
+        return Outcome(layer, found["knobs"], default_us, best_us, p, 0)
 
     def conclude(self, outcome: Outcome) -> None:
         values = {name: getattr(outcome, name) for name in ("knobs", "default_us", "best_us", "p")}

@@ -1,0 +1,138 @@
+"""The RPC agent on a board behind a real SSH connection, and a search there that survives the board going away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgellm import hub
+from edgellm.boards import Board, find_board, load_board
+from edgellm.compile import Options
+from edgellm.connection import connect
+from edgellm.errors import RemoteError
+from edgellm.remote import Remote
+from edgellm.rpc import agent_info, board_state, serve
+from edgellm.ssh import SshRemote
+from edgellm.tune import Journal, Search, Step
+from edgellm.tune_builder import Builder
+from tests.agent import c_library
+
+
+@pytest.fixture(scope="module")
+def builder() -> Iterator[Builder]:
+    """The smallest model's kernels for this machine, with few schedules: what is tested is the way there."""
+    with small_builder(load_board("local")) as made:
+        yield made
+
+
+def small_builder(board: Board) -> Builder:
+    path, _ = hub.resolve("random:tiny", lambda stage, done, total: None)
+    target = board.target()
+    made = Builder(path, Options("w4a8"), target.tier.name, target.os, [1])
+    made.layers = tuple(replace(layer, candidates=layer.candidates[:3]) for layer in made.layers[:2])
+    return made
+
+
+def test_uploaded_code_runs_on_the_board(ssh_server, tmp_path):
+    library = c_library(tmp_path / "answer.so", "FUNCTION(answer) { result->type = 1; result->v.i = 42; return 0; }")
+    with SshRemote(ssh_server.address, "test") as remote, serve(load_board("local"), remote) as agent:
+        session = agent.session(60)
+        session.upload(bytearray(library.read_bytes()), "answer.so")
+        assert session.load_module("answer.so")["answer"]() == 42
+        assert agent_info(session)["agent"] == "edgellm-rt"
+        assert board_state(session)["wall_ns"] > 0
+        wrong = replace_key(agent)
+        with pytest.raises(RemoteError, match="does not answer"):
+            wrong.session(5)
+        del session
+    assert not list((ssh_server.home / ".edgellm" / "agents").glob("*/edgellm-rpc-*"))
+
+
+def replace_key(agent):
+    from edgellm.rpc import Agent
+
+    return Agent(agent.name, agent._process, agent.port, "x" * 32)
+
+
+def test_a_search_survives_the_board_going_away(ssh_server, tmp_path, builder):
+    steps: list[Step] = []
+    links: list[Remote] = []
+
+    def connect_again() -> Remote:
+        links.append(SshRemote(ssh_server.address, "test"))
+        return links[-1]
+
+    def report(step: Step) -> None:
+        steps.append(step)
+        if len(steps) == 5:
+            ssh_server.kill_sessions()
+
+    search = Search(load_board("local"), connect_again, builder, Journal(tmp_path / "journal"), report=report)
+    outcomes = list(search.run())
+    assert len(links) == 2
+    assert [outcome.layer.key for outcome in outcomes] == [layer.key for layer in builder.layers]
+    assert all(0 < outcome.best_us <= outcome.default_us for outcome in outcomes)
+    assert steps[-1].n_done == search.n_trials
+
+
+def test_a_search_goes_on_where_it_stopped(ssh_server, tmp_path, builder):
+    class PoweredOffError(Exception):
+        pass
+
+    def report(step: Step) -> None:
+        if step.n_done == 4:
+            raise PoweredOffError
+
+    def connect_again() -> Remote:
+        return SshRemote(ssh_server.address, "test")
+
+    path = tmp_path / "journal"
+    with pytest.raises(PoweredOffError):
+        list(Search(load_board("local"), connect_again, builder, Journal(path), report=report).run())
+    layer = max(builder.layers, key=lambda each: each.calls * each.weight_bytes)
+    known = {str(knobs): Journal(path).times(layer, knobs) for knobs in layer.candidates}
+    assert sum(map(len, known.values())) == 4
+    assert len(list(Search(load_board("local"), connect_again, builder, Journal(path)).run())) == 2
+    again = Journal(path)
+    for knobs in layer.candidates:
+        assert again.times(layer, knobs)[: len(known[str(knobs)])] == known[str(knobs)]
+    third = Search(load_board("local"), connect_again, builder, Journal(path))
+    assert len(list(third.run())) == 2
+    assert third.n_trials == 0  # everything is known
+
+
+def test_a_search_on_an_emulated_board(start_board, tmp_path):
+    start_board("virtual-rpi5")
+    board = find_board("virtual-rpi5")
+    with small_builder(board) as small:
+        search = Search(board, lambda: connect(board), small, Journal(tmp_path / "journal"), threads=1)
+        outcomes = list(search.run())
+    assert search.info["arch"] == "aarch64"
+    assert search.info["threads"] == 1
+    assert len(outcomes) == 2
+
+
+def test_no_agent_for_android(tmp_path):
+    from edgellm.errors import UnsuitableError
+    from edgellm.local_remote import LocalRemote
+
+    with (
+        LocalRemote() as remote,
+        pytest.raises(UnsuitableError, match="static"),
+        serve(load_board("android-arm64"), remote),
+    ):
+        pass
+
+
+def test_the_home_of_agents_is_the_boards(tmp_path):
+    """A local board's agent lies in the HOME that its commands have."""
+    from edgellm.local_remote import LocalRemote
+
+    home = Path(tmp_path / "home")
+    home.mkdir()
+    with LocalRemote("here", {"HOME": str(home)}) as remote, serve(load_board("local"), remote) as agent:
+        assert agent.session(10).get_function("edgellm.agent_info")() != ""
+    assert [path.name for path in home.glob(".edgellm/agents/*/*")] == ["edgellm-rt"]

@@ -1,11 +1,12 @@
 # Every target sets up what it needs by itself (.ci/setup); a second run starts at once.
 PY = .venv/bin/python
-C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/cli/*.[ch])
+C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/rpc/*.[ch] runtime_c/cli/*.[ch])
 C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c)
 PYTHON_FILES = edgellm crosscompile tests examples
 CAMPAIGNS = tokenizer template
 TIME ?= 300
 N ?= 100000
+SESSIONS ?= 1000
 SEED ?= 1
 BOARD ?= virtual-rpi5
 SHAPES ?= smollm2-135m qwen2.5-0.5b-like tinyllama-1.1b llama-2-7b
@@ -32,7 +33,7 @@ lint: setup-lint ## ruff, mypy, clang-format, clang-tidy, taplo
 	.venv/bin/ruff format --check $(PYTHON_FILES)
 	.venv/bin/mypy
 	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
-	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -Iruntime_c/include -Iruntime_c/src
+	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -Iruntime_c/include -Iruntime_c/src -Iruntime_c/rpc
 	.venv/bin/taplo fmt --check pyproject.toml boards/*.toml
 
 format: setup-lint ## put everything into house style
@@ -51,10 +52,13 @@ fuzz: setup-fuzz setup-test ## each fuzz target of runtime_c for TIME seconds, t
 	@$(MAKE) --silent --no-print-directory -C runtime_c fuzz TIME=$(TIME)
 	@for name in $(CAMPAIGNS); do $(PY) -m tests.campaigns.$$name --n $(N) --seed $(SEED) || exit 1; done
 
+sessions: setup-test ## SESSIONS sessions with one RPC agent, crashing ones too; nothing may stay behind
+	@$(PY) -m tests.campaigns.rpc_sessions --n $(SESSIONS)
+
 size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its budget
 	@$(MAKE) --no-print-directory -C runtime_c size PYTHON=$(abspath $(PY))
 
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions size

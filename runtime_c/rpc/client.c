@@ -5,7 +5,6 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <math.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <signal.h>
@@ -167,7 +166,7 @@ static void limit_time(double seconds) {
     struct itimerval timer = {{0}, {0}};
     if (seconds > 0 && seconds < 1e8) {
         timer.it_value.tv_sec = (time_t)seconds;
-        timer.it_value.tv_usec = (suseconds_t)((seconds - floor(seconds)) * 1e6);
+        timer.it_value.tv_usec = (suseconds_t)((seconds - (double)(time_t)seconds) * 1e6);
         timer.it_value.tv_usec += timer.it_value.tv_sec == 0 && timer.it_value.tv_usec == 0;
     }
     setitimer(ITIMER_REAL, &timer, NULL);

@@ -17,9 +17,11 @@ from crosscompile.target import target_of_tier
 from edgellm import virtual, virtual_parts
 from edgellm.boards import load_board
 
-BUDGET_BYTES = 230_000
+BUDGET_BYTES = 230_000 + 40_000  # of AArch64: the core and the RPC agent
+OTHERS_BYTES = 310_000  # 32-bit ARM and x86-64 have longer code, musl brings its libc
 FLOOR = (2, 28)
 TIERS = ("armv8-neon", "armv7-neon", "avx2")
+EM_AARCH64 = 183
 LOAD, DYNAMIC, GNU_STACK, GNU_RELRO = 1, 2, 0x6474E551, 0x6474E552
 
 
@@ -30,7 +32,7 @@ class Elf:
         self.data = path.read_bytes()
         assert self.data[:4] == b"\x7fELF"
         self.wide = self.data[4] == 2
-        self.kind = struct.unpack_from("<H", self.data, 16)[0]
+        self.kind, self.machine = struct.unpack_from("<HH", self.data, 16)
         offset = struct.unpack_from("<Q" if self.wide else "<I", self.data, 32 if self.wide else 28)[0]
         size, count = struct.unpack_from("<HH", self.data, 54 if self.wide else 42)
         self.segments = [self._segment(offset + i * size) for i in range(count)]
@@ -99,7 +101,8 @@ def program(request: pytest.FixtureRequest) -> Path:
 
 
 def test_is_small(program: Path) -> None:
-    assert program.stat().st_size < BUDGET_BYTES
+    aarch64 = Elf(program).machine == EM_AARCH64
+    assert program.stat().st_size < (BUDGET_BYTES if aarch64 else OTHERS_BYTES)
 
 
 def test_needs_only_the_c_library_of_2018(program: Path) -> None:
@@ -110,6 +113,7 @@ def test_needs_only_the_c_library_of_2018(program: Path) -> None:
         "libpthread.so.0",
         "ld-linux-armhf.so.3",
         "ld-linux-aarch64.so.1",
+        "ld-linux-x86-64.so.2",
     }
     versions = {name for name in elf.versions() if name.startswith("GLIBC_")}
     assert versions
@@ -136,7 +140,7 @@ def test_static_program_starts_emulated() -> None:
     program = build_runtime(target_of_tier("armv8-neon"), "musl")
     elf = Elf(program)
     assert not elf.needed()
-    assert program.stat().st_size < BUDGET_BYTES
+    assert program.stat().st_size < OTHERS_BYTES
     if reason := virtual_parts.missing_tool():
         pytest.skip(f"no emulator: {reason}")
     _, emulator = virtual.fetch(load_board("virtual-rpi5"))
@@ -158,7 +162,7 @@ def test_a_failing_compiler_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
     broken = tmp_path / "src" / "broken.c"
     broken.parent.mkdir()
     broken.write_text("int f(void) { return undeclared; }\n")
-    monkeypatch.setattr(runtime, "sources", lambda: [broken])
+    monkeypatch.setattr(runtime, "sources", lambda *_: [broken])
     with pytest.raises(CodegenError, match=r"broken\.c:1:22: error: .*undeclared.*ziglang cc") as error:
         build_runtime(target_of_tier("avx2"), cache=tmp_path / "cache")
     assert "\n" not in str(error.value)

@@ -257,7 +257,7 @@ class Writer:
     def do_absent(self) -> None:
         """A command or question about a device that is not there."""
         group = self.rng.choice(list(COMMANDS_OF))
-        name = homes.fresh_name(self.rng, self.split, group, self.home.taken())
+        name = homes.fresh_name(self.rng, self.split, self.home.kinds[group], self.home.taken())
         if self.rng.random() < 0.6:
             verb = self.rng.choice(COMMANDS_OF[group])
             self.command(self.pick(patterns.COMMANDS[verb]).format(d=name), name)
@@ -388,7 +388,7 @@ class Writer:
     def exchange(self) -> None:
         """Writes one request and what follows from it."""
         actions = {
-            self.do_switch: 20, self.do_state: 18, self.do_room: 7, self.do_list: 11, self.do_general: 7, self.do_absent: 8,
+            self.do_switch: 20, self.do_state: 18, self.do_room: 7, self.do_list: 16, self.do_general: 7, self.do_absent: 8,
             self.do_absent_room: 2, self.do_brightness: 6, self.do_temperature: 6, self.do_timer: 5, self.do_pair: 5,
             self.do_all_lights: 2, self.do_again: 4, self.do_small_talk: 7, self.do_repeat: 4, self.do_refuse_action: 6,
             self.do_refuse_question: 6,

@@ -36,7 +36,8 @@ class Device:
 class Home:
     """The state that questions are answered from; commands change it while a conversation goes on.
 
-    An empty clock or weather means that the system prompt does not have this line.
+    kinds: what devices of each group are called here. An empty clock or weather means that the system prompt does not
+    have this line.
     """
 
     persona: str
@@ -46,6 +47,7 @@ class Home:
     weather: str
     rooms: dict[str, int]
     devices: list[Device]
+    kinds: dict[str, tuple[str, ...]]
     changed: set[str] = field(default_factory=set)
 
     def group(self, group: str) -> list[Device]:
@@ -76,9 +78,9 @@ def clashes(name: str, taken: set[str]) -> bool:
     return any(words <= set(other.split()) or set(other.split()) <= words for other in taken)
 
 
-def fresh_name(rng: random.Random, split: str, group: str, taken: set[str]) -> str:
+def fresh_name(rng: random.Random, split: str, kinds: tuple[str, ...], taken: set[str]) -> str:
     while True:
-        name = names.device(rng, split, KINDS[group])
+        name = names.device(rng, split, kinds)
         if not clashes(name, taken):
             return name
 
@@ -100,15 +102,16 @@ def draw(rng: random.Random, split: str, small: bool = False) -> Home:
     most = {LIGHT: (1, 2, 3, 3, 4, 5), SWITCH: (0, 1, 1, 2, 3), DOOR: (0, 1, 1, 2), COVER: (0, 0, 1, 1, 2)}
     few = {LIGHT: (1, 1, 2), SWITCH: (0, 0, 1), DOOR: (0, 0, 1), COVER: (0, 0, 1)}
     counts = {group: rng.choice(choices) for group, choices in (few if small else most).items()}
+    kinds = {group: names.kinds(rng, split, usual) for group, usual in KINDS.items()}
     for group, count in counts.items():
         lights_on = rng.random()
         for _ in range(count):
             name, place = "", ""
             if not small and rng.random() < 0.15:
                 place = rng.choice(list(rooms)) if rng.random() < 0.5 else rng.choice(names.ROOMS.of(split))
-                name = f"{place} {rng.choice(KINDS[group].of(split))}"
+                name = f"{place} {rng.choice(kinds[group])}"
             if not name or clashes(name, taken):
-                name, place = fresh_name(rng, split, group, taken), ""
+                name, place = fresh_name(rng, split, kinds[group], taken), ""
             taken.add(name)
             on, off = STATES[group]
             state = on if rng.random() < lights_on else off
@@ -116,7 +119,14 @@ def draw(rng: random.Random, split: str, small: bool = False) -> Home:
             devices.append(Device(name, group, state, 5 * rng.randint(1, 19) if dimmed else None, place))
     clock = f"{rng.randint(0, 23)}:{rng.randint(0, 59):02d}"
     home = Home(
-        names.persona(rng, split), clock, rng.choice(DAYS), rng.randint(0, 35), rng.choice(WEATHER), rooms, devices
+        names.persona(rng, split),
+        clock,
+        rng.choice(DAYS),
+        rng.randint(0, 35),
+        rng.choice(WEATHER),
+        rooms,
+        devices,
+        kinds,
     )
     if not small:
         home.clock = home.clock if rng.random() > 0.07 else ""

@@ -91,7 +91,7 @@ def _syllables(rng: random.Random) -> str:
 def _followers() -> dict[str, str]:
     """For each two letters, those that come next in the ordinary words of the training split ("$" ends a word)."""
     followers: dict[str, str] = {}
-    for word in sorted({part.lower() for words in _LISTS for entry in words.train for part in entry.split()}):
+    for word in _TRAINED:
         padded = f"^^{word}$"
         for index in range(len(padded) - 2):
             followers[padded[index : index + 2]] = followers.get(padded[index : index + 2], "") + padded[index + 2]
@@ -106,11 +106,22 @@ def _like_english(rng: random.Random) -> str:
     return word.strip("^$")
 
 
+def _joined(rng: random.Random) -> str:
+    """Parts of two ordinary words of the training split: what they are cut into then stands in any order."""
+    one, other = rng.choice(_TRAINED), rng.choice(_TRAINED)
+    return one[: rng.randint(2, len(one))] + other[rng.randint(0, max(0, len(other) - 3)) :]
+
+
 def made_up(rng: random.Random, split: str) -> str:
-    """A word that belongs to `split`: of one to three syllables, or like an English one, or any letters."""
+    """A word that belongs to `split`: of one to three syllables, or like an English one, or any letters.
+
+    In training, a third are joined from parts of ordinary words.
+    """
     while True:
         draw = rng.random()
-        if draw < 0.4:
+        if split == TRAIN and rng.random() < 0.33:
+            word = _joined(rng)
+        elif draw < 0.4:
             word = _syllables(rng)
         elif draw < 0.88:
             word = _like_english(rng)
@@ -124,9 +135,22 @@ def modifier(rng: random.Random, split: str) -> str:
     return made_up(rng, split) if rng.random() < 0.5 else rng.choice(MODIFIERS.of(split))
 
 
-def device(rng: random.Random, split: str, kinds: Words) -> str:
+def kinds(rng: random.Random, split: str, usual: Words) -> tuple[str, ...]:
+    """What a home calls its devices of one group.
+
+    Half of the homes in training have words of their own for it, one or two that several devices share: a held-out kind
+    ("chandelier") is such a word, too.
+    """
+    if split == TRAIN and rng.random() < 0.5:
+        return tuple(
+            modifier(rng, split) if rng.random() < 0.3 else made_up(rng, split) for _ in range(rng.choice((1, 2)))
+        )
+    return usual.of(split)
+
+
+def device(rng: random.Random, split: str, kinds: Sequence[str]) -> str:
     """A device name: modifier and kind, now and then two modifiers or a single made-up word."""
-    kind = rng.choice(kinds.of(split))
+    kind = rng.choice(kinds)
     draw = rng.random()
     if draw < 0.72:
         return f"{modifier(rng, split)} {kind}"
@@ -157,4 +181,5 @@ def _ordinary() -> frozenset[str]:
 
 _LISTS: Sequence[Words] = (ROOMS, MODIFIERS, LIGHT_KINDS, SWITCH_KINDS, DOOR_KINDS, COVER_KINDS, PERSONAS)
 _ORDINARY = _ordinary()
+_TRAINED = sorted({part.lower() for words in _LISTS for entry in words.train for part in entry.split()})
 _FOLLOWERS = _followers()

@@ -20,6 +20,7 @@ COMMANDS: dict[str, Patterns] = {
             "go ahead and switch on the {d}", "i'd like the {d} on", "let's have the {d} on", "the {d} on",
             "turn on my {d}", "turn on {d}", "power on the {d}", "run the {d}", "have the {d} turned on", "the {d} needs to be on",
             "i want you to turn the {d} on", "i think we need the {d} on", "turn the {d} back on", "make the {d} go on",
+            "get {d} on", "can we have the {d} on", "could i have the {d} turned on", "flip the {d} on", "i would like the {d} on", "the {d} has to be on", "set {d} on", "the {d} must be switched on", "would like to have the {d} on", "that {d} should be turned on", "bring the {d} on", "see that the {d} is on",
         ),
         (
             "get the {d} on", "could we have the {d} switched on", "flip on the {d}", "i would like the {d} turned on",
@@ -34,6 +35,7 @@ COMMANDS: dict[str, Patterns] = {
             "go ahead and switch off the {d}", "i'd like the {d} off", "let's have the {d} off", "the {d} off", "turn {d} off",
             "turn off my {d}", "turn off {d}", "power off the {d}", "have the {d} turned off", "the {d} needs to be off",
             "i want you to turn the {d} off", "shut off the {d}", "shut down the {d}", "kill the {d}", "make the {d} go off",
+            "get {d} off", "can we have the {d} off", "could i have the {d} turned off", "flip the {d} off", "i would like the {d} off", "the {d} has to be off", "set {d} off", "the {d} must be switched off", "would like to have the {d} off", "that {d} should be turned off", "bring the {d} off", "see that the {d} is off",
         ),
         (
             "get the {d} off", "could we have the {d} switched off", "flip off the {d}", "i would like the {d} turned off",
@@ -45,6 +47,7 @@ COMMANDS: dict[str, Patterns] = {
             "lock the {d}", "lock {d}", "lock up the {d}", "make sure the {d} is locked", "i want the {d} locked", "lock my {d}",
             "the {d} should be locked", "the {d} needs to be locked", "go ahead and lock the {d}", "have the {d} locked",
             "i'd like the {d} locked", "put the lock on the {d}",
+            "get {d} locked", "can we have the {d} locked", "i would like the {d} locked", "the {d} has to be locked", "you should lock the {d}", "i want you to lock the {d}", "that {d} should be locked", "see that the {d} gets locked", "we need to lock the {d}",
         ),
         ("get the {d} locked", "i would like you to lock the {d}", "could we have the {d} locked", "that {d} has to be locked"),
     ),
@@ -53,6 +56,7 @@ COMMANDS: dict[str, Patterns] = {
             "unlock the {d}", "unlock {d}", "make sure the {d} is unlocked", "i want the {d} unlocked", "unlock my {d}",
             "the {d} should be unlocked", "the {d} needs to be unlocked", "go ahead and unlock the {d}",
             "have the {d} unlocked", "i'd like the {d} unlocked", "release the {d}",
+            "get {d} unlocked", "can we have the {d} unlocked", "i would like the {d} unlocked", "the {d} has to be unlocked", "you should unlock the {d}", "i want you to unlock the {d}", "that {d} should be unlocked", "see that the {d} gets unlocked", "we need to unlock the {d}",
         ),
         (
             "get the {d} unlocked", "i would like you to unlock the {d}", "could we have the {d} unlocked",
@@ -64,6 +68,7 @@ COMMANDS: dict[str, Patterns] = {
             "open the {d}", "open {d}", "open up the {d}", "make sure the {d} is open", "i want the {d} open", "open my {d}",
             "the {d} should be open", "the {d} needs to be open", "go ahead and open the {d}", "raise the {d}", "have the {d} opened",
             "i'd like the {d} open", "pull up the {d}",
+            "get {d} opened", "can we have the {d} opened", "i would like the {d} opened", "the {d} has to be opened", "you should open the {d}", "i want you to open the {d}", "that {d} should be opened", "see that the {d} gets opened", "we need to open the {d}",
         ),
         ("get the {d} open", "i would like you to open the {d}", "could we have the {d} opened", "that {d} has to be opened"),
     ),
@@ -72,6 +77,7 @@ COMMANDS: dict[str, Patterns] = {
             "close the {d}", "close {d}", "shut the {d}", "make sure the {d} is closed", "i want the {d} closed", "close my {d}",
             "the {d} should be closed", "the {d} needs to be closed", "go ahead and close the {d}", "lower the {d}",
             "have the {d} closed", "i'd like the {d} closed", "pull down the {d}",
+            "get {d} closed", "can we have the {d} closed", "i would like the {d} closed", "the {d} has to be closed", "you should close the {d}", "i want you to close the {d}", "that {d} should be closed", "see that the {d} gets closed", "we need to close the {d}",
         ),
         ("get the {d} closed", "i would like you to close the {d}", "could we have the {d} closed", "that {d} has to be closed"),
     ),
@@ -82,6 +88,7 @@ COMMANDS: dict[str, Patterns] = {
             "turn the {d} up to {n} percent", "set the brightness of the {d} to {n} percent", "i want the {d} at {n} percent",
             "set the {d} brightness to {n}%", "change the {d} to {n} percent", "{d} {n} percent",
             "i'd like the {d} at {n} percent", "lower the {d} to {n} percent", "raise the {d} to {n} percent",
+            "bring {d} to {n} percent", "i would like the {d} at {n} percent", "get the {d} to {n} percent", "give the {d} {n} percent", "{n} percent on the {d}", "{n} percent brightness for the {d}", "i want {n} percent on the {d}", "take the {d} down to {n} percent",
         ),
         (
             "bring the {d} to {n} percent", "i would like {n} percent on the {d}", "get the {d} down to {n} percent",
@@ -95,6 +102,7 @@ COMMANDS: dict[str, Patterns] = {
             "warm the {r} up to {n} degrees", "put the {r} at {n} degrees", "change the {r} to {n} degrees",
             "turn the temperature in the {r} to {n}", "set {r} temperature to {n}", "the {r} should be {n} degrees",
             "i'd like the {r} at {n} degrees", "cool the {r} down to {n} degrees", "set the {r} thermostat to {n}",
+            "bring {r} to {n} degrees", "can we have {n} degrees in the {r}", "get the {r} to {n} degrees", "keep {r} at {n}", "i would like {n} degrees in the {r}", "{n} degrees in the {r}", "hold the {r} at {n} degrees", "take the {r} up to {n} degrees",
         ),
         (
             "bring the {r} to {n} degrees", "could we have {n} degrees in the {r}", "get the {r} up to {n} degrees",
@@ -107,6 +115,7 @@ COMMANDS: dict[str, Patterns] = {
             "remind me in {n} minutes", "give me a timer of {n} minutes", "wake me in {n} minutes", "{n} minute timer",
             "count down {n} minutes", "i need a timer for {n} minutes", "start a timer for {n} minutes", "timer {n} minutes",
             "put {n} minutes on the timer", "set the timer to {n} minutes", "i want a timer for {n} minutes",
+            "tell me when {n} minutes are up", "can we have a timer for {n} minutes", "start counting down {n} minutes", "ring in {n} minutes", "let me know in {n} minutes", "{n} minutes on the timer",
         ),
         (
             "let me know when {n} minutes are over", "could we have a timer of {n} minutes", "start counting {n} minutes",
@@ -120,6 +129,7 @@ ALL_LIGHTS: dict[str, Patterns] = {
         (
             "turn on all the lights", "turn all lights on", "all lights on", "switch on all lights", "switch every light on",
             "turn on every light", "lights on everywhere", "i want all the lights on",
+            "every light should be on", "put all the lights on", "all of the lights on", "get all the lights on", "make every light go on",
         ),
         ("put all of the lights on", "every light on"),
     ),
@@ -127,6 +137,7 @@ ALL_LIGHTS: dict[str, Patterns] = {
         (
             "turn off all the lights", "turn all lights off", "all lights off", "switch off all lights", "switch every light off",
             "turn off every light", "lights off everywhere", "i want all the lights off", "turn everything dark",
+            "every light should be off", "put all the lights off", "all of the lights off", "get all the lights off", "make every light go off",
         ),
         ("put all of the lights off", "every light off"),
     ),
@@ -137,6 +148,7 @@ PAIRS: dict[str, Patterns] = {
         (
             "turn on the {d} and the {e}", "switch on the {d} and the {e}", "turn the {d} and the {e} on", "{d} and {e} on",
             "switch the {d} and the {e} on", "i want the {d} and the {e} on", "start the {d} and the {e}",
+            "get {d} and {e} on", "both the {d} and the {e} on", "turn on {d} and {e}", "switch on both the {d} and the {e}", "the {d} and the {e} should be on", "put the {d} on and also the {e}",
         ),
         ("get the {d} and the {e} on", "turn on both the {d} and the {e}"),
     ),
@@ -144,6 +156,7 @@ PAIRS: dict[str, Patterns] = {
         (
             "turn off the {d} and the {e}", "switch off the {d} and the {e}", "turn the {d} and the {e} off", "{d} and {e} off",
             "switch the {d} and the {e} off", "i want the {d} and the {e} off", "stop the {d} and the {e}",
+            "get {d} and {e} off", "both the {d} and the {e} off", "turn off {d} and {e}", "switch off both the {d} and the {e}", "the {d} and the {e} should be off", "put the {d} off and also the {e}",
         ),
         ("get the {d} and the {e} off", "turn off both the {d} and the {e}"),
     ),
@@ -151,17 +164,21 @@ PAIRS: dict[str, Patterns] = {
 
 AGAIN: dict[str, Patterns] = {
     "turn_on": Patterns(
-        ("turn it on", "turn it back on", "switch it on again", "now turn it on", "on again", "put it on again", "turn it on again"),
+        ("turn it on", "turn it back on", "switch it on again", "now turn it on", "on again", "put it on again", "turn it on again",
+            "switch it back on", "actually turn it on", "no on again", "and on again please",
+        ),
         ("actually switch it back on", "and on once more"),
     ),
     "turn_off": Patterns(
-        ("turn it off", "turn it back off", "switch it off again", "now turn it off", "off again", "stop it", "turn it off again"),
+        ("turn it off", "turn it back off", "switch it off again", "now turn it off", "off again", "stop it", "turn it off again",
+            "switch it back off", "actually turn it off", "no off again", "and off again please",
+        ),
         ("actually switch it back off", "and off once more"),
     ),
-    "lock": Patterns(("lock it", "lock it again", "now lock it", "please lock it"), ("actually lock it back up",)),
-    "unlock": Patterns(("unlock it", "unlock it again", "now unlock it"), ("actually unlock it now",)),
-    "open": Patterns(("open it", "open it again", "now open it"), ("actually open it up",)),
-    "close": Patterns(("close it", "close it again", "now close it", "shut it again"), ("actually close it now",)),
+    "lock": Patterns(("actually lock it", "no lock it", "lock it", "lock it again", "now lock it", "please lock it"), ("actually lock it back up",)),
+    "unlock": Patterns(("actually unlock it", "no unlock it", "unlock it", "unlock it again", "now unlock it"), ("actually unlock it now",)),
+    "open": Patterns(("actually open it", "no open it", "open it", "open it again", "now open it"), ("actually open it up",)),
+    "close": Patterns(("actually close it", "no close it", "close it", "close it again", "now close it", "shut it again"), ("actually close it now",)),
 }  # fmt: skip
 
 QUESTIONS: dict[str, Patterns] = {
@@ -170,6 +187,7 @@ QUESTIONS: dict[str, Patterns] = {
             "is the {d} on", "is the {d} turned on", "is the {d} switched on", "is {d} on", "did i leave the {d} on",
             "is the {d} running", "is the {d} on right now", "is my {d} on", "do we have the {d} on", "is the {d} still on",
             "the {d} is on right", "did you turn the {d} on", "are you sure the {d} is on", "is the {d} active",
+            "can you check if the {d} is on", "do you know whether the {d} is on", "was the {d} left on", "find out if the {d} is on", "i wonder whether the {d} is on", "have we got the {d} on", "could you see whether the {d} is on", "would the {d} be on", "has anyone left the {d} on", "let me know if the {d} is on", "has the {d} gone on",
         ),
         ("tell me if the {d} is on", "could the {d} be on", "has the {d} been left on"),
     ),
@@ -177,6 +195,7 @@ QUESTIONS: dict[str, Patterns] = {
         (
             "is the {d} off", "is the {d} turned off", "is the {d} switched off", "is {d} off", "did i turn off the {d}",
             "did i turn the {d} off", "is the {d} off right now", "is my {d} off", "the {d} is off right",
+            "can you check if the {d} is off", "do you know whether the {d} is off", "was the {d} left off", "find out if the {d} is off", "i wonder whether the {d} is off", "have we got the {d} off", "could you see whether the {d} is off", "would the {d} be off", "has anyone left the {d} off", "let me know if the {d} is off", "has the {d} gone off",
         ),
         ("tell me if the {d} is off", "has the {d} been switched off"),
     ),
@@ -184,6 +203,7 @@ QUESTIONS: dict[str, Patterns] = {
         (
             "what is the state of the {d}", "how is the {d}", "what's the {d} doing", "what about the {d}", "check the {d}",
             "what is the status of the {d}", "status of the {d}", "tell me about the {d}", "and the {d}", "look at the {d}",
+            "what do you know about the {d}", "show me the {d}", "how is the {d} set", "what is going on with the {d}", "let me know about the {d}", "give me news of the {d}", "could you check on the {d}", "i want to know about the {d}", "report on the {d}", "can you tell me about the {d}",
         ),
         ("what can you tell me about the {d}", "give me the status of the {d}", "how about the {d}"),
     ),
@@ -191,22 +211,28 @@ QUESTIONS: dict[str, Patterns] = {
         (
             "is the {d} locked", "did i lock the {d}", "is {d} locked", "is the {d} locked up", "is my {d} locked",
             "is the {d} still locked", "have i locked the {d}", "is the {d} secure", "the {d} is locked right",
+            "can you check if the {d} is locked", "do you know whether the {d} is locked", "was the {d} left locked", "find out if the {d} is locked", "i wonder whether the {d} is locked", "have we got the {d} locked", "could you see whether the {d} is locked", "would the {d} be locked", "has anyone left the {d} locked", "let me know if the {d} is locked", "has somebody locked the {d}",
         ),
         ("tell me if the {d} is locked", "has the {d} been locked", "can you see if the {d} is locked"),
     ),
     "unlocked": Patterns(
-        ("is the {d} unlocked", "did i leave the {d} unlocked", "is {d} unlocked", "is the {d} still unlocked"),
+        ("is the {d} unlocked", "did i leave the {d} unlocked", "is {d} unlocked", "is the {d} still unlocked",
+            "can you check if the {d} is unlocked", "do you know whether the {d} is unlocked", "was the {d} left unlocked", "find out if the {d} is unlocked", "i wonder whether the {d} is unlocked", "have we got the {d} unlocked", "could you see whether the {d} is unlocked", "would the {d} be unlocked", "has anyone left the {d} unlocked", "let me know if the {d} is unlocked", "has somebody unlocked the {d}",
+        ),
         ("tell me if the {d} is unlocked", "has the {d} been left unlocked"),
     ),
     "open": Patterns(
         (
             "is the {d} open", "did i leave the {d} open", "is {d} open", "is my {d} open", "is the {d} still open",
             "is the {d} up", "the {d} is open right",
+            "can you check if the {d} is open", "do you know whether the {d} is open", "was the {d} left open", "find out if the {d} is open", "i wonder whether the {d} is open", "have we got the {d} open", "could you see whether the {d} is open", "would the {d} be open", "has anyone left the {d} open", "let me know if the {d} is open", "has somebody opened the {d}",
         ),
         ("tell me if the {d} is open", "has the {d} been left open"),
     ),
     "closed": Patterns(
-        ("is the {d} closed", "did i close the {d}", "is {d} closed", "is my {d} closed", "is the {d} shut", "is the {d} down"),
+        ("is the {d} closed", "did i close the {d}", "is {d} closed", "is my {d} closed", "is the {d} shut", "is the {d} down",
+            "can you check if the {d} is closed", "do you know whether the {d} is closed", "was the {d} closed", "find out if the {d} is closed", "i wonder whether the {d} is closed", "have we got the {d} closed", "could you see whether the {d} is closed", "would the {d} be closed", "has anyone closed the {d}", "let me know if the {d} is closed", "has somebody closed the {d}",
+        ),
         ("tell me if the {d} is closed", "has the {d} been closed"),
     ),
     "temperature": Patterns(
@@ -215,6 +241,7 @@ QUESTIONS: dict[str, Patterns] = {
             "what's the temperature of the {r}", "temperature in the {r}", "how many degrees are in the {r}", "{r} temperature",
             "what temperature is the {r}", "is it warm in the {r}", "is it cold in the {r}", "how warm is the {r}",
             "tell me the temperature in the {r}", "how many degrees is it in the {r}", "what about the {r}",
+            "what does it say for the {r}", "could you tell me how warm the {r} is", "do you know how warm it is in the {r}", "what do we have in the {r}", "can you check the {r} temperature", "read me the temperature of the {r}", "give me the degrees of the {r}", "what are we at in the {r}", "do you know the temperature in the {r}", "the {r} is how warm", "what is the {r} at", "what does the sensor in the {r} show", "i want to know how cold the {r} is", "how is the temperature in the {r}",
         ),
         (
             "do you know the {r} temperature", "what does the thermometer in the {r} say", "could you check how warm the {r} is",
@@ -225,6 +252,7 @@ QUESTIONS: dict[str, Patterns] = {
         (
             "how warm is it outside", "what is the temperature outside", "how cold is it outside", "outside temperature",
             "how many degrees outside", "is it cold outside", "what's the temperature outdoors", "is it hot out there",
+            "do you know how warm it is outside", "how warm is it out there", "what are the degrees outside", "could you tell me how cold it is outside", "is it freezing outdoors",
         ),
         ("how many degrees is it out there", "do you know how cold it is outdoors"),
     ),
@@ -232,6 +260,7 @@ QUESTIONS: dict[str, Patterns] = {
         (
             "what's the weather like", "how is the weather", "what is the weather", "tell me the weather", "is it raining",
             "weather please", "what's the weather today", "how's the weather outside", "is it sunny", "do i need an umbrella",
+            "what kind of weather is it", "do you know the weather", "is it nice outside", "what does the weather look like", "how does it look outside", "could you tell me the weather", "is it foggy",
         ),
         ("what weather do we have", "give me the weather", "is the weather nice"),
     ),
@@ -239,6 +268,7 @@ QUESTIONS: dict[str, Patterns] = {
         (
             "what time is it", "what's the time", "tell me the time", "how late is it", "do you have the time", "the time please",
             "can you tell me the time", "what is the time now", "time", "what time is it right now",
+            "could you tell me the time", "do you know what time it is", "give me the time", "what does the clock say", "please say the time", "i need the current time",
         ),
         ("could you say what time it is", "do you know the time", "give me the current time"),
     ),
@@ -246,6 +276,7 @@ QUESTIONS: dict[str, Patterns] = {
         (
             "what day is it", "which day is it", "what day is today", "what is today", "tell me the day", "what day of the week is it",
             "is it monday", "is it sunday today",
+            "could you tell me what day it is", "do you know which day it is", "what day do we have", "which day of the week is it", "say what day it is",
         ),
         ("could you say what day it is", "which day of the week do we have"),
     ),
@@ -253,17 +284,21 @@ QUESTIONS: dict[str, Patterns] = {
         (
             "which lights are on", "what lights are on", "are any lights on", "which lights did i leave on", "lights that are on",
             "is any light on", "tell me which lights are on", "list the lights that are on", "are there lights on",
+            "have we got lights on", "do i have any lights on", "what lights are switched on", "name every light that is on", "which of the lights are on", "what lights are still on", "have any lights been left on", "tell me the lights that are on", "lights on",
         ),
         ("do we have any lights on", "what lights are still switched on", "name the lights that are on"),
     ),
     "lights_off": Patterns(
-        ("which lights are off", "what lights are off", "are any lights off", "tell me which lights are off", "is any light off"),
+        ("which lights are off", "what lights are off", "are any lights off", "tell me which lights are off", "is any light off",
+            "which of the lights are off", "what lights are off right now", "list the lights that are off", "name every light that is off", "do we have lights that are off", "tell me the lights that are off",
+        ),
         ("name the lights that are off", "what lights are switched off"),
     ),
     "lights_all": Patterns(
         (
             "what lights do i have", "which lights are there", "list all lights", "list the lights", "what lights do you know",
             "which lights can you control", "name all the lights",
+            "what lights are there", "tell me about all the lights", "what lights do we have here", "which lights are in the house", "tell me every light", "give me all lights", "name the lights",
         ),
         ("what lights are in this home", "tell me all the lights"),
     ),
@@ -271,17 +306,28 @@ QUESTIONS: dict[str, Patterns] = {
         (
             "which doors are unlocked", "are all doors locked", "is everything locked", "are the doors locked", "is any door unlocked",
             "did i forget to lock a door", "is the house locked",
+            "have you locked all the doors", "which doors are not locked", "what doors are open to anyone", "do we have unlocked doors", "name the doors that are unlocked", "are there unlocked doors", "has everything been locked", "has every door been locked",
         ),
         ("have all the doors been locked", "what doors are unlocked"),
     ),
     "rooms": Patterns(
-        ("which rooms are there", "what rooms do you know", "list the rooms", "list all rooms", "what rooms do i have"),
+        ("which rooms are there", "what rooms do you know", "list the rooms", "list all rooms", "what rooms do i have",
+            "what rooms are there", "tell me every room", "name all rooms", "what rooms are in this home", "which rooms do we have", "give me the rooms",
+        ),
         ("tell me all the rooms", "name the rooms"),
     ),
 }  # fmt: skip
 
 THEN: Patterns = Patterns(
-    ("and the {d}", "what about the {d}", "and {d}", "and what about the {d}", "the {d} too"),
+    (
+        "and the {d}",
+        "how is the {d}",
+        "also the {d}",
+        "what about the {d}",
+        "and {d}",
+        "and what about the {d}",
+        "the {d} too",
+    ),
     ("how about the {d}", "and also the {d}"),
 )
 
@@ -392,7 +438,19 @@ IDENTITY = Patterns(
 )  # fmt: skip
 
 REPEAT = Patterns(
-    ("say {x}", "repeat after me {x}", "please say {x}", "repeat {x}", "can you say {x}", "say the words {x}"),
+    (
+        "say {x}",
+        "i want to hear {x}",
+        "say these words {x}",
+        "repeat the words {x}",
+        "please repeat {x}",
+        "say {x} for me",
+        "repeat after me {x}",
+        "please say {x}",
+        "repeat {x}",
+        "can you say {x}",
+        "say the words {x}",
+    ),
     ("i want you to say {x}", "say this {x}"),
 )
 

@@ -35,8 +35,12 @@ def main(args: argparse.Namespace) -> int:
             options = [Options(args.scheme or "w4a8")]
             prepared = calibration.prepare(models, options, board, display.update)
             threads = [n for n in args.threads if n <= board.n_cores]
-            with _workbench(board) as bench:
+            with _workbench(board, args.quiet_below) as bench:
                 runs = calibration.measure(prepared, bench, threads, args.prompts, args.rounds, display.update)
+            if not {run.model for run in runs} >= set(args.fit):
+                raise UsageError(
+                    "other programs took the cores of every sample of a model; end them, or raise --quiet-below"
+                )
             fitted_on: Sequence[str] = args.fit
             per_entry = calibration.bytes_per_entry(prepared)
         else:
@@ -64,10 +68,10 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def _workbench(board: Board) -> Workbench:
+def _workbench(board: Board, others: float) -> Workbench:
     if board.id == LOCAL and board.host is None:
-        return LocalWorkbench(board)
-    return RemoteWorkbench(board, connect(board))
+        return LocalWorkbench(board, others)
+    return RemoteWorkbench(board, connect(board), others)
 
 
 def show(path: Any, machine: Any, speeds: Sequence[Any], peaks: Sequence[Any]) -> None:

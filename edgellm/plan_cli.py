@@ -59,6 +59,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     fitting.add_argument(
         "--prompts", type=positive_numbers, default=[64, 128, 512], metavar="N,…", help="lengths (default: 64,128,512)"
     )
+    fitting.add_argument(
+        "--quiet-below",
+        type=float,
+        default=0.15,
+        metavar="P",
+        help="processors that others may use of those that a sample needs (default: %(default)s)",
+    )
     fitting.add_argument("-o", "--output", type=Path, metavar="FILE", help="default: measured.json beside boards.toml")
 
 

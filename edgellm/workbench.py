@@ -24,7 +24,7 @@ from edgellm.terminal import one_line
 
 GENERATE, BLOCK = 24, 64
 OTHERS = 0.15
-"""Processors that other programs may use of those that a sample needs."""
+"""Of Workbench.others where nobody says."""
 
 PAUSE_S = 0.3
 """The pause gives other programs their turn, so that they do not take it in the middle of a sample."""
@@ -44,9 +44,13 @@ class Answer:
 
 
 class Workbench(ABC):
-    """A machine that runs bundles. Use it as a context manager."""
+    """A machine that runs bundles. Use it as a context manager.
+
+    others: processors that other programs may use of those that a quiet sample needs.
+    """
 
     board: Board
+    others: float
 
     @abstractmethod
     def settle(self, bundle: Bundle, prompt: int) -> None:
@@ -73,8 +77,8 @@ class Workbench(ABC):
 class LocalWorkbench(Workbench):
     """This machine. Raises PeerError where a program fails."""
 
-    def __init__(self, board: Board) -> None:
-        self.board, self._probe = board, build_probe(board.target())
+    def __init__(self, board: Board, others: float = OTHERS) -> None:
+        self.board, self.others, self._probe = board, others, build_probe(board.target())
 
     def settle(self, bundle: Bundle, prompt: int) -> None:
         """Has the kernel hold of the weights what it would after a boot: what a process reads, in pieces as it reads.
@@ -98,7 +102,7 @@ class LocalWorkbench(Workbench):
             answer = json.loads(sample.out)
         except ValueError as error:
             raise PeerError(f"edgellm-rt bench: an answer that is not JSON: {one_line(sample.out, 80)}") from error
-        return _answer(answer, sample.is_quiet(Quiet(self.board.n_cores - threads + OTHERS)))
+        return _answer(answer, sample.is_quiet(Quiet(self.board.n_cores - threads + self.others)))
 
     def bandwidth(self, threads: int) -> float:
         time.sleep(PAUSE_S)
@@ -108,8 +112,8 @@ class LocalWorkbench(Workbench):
 class RemoteWorkbench(Workbench):
     """A board. Bundles are deployed under names of their own and removed at the end. Raises EdgeError."""
 
-    def __init__(self, board: Board, remote: Remote) -> None:
-        self.board, self._remote = board, remote
+    def __init__(self, board: Board, remote: Remote, others: float = OTHERS) -> None:
+        self.board, self.others, self._remote = board, others, remote
         self._facts = probe(remote)
         self._slots: dict[str, str] = {}
         self._program = posixpath.join(self._facts.home, ".edgellm", "bandwidth-probe")
@@ -126,7 +130,7 @@ class RemoteWorkbench(Workbench):
         argv = runtime_argv(self._slots[bundle.sha256], "bench", *_options(threads, prompt))
         before = self._busy_s()
         answer = run_json(self._remote, argv, "edgellm-rt bench", _BENCH_S)
-        return _answer(answer, before < self.board.n_cores - threads + OTHERS)
+        return _answer(answer, before < self.board.n_cores - threads + self.others)
 
     def bandwidth(self, threads: int) -> float:
         argv = [self._program, "bench", "--bandwidth", "--threads", str(threads)]

@@ -135,7 +135,7 @@ def roofline(figure: Figure, document: Mapping[str, Any]) -> Roofline | None:
 def merge(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One document of several runs of the same figures: their samples one after the other.
 
-    Memory is the most of any run, all else is the first one's.
+    Memory is the most of any run, what slowed the board down counts from all, the rest is the first one's.
     """
     values: dict[tuple[Any, ...], list[Figure]] = {}
     for document in documents:
@@ -146,7 +146,10 @@ def merge(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
         for found in values.values()
     ]
     memory = max((document["memory"] for document in documents), key=lambda it: int(it["peak_rss_bytes"]))
-    return {**documents[0], "figures": merged, "memory": memory}
+    slowed = list(dict.fromkeys(what for document in documents for what in document["sensors"]["slowed_down"]))
+    readings = [reading for document in documents for reading in document["sensors"]["readings"]]
+    sensors = {**documents[0]["sensors"], "slowed_down": slowed, "readings": readings}
+    return {**documents[0], "figures": merged, "memory": memory, "sensors": sensors}
 
 
 def write(document: Mapping[str, Any], file: Path) -> None:

@@ -158,6 +158,7 @@ def show(document: dict[str, Any]) -> None:
     """Prints the table and what is to be said about it."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     names, rows = columns(document)
     used = [index for index in range(len(names)) if any(row[index] for row in rows)]
@@ -168,7 +169,7 @@ def show(document: dict[str, Any]) -> None:
         table.add_row(*(row[index] for index in used))
     about = Table.grid(padding=(0, 2))
     for name, text in facts(document):
-        about.add_row(f"[bold]{name}[/bold]", text.replace("[", r"\["))
+        about.add_row(Text(name, style="bold"), Text(text))
     console = Console(highlight=False)
     console.print(f"{title(document)}\n", markup=False, style="bold")
     print_whole(table)

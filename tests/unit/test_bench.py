@@ -257,7 +257,9 @@ def test_a_comparison_as_json(tmp_path, capsys):
 
 
 def test_merged_runs_keep_every_sample():
-    merged = bench_result.merge([document(decode=(1.0,)), document(decode=(2.0,), memory={"peak_rss_bytes": 10**10})])
+    calm = document(decode=(1.0,), sensors={"slowed_down": []})
+    merged = bench_result.merge([calm, document(decode=(2.0,), memory={"peak_rss_bytes": 10**10})])
+    assert merged["sensors"]["slowed_down"] == ["temperature limit"]
     decode = next(figure for figure in bench_result.figures_of(merged) if figure.kind == "decode")
     assert decode.values == (1.0, 2.0)
     assert merged["memory"]["peak_rss_bytes"] == 10**10

@@ -4,8 +4,8 @@ A and B are files of `--json FILE`, or BOARD[:MODEL], which are then measured in
 
 A figure counts as faster or slower if a permutation test on the ranks of the samples (Mann and Whitney's, exact where
 there are few enough, with ties as they are) gives p < 0.05 after Benjamini and Hochberg's correction for the number of
-figures: of ten figures of the same thing one would come out below 0.05 every other time. The interval is the bootstrap's
-95 % of the ratio of the medians. All three are thirty lines; scipy would be a dependency of 100 MB for them.
+figures: of ten figures of the same thing one would come out below 0.05 every other time. The interval is the
+bootstrap's 95 % of the ratio of the medians. All three are thirty lines; scipy would be a dependency of 100 MB for them.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def differences(a: dict[str, Any], b: dict[str, Any]) -> list[Difference]:
 
 
 def correct(ps: Sequence[float]) -> list[float]:
-    """Benjamini and Hochberg's adjusted p, in the order of `ps`: at a level, that share of the verdicts may be wrong."""
+    """Benjamini and Hochberg's adjusted p, in the order of `ps`: at a level, that share of verdicts may be wrong."""
     corrected = [1.0] * len(ps)
     least = 1.0
     for rank, index in sorted(enumerate(sorted(range(len(ps)), key=lambda i: ps[i]), 1), reverse=True):

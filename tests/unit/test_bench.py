@@ -209,7 +209,7 @@ def test_correction_is_benjaminis_and_hochbergs():
 
 
 def test_the_same_thing_twice_is_seldom_called_different():
-    """300 comparisons of six figures without any difference: verdicts in about a twentieth of them, not in a quarter."""
+    """300 comparisons of six figures without a difference: verdicts in about a twentieth of them, not in a quarter."""
     draw = random.Random(5)
     wrong = uncorrected = 0
     for _ in range(300):

@@ -3,9 +3,10 @@
 A and B are files of `--json FILE`, or BOARD[:MODEL], which are then measured in turn: a sample of each figure a round.
 
 A figure counts as faster or slower if a permutation test on the ranks of the samples (Mann and Whitney's, exact where
-there are few enough, with ties as they are) gives p < 0.05 after Benjamini and Hochberg's correction for the number of
-figures: of ten figures of the same thing one would come out below 0.05 every other time. The interval is the
-bootstrap's 95 % of the ratio of the medians. All three are thirty lines; scipy would be a dependency of 100 MB for them.
+there are few enough, with ties as they are) gives p < 0.05 after Benjamini and Hochberg's correction for the number
+of figures: of ten figures of the same thing one would come out below 0.05 every other time. The interval is the
+bootstrap's 95 % of the ratio of the medians. All three are thirty lines; scipy would be a dependency of 100 MB for
+them.
 """
 
 from __future__ import annotations

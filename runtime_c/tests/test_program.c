@@ -57,7 +57,8 @@ static void test_options(void) {
     CHECK(PARSE(RUN, "dir", "-p", "-x", "-n16", "--top-p=0.5", "--stop", "a", "--stop", "b", "--raw") == ELLM_OK);
     CHECK(strcmp(s.directory, "dir") == 0 && strcmp(s.prompt, "-x") == 0 && s.n_tokens == 16 && s.raw && !s.json);
     CHECK(s.top_p == 0.5 && s.top_k < 0 && s.temperature < 0 && s.n_stops == 2 && strcmp(s.stops[1], "b") == 0);
-    CHECK(PARSE(BENCH, "dir", "--prompt", "7") == ELLM_OK && s.prompt_tokens == 7 && s.prompt == NULL);
+    CHECK(PARSE(BENCH, "dir", "--prompt", "7") == ELLM_OK && s.prompts.n == 1 && s.prompts.values[0] == 7);
+    CHECK(s.prompt == NULL);
     CHECK(PARSE(RUN, "--", "-dir") == ELLM_OK && strcmp(s.directory, "-dir") == 0);
     CHECK(PARSE(RUN, "a", "b") == ELLM_USAGE && strstr(e.text, "'b'") != NULL);
     CHECK(PARSE(RUN, "a", "--threads", "0") == ELLM_USAGE && strstr(e.text, "from 1 to") != NULL);

@@ -16,7 +16,7 @@ import pytest
 
 from edgellm import bundle as bundles
 from edgellm.compile import compile_model
-from edgellm.peer_bench import Match
+from edgellm.peer_bench import weight_bytes_per_token
 from tests.oracle.configurations import BASE, write_checkpoint
 
 
@@ -212,8 +212,7 @@ def test_a_limit_takes_fewer_samples(bundle: Path) -> None:
 
 def test_bytes_of_a_step_are_the_weights_that_every_token_reads(bundle: Path) -> None:
     opened = next(message for message in series(bundle, "--prompt", "1", "--repeat", "1") if message["type"] == "open")
-    match = Match("", bundles.read(bundle), bundle, bundle, ())
-    assert opened["step_bytes"] == match.weight_bytes_per_token()
+    assert opened["step_bytes"] == weight_bytes_per_token(bundles.read(bundle))
 
 
 def test_bandwidth_needs_no_bundle(bundle: Path) -> None:

@@ -137,13 +137,13 @@ def test_the_command_for_every_board_and_for_one(capsys, tmp_path):
     assert "memory with 256 positions" in out
     assert "(best)" in out
     assert main(["plan", str(folder)]) == 0
-    assert "longest context" in capsys.readouterr().out
+    assert "longest" in capsys.readouterr().out
 
 
 def test_fitting_to_a_real_run(capsys, tmp_path):
     file = tmp_path / "own.json"
     arguments = ["plan", "--fit", "random:tiny", "-o", str(file), "--rounds", "1", "--threads", "1", "--json"]
-    arguments += ["--quiet-below", "1000"]
+    arguments += ["--quiet-below", "1000", "--prompts", "64,256"]
     assert main(arguments) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["fitted_on"] == ["random:tiny"]

@@ -65,7 +65,7 @@ def test_chat_remembers_what_was_said(deployed, capsys, monkeypatch):
 def test_bench_measures(deployed, tmp_path, capsys):
     lengths = ("--prompt", "4,8", "--depth", "0,8", "--generate", "2", "--repeat", "2", "--threads", "1")
     report, saved = tmp_path / "report.html", tmp_path / "bench.json"
-    shown = run(capsys, "bench", "--board", BOARD, *lengths, "--cold", "--sustained", "0.02", "--json", str(saved),
+    shown = run(capsys, "bench", "--board", BOARD, *lengths, "--cold", "--sustained", "0.06", "--json", str(saved),
                 "--report", str(report))  # fmt: skip
     measured = bench_result.read(saved)
     figures = {figure.key: figure for figure in bench_result.figures_of(measured)}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -95,14 +96,15 @@ class Recorder:
 def main() -> None:
     from tvm import rpc
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1", "--port", str(port), "--key", KEY]
-    server = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    where = ["--host", "127.0.0.1", "--port", "29300", "--port-end", "29400"]
+    command = [sys.executable, "-m", "tvm.exec.rpc_server", *where]
+    server = subprocess.Popen([*command, "--key", KEY], start_new_session=True, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
-    while "bind to" not in server.stderr.readline():
-        pass
+    port = None
+    while port is None:
+        found = re.search(r"bind to 127\.0\.0\.1:(\d+)", line := server.stderr.readline())
+        assert line, "TVM's server ended"
+        port = int(found[1]) if found else None
     try:
         with tempfile.TemporaryDirectory() as folder:
             library = c_library(Path(folder, "k.so"), SOURCE, ["-s", "-nostdlib"]).read_bytes()

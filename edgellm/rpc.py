@@ -34,10 +34,16 @@ from edgellm.runtime_program import PROGRAM, failure
 from edgellm.terminal import one_line
 
 _START_S = 30.0
+_END_S = 5.0
 _PIECE_BYTES = 65536
 _LINE_BYTES = 65536
 _FOLDER = ".edgellm/agents"
-_PREPARE = 'mkdir -p "$HOME/$1"; cd "$HOME/$1"; pwd; if [ -x edgellm-rt ]; then echo there; fi\n'
+_PREPARE = """\
+mkdir -p "$HOME/$1"; cd "$HOME/$1"; pwd
+if [ -x edgellm-rt ]; then echo there; fi
+find . -name 'edgellm-rpc-*' -mtime +1 -exec rm -rf {} + >/dev/null 2>&1 || true
+"""
+"""Says where the agent belongs and whether it is there; what one left that lost its power goes after a day."""
 _FINISH = 'cd "$1"; chmod 755 edgellm-rt.part; mv edgellm-rt.part edgellm-rt\n'
 
 
@@ -68,11 +74,23 @@ def serve(board: Board, remote: Remote, threads: int | None = None) -> Iterator[
         with contextlib.suppress(BrokenPipeError):  # it has ended, and its message says why
             process.write(f"{key}\n".encode())
         port = _ready(remote, process)
-        if isinstance(remote, LocalRemote):
-            yield Agent(remote.name, port, key)
-        else:
-            with _Forwarder(remote, port) as forwarder:
-                yield Agent(remote.name, forwarder.port, key)
+        try:
+            if isinstance(remote, LocalRemote):
+                yield Agent(remote.name, port, key)
+            else:
+                with _Forwarder(remote, port) as forwarder:
+                    yield Agent(remote.name, forwarder.port, key)
+        finally:
+            _end(process)
+
+
+def _end(process: Process) -> None:
+    """Ends the agent by ending its input, and waits until it has tidied up; a board that is gone is let go."""
+    with contextlib.suppress(EdgeError, BrokenPipeError, TimeoutError):
+        process.close_input()
+        while process.read(_LINE_BYTES, timeout_s=_END_S):
+            pass
+        process.wait()
 
 
 def _install(remote: Remote, program: Path) -> str:

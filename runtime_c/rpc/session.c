@@ -12,6 +12,7 @@ enum {
     first_bytes = 65536,
     kept_bytes = 1 << 20, /* a larger frame's memory is given back */
     memory_alignment = 64,
+    small_bytes = 7,
     cpu = 1, /* kDLCPU */
     attribute_exists = 0,
 };
@@ -86,7 +87,11 @@ bool ellm_rpc_return_handle(rpc_session *s, rpc_type type, uint64_t handle) {
 
 bool ellm_rpc_return_bytes(rpc_session *s, rpc_type type, const void *data, size_t n) {
     rpc_writer writer;
-    begin_return(&writer, (int32_t)type, type == RPC_TEXT_OBJECT ? RPC_TEXT : RPC_BYTES);
+    bool is_text = type == RPC_TEXT_OBJECT;
+    if (n <= small_bytes) { /* tvm-ffi keeps these in the value, and says so */
+        type = is_text ? RPC_SMALL_TEXT : RPC_SMALL_BYTES;
+    }
+    begin_return(&writer, (int32_t)type, is_text ? RPC_TEXT : RPC_BYTES);
     ellm_rpc_put_u64(&writer, n);
     return send_reply(s, &writer, data, n);
 }

@@ -43,9 +43,13 @@ def connect_by_hand(agent: Agent, key: str) -> Client:
     connection = socket.create_connection(("127.0.0.1", agent.port), timeout=60)
     text = f"client:{key}".encode()
     connection.sendall(struct.pack("<ii", MAGIC, len(text)) + text)
-    magic, n = struct.unpack("<ii", receive(connection, 8))
-    assert magic == MAGIC
-    receive(connection, n)
+    try:
+        magic, n = struct.unpack("<ii", receive(connection, 8))
+        assert magic == MAGIC
+        receive(connection, n)
+    except EOFError:
+        connection.close()
+        raise
     return Client(connection)
 
 
@@ -56,7 +60,7 @@ def test_uploaded_code_runs_on_the_board(ssh_server, tmp_path):
         assert client.ask(call(client.load(library))) == (RETURN, struct.pack("<iiqiq", 2, 1, 1, 1, 42))
         assert json.loads(client.text(client.function("edgellm.agent_info")))["agent"] == "edgellm-rt"
         assert json.loads(client.text(client.function("edgellm.board_state")))["wall_ns"] > 0
-        with pytest.raises((EOFError, AssertionError)):
+        with pytest.raises(EOFError):  # four bytes that refuse, and the end
             connect_by_hand(agent, "x" * 32)
         client.close()
     assert not list((ssh_server.home / ".edgellm" / "agents").glob("*/edgellm-rpc-*"))
@@ -78,7 +82,7 @@ def test_a_search_survives_the_board_going_away(ssh_server, tmp_path, builder):
     search = Search(load_board("local"), connect_again, builder, Journal(tmp_path / "journal"), report=report)
     outcomes = list(search.run())
     assert len(links) == 2
-    assert [outcome.layer.key for outcome in outcomes] == [layer.key for layer in builder.layers]
+    assert {outcome.layer.key for outcome in outcomes} == {layer.key for layer in builder.layers}
     assert all(0 < outcome.best_us <= outcome.default_us for outcome in outcomes)
     assert steps[-1].n_done == search.n_trials
 

@@ -29,8 +29,8 @@ class LinearKnobs:
 
     tokens   rows of the activation computed together, from registers
     groups   row groups of the weight computed together
-    block    such tiles of row groups that a tile of tokens passes before the next one does: their weights should fit the
-             first cache, and then activations are read that much less often
+    block    such tiles of row groups that a tile of tokens passes before the next one does: their weights should fit
+             the first cache, and then activations are read that much less often
     ahead    for one row: how many column groups ahead weights are prefetched, into the last cache: the processor's own
              prefetching stops at the end of a 4 KB page, which is soon at this rate, and the first cache is too small
              for all that must be on its way

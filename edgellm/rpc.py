@@ -1,12 +1,14 @@
-"""`edgellm-rt rpc` on a board, and TVM's stock RPC client connected to it.
+"""`edgellm-rt rpc` on a board, reached from this machine's loopback.
 
     with serve(board, remote) as agent:
-        session = agent.session(timeout_s=60)
-        session.upload("kernels.so")
-        kernels = session.load_module("kernels.so")
+        ...  # in another process: tvm.rpc.connect("127.0.0.1", agent.port, agent.key)
 
 TVM's RPC runs whatever is sent, so the agent listens on the board's loopback only, and wants a random key that travels
 through standard input. It is reached through the connection to the board, and ends when that does.
+
+TVM's client must not run in the process that forwards: when an object of the board's is deleted, TVM waits for the
+board's answer and keeps Python's lock meanwhile, so that nobody forwards it. On `local`, where nothing is forwarded,
+one process will do.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from crosscompile.runtime import build_runtime, has_agent
 from edgellm import cache
@@ -32,31 +34,26 @@ from edgellm.runtime_program import PROGRAM, failure
 from edgellm.terminal import one_line
 
 _START_S = 30.0
+_END_S = 5.0
 _PIECE_BYTES = 65536
 _LINE_BYTES = 65536
 _FOLDER = ".edgellm/agents"
-_PREPARE = 'mkdir -p "$HOME/$1"; cd "$HOME/$1"; pwd; if [ -x edgellm-rt ]; then echo there; fi\n'
+_PREPARE = """\
+mkdir -p "$HOME/$1"; cd "$HOME/$1"; pwd
+if [ -x edgellm-rt ]; then echo there; fi
+find . -name 'edgellm-rpc-*' -mtime +1 -exec rm -rf {} + >/dev/null 2>&1 || true
+"""
+"""Says where the agent belongs and whether it is there; what one left that lost its power goes after a day."""
 _FINISH = 'cd "$1"; chmod 755 edgellm-rt.part; mv edgellm-rt.part edgellm-rt\n'
 
 
+@dataclass(frozen=True)
 class Agent:
     """A running agent. port: on this machine's loopback; key: what clients must know."""
 
-    def __init__(self, name: str, process: Process, port: int, key: str) -> None:
-        self.name, self.port, self.key = name, port, key
-        self._process = process
-
-    def session(self, timeout_s: float) -> Any:
-        """A tvm.rpc.RPCSession. timeout_s: how long it may last; whatever runs then is ended on the board.
-
-        Raises RemoteError if the agent does not answer.
-        """
-        from tvm import rpc
-
-        try:
-            return rpc.connect("127.0.0.1", self.port, self.key, session_timeout=timeout_s)
-        except Exception as error:  # TVM raises RuntimeError, OSError and errors of its own
-            raise RemoteError(f"{self.name}: the RPC agent does not answer: {one_line(str(error), 200)}") from error
+    name: str
+    port: int
+    key: str
 
 
 @contextmanager
@@ -77,11 +74,23 @@ def serve(board: Board, remote: Remote, threads: int | None = None) -> Iterator[
         with contextlib.suppress(BrokenPipeError):  # it has ended, and its message says why
             process.write(f"{key}\n".encode())
         port = _ready(remote, process)
-        if isinstance(remote, LocalRemote):
-            yield Agent(remote.name, process, port, key)
-        else:
-            with _Forwarder(remote, port) as forwarder:
-                yield Agent(remote.name, process, forwarder.port, key)
+        try:
+            if isinstance(remote, LocalRemote):
+                yield Agent(remote.name, port, key)
+            else:
+                with _Forwarder(remote, port) as forwarder:
+                    yield Agent(remote.name, forwarder.port, key)
+        finally:
+            _end(process)
+
+
+def _end(process: Process) -> None:
+    """Ends the agent by ending its input, and waits until it has tidied up; a board that is gone is let go."""
+    with contextlib.suppress(EdgeError, BrokenPipeError, TimeoutError):
+        process.close_input()
+        while process.read(_LINE_BYTES, timeout_s=_END_S):
+            pass
+        process.wait()
 
 
 def _install(remote: Remote, program: Path) -> str:
@@ -174,31 +183,3 @@ def _close(end: socket.socket | Tunnel) -> None:
             end.shutdown(socket.SHUT_RDWR)  # wakes whoever reads from it
     with contextlib.suppress(OSError, EOFError):
         end.close()
-
-
-def empty(session: Any, elements: int, dtype: str) -> Any:
-    """A tensor of one dimension in the board's memory."""
-    from tvm import runtime
-
-    return runtime.empty((elements,), dtype, session.cpu(0))
-
-
-def board_state(session: Any) -> dict[str, Any]:
-    """What the agent reads about clock, temperature and other programs (runtime_c/rpc/board.h). Raises RemoteError."""
-    return _object(session, "edgellm.board_state")
-
-
-def agent_info(session: Any) -> dict[str, Any]:
-    """What the agent says the machine is (runtime_c/rpc/board.h). Raises RemoteError."""
-    return _object(session, "edgellm.agent_info")
-
-
-def _object(session: Any, function: str) -> dict[str, Any]:
-    text = str(session.get_function(function)())
-    try:
-        answer = json.loads(text)
-    except ValueError:
-        answer = None
-    if not isinstance(answer, dict):
-        raise RemoteError(f"{function}: the agent's answer is no JSON object: {one_line(text, 80)}")
-    return answer

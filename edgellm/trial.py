@@ -1,15 +1,15 @@
-"""One measurement of one kernel on a board: what was uploaded, how it was timed, and whether it can be believed."""
+"""One measurement of one kernel on a board: over what it rotates, whether it can be believed, whether it is another."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from edgellm.rpc import board_state, empty
-from edgellm.tune_builder import Library
+from edgellm.errors import RemoteError
 
 UNKNOWN_CACHE_BYTES = 8 << 20
 """Taken for the last cache where a board does not say how large it is."""
@@ -21,7 +21,6 @@ SLOWEST_CLOCK = 0.9
 """Of the highest that the governor may choose, right after a trial."""
 
 _NOW, _SINCE = 0xF, 0xF0000  # get_throttled's bits of the moment, and of all time since the board started
-_FILE = "measured.so"
 
 
 def copies(layer_bytes: int, model_bytes: int, cache_bytes: int, memory_bytes: int) -> int:
@@ -64,32 +63,17 @@ class Measurement:
     seconds: float
     tainted: str | None
 
-
-class Bench:
-    """A library on a board with its tensors, ready to be timed. It lives as long as its session."""
-
-    def __init__(self, session: Any, library: Library, n_copies: int, n_cores: int, throttle_c: int | None) -> None:
-        self._session, self._n_cores, self._throttle_c = session, n_cores, throttle_c
-        session.upload(bytearray(library.data), _FILE)
-        self._module = session.load_module(_FILE)
-        fill = session.get_function("tvm.contrib.random.random_fill_for_measure")
-        self._device = session.cpu(0)
-        self._tensors = []
-        for argument in library.arguments:
-            n = argument.elements * (n_copies if argument.rotates else 1)
-            tensor = empty(session, n, argument.dtype)
-            fill(tensor)
-            self._tensors.append(tensor)
-
-    def measure(self, function: str, repeat: int = 3, min_repeat_ms: int = 20) -> Measurement:
-        """Times a function of the library with TVM's time evaluator."""
-        evaluator = self._module.time_evaluator(
-            function, self._device, number=1, repeat=repeat, min_repeat_ms=min_repeat_ms
-        )
-        before = board_state(self._session)
-        seconds = evaluator(*self._tensors).results
-        after = board_state(self._session)
-        return Measurement(float(np.median(seconds)), taint(before, after, self._n_cores, self._throttle_c))
+    @classmethod
+    def of(cls, answer: Mapping[str, Any], n_cores: int, throttle_c: int | None) -> Measurement:
+        """What edgellm.rpc_client measured. Raises RemoteError if the board's answer makes no sense."""
+        try:
+            seconds = [float(each) for each in answer["seconds"]]
+            tainted = taint(answer["before"], answer["after"], n_cores, throttle_c)
+        except (KeyError, TypeError, ValueError) as error:
+            raise RemoteError(f"the agent's answer is no measurement: {error!r}") from error
+        if not seconds or not all(0 < each < math.inf for each in seconds):
+            raise RemoteError(f"the agent's times make no sense: {seconds}")
+        return cls(float(np.median(seconds)), tainted)
 
 
 def p_value(differences: np.ndarray) -> float:

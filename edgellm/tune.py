@@ -22,11 +22,12 @@ from typing import Any
 
 import numpy as np
 
+from crosscompile.errors import CodegenError
 from edgellm.boards import Board
 from edgellm.errors import EdgeError, RemoteError
 from edgellm.remote import Remote
-from edgellm.rpc import Agent, agent_info, serve
-from edgellm.trial import Bench, Measurement, copies, p_value
+from edgellm.rpc import serve
+from edgellm.trial import Measurement, copies, p_value
 from edgellm.tune_builder import Builder, Knobs, Layer
 
 N_PAIRS = 10
@@ -138,7 +139,7 @@ class Search:
     info: dict[str, Any] = field(default_factory=dict)
     n_tainted: int = 0
     n_trials: int = 0
-    _session: Any = None
+    is_connected: bool = False
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     _began: float = 0.0
     _n_total: int = 0
@@ -185,27 +186,28 @@ class Search:
 
     # ---- the board ----
 
-    def session(self) -> Any:
-        """The session, made anew if there is none; waits for a board that is gone. Raises what it last said."""
+    def connect_agent(self) -> None:
+        """Connects to the board's agent if nothing is; waits for a board that is gone. Raises what it last said."""
         until = time.monotonic() + self.patience_s
-        while self._session is None:
+        while not self.is_connected:
             try:
                 remote = self._stack.enter_context(self.connect())
-                agent: Agent = self._stack.enter_context(serve(self.board, remote, self.threads))
-                self._session = agent.session(_SESSION_S)
-                self.info = agent_info(self._session)
+                agent = self._stack.enter_context(serve(self.board, remote, self.threads))
+                self.info = self.builder.connect(agent.port, agent.key, _SESSION_S)
+                self.is_connected = True
             except EdgeError:
                 self.drop()
                 if time.monotonic() > until:
                     raise
                 time.sleep(1)
-        return self._session
 
     def drop(self) -> None:
         """Lets go of a connection that broke."""
-        self._session = None
+        self.is_connected = False
         with contextlib.suppress(EdgeError, OSError):
-            self._stack.close()
+            self._stack.close()  # first, so that TVM's client does not wait for a board that no longer answers
+        with contextlib.suppress(EdgeError, CodegenError):
+            self.builder.drop()
 
     def done(self, layer: Layer, best: float, default: float, note: str = "") -> None:
         self.n_trials += 1
@@ -224,8 +226,8 @@ class _Layer:
 
     def __init__(self, search: Search, layer: Layer) -> None:
         self._search, self._layer = search, layer
-        self._bench: Bench | None = None
-        search.session()
+        self._is_loaded = False
+        search.connect_agent()
         model_bytes = sum(each.calls * each.weight_bytes for each in search.builder.layers if each.n == layer.n)
         self._copies = copies(
             layer.weight_bytes, model_bytes, int(search.info["cache_bytes"]), int(search.info["memory_bytes"])
@@ -272,33 +274,27 @@ class _Layer:
         again, n_crashes = _AGAIN, 0
         while True:
             try:
-                measured = self._on_board().measure(function)
-            except EdgeError:
-                if time.monotonic() > until:
-                    raise
-                self._lose()
-            except Exception as error:  # TVM's own exceptions for a connection that ended
-                if time.monotonic() > until:
-                    raise RemoteError(f"{self._search.board.label}: {self._layer.key}: {error}") from error
+                measured = self._time(function)
+            except RemoteError as error:
                 n_crashes += _CRASHED in str(error)
+                self._is_loaded = False
+                self._search.drop()
                 if n_crashes > 1 and knobs != self._layer.candidates[0]:
-                    self._lose()
                     return Measurement(math.inf, "it crashes")
-                self._lose()
+                if n_crashes > 1 or time.monotonic() > until:
+                    raise
             else:
                 if measured.tainted is None or again == 0:
                     self._search.n_tainted += measured.tainted is not None
                     return measured
                 again -= 1
 
-    def _on_board(self) -> Bench:
-        session = self._search.session()
-        if self._bench is None:
-            thermal = self._search.board.thermal
-            throttle_c = thermal.throttle_c if thermal else None
-            self._bench = Bench(session, self._library, self._copies, int(self._search.info["cores"]), throttle_c)
-        return self._bench
-
-    def _lose(self) -> None:
-        self._bench = None
-        self._search.drop()
+    def _time(self, function: str) -> Measurement:
+        search = self._search
+        search.connect_agent()
+        if not self._is_loaded:
+            search.builder.load(self._library, self._copies)
+            self._is_loaded = True
+        thermal = search.board.thermal
+        throttle_c = thermal.throttle_c if thermal else None
+        return Measurement.of(search.builder.measure(function), int(search.info["cores"]), throttle_c)

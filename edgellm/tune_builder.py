@@ -1,9 +1,10 @@
-"""Builds the libraries that tuning measures, in a process that may die: LLVM aborts on what it cannot select."""
+"""Builds the libraries that tuning measures, and measures them, in a process that may die: LLVM aborts on occasion."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import select
 import subprocess
 import sys
 import tempfile
@@ -13,9 +14,11 @@ from typing import Any
 
 from crosscompile.errors import CodegenError
 from edgellm.compile import Options, error_of
-from edgellm.errors import ModelError
+from edgellm.errors import ModelError, RemoteError
 
 Knobs = dict[str, int]
+
+_SILENCE_S = 660.0  # longer than a session lasts
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ class Builder:
 
     def __init__(self, checkpoint: Path, options: Options, tier: str, os: str, rows: list[int]) -> None:
         self._request = {
+            "do": "open",
             "checkpoint": str(checkpoint.absolute()),
             "scheme": options.scheme,
             "embedding": options.embedding,
@@ -80,6 +84,36 @@ class Builder:
         names = iter(made.functions)
         return Library(made.data, tuple(next(names) if each in working else None for each in knobs), made.arguments)
 
+    # ---- the board ----
+
+    def connect(self, port: int, key: str, timeout_s: float) -> dict[str, Any]:
+        """Connects to an agent; returns what it says the board is. This and the following raise RemoteError."""
+        if self._process is None or self._process.poll() is not None:
+            self._start()
+        info: dict[str, Any] = self._ask({"do": "connect", "port": port, "key": key, "timeout_s": timeout_s})
+        return info
+
+    def load(self, library: Library, n_copies: int) -> None:
+        """Brings a library to the board, with tensors for it."""
+        arguments = [(each.dtype, each.elements * (n_copies if each.rotates else 1)) for each in library.arguments]
+        with tempfile.NamedTemporaryFile(prefix="edgellm-tune-") as file:
+            file.write(library.data)
+            file.flush()
+            self._ask({"do": "load", "path": file.name, "arguments": arguments})
+
+    def measure(self, function: str, repeat: int = 3, min_repeat_ms: int = 20) -> dict[str, Any]:
+        """Times a function of what was loaded (edgellm.rpc_client.Session.measure)."""
+        request = {"do": "measure", "function": function, "repeat": repeat, "min_repeat_ms": min_repeat_ms}
+        answer: dict[str, Any] = self._ask(request)
+        return answer
+
+    def drop(self) -> None:
+        """Forgets the connection, if there is one."""
+        if self._process is not None and self._process.poll() is None:
+            self._ask({"do": "drop"})
+
+    # ---- the process ----
+
     def _compiles(self, layer: Layer, knobs: Knobs, copies: int) -> bool:
         try:
             self._build(layer, [knobs], copies)
@@ -92,7 +126,9 @@ class Builder:
             self._start()
         with tempfile.TemporaryDirectory(prefix="edgellm-tune-") as folder:
             output = Path(folder, "measured.so")
-            answer = self._ask({"layer": layer.key, "knobs": knobs, "copies": copies, "output": str(output)})
+            answer = self._ask(
+                {"do": "build", "layer": layer.key, "knobs": knobs, "copies": copies, "output": str(output)}
+            )
             arguments = tuple(Argument(*each) for each in answer["arguments"])
             return Library(output.read_bytes(), tuple(answer["functions"]), arguments)
 
@@ -120,19 +156,24 @@ class Builder:
             process.stdin.flush()
         except BrokenPipeError:
             pass  # it died; the exit code says more
+        of_board = request["do"] in ("connect", "load", "measure", "drop")
+        if of_board and not select.select([process.stdout], [], [], _SILENCE_S)[0]:
+            self.close()
+            raise RemoteError(f"no answer from the board for {_SILENCE_S:.0f} s; check it and the network")
         line = process.stdout.readline()
+        if not line and of_board:
+            raise RemoteError(f"the measuring process ended with {process.wait()}: {self._said()}")
         if not line:
             raise CodegenError(
                 f"the building process ended with {process.wait()} for tier {self._tier}: {self._said()}"
             )
         message = json.loads(line)
         if "error" in message:
+            if of_board:
+                raise RemoteError(message["text"])
             error = error_of(message["error"], message["text"])
-            raise (
-                error
-                if isinstance(error, CodegenError | ModelError) or "layer" not in request
-                else CodegenError(str(error))
-            )
+            building = request["do"] == "build" and not isinstance(error, CodegenError | ModelError)
+            raise CodegenError(str(error)) if building else error
         return message["result"]
 
     def _said(self) -> str:

@@ -1,9 +1,15 @@
-"""The process that builds what tuning measures: `python -m edgellm.tune_worker`, started by edgellm.tune_builder.
+"""The process that builds and measures for tuning: `python -m edgellm.tune_worker`, started by edgellm.tune_builder.
 
-One JSON object per line each way. First {"checkpoint", "scheme", "embedding", "head", "kv", "tier", "os", "rows"}: it
-is answered with {"result": [layer, …]}; then {"layer": key, "knobs": [{…}, …], "copies": n, "output": path}, answered
-with {"result": {"functions": [name per knobs], "arguments": [[dtype, elements, rotates], …]}} after the library was
-written; {"error": type, "text": …} where something fails. LLVM may abort this process.
+One JSON object per line each way, {"do": what, …} answered with {"result": …} or {"error": type, "text": …}:
+
+    open     checkpoint, scheme, embedding, head, kv, tier, os, rows: [layer, …]
+    build    layer, knobs: [{…}, …], copies, output: functions and arguments; the library is written to `output`
+    connect  port, key, timeout_s: what the agent says the board is
+    load     path, arguments: [[dtype, elements], …]
+    measure  function, repeat, min_repeat_ms: seconds, and the board's state before and after
+    drop     forgets the connection
+
+LLVM may abort this process. TVM's RPC client lives here, too, and not beside the forwarding (edgellm.rpc).
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from crosscompile import checkpoint
 from crosscompile.errors import CompileError
 from crosscompile.target import target_of_tier
 from edgellm.compile_worker import Channel
+from edgellm.errors import EdgeError, RemoteError
 
 
 class Builder:
@@ -78,19 +85,44 @@ class Builder:
         }
 
 
+class Worker:
+    """What requests work on."""
+
+    def __init__(self) -> None:
+        self._builder: Builder | None = None
+        self._session: Any = None
+
+    def do(self, request: dict[str, Any]) -> Any:
+        what = request["do"]
+        if what == "open":
+            self._builder = Builder(request)
+            return self._builder.layers()
+        if what == "build":
+            assert self._builder is not None
+            return self._builder.build(request)
+        if what == "connect":
+            from edgellm.rpc_client import Session
+
+            self._session = Session(request["port"], request["key"], request["timeout_s"])
+            return self._session.info
+        if what == "drop":
+            self._session = None
+            return None
+        if self._session is None:
+            raise RemoteError("there is no connection to the agent")
+        if what == "load":
+            return self._session.load(Path(request["path"]).read_bytes(), request["arguments"])
+        return self._session.measure(request["function"], request["repeat"], request["min_repeat_ms"])
+
+
 def main() -> int:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is expected, a core file in the user's folder is not
     channel = Channel()
-    builder: Builder | None = None
+    worker = Worker()
     for line in sys.stdin:
-        request = json.loads(line)
         try:
-            if builder is None:
-                builder = Builder(request)
-                channel.send(result=builder.layers())
-            else:
-                channel.send(result=builder.build(request))
-        except CompileError as error:
+            channel.send(result=worker.do(json.loads(line)))
+        except (CompileError, EdgeError) as error:
             channel.send(error=type(error).__name__, text=str(error))
         except OSError as error:
             channel.send(error="OSError", text=f"{error.filename or 'output'}: {error.strerror}")

@@ -29,7 +29,7 @@ FORMAT = 1
 TEMPLATE_REVISION = 1
 """crosscompile.kernels.linear.TEMPLATE_REVISION, which cannot be imported here without TVM; a test compares them."""
 
-_KNOBS = ("tokens", "groups", "ahead")
+_KNOBS = ("tokens", "groups", "ahead", "block")
 _MOST = 4096
 
 

@@ -46,7 +46,7 @@ class Agent:
     def __init__(self, binary: Path, work: Path, *options: str, key: str | None = None) -> None:
         self.key = key or secrets.token_hex(16)
         self.work = work
-        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:handle_segv=0:handle_sigfpe=0:handle_abort=0"}
+        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=1:handle_segv=0:handle_sigfpe=0:handle_abort=0"}
         self.process = subprocess.Popen(
             [str(binary), "rpc", "--work", str(work), *options],
             stdin=subprocess.PIPE,
@@ -171,3 +171,55 @@ typedef struct { void *data; int32_t device[2], n_dims; uint32_t dtype; int64_t 
     done = subprocess.run(command, input=text + source, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return path
+
+
+RETURN, EXCEPTION = 4, 5
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<iQ", 8, len(value)) + value.encode()
+
+
+def call(function: int, *values: bytes) -> bytes:
+    return frame(3, struct.pack("<Qi", function, len(values)) + b"".join(values))
+
+
+class Client:
+    """A session after the greeting, spoken by hand."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.connection = connection
+        assert self.ask(frame(2, GREETING)) == (RETURN, struct.pack("<ii", 1, 0))
+
+    def ask(self, message: bytes) -> tuple[int, bytes]:
+        self.connection.sendall(message)
+        return reply(self.connection)
+
+    def function(self, name: str) -> int:
+        code, payload = self.ask(frame(9, struct.pack("<i", 1) + text(name)))
+        assert code == RETURN
+        return int(struct.unpack("<iiQ", payload)[2])
+
+    def text(self, function: int) -> str:
+        """What a function without arguments returns."""
+        code, payload = self.ask(call(function))
+        assert code == RETURN
+        return payload[28:].decode()
+
+    def load(self, library: Path) -> int:
+        """The handle of an uploaded library's function `main`."""
+        blob = library.read_bytes()
+        upload, load, get = (
+            self.function(f"tvm.rpc.server.{name}") for name in ("upload", "load_module", "ModuleGetFunction")
+        )
+        assert self.ask(call(upload, text("k.so"), struct.pack("<iQ", 9, len(blob)) + blob))[0] == RETURN
+        module = self.handle(call(load, text("k.so")))
+        return self.handle(call(get, struct.pack("<iQ", 73, module), text("main"), struct.pack("<iq", 2, 0)))
+
+    def handle(self, message: bytes) -> int:
+        code, payload = self.ask(message)
+        assert code == RETURN, payload
+        return int(struct.unpack("<iiqiQ", payload)[4])
+
+    def close(self) -> None:
+        self.connection.close()

@@ -29,6 +29,8 @@ class LinearKnobs:
 
     tokens   rows of the activation computed together, from registers
     groups   row groups of the weight computed together
+    block    such tiles of row groups that a tile of tokens passes before the next one does: their weights should fit
+             the first cache, and then activations are read that much less often
     ahead    for one row: how many column groups ahead weights are prefetched, into the last cache: the processor's own
              prefetching stops at the end of a 4 KB page, which is soon at this rate, and the first cache is too small
              for all that must be on its way
@@ -37,6 +39,7 @@ class LinearKnobs:
     tokens: int = 4
     groups: int = 1
     ahead: int = 0
+    block: int = 1
 
 
 @cache
@@ -111,16 +114,17 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
     m, g, r, b = sch.get_loops(total)
     n, n_groups, rows = (int(sch.get(loop).extent) for loop in (m, g, r))
     knobs = knobs or default_knobs(tier, packing, n)
-    tokens, groups = divisor(n, knobs.tokens), divisor(n_groups, knobs.groups)
+    knobs = effective(knobs, n, n_groups)
+    tokens, groups = knobs.tokens, knobs.groups
     m_outer, m_inner = sch.split(m, [None, tokens])
-    g_outer, g_inner = sch.split(g, [None, groups])
-    sch.reorder(g_outer, m_outer, b, m_inner, g_inner, r)
+    g_outer, g_block, g_inner = sch.split(g, [None, knobs.block, groups])
+    sch.reorder(g_outer, m_outer, g_block, b, m_inner, g_inner, r)
     sch.annotate(g_outer, RANGE, 1)
 
     m_last, column = sch.get_loops(last)[-2:]
     g_last, c_last, r_last = sch.split(column, [None, groups, rows])
     sch.reorder(g_last, m_last, c_last, r_last)
-    sch.reverse_compute_at(last, m_outer, preserve_unit_loops=True)
+    sch.reverse_compute_at(last, g_block, preserve_unit_loops=True)
     _, _, *tile_loops, r_copy = sch.get_loops(last)
     for loop in tile_loops:
         sch.unroll(loop)
@@ -188,24 +192,27 @@ def workload(function: tirx.PrimFunc, packing: str) -> Workload:
 
 
 _SEARCHED_TOKENS, _SEARCHED_GROUPS, _SEARCHED_AHEAD = (1, 2, 4, 8, 16), (1, 2, 4), (0, 16, 64, 256)
+_SEARCHED_BLOCK = (1, 2, 4, 8, 16)
 
 
 def candidates(tier: Tier, packing: str, n: int, n_groups: int) -> tuple[LinearKnobs, ...]:
     """What tuning tries for n rows and n_groups row groups: the default first, nothing twice."""
     quantized = Packing.parse(packing).kind in ("w4", "w8")
     searched = [
-        LinearKnobs(tokens, groups, ahead)
+        LinearKnobs(tokens, groups, ahead, block)
         for tokens in _SEARCHED_TOKENS
         for groups in _SEARCHED_GROUPS
         for ahead in (_SEARCHED_AHEAD if n == 1 and quantized else (0,))
-        if n % tokens == 0 and n_groups % groups == 0 and tokens * groups <= 16
+        for block in (_SEARCHED_BLOCK if n > tokens else (1,))
+        if n % tokens == 0 and n_groups % (groups * block) == 0 and tokens * groups <= 16 and groups * block <= 16
     ]
     return tuple(dict.fromkeys([effective(default_knobs(tier, packing, n), n, n_groups), *searched]))
 
 
 def effective(knobs: LinearKnobs, n: int, n_groups: int) -> LinearKnobs:
     """The knobs as `schedule` applies them: tiles leave no remainder."""
-    return LinearKnobs(divisor(n, knobs.tokens), divisor(n_groups, knobs.groups), knobs.ahead)
+    groups = divisor(n_groups, knobs.groups)
+    return LinearKnobs(divisor(n, knobs.tokens), groups, knobs.ahead, divisor(n_groups // groups, knobs.block))
 
 
 Tuned = Mapping[str, Mapping[str, int]]

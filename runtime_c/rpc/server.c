@@ -48,8 +48,11 @@ typedef struct agent {
 
 static void remove_folder(const char *path) {
     DIR *folder = opendir(path);
-    for (struct dirent *each; folder != NULL && (each = readdir(folder)) != NULL;) {
-        unlinkat(dirfd(folder), each->d_name, 0); /* there are no folders within; . and .. stay */
+    int number = folder == NULL ? -1 : dirfd(folder);
+    if (number >= 0) {
+        for (struct dirent *each; (each = readdir(folder)) != NULL;) {
+            unlinkat(number, each->d_name, 0); /* there are no folders within; . and .. stay */
+        }
     }
     if (folder != NULL) {
         closedir(folder);
@@ -109,10 +112,9 @@ static void tell(int connection, const char *text) {
     ellm_rpc_put_i32(&writer, RPC_TEXT);
     ellm_rpc_put_u64(&writer, n);
     ellm_rpc_end(&writer, n);
-    uint8_t message[512];
-    memcpy(message, writer.data, writer.n);
-    memcpy(message + writer.n, text, n);
-    (void)send(connection, message, writer.n + n, MSG_NOSIGNAL | MSG_DONTWAIT);
+    if (send(connection, writer.data, writer.n, MSG_NOSIGNAL | MSG_DONTWAIT | MSG_MORE) == (ssize_t)writer.n) {
+        (void)send(connection, text, n, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
 }
 
 static void end(agent *a, int slot, int status) {
@@ -211,8 +213,8 @@ static ellm_status open_agent(agent *a, uint16_t *port, ellm_error *error) {
         a->shared = NULL;
         return ellm_fail(error, ELLM_NO_MEMORY, "shared memory: %s", strerror(errno));
     }
-    if (sigprocmask(SIG_BLOCK, &watched, NULL) != 0
-        || (a->signals = signalfd(-1, &watched, SFD_CLOEXEC | SFD_NONBLOCK)) < 0) {
+    a->signals = sigprocmask(SIG_BLOCK, &watched, NULL) != 0 ? -1 : signalfd(-1, &watched, SFD_CLOEXEC | SFD_NONBLOCK);
+    if (a->signals < 0) {
         return ellm_fail(error, ELLM_IO, "signals: %s", strerror(errno));
     }
     return ELLM_OK;

@@ -12,6 +12,7 @@ enum {
     first_bytes = 65536,
     kept_bytes = 1 << 20, /* a larger frame's memory is given back */
     memory_alignment = 64,
+    small_bytes = 7,
     cpu = 1, /* kDLCPU */
     attribute_exists = 0,
 };
@@ -86,7 +87,11 @@ bool ellm_rpc_return_handle(rpc_session *s, rpc_type type, uint64_t handle) {
 
 bool ellm_rpc_return_bytes(rpc_session *s, rpc_type type, const void *data, size_t n) {
     rpc_writer writer;
-    begin_return(&writer, (int32_t)type, type == RPC_TEXT_OBJECT ? RPC_TEXT : RPC_BYTES);
+    bool is_text = type == RPC_TEXT_OBJECT;
+    if (n <= small_bytes) { /* tvm-ffi keeps these in the value, and says so */
+        type = is_text ? RPC_SMALL_TEXT : RPC_SMALL_BYTES;
+    }
+    begin_return(&writer, (int32_t)type, is_text ? RPC_TEXT : RPC_BYTES);
     ellm_rpc_put_u64(&writer, n);
     return send_reply(s, &writer, data, n);
 }
@@ -222,7 +227,7 @@ static bool init_server(rpc_session *s, rpc_reader *reader) {
 
 static bool call_kernel(rpc_session *s, rpc_kernel *kernel) {
     rpc_value values[RPC_VALUES], result = {.type = RPC_NONE};
-    const char *reason;
+    const char *reason = "";
     if (!ellm_rpc_resolve(s, values, &reason)) {
         return ellm_rpc_fail(s, "%s", reason);
     }
@@ -240,7 +245,8 @@ static bool call(rpc_session *s, rpc_reader *reader) {
     if (!ellm_rpc_read_values(reader, s->arguments, &s->n)) {
         return ellm_rpc_fail(s, "a malformed call");
     }
-    switch (entry == NULL ? RPC_UNUSED : entry->kind) {
+    rpc_kind kind = entry == NULL ? RPC_UNUSED : entry->kind;
+    switch (kind) {
     case RPC_IS_BUILTIN: return entry->builtin(s);
     case RPC_IS_KERNEL: return call_kernel(s, entry->kernel);
     case RPC_IS_TIMER: return ellm_rpc_time(s, entry->kernel, &entry->timing);
@@ -293,8 +299,8 @@ static bool free_handle(rpc_session *s, uint64_t handle, bool is_memory) {
 }
 
 static bool copy_among(rpc_session *s) {
-    uint64_t n_from, n_to;
-    const char *reason;
+    uint64_t n_from = 0, n_to = 0;
+    const char *reason = "";
     const uint8_t *from = tensor_data(s, &s->arguments[0], &n_from, &reason);
     uint8_t *to = from == NULL ? NULL : tensor_data(s, &s->arguments[1], &n_to, &reason);
     if (to == NULL) {

@@ -86,7 +86,7 @@ static bool measure(rpc_kernel *kernel, const rpc_session *s, const rpc_value *v
 
 bool ellm_rpc_time(rpc_session *s, rpc_kernel *kernel, const rpc_timing *timing) {
     rpc_value values[RPC_VALUES];
-    const char *reason;
+    const char *reason = "";
     if (!ellm_rpc_resolve(s, values, &reason)) {
         return ellm_rpc_fail(s, "%s", reason);
     }

@@ -240,7 +240,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     ellm_rpc_session_free(&session);
     free(stream);
     if (most_frames > 0 && n_frames >= most_frames) {
-        exit(0);
+        report();
+        _Exit(0); /* exit is what libFuzzer takes for a finding */
     }
     return 0;
 }

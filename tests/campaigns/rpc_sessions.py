@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.agent import GREETING, Agent, c_library, frame, program, reply, sanitized_program
+from tests.agent import GREETING, Agent, c_library, call, frame, program, reply, sanitized_program, text
 
 _WARM_UP = 20
 _SLACK_KB = 256
@@ -21,14 +21,6 @@ _SOURCE = """
 FUNCTION(good) { result->type = 1; result->v.i = 42; return 0; }
 FUNCTION(bad) { *(volatile int *)8 = 0; return 0; }
 """
-
-
-def text(value: str) -> bytes:
-    return struct.pack("<iQ", 8, len(value)) + value.encode()
-
-
-def call(function: int, *values: bytes) -> bytes:
-    return frame(3, struct.pack("<Qi", function, len(values)) + b"".join(values))
 
 
 def session(agent: Agent, library: bytes, kind: int) -> None:

@@ -13,9 +13,22 @@ from pathlib import Path
 
 import pytest
 
-from tests.agent import GREETING, MAGIC, Agent, c_library, frame, program, receive, reply, sanitized_program
+from tests.agent import (
+    EXCEPTION,
+    MAGIC,
+    RETURN,
+    Agent,
+    Client,
+    c_library,
+    call,
+    frame,
+    program,
+    receive,
+    reply,
+    sanitized_program,
+    text,
+)
 
-RETURN, EXCEPTION = 4, 5
 CRASHES = {
     "segfault": "*(volatile int *)8 = 0;",
     "abort": "abort();",
@@ -35,51 +48,8 @@ def agent(binary: Path, tmp_path: Path) -> Iterator[Agent]:
         yield running
 
 
-def text(value: str) -> bytes:
-    return struct.pack("<iQ", 8, len(value)) + value.encode()
-
-
-def call(function: int, *values: bytes) -> bytes:
-    return frame(3, struct.pack("<Qi", function, len(values)) + b"".join(values))
-
-
-class Client:
-    """A session, spoken by hand."""
-
-    def __init__(self, agent: Agent) -> None:
-        self.connection = agent.accepted()
-        assert self.ask(frame(2, GREETING)) == (RETURN, struct.pack("<ii", 1, 0))
-
-    def ask(self, message: bytes) -> tuple[int, bytes]:
-        self.connection.sendall(message)
-        return reply(self.connection)
-
-    def function(self, name: str) -> int:
-        code, payload = self.ask(frame(9, struct.pack("<i", 1) + text(name)))
-        assert code == RETURN
-        return int(struct.unpack("<iiQ", payload)[2])
-
-    def load(self, library: Path) -> int:
-        """The handle of an uploaded library's function `main`."""
-        blob = library.read_bytes()
-        upload, load, get = (
-            self.function(f"tvm.rpc.server.{name}") for name in ("upload", "load_module", "ModuleGetFunction")
-        )
-        assert self.ask(call(upload, text("k.so"), struct.pack("<iQ", 9, len(blob)) + blob))[0] == RETURN
-        module = self.handle(call(load, text("k.so")))
-        return self.handle(call(get, struct.pack("<iQ", 73, module), text("main"), struct.pack("<iq", 2, 0)))
-
-    def handle(self, message: bytes) -> int:
-        code, payload = self.ask(message)
-        assert code == RETURN, payload
-        return int(struct.unpack("<iiqiQ", payload)[4])
-
-    def close(self) -> None:
-        self.connection.close()
-
-
 def check_serves(agent: Agent) -> None:
-    client = Client(agent)
+    client = Client(agent.accepted())
     assert client.function("edgellm.agent_info") != 0
     client.close()
 
@@ -87,7 +57,7 @@ def check_serves(agent: Agent) -> None:
 @pytest.mark.parametrize("crash", CRASHES)
 def test_uploaded_code_that_crashes_ends_its_session_only(agent, tmp_path_factory, crash):
     library = c_library(tmp_path_factory.mktemp("crash") / "k.so", f"FUNCTION(main) {{ {CRASHES[crash]} return 0; }}")
-    client = Client(agent)
+    client = Client(agent.accepted())
     code, payload = client.ask(call(client.load(library)))
     assert code == EXCEPTION
     assert b"what was uploaded" in payload
@@ -101,10 +71,9 @@ def test_an_endless_loop_ends_with_the_session_time(agent, tmp_path_factory):
     agent.key += " -timeout=2"  # as TVM's client sends it
     connection = agent.raw()
     agent.key = agent.key.removesuffix(" -timeout=2")
-    client = Client.__new__(Client)
-    client.connection = connection
     magic, n = struct.unpack("<ii", receive(connection, 8))
     assert (magic, receive(connection, n)) == (MAGIC, f"server:{agent.key}".encode())
+    client = Client(connection)
     code, payload = client.ask(call(client.load(library)))
     assert code == EXCEPTION
     assert payload[16:].startswith(b"RPCSessionTimeoutError: ")
@@ -114,7 +83,7 @@ def test_an_endless_loop_ends_with_the_session_time(agent, tmp_path_factory):
 
 def test_the_agent_can_limit_sessions_itself(binary, tmp_path):
     with Agent(binary, tmp_path, "--longest", "0.5") as agent:
-        client = Client(agent)
+        client = Client(agent.accepted())
         assert reply(client.connection)[0] == EXCEPTION
         check_serves(agent)
 
@@ -157,7 +126,7 @@ def test_half_a_greeting_keeps_nobody_waiting(agent):
 
 @pytest.mark.parametrize("n", [65 << 20, 1 << 40, (1 << 64) - 1, 3, 1])
 def test_a_frame_of_a_length_that_cannot_be_ends_the_session(agent, n):
-    client = Client(agent)
+    client = Client(agent.accepted())
     client.connection.sendall(struct.pack("<Qi", n, 3) + bytes(252))
     code, payload = reply(client.connection)
     assert code == EXCEPTION
@@ -167,7 +136,7 @@ def test_a_frame_of_a_length_that_cannot_be_ends_the_session(agent, n):
 
 
 def test_an_announced_length_takes_no_memory(agent):
-    client = Client(agent)
+    client = Client(agent.accepted())
     client.connection.sendall(struct.pack("<Qi", 60 << 20, 3) + bytes(1000))
     (child,) = agent.children()
     status = Path(f"/proc/{child}/status").read_text()
@@ -178,7 +147,7 @@ def test_an_announced_length_takes_no_memory(agent):
 
 
 def test_half_a_frame_ends_with_its_connection(agent):
-    client = Client(agent)
+    client = Client(agent.accepted())
     client.connection.sendall(frame(9, struct.pack("<i", 1) + text("edgellm.agent_info"))[:-5])
     client.close()
     assert agent.line()["how"] == "closed"
@@ -186,7 +155,7 @@ def test_half_a_frame_ends_with_its_connection(agent):
 
 
 def test_malformed_frames_are_answered_and_the_session_goes_on(agent):
-    client = Client(agent)
+    client = Client(agent.accepted())
     upload = client.function("tvm.rpc.server.upload")
     shape = struct.pack("<QiiiBBHqQ", 77, 1, 0, 1, 2, 32, 1, 4, 0)
     malformed = [
@@ -212,7 +181,7 @@ def test_malformed_frames_are_answered_and_the_session_goes_on(agent):
 
 
 def test_copies_stay_within_their_memory(agent):
-    client = Client(agent)
+    client = Client(agent.accepted())
     code, payload = client.ask(frame(13, struct.pack("<iiiiiqiq", 3, 6, 1, 0, 1, 64, 1, 64)))
     assert code == RETURN
     memory = struct.unpack("<iiQ", payload)[2]
@@ -230,7 +199,7 @@ def test_copies_stay_within_their_memory(agent):
 
 
 def test_one_session_at_a_time(agent):
-    first = Client(agent)
+    first = Client(agent.accepted())
     second = agent.raw()
     second.settimeout(0.3)
     with pytest.raises(TimeoutError):
@@ -254,7 +223,7 @@ def test_many_sessions_leave_nothing_behind(agent):
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_ends_agent_and_session(binary, tmp_path, how):
     with Agent(binary, tmp_path, "--stay") as agent:
-        client = Client(agent)
+        client = Client(agent.accepted())
         os.kill(agent.process.pid, how)
         assert reply(client.connection)[0] == EXCEPTION
         assert agent.line()["how"] == "stopped"
@@ -263,7 +232,7 @@ def test_a_signal_ends_agent_and_session(binary, tmp_path, how):
 
 def test_sessions_die_with_the_agent(binary, tmp_path):
     agent = Agent(binary, tmp_path)
-    client = Client(agent)
+    client = Client(agent.accepted())
     agent.process.kill()
     agent.process.wait()
     assert client.connection.recv(1) == b""

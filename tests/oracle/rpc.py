@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -43,7 +44,6 @@ def conversation(session: Any, library: bytes) -> None:
     session.upload(bytearray(b"hi!"), "h.txt")
     assert session.download("h.txt") == b"hi!"
     session.remove("h.txt")
-    session.remove("")
     session.upload(bytearray(library), "k.so")
     module = session.load_module("k.so")
     device = session.cpu(0)
@@ -93,21 +93,26 @@ class Recorder:
 
 
 def main() -> None:
-    from tvm import rpc
+    if len(sys.argv) == 3:
+        from tvm import rpc
 
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "tvm.exec.rpc_server", "--host", "127.0.0.1", "--port", str(port), "--key", KEY]
-    server = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+        conversation(rpc.connect("127.0.0.1", int(sys.argv[1]), KEY), Path(sys.argv[2]).read_bytes())
+        return
+    where = ["--host", "127.0.0.1", "--port", "29300", "--port-end", "29400"]
+    command = [sys.executable, "-m", "tvm.exec.rpc_server", *where]
+    server = subprocess.Popen([*command, "--key", KEY], start_new_session=True, stderr=subprocess.PIPE, text=True)
     assert server.stderr is not None
-    while "bind to" not in server.stderr.readline():
-        pass
+    port = None
+    while port is None:
+        found = re.search(r"bind to 127\.0\.0\.1:(\d+)", line := server.stderr.readline())
+        assert line, "TVM's server ended"
+        port = int(found[1]) if found else None
     try:
         with tempfile.TemporaryDirectory() as folder:
-            library = c_library(Path(folder, "k.so"), SOURCE, ["-s", "-nostdlib"]).read_bytes()
-        recorder = Recorder(port)
-        conversation(rpc.connect("127.0.0.1", recorder.port, KEY), library)
+            library = c_library(Path(folder, "k.so"), SOURCE, ["-s", "-nostdlib"])
+            recorder = Recorder(port)
+            client = [sys.executable, "-m", "tests.oracle.rpc", str(recorder.port), str(library)]
+            subprocess.run(client, check=True)  # TVM's client keeps Python's lock while it waits for the recorder
     finally:
         os.killpg(server.pid, signal.SIGKILL)  # it has a child that would hold the port
         server.wait()

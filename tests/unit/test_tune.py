@@ -20,7 +20,11 @@ CALM = {
 }
 LATER = {**CALM, "wall_ns": 100_000_000, "own_ns": 390_000_000, "idle_ns": 10_000_000}
 LAYER = Layer(
-    "linear.w4:n1:8x32", 1, 2, 1000, ({"tokens": 1, "groups": 1, "ahead": 0}, {"tokens": 1, "groups": 2, "ahead": 0})
+    "linear.w4:n1:8x32",
+    1,
+    2,
+    1000,
+    ({"tokens": 1, "groups": 1, "ahead": 0, "block": 1}, {"tokens": 1, "groups": 2, "ahead": 0, "block": 1}),
 )
 
 

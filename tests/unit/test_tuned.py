@@ -12,7 +12,7 @@ from edgellm.boards import load_board
 from edgellm.errors import BoardError
 
 ROOT = Path(__file__).resolve().parents[2]
-KNOBS = {"tokens": 4, "groups": 2, "ahead": 0}
+KNOBS = {"tokens": 4, "groups": 2, "ahead": 0, "block": 1}
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_what_was_found_elsewhere_does_not_count(user, change):
         ('{"format": 2, "results": []}', "format"),
         ('{"format": 1, "results": [{}]}', "results"),
         ('{"format": 1, "results": [{"key": {}, "kernels": {}}]}', "key"),
-        ({"tokens": 4}, "knobs must be tokens, groups, ahead"),
+        ({"tokens": 4}, "knobs must be tokens, groups, ahead, block"),
         ({**KNOBS, "tokens": 0}, "tokens: 0 is out of range"),
         ({**KNOBS, "ahead": True}, "ahead: True is out of range"),
         ({**KNOBS, "groups": "2"}, "groups: '2' is out of range"),

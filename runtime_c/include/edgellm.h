@@ -42,6 +42,8 @@ extern "C" {
     X(CONTEXT_FULL, 41, "the context is full")                                               \
     X(BUFFER_SMALL, 42, "the caller's buffer is too small")                                  \
     X(CANCELLED, 43, "cancelled")                                                            \
+    X(BOARD_BUSY, 50, "somebody else changes what is deployed here")                         \
+    X(BOARD_REFUSED, 51, "the model does not prove itself on this board")                    \
     X(INTERNAL, 99, "internal error")
 
 typedef enum ellm_status {

@@ -168,7 +168,7 @@ static bool stamp_vouches(const ellm_bundle *bundle, const char *at, size_t n_by
     return true;
 }
 
-static bool stamp_is_valid(const ellm_bundle *bundle) {
+bool ellm_bundle_is_vouched(const ellm_bundle *bundle) {
     ellm_file stamp;
     if (ellm_file_map(bundle->directory, stamp_path, &stamp, NULL) != ELLM_OK) {
         return false;
@@ -178,9 +178,7 @@ static bool stamp_is_valid(const ellm_bundle *bundle) {
     return valid;
 }
 
-/* A stamp that cannot be written is no failure: the next open hashes again. `stamps`: one per file, taken before
- * its bytes were hashed. */
-static void write_stamp(const ellm_bundle *bundle, const ellm_file_stamp *stamps) {
+void ellm_bundle_vouch(const ellm_bundle *bundle, const ellm_file_stamp *stamps) {
     int file = openat(bundle->directory, stamp_new_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (file < 0) {
         return;
@@ -211,22 +209,27 @@ typedef struct meter {
     ellm_sha256 empty; /* made once: asking a virtual processor what it can do takes long */
 } meter;
 
-static ellm_status hash_file(const ellm_bundle *bundle, const ellm_manifest_file *entry, meter *meter_at,
-                             ellm_error *error) {
+static void tick(uint64_t n_bytes, void *user) {
+    meter *m = user;
+    m->done += n_bytes;
+    if (m->progress != NULL) {
+        m->progress(m->done, m->total, m->user);
+    }
+}
+
+ellm_status ellm_bundle_check_file(const ellm_bundle *bundle, const ellm_manifest_file *entry, const ellm_sha256 *empty,
+                                   void (*counted)(uint64_t n_bytes, void *user), void *user, ellm_error *error) {
     ellm_file file;
     ellm_status status = ellm_file_map(bundle->directory, entry->path, &file, error);
     if (status != ELLM_OK) {
         return status;
     }
-    ellm_sha256 sha = meter_at->empty;
+    ellm_sha256 sha = *empty;
     for (size_t at = 0; at < file.bytes && file.bytes == entry->bytes;) {
         size_t piece = file.bytes - at < piece_bytes ? file.bytes - at : piece_bytes;
         ellm_sha256_update(&sha, file.data + at, piece);
         at += piece;
-        meter_at->done += piece;
-        if (meter_at->progress != NULL) {
-            meter_at->progress(meter_at->done, meter_at->total, meter_at->user);
-        }
+        counted(piece, user);
     }
     char hex[65];
     ellm_sha256_hex(&sha, hex);
@@ -246,7 +249,7 @@ ellm_status ellm_bundle_check_files(const ellm_bundle *bundle, bool all, ellm_pr
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory to check %zu files", manifest->n_files);
     }
     ellm_status status = ELLM_OK;
-    bool with_weights = all || !stamp_is_valid(bundle);
+    bool with_weights = all || !ellm_bundle_is_vouched(bundle);
     meter meter_now = {.progress = progress, .user = user};
     ellm_sha256_init(&meter_now.empty);
     for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
@@ -263,11 +266,11 @@ ellm_status ellm_bundle_check_files(const ellm_bundle *bundle, bool all, ellm_pr
     }
     for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
         if (!manifest->files[i].is_weight || with_weights) {
-            status = hash_file(bundle, &manifest->files[i], &meter_now, error);
+            status = ellm_bundle_check_file(bundle, &manifest->files[i], &meter_now.empty, tick, &meter_now, error);
         }
     }
     if (status == ELLM_OK && with_weights) {
-        write_stamp(bundle, stamps);
+        ellm_bundle_vouch(bundle, stamps);
     }
     free(stamps);
     return status;

@@ -4,6 +4,7 @@
 
 #include "file.h"
 #include "manifest.h"
+#include "sha256.h"
 
 typedef struct ellm_bundle {
     int directory;
@@ -22,6 +23,14 @@ ellm_status ellm_bundle_check_cpu(const ellm_bundle *bundle, ellm_error *error);
  * weights were hashed and the directory is writable. */
 ellm_status ellm_bundle_check_files(const ellm_bundle *bundle, bool all, ellm_progress progress, void *user,
                                     ellm_error *error);
+/* Hashes one file. BUNDLE_CORRUPT, or BUNDLE_MISSING. `empty`: an initialised state; `counted`: called for each piece. */
+ellm_status ellm_bundle_check_file(const ellm_bundle *bundle, const ellm_manifest_file *entry, const ellm_sha256 *empty,
+                                   void (*counted)(uint64_t n_bytes, void *user), void *user, ellm_error *error);
+/* Whether the stamp vouches for every weight file as it is now. */
+bool ellm_bundle_is_vouched(const ellm_bundle *bundle);
+/* Writes the stamp. `stamps`: one per file of the manifest, taken before its bytes were hashed. One that cannot be
+ * written is no failure: the next open hashes again. */
+void ellm_bundle_vouch(const ellm_bundle *bundle, const ellm_file_stamp *stamps);
 /* The entry of a file, NULL if the manifest has none. */
 const ellm_manifest_file *ellm_bundle_find(const ellm_bundle *bundle, const char *path);
 void ellm_bundle_close(ellm_bundle *bundle);

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.errors import CommandError, DiskFullError, EdgeError, LinkError, RuntimeFailedError, UnsuitableError
-from edgellm.remote import PIECE_BYTES, Process, Progress, Remote, shell_argv
+from edgellm.remote import FLUSH, PIECE_BYTES, Process, Progress, Remote, shell_argv
 from edgellm.runtime_program import PROGRAM, failure
 from edgellm.terminal import one_line
 
@@ -126,7 +126,7 @@ class BoardSession:
         return [str(digest) for digest in found] if isinstance(found, list) else []
 
     def send(self, file: Path, sha256: str, offset: int, executable: bool, progress: Progress | None) -> None:
-        """Puts a file into the store, from byte `offset` on. Answers are collected later, so that none is waited for."""
+        """Puts a file into the store, from byte `offset` on. What the board answers is for `collect` to read."""
         n_bytes = file.stat().st_size
         self._say(f"receive {sha256} {n_bytes} {offset}{' x' if executable else ''}")
         left = n_bytes - offset
@@ -207,13 +207,9 @@ def _ended(remote: Remote, process: Process) -> Exception:
 
 def refused(remote: Remote, what: str, status: int, errors: str) -> Exception:
     """The error for an `edgellm-rt board` that ended with `status`; a full disk is one, whoever says so."""
-    error = failure(remote, what, status, errors)
-    if isinstance(error, RuntimeFailedError):
-        if "No space left on device" in errors or "Disk quota exceeded" in errors:
-            return DiskFullError(f"{remote.name}: no space left: {one_line(errors)}")
-        if error.name == "BUNDLE_CORRUPT":
-            return error
-    return error
+    if "No space left on device" in errors or "Disk quota exceeded" in errors:
+        return DiskFullError(f"{remote.name}: no space left: {one_line(errors)}")
+    return failure(remote, what, status, errors)
 
 
 def ask_once(remote: Remote, home: str, *request: str) -> dict[str, Any]:
@@ -246,7 +242,8 @@ def read_survey(answer: dict[str, Any], name: str) -> Survey:
             models,
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CommandError(f"{name}: {PROGRAM} board does not say what is deployed there: {one_line(str(error))}") from error
+        said = one_line(str(error))
+        raise CommandError(f"{name}: {PROGRAM} board does not say what is deployed there: {said}") from error
 
 
 def _model(name: str, value: dict[str, Any]) -> DeployedModel:
@@ -267,12 +264,17 @@ def _model(name: str, value: dict[str, Any]) -> DeployedModel:
     return DeployedModel(name, current, previous if previous != current else None, slots)
 
 
-def installed(remote: Remote, home: str, program: Path, told: Told | None, say: Callable[[str], None]) -> BoardSession:
-    """Opens a conversation; puts `program`, an edgellm-rt, onto the board first if there is none that can talk."""
+def installed(
+    remote: Remote, home: str, program: Path, told: Told, say: Callable[[str], None], before: Callable[[], None]
+) -> BoardSession:
+    """Opens a conversation; puts `program`, an edgellm-rt, onto the board first if there is none that can talk.
+
+    before: called before anything is written to a board that has none.
+    """
     try:
         return BoardSession(remote, home, told)
     except UnsuitableError:
-        pass  # there is none, or it does not start: a board that is new, or was updated
+        before()  # there is none, or it does not start: a board that is new, or was updated
     except RuntimeFailedError as error:
         if error.name != "USAGE":
             raise
@@ -291,8 +293,8 @@ def install(remote: Remote, home: str, program: Path) -> None:
     place = posixpath.join(root, PROGRAM)
     remote.script('mkdir -p "$1"', root)
     remote.put(program, f"{place}.new")
-    flush_then_move = 'chmod 755 "$1.new"\nsync "$1.new" 2>/dev/null || sync\nmv -f "$1.new" "$1"\nsync "$2" 2>/dev/null || sync'
-    remote.script(flush_then_move, place, root, silence_s=300)
+    move = 'chmod 755 "$1.new"; flush "$1.new"; mv -f "$1.new" "$1"; flush "$2"'
+    remote.script(FLUSH + move, place, root, silence_s=300)
 
 
 def proven_bytes(file: Path, blocks: Sequence[str], n_there: int, block_bytes: int = 1 << 20) -> int:

@@ -27,6 +27,11 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "compile": Command("turn a checkpoint into a bundle for one board", "edgellm.compile_cli"),
     "deploy": Command("compile if needed, check the board, send what differs, switch over", "edgellm.deploy_cli"),
+    "rollback": Command("go back to the version of a model that was in use before", "edgellm.rollback_cli"),
+    "undeploy": Command("remove a model from a board", "edgellm.undeploy_cli"),
+    "status": Command("what is deployed on a board", "edgellm.status_cli"),
+    "logs": Command("what a board has recorded", "edgellm.logs_cli"),
+    "gc": Command("remove from a board what no model needs", "edgellm.gc_cli"),
     "chat": Command("talk to the model on a board", "edgellm.chat"),
     "run": Command("answer one prompt on a board", "edgellm.run"),
     "bench": Command("measure speed and memory on a board", "edgellm.bench"),

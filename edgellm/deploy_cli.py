@@ -1,8 +1,9 @@
 """Put a model on a board and switch over to it.
 
 MODEL is a checkpoint directory or a Hub id, which is compiled for the board first, or a bundle made by `edgellm
-compile`, which is sent as it is. Only what differs from the model on the board is sent. The board's old model keeps
-working until the new one has been verified there and has answered the golden prompts.
+compile`, which is sent as it is. Only what the board lacks is sent, and what was interrupted goes on where it stopped.
+The board's old model keeps working until the new one has been verified there and has answered the golden prompts;
+`edgellm rollback` goes back to it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from edgellm.deployment import Deployment, Reporter, deploy
 from edgellm.probe import Facts, probe
 from edgellm.remembered import Remembered, recall, remember
 from edgellm.selection import add_board
-from edgellm.terminal import size
+from edgellm.terminal import one_line, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -100,9 +101,20 @@ def conclude(args: argparse.Namespace, board: Board, bundle: Bundle, done: Deplo
         rate = f" at {size(done.sent_bytes / done.transfer_s)}/s" if done.transfer_s > 0.05 else ""
         kept = f"; {size(done.kept_bytes)} were there already" if done.kept_bytes else ""
         say(args, "sent", f"{size(done.sent_bytes)} in {done.transfer_s:.1f} s{rate}{kept}")
-        n_golden = len(bundle.manifest.get("golden", []))
-        say(args, "checked", f"{len(bundle.files)} checksums and {n_golden} golden prompts, on the board")
+        say(args, "checked", f"{len(bundle.files)} checksums, on the board{proven(done)}")
     say(args, "in use", f"{done.name} after {done.total_s:.1f} s; talk to it: edgellm chat --board {board.label}")
+
+
+def proven(done: Deployment) -> str:
+    """What the board found when it tried the model: golden prompts, memory, and speed where the model has a card."""
+    proof, words = done.proof, ""
+    if isinstance(golden := proof.get("golden"), dict):
+        words += f", {golden.get('prompts')} golden prompts, {size(proof.get('peak_rss_bytes', 0))} of memory"
+    if isinstance(speed := proof.get("decode_tok_s"), (int, float)):
+        words += f", {speed:.1f} tokens/s"
+    if throttled := proof.get("throttled"):
+        words += f"; the processor is slowed: {one_line(str(throttled))}"
+    return words
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from edgellm.remote import Remote
 from edgellm.runtime_program import PROGRAM
 from edgellm.terminal import size
 
+
 @dataclass(frozen=True)
 class Deployment:
     """What a deployment did.
@@ -122,7 +123,8 @@ class _Deployer:
         program = self._bundle.path / PROGRAM
         self._reporter.stage("looking at what is on the board")
         try:
-            with installed(self._remote, self._facts.home, program, self._told, self._reporter.note) as board:
+            told, note = self._told, self._reporter.note
+            with installed(self._remote, self._facts.home, program, told, note, self._check_all) as board:
                 survey = board.survey()
                 model = survey.models.get(self._name)
                 in_use = model is not None and model.current == self._slot
@@ -168,7 +170,8 @@ class _Deployer:
 
     def _missing(self, answer: dict[str, Any]) -> list[_File]:
         missing = answer.get("missing")
-        return [self._files[key] for key in map(str, missing) if key in self._files] if isinstance(missing, list) else []
+        keys = map(str, missing) if isinstance(missing, list) else ()
+        return [self._files[key] for key in keys if key in self._files]
 
     def _send(self, board: BoardSession, survey: Survey, wanted: list[_File]) -> None:
         starts = {}
@@ -192,6 +195,9 @@ class _Deployer:
         finally:
             self._transfer_s += time.monotonic() - began
             self._reporter.transfer_ends()
+
+    def _check_all(self) -> None:
+        check_disk(sum(file.n_bytes for file in self._files.values()), self._facts, self._remote.name)
 
     def _count(self, n_bytes: int) -> None:
         self._sent_bytes += n_bytes

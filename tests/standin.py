@@ -1,8 +1,8 @@
 """A bundle whose edgellm-rt is a small script: for tests of how bundles travel, not of what is in them.
 
 The script keeps the contract of the real program: verify hashes everything, info all but the weights, golden and run
-fail with named errors, chat speaks the JSON lines protocol. What `board` does, the store and the slots, the real program
-does: the script hands over to it.
+fail with named errors, chat speaks the JSON lines protocol. What `board` does, the store and the slots, is done by the
+real program, to which the script hands over.
 """
 
 from __future__ import annotations

@@ -12,7 +12,6 @@ from edgellm.address import SshAddress, parse_address
 from edgellm.boards import load_board
 from edgellm.connection import address_of, connect, model_name
 from edgellm.conversation import Chat
-from edgellm.deployment import deploy
 from edgellm.errors import (
     BoardError,
     CommandError,
@@ -26,11 +25,10 @@ from edgellm.fake import FakeRemote
 from edgellm.local_remote import LocalRemote
 from edgellm.probe import probe
 from edgellm.remembered import Remembered, recall, remember, state_path
-from edgellm.remote import FileToSend
 from edgellm.runtime_program import failure, find_model
 from edgellm.selection import add_sampling, sampling_argv
 from edgellm.terminal import one_line, printable, size
-from tests.standin import ARCH, make_bundle
+from tests.standin import ARCH, make_bundle, put_in_place
 
 
 @pytest.fixture(autouse=True)
@@ -87,23 +85,6 @@ def test_a_silent_command_is_given_up() -> None:
         LocalRemote().run(["sleep", "30"], silence_s=0.1)
 
 
-def test_a_stream_of_many_files(tmp_path: Path) -> None:
-    board = FakeRemote(tmp_path)
-    content = {"a": b"", "b c": b"x" * 511, "deep/d": b"y" * 512, "e'": b"z" * 300_000, "n" * 120: b"long"}
-    (tmp_path / "from").mkdir()
-    (tmp_path / "to/deep").mkdir(parents=True)
-    files = []
-    for number, (name, data) in enumerate(content.items()):
-        (tmp_path / "from" / str(number)).write_bytes(data)
-        files.append(FileToSend(tmp_path / "from" / str(number), name, name == "a"))
-    sent: list[int] = []
-    board.put_all(files, str(tmp_path / "to"), progress=sent.append)
-    assert {name: (tmp_path / "to" / name).read_bytes() for name in content} == content
-    assert sum(sent) == sum(map(len, content.values()))
-    assert (tmp_path / "to/a").stat().st_mode & 0o111
-    assert not (tmp_path / "to/b c").stat().st_mode & 0o111
-
-
 def test_where_a_board_is() -> None:
     board = load_board("rpi5")
     with pytest.raises(UsageError, match="Add --host"):
@@ -128,9 +109,10 @@ def test_which_model(tmp_path: Path) -> None:
     board = FakeRemote(tmp_path)
     with pytest.raises(BoardError, match="has no model yet"):
         find_model(board, None)
-    deploy(make_bundle(tmp_path / "b"), board, name="one")
+    bundle = make_bundle(tmp_path / "b", deployable=False)
+    put_in_place(tmp_path, bundle, "one")
     assert find_model(board, None).name == "one"
-    deploy(make_bundle(tmp_path / "b"), board, name="two")
+    put_in_place(tmp_path, bundle, "two")
     with pytest.raises(BoardError, match="several models; add --model and one of: one, two"):
         find_model(board, None)
     assert find_model(board, None, preferred="two").name == "two"
@@ -155,9 +137,8 @@ def test_failures_of_the_runtime_keep_their_names(tmp_path: Path) -> None:
 class TestChat:
     @pytest.fixture
     def board(self, tmp_path: Path) -> FakeRemote:
-        board = FakeRemote(tmp_path)
-        deploy(make_bundle(tmp_path / "b"), board)
-        return board
+        put_in_place(tmp_path, make_bundle(tmp_path / "b", deployable=False))
+        return FakeRemote(tmp_path)
 
     def test_answers_stream_and_end_with_statistics(self, board: FakeRemote) -> None:
         with Chat(find_model(board, None)) as chat:

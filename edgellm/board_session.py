@@ -24,6 +24,8 @@ SILENCE_S = 120.0
 """The board speaks at least every few seconds while it works; a flush to a slow card may take longer."""
 
 _LINE_CAP = 8 << 20
+_AHEAD_BYTES = 768 << 10
+"""So far the host runs ahead of what the board has written: the most that a connection that breaks loses on its way."""
 
 Told = Callable[[str, int, int], None]
 """Called with what the board does now, how much of it is done, and of how much (0: nobody knows)."""
@@ -95,7 +97,7 @@ class BoardSession:
     def __init__(self, remote: Remote, home: str, told: Told | None = None) -> None:
         self._remote, self._told = remote, told or (lambda what, done, total: None)
         self._buffer = bytearray()
-        self._n_unheard = 0
+        self._n_unheard = self._sent_bytes = self._got_bytes = 0
         self._process: Process = remote.start(board_argv(home), silence_s=SILENCE_S)
         try:
             hello = self._hear()
@@ -138,18 +140,29 @@ class BoardSession:
                     raise EdgeError(f"{file} became shorter while it was sent; leave it alone and try again")
                 self._write(piece)
                 left -= len(piece)
+                self._sent_bytes += len(piece)
+                while self._sent_bytes - self._got_bytes > _AHEAD_BYTES:
+                    self._listen()
                 if progress is not None:
                     progress(len(piece))
         self._n_unheard += 1
-        if self._n_unheard >= 64:
+        if self._n_unheard >= 64:  # small files; their answers would fill the pipe back
             self.collect()
 
     def collect(self) -> None:
         """Waits until everything that was sent is on the board's disk, and hashed there."""
-        while self._n_unheard:
-            if "stored" not in self._hear():
-                raise CommandError(f"{self._remote.name}: the board did not confirm a file")
+        while self._n_unheard > 0:
+            self._listen()
+
+    def _listen(self) -> None:
+        """Hears how many bytes arrived, or that a file is whole."""
+        heard = self._hear()
+        if isinstance(got := heard.get("got"), int):
+            self._got_bytes = got
+        elif "stored" in heard:
             self._n_unheard -= 1
+        else:
+            raise CommandError(f"{self._remote.name}: the board did not confirm a file")
 
     def ask(self, *words: str) -> dict[str, Any]:
         self.collect()

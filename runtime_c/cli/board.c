@@ -17,7 +17,8 @@
 
 #include "board.h"
 
-enum { silence_ms = 120000, lock_wait_ms = 10000, line_cap = 4096, most_words = 12, pace_ms = 500 };
+/* A host that is silent while somebody else waits has lost its connection, as far as we can tell. */
+enum { silence_ms = 120000, polite_ms = 10000, lock_wait_ms = 20000, line_cap = 4096, most_words = 12, pace_ms = 500 };
 
 /* ---- standard input and output ---- */
 
@@ -26,13 +27,28 @@ static struct {
     size_t at, n;
 } input;
 
+/* Whether somebody waits for the lock: they hold this file's while they do. */
+static bool is_wanted(void) {
+    int file = open("lock.wanted", O_RDONLY | O_CLOEXEC);
+    bool wanted = file >= 0 && flock(file, LOCK_SH | LOCK_NB) != 0;
+    if (file >= 0) {
+        close(file);
+    }
+    return wanted;
+}
+
 static ellm_status fill(ellm_error *error) {
     struct pollfd in = {.fd = STDIN_FILENO, .events = POLLIN};
     int ready;
-    while ((ready = poll(&in, 1, silence_ms)) < 0 && errno == EINTR) {
-    }
-    if (ready == 0) {
-        return ellm_fail(error, ELLM_CANCELLED, "the host said nothing for %d s", silence_ms / 1000);
+    double start = clock_ms();
+    while ((ready = poll(&in, 1, 1000)) <= 0) {
+        double silent_ms = clock_ms() - start;
+        if (ready == 0 && (silent_ms > silence_ms || (silent_ms > polite_ms && is_wanted()))) {
+            return ellm_fail(error, ELLM_CANCELLED, "the host said nothing for %.0f s", silent_ms / 1e3);
+        }
+        if (ready < 0 && errno != EINTR) {
+            return ellm_fail(error, ELLM_IO, "standard input: %s", strerror(errno));
+        }
     }
     ssize_t n;
     while ((n = read(STDIN_FILENO, input.data, sizeof input.data)) < 0 && errno == EINTR) {
@@ -101,7 +117,10 @@ static ellm_status lock(ellm_error *error) {
         return path_failed("lock", "cannot be written", error);
     }
     double start = clock_ms();
+    int wanted = open("lock.wanted", O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+    bool asked = false;
     while (flock(file, LOCK_EX | LOCK_NB) != 0) {
+        asked = asked || (wanted >= 0 && flock(wanted, LOCK_EX | LOCK_NB) == 0);
         if (errno != EWOULDBLOCK && errno != EINTR) {
             return path_failed("lock", "cannot be locked", error);
         }
@@ -109,10 +128,15 @@ static ellm_status lock(ellm_error *error) {
             char who[200] = "";
             ssize_t n = pread(file, who, sizeof who - 1, 0);
             who[n > 0 ? n : 0] = '\0';
+            close(wanted);
+            close(file);
             return ellm_fail(error, ELLM_BOARD_BUSY, "another deployment is under way here: %s; wait for it to end",
                              who);
         }
         poll(NULL, 0, 50);
+    }
+    if (wanted >= 0) {
+        close(wanted);
     }
     char now[40] = "";
     time_t seconds = time(NULL);

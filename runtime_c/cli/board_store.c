@@ -13,6 +13,7 @@
 enum {
     block_bytes = 1 << 20, /* what a resumed upload is compared in */
     piece_bytes = 1 << 18,
+    ack_bytes = 1 << 17,
     write_bytes = 4 << 20,  /* after so many the kernel is told to begin writing, */
     flush_bytes = 32 << 20, /* and after so many we wait for it: no flush at the end takes for ever on a slow card */
 };
@@ -140,6 +141,20 @@ static ellm_status write_all(int file, const char *data, size_t n_bytes, const c
     return ELLM_OK;
 }
 
+/* {"got":n}: bytes in files so far. The host never runs ahead of it by more than a MB, so that a connection that breaks
+ * loses no more on the way. */
+static void acknowledge(size_t n_bytes) {
+    static uint64_t got, said;
+    got += n_bytes;
+    if (got - said >= ack_bytes) {
+        said = got;
+        buffer line = {0};
+        buffer_print(&line, "{\"got\":%llu}", (unsigned long long)got);
+        board_say(&line);
+        buffer_free(&line);
+    }
+}
+
 /* Copies n_bytes of standard input behind what the file holds. The bytes so far stay there whatever happens. */
 static ellm_status take(int file, uint64_t start, uint64_t end, ellm_sha256 *sha, const char *path, ellm_error *error) {
     char *data = malloc(piece_bytes);
@@ -159,6 +174,7 @@ static ellm_status take(int file, uint64_t start, uint64_t end, ellm_sha256 *sha
         }
         ellm_sha256_update(sha, data, n);
         at += n;
+        acknowledge(n);
         if (at - begun >= write_bytes) {
             (void)sync_file_range(file, (off_t)begun, (off_t)(at - begun), SYNC_FILE_RANGE_WRITE); /* a hint */
             begun = at;

@@ -52,11 +52,11 @@ def by_edgellm(address: SshAddress, files: list[Path], there: str, digests: dict
     from edgellm.ssh import SshRemote
 
     began = time.monotonic()
-    with SshRemote(address) as remote:  # sftp's time has the connecting in it too
-        with BoardSession(remote, there) as board:
-            for file in files:
-                board.send(file, digests[file], 0, False, None)
-            board.collect()
+    # sftp's time has the connecting in it too
+    with SshRemote(address) as remote, BoardSession(remote, there) as board:
+        for file in files:
+            board.send(file, digests[file], 0, False, None)
+        board.collect()
     return time.monotonic() - began
 
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,12 +17,11 @@ import pytest
 
 from edgellm.deployment import Reporter, deploy
 from edgellm.errors import DiskFullError, EdgeError, LinkError, UnsuitableError
-from edgellm.local_remote import LocalRemote
 from edgellm.probe import probe
-from edgellm.remote import Process
 from edgellm.runtime_program import find_model
 from edgellm.ssh import SshRemote
 from tests.emulated.conftest import Link, SshServer
+from tests.emulated.small_disk import SmallDisk
 from tests.emulated.test_ssh import through
 from tests.standin import make_bundle
 
@@ -138,27 +137,6 @@ def test_a_deployment_over_a_broken_link_goes_on_later(ssh_server: SshServer, tm
         assert remote.run(current.argv("verify")).status == 0
         there = remote.run(["ls", f"{ssh_server.home}/.edgellm/models/broken-link"]).text.split()
         assert set(there) == {big.sha256[:16], old.sha256[:16], "current", "previous"}
-
-
-class SmallDisk(LocalRemote):
-    """This machine with a disk of 4 MB as its home, in a mount name space of its own."""
-
-    def __init__(self, home: Path) -> None:
-        super().__init__("small", {"HOME": str(home)})
-        script = 'mount -t tmpfs -o size=4m tmpfs "$HOME" && echo mounted && exec sleep 600'
-        command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
-        environment = {**os.environ, "HOME": str(home)}
-        self._holder = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
-        assert self._holder.stdout
-        assert self._holder.stdout.readline() == b"mounted\n"
-        self._prefix = ["nsenter", "-t", str(self._holder.pid), "--user", "--mount", "--preserve-credentials", "--"]
-
-    def start(self, argv: Sequence[str], *, silence_s: float = 60.0) -> Process:
-        return super().start([*self._prefix, *argv], silence_s=silence_s)
-
-    def close(self) -> None:
-        self._holder.kill()
-        self._holder.communicate()
 
 
 @pytest.fixture

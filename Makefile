@@ -7,6 +7,7 @@ CAMPAIGNS = tokenizer template
 TIME ?= 300
 N ?= 100000
 SEED ?= 1
+FAULTS ?= 200
 BOARD ?= virtual-rpi5
 SHAPES ?= smollm2-135m qwen2.5-0.5b-like tinyllama-1.1b llama-2-7b
 PEER ?= llama.cpp
@@ -51,10 +52,13 @@ fuzz: setup-fuzz setup-test ## each fuzz target of runtime_c for TIME seconds, t
 	@$(MAKE) --silent --no-print-directory -C runtime_c fuzz TIME=$(TIME)
 	@for name in $(CAMPAIGNS); do $(PY) -m tests.campaigns.$$name --n $(N) --seed $(SEED) || exit 1; done
 
+faults: setup-faults ## deployments hurt at N places from SEED: cut links, full disks, power cuts (faults.py explains)
+	@$(PY) -m tests.campaigns.faults --n $(FAULTS) --seed $(SEED)
+
 size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its budget
 	@$(MAKE) --no-print-directory -C runtime_c size PYTHON=$(abspath $(PY))
 
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz faults size

@@ -2,8 +2,8 @@
 
 A deployment is hurt at N random places, and the board is then asked for the truth. Whatever happened, it must answer
 from the complete old or the complete new model: its current version hashes right and gives its golden tokens. The
-fault must have ended in a clear error, in time. The next deployment must succeed, sending again at most 1 MB of what the
-board has, and after `gc` nothing may lie there that no version refers to.
+fault must have ended in a clear error, in time. The next deployment must succeed, sending again at most 1 MB of what
+the board has, and after `gc` nothing may lie there that no version refers to.
 
     link   N        the connection is cut after a random byte from the host
     stall  N / 40   it goes silent instead, and stays open on the board's side
@@ -83,7 +83,10 @@ def pair(board_id: str, made: Path | None, folder: Path) -> tuple[Bundle, Bundle
         from edgellm.compile import Options, build
 
         made = build(str(MODEL), board, Options(scheme="w8a8")).bundle.path
-    emulator = virtual.fetch(board)[1] if board_id != "local" else None
+    emulator: list[str] = []
+    if board_id != "local":
+        root, program = virtual.fetch(board)
+        emulator = [str(program), "-L", str(root)]
     both = []
     for name in ("old", "new"):
         target = folder / name
@@ -115,8 +118,8 @@ def change_weights(shard: Path) -> None:
     shard.write_bytes(data)
 
 
-def answer(folder: Path, emulator: Path | None, prompt: list[int], n: int) -> dict[str, list[int]]:
-    command = [*([str(emulator)] if emulator else []), str(folder / "edgellm-rt"), "run", str(folder), "--json"]
+def answer(folder: Path, emulator: list[str], prompt: list[int], n: int) -> dict[str, list[int]]:
+    command = [*emulator, str(folder / "edgellm-rt"), "run", str(folder), "--json"]
     command += ["--tokens", ",".join(map(str, prompt)), "-n", str(n), "--temperature", "0"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return {"prompt": prompt, "tokens": json.loads(done.stdout.splitlines()[-1])["ids"]}

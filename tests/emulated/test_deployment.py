@@ -371,6 +371,28 @@ class Notes(Reporter):
         self.said += text
 
 
+def test_a_model_slower_than_its_card_is_not_switched_to(board: FakeRemote, tmp_path: Path, first: Bundle) -> None:
+    deploy(first, board)
+    slow = make_bundle(tmp_path / "slow", card={"decode_tok_s": 100.0})  # the stand-in's bench says 10
+    with pytest.raises(RuntimeFailedError, match=r"10\.00 tokens/s, and its card promises at least 70\.00"):
+        deploy(slow, board)
+    assert works(board, first)
+    good = make_bundle(tmp_path / "good", card={"decode_tok_s": 11.0, "prefill_tok_s": 100.0})
+    assert deploy(good, board).proof["decode_tok_s"] == 10.0
+    assert works(board, good)
+
+
+def test_a_model_larger_than_its_card_is_not_switched_to(board: FakeRemote, tmp_path: Path, first: Bundle) -> None:
+    deploy(first, board)
+    large = make_bundle(tmp_path / "large", provenance={"ballast_bytes": 150_000_000})
+    with pytest.raises(RuntimeFailedError, match=r"took 1\d\d\.\d MB of memory .* at most 67\.\d MB"):
+        deploy(large, board)
+    assert works(board, first)
+    owned = make_bundle(tmp_path / "owned", provenance={"ballast_bytes": 150_000_000}, card={"peak_rss_bytes": 1.4e8})
+    deploy(owned, board)
+    assert works(board, owned)
+
+
 def facts(board: FakeRemote, **changes: object) -> Facts:
     return replace(probe(board), **changes)  # type: ignore[arg-type]
 

@@ -115,5 +115,5 @@ def check_disk(needed_bytes: int, facts: Facts, name: str) -> None:
     if needed_bytes + _DISK_SLACK_BYTES > facts.disk_free_bytes:
         raise UnsuitableError(
             f"no space on {name}: {size(needed_bytes + _DISK_SLACK_BYTES)} are needed in {facts.home}/.edgellm, "
-            f"{size(facts.disk_free_bytes)} are free; remove files there"
+            f"{size(facts.disk_free_bytes)} are free; remove files there, or what no model needs with `edgellm gc`"
         )

@@ -1,20 +1,21 @@
 """A machine that runs commands and takes files: over SSH, on this machine, or a fake in tests.
 
 An implementation starts processes; everything else is expressed over that, so that a board needs nothing but a
-POSIX shell with busybox's commands. Uploads go through a program's standard input, which is faster than sftp (no reply
-per block) and also works where there is no sftp server.
+POSIX shell with busybox's commands. Uploads go through `cat`, which is faster than sftp (no reply per block) and
+also works where there is no sftp server; many files go as one tar stream.
 """
 
 from __future__ import annotations
 
 import shlex
+import tarfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from edgellm.errors import CommandError, DiskFullError, LinkError
+from edgellm.errors import CommandError, DiskFullError, EdgeError, LinkError
 from edgellm.terminal import one_line
 
 PIECE_BYTES = 128 * 1024
@@ -159,6 +160,27 @@ class Remote(ABC):
             if (status := process.wait()) != 0:
                 raise self.failure(f"writing {remote}", status, process.errors())
 
+    def put_all(self, files: Sequence[FileToSend], folder: str, *, progress: Progress | None = None) -> None:
+        """Writes many files below the existing path `folder` in one stream, and flushes them to the disk.
+
+        Existing files of these names must have been removed. Raises DiskFullError, CommandError or LinkError; what
+        was written so far stays, each file but the last one whole.
+        """
+        script = 'cd "$1"; tar xmof -\n' + FLUSH + "find . -type f | flush_all\n"
+        with self.start(shell_argv(script, folder)) as process:
+            try:
+                for piece, n_content in _tar(files):
+                    process.write(piece)
+                    if progress is not None:
+                        progress(n_content)
+                process.close_input()
+            except BrokenPipeError:
+                pass  # tar gave up; its message says why
+            while process.read(PIECE_BYTES):
+                pass
+            if (status := process.wait()) != 0:
+                raise self.failure(f"writing below {folder}", status, process.errors())
+
     def get(self, remote: str, local: Path, *, progress: Progress | None = None) -> None:
         """Reads the file at path `remote` into `local`. Raises CommandError or LinkError; `local` is then removed."""
         try:
@@ -192,10 +214,43 @@ flush_long() {
     flush "$@" || { kill "$ticks"; return 1; }
     kill "$ticks"
 }
+flush_all() { while IFS= read -r name; do set -- "$@" "$name"; done; flush_long "$@"; }
 """
-"""Shell functions: fsync of the files or directories that are named as arguments.
+"""Shell functions: fsync of the files or directories that are named as arguments, or on standard input line by line.
 Older busybox cannot name them, so everything is flushed there. flush_long prints a line every 5 s: a memory card may
 take minutes for what was sent in seconds, and that must not look like a connection that broke."""
+
+
+@dataclass(frozen=True)
+class FileToSend:
+    """A file of this machine and the relative path it gets."""
+
+    local: Path
+    name: str
+    executable: bool = False
+
+
+def _tar(files: Sequence[FileToSend]) -> Iterator[tuple[bytes, int]]:
+    """A tar archive in pieces of about PIECE_BYTES, and how much of the files' content is in each."""
+    buffer, n_content = bytearray(), 0
+    for file in files:
+        header = tarfile.TarInfo(file.name)
+        header.size = n_left = file.local.stat().st_size
+        header.mode = 0o755 if file.executable else 0o644
+        buffer += header.tobuf(tarfile.GNU_FORMAT)
+        with file.local.open("rb") as source:
+            while n_left:
+                piece = source.read(min(n_left, PIECE_BYTES))
+                if not piece:
+                    raise EdgeError(f"{file.local} became shorter while it was sent; leave it alone and try again")
+                buffer += piece
+                n_content += len(piece)
+                n_left -= len(piece)
+                if len(buffer) >= PIECE_BYTES:
+                    yield bytes(buffer), n_content
+                    buffer, n_content = bytearray(), 0
+        buffer += bytes(-header.size % tarfile.BLOCKSIZE)
+    yield bytes(buffer + bytes(2 * tarfile.BLOCKSIZE)), n_content
 
 
 def shell_argv(script: str, *arguments: str) -> list[str]:

@@ -25,6 +25,7 @@ from edgellm.fake import FakeRemote
 from edgellm.local_remote import LocalRemote
 from edgellm.probe import probe
 from edgellm.remembered import Remembered, recall, remember, state_path
+from edgellm.remote import FileToSend
 from edgellm.runtime_program import failure, find_model
 from edgellm.selection import add_sampling, sampling_argv
 from edgellm.terminal import one_line, printable, size
@@ -83,6 +84,23 @@ def test_a_command_that_is_not_there(tmp_path: Path) -> None:
 def test_a_silent_command_is_given_up() -> None:
     with pytest.raises(LinkError, match="no answer for 0 s"):
         LocalRemote().run(["sleep", "30"], silence_s=0.1)
+
+
+def test_a_stream_of_many_files(tmp_path: Path) -> None:
+    board = FakeRemote(tmp_path)
+    content = {"a": b"", "b c": b"x" * 511, "deep/d": b"y" * 512, "e'": b"z" * 300_000, "n" * 120: b"long"}
+    (tmp_path / "from").mkdir()
+    (tmp_path / "to/deep").mkdir(parents=True)
+    files = []
+    for number, (name, data) in enumerate(content.items()):
+        (tmp_path / "from" / str(number)).write_bytes(data)
+        files.append(FileToSend(tmp_path / "from" / str(number), name, name == "a"))
+    sent: list[int] = []
+    board.put_all(files, str(tmp_path / "to"), progress=sent.append)
+    assert {name: (tmp_path / "to" / name).read_bytes() for name in content} == content
+    assert sum(sent) == sum(map(len, content.values()))
+    assert (tmp_path / "to/a").stat().st_mode & 0o111
+    assert not (tmp_path / "to/b c").stat().st_mode & 0o111
 
 
 def test_where_a_board_is() -> None:

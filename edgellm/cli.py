@@ -42,6 +42,10 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("predict speed and memory on every board, before any download", "edgellm.plan_cli"),
     "doctor": Command("look at this machine or a board, and say what to mend", "edgellm.doctor_cli"),
     "boards": Command("list, show and add boards", "edgellm.boards_cli"),
+    "keygen": Command("make a key to sign bundles with", "edgellm.keygen_cli"),
+    "export": Command("put a bundle into one file, for people who never compile", "edgellm.export_cli"),
+    "import": Command("take a bundle out of such a file, checked to the byte", "edgellm.import_cli"),
+    "trust": Command("whose bundles a board takes: list, pin and unpin keys", "edgellm.trust_cli"),
     "board": Command("start, stop and look at a virtual board", "edgellm.board_cli"),
 }
 

@@ -21,13 +21,18 @@ from typing import Any
 
 from edgellm import bundle as bundles
 from edgellm.board_session import BoardSession, Survey, ask_once, installed, proven_bytes, root_of
-from edgellm.bundle import MANIFEST, Bundle
+from edgellm.bundle import MANIFEST, SIGNATURE, Bundle, sha256_of
 from edgellm.connection import model_name
+from edgellm.encryption import MAP
 from edgellm.errors import CommandError, DiskFullError, EdgeError
 from edgellm.probe import Facts, check_disk, check_fit, probe
 from edgellm.remote import Remote
 from edgellm.runtime_program import PROGRAM
 from edgellm.terminal import size
+from edgellm.trust import Demand, admit, pin, put_secret
+
+BESIDE = (SIGNATURE, MAP)
+"""Files that lie beside a manifest, which does not list them."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +82,18 @@ def deploy(
     facts: Facts | None = None,
     reporter: Reporter | None = None,
     verify: bool = False,
+    demand: Demand | None = None,
+    secret: bytes | None = None,
 ) -> Deployment:
     """Puts `bundle` on the board and switches over to it.
 
     name      what the model is called there; by default what the bundle says
     facts     an answer of `probe`, if there is one already
     verify    hash everything on the board even if it is there already
-    Raises BundleError, UnsuitableError, RemoteError or RuntimeFailedError; the board then still has what it had.
+    demand    by whom the bundle must be signed; the board's pinned keys count in any case
+    secret    the board's key, if `bundle` is one that `encryption.encrypted` made
+    Raises BundleError, TrustError, UnsuitableError, RemoteError or RuntimeFailedError; the board then still has what it
+    had.
     """
     began = time.monotonic()
     reporter = reporter or Reporter()
@@ -92,6 +102,11 @@ def deploy(
     facts = facts or probe(remote)
     if warning := check_fit(bundle, facts, remote.name):
         reporter.note(warning)
+    if (key := admit(bundle, remote, facts.home, demand or Demand())) is not None:
+        pin(remote, facts.home, [key])
+        reporter.note(f"{remote.name} takes only bundles signed by key {key.short} from now on (`edgellm trust`)")
+    if secret is not None:
+        put_secret(remote, facts.home, secret)
     return _Deployer(bundle, remote, model_name(name or bundle.name), facts, reporter).run(verify, began)
 
 
@@ -114,6 +129,9 @@ class _Deployer:
         manifest = bundle.path / MANIFEST
         files = [_File(manifest, bundle.sha256, manifest.stat().st_size, False)]
         files += [_File(bundle.path / f.path, f.sha256, f.n_bytes, f.path == PROGRAM) for f in bundle.files]
+        besides = [bundle.path / name for name in BESIDE if (bundle.path / name).is_file()]
+        self._beside = {path.name: sha256_of(path) for path in besides}
+        files += [_File(path, self._beside[path.name], path.stat().st_size, False) for path in besides]
         self._files = {file.sha256: file for file in files}  # what is in a bundle twice is sent once
         self._slot = bundle.sha256[:16]
         self._sent_bytes = 0
@@ -141,9 +159,10 @@ class _Deployer:
 
     def _promote(self, board: BoardSession, survey: Survey, in_use: bool, verify: bool) -> dict[str, Any]:
         """Sends what is missing until nothing is: files may be found damaged on the board, once."""
-        if in_use and not verify:
+        beside = [f"{name}={sha256}" for name, sha256 in self._beside.items()]
+        if in_use and not verify and all(sha256 in survey.store for sha256 in self._beside.values()):
             self._reporter.stage("checking what is on the board")
-            answer = board.ask("promote", self._name, self._bundle.sha256, "quick")
+            answer = board.ask("promote", self._name, self._bundle.sha256, "quick", *beside)
             damaged = self._missing(answer)
             if not damaged:
                 return answer
@@ -151,12 +170,13 @@ class _Deployer:
             survey = board.survey()
         wanted = [file for file in self._files.values() if survey.store.get(file.sha256) != file.n_bytes]
         if in_use and verify:
-            wanted = []  # it is complete, so only hashing tells what is to be sent
+            # It is complete, so only hashing tells what is to be sent.
+            wanted = [file for file in wanted if file.path.name in BESIDE]
         for attempt in range(3):
             if wanted:
                 self._send(board, survey, wanted)
             self._reporter.stage("verifying every file on the board")
-            answer = board.ask("promote", self._name, self._bundle.sha256)
+            answer = board.ask("promote", self._name, self._bundle.sha256, *beside)
             wanted = self._missing(answer)
             if not wanted:
                 return answer

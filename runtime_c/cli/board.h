@@ -10,6 +10,7 @@
 #include "buffer.h"
 #include "bundle.h"
 #include "program.h"
+#include "trust.h"
 
 #define STORE     "store"
 #define MODELS    "models"
@@ -68,6 +69,18 @@ ellm_status board_promote(int n, char **words, ellm_error *error);
 ellm_status board_rollback(int n, char **words, ellm_error *error);
 ellm_status board_undeploy(int n, char **words, ellm_error *error);
 ellm_status board_survey(int n, char **words, ellm_error *error);
+
+/* ---- beside a manifest (board_trust.c) ---- */
+
+/* Under which SHA-256 the store has a file of the manifest, and with how many bytes. `map`: manifest.enc, if it is
+ * there; `sha256`: room for an answer. */
+const char *stored_sha256(const ellm_file *map, const ellm_manifest_file *file, uint64_t *bytes, char sha256[65]);
+/* Whether one of the words manifest.NAME=SHA256 is about `name`. */
+bool beside_has(const char *name, int n, char **words);
+/* Whether manifest.sig and manifest.enc of a slot are what the words want; without a word, a signature may stay. */
+bool beside_is_same(int slot, int n, char **words);
+/* Whether a file of the store is a signature, by a pinned key, of a manifest in the store. */
+ellm_status signature_prove(const char *manifest_sha256, const char *sha256, const char *pinned, ellm_error *error);
 
 /* ---- stamps (board_stamps.c) ---- */
 

@@ -19,6 +19,8 @@ typedef struct promotion {
     char folder[path_cap], slot[slot_digits + 1], slot_path[path_cap], part_path[path_cap];
     const char *path; /* where it is built: slot_path if that exists, to be mended there, else part_path */
     ellm_bundle bundle;
+    ellm_file stored; /* manifest.enc, if there is one */
+    trust trust;
     bool exists, open;
     buffer missing; /* JSON strings: SHA-256 of what must be sent */
     uint64_t copied_bytes, n_hashed, n_total;
@@ -62,6 +64,9 @@ static ellm_status put_beside(promotion *p, const char *word, ellm_error *error)
         return ellm_fail(error, ELLM_USAGE, "promote: '%.100s' is no manifest.NAME=SHA256", word);
     }
     ellm_status status = path_print(path, error, "%s/%s", p->path, name);
+    if (status == ELLM_OK && strcmp(name, "manifest.sig") == 0 && p->trust.files.pinned != NULL) {
+        status = signature_prove(p->sha256, sha256, p->trust.files.pinned, error); /* p->path may be in use */
+    }
     return status == ELLM_OK ? store_link(sha256, path, &p->copied_bytes, error) : status;
 }
 
@@ -85,10 +90,13 @@ static ellm_status link_files(promotion *p, ellm_error *error) {
     for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
         const ellm_manifest_file *file = &manifest->files[i];
         char path[path_cap];
+        uint64_t bytes;
+        char held[65];
+        const char *sha256 = stored_sha256(&p->stored, file, &bytes, held);
         status = path_print(path, error, "%s/%s", p->path, file->path);
         if (status == ELLM_OK && (status = each_parent(p, file->path, folder_make, error)) == ELLM_OK
-            && store_has(file->sha256, file->bytes)) {
-            status = store_link(file->sha256, path, &p->copied_bytes, error);
+            && store_has(sha256, bytes)) {
+            status = store_link(sha256, path, &p->copied_bytes, error);
         }
     }
     for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
@@ -103,11 +111,14 @@ static void find_missing(promotion *p) {
         const ellm_manifest_file *file = &p->bundle.manifest.files[i];
         char path[path_cap];
         struct stat status;
-        bool there = store_has(file->sha256, file->bytes)
+        uint64_t bytes;
+        char held[65];
+        const char *sha256 = stored_sha256(&p->stored, file, &bytes, held);
+        bool there = store_has(sha256, bytes)
                      || (p->exists && path_print(path, NULL, "%s/%s", p->path, file->path) == ELLM_OK
-                         && stat(path, &status) == 0 && (uint64_t)status.st_size == file->bytes);
+                         && stat(path, &status) == 0 && (uint64_t)status.st_size == bytes);
         if (!there) {
-            note_missing(p, file->sha256);
+            note_missing(p, sha256);
         }
     }
 }
@@ -135,9 +146,12 @@ static ellm_status verify(promotion *p, ellm_error *error) {
         if (status == ELLM_OK) {
             status = ellm_bundle_check_file(&p->bundle, file, &empty, count_hashed, p, error);
         }
-        if (status == ELLM_BUNDLE_CORRUPT || status == ELLM_BUNDLE_MISSING) {
-            note_missing(p, file->sha256);
-            status = path_print(path, error, STORE "/%s", file->sha256);
+        if (status == ELLM_BUNDLE_CORRUPT || status == ELLM_BUNDLE_MISSING || status == ELLM_DECRYPTION_FAILED) {
+            uint64_t bytes;
+            char held[65];
+            const char *sha256 = stored_sha256(&p->stored, file, &bytes, held);
+            note_missing(p, sha256);
+            status = path_print(path, error, STORE "/%s", sha256);
             if (status == ELLM_OK && unlink(path) != 0 && errno != ENOENT) {
                 status = path_failed(path, "is damaged and cannot be removed", error);
             }
@@ -164,8 +178,15 @@ static ellm_status build(promotion *p, int n_beside, char **beside, ellm_error *
         status = put_beside(p, beside[i], error);
     }
     if (status == ELLM_OK) {
-        status = ellm_bundle_open(p->path, &p->bundle, error);
+        status = ellm_bundle_open_trusted(p->path, &p->trust.files, &p->bundle, error);
         p->open = status == ELLM_OK;
+    }
+    if (status == ELLM_OK) {
+        if (!beside_has("manifest.enc", n_beside, beside)) {
+            unlinkat(p->bundle.directory, "manifest.enc", 0); /* the signature may stay: it is of this manifest */
+        }
+        status = ellm_file_map(p->bundle.directory, "manifest.enc", &p->stored, error);
+        status = status == ELLM_BUNDLE_MISSING ? ELLM_OK : status;
     }
     if (status == ELLM_OK) {
         status = ellm_bundle_check_cpu(&p->bundle, error);
@@ -219,13 +240,14 @@ static bool is_current(const char *folder, const char *slot) {
 }
 
 /* Whether this is in use already, and sound as far as its stamp tells. */
-static bool is_unchanged(const promotion *p) {
+static bool is_unchanged(const promotion *p, int n_beside, char **beside) {
     ellm_bundle bundle;
-    if (!is_current(p->folder, p->slot) || ellm_bundle_open(p->slot_path, &bundle, NULL) != ELLM_OK) {
+    if (!is_current(p->folder, p->slot)
+        || ellm_bundle_open_trusted(p->slot_path, &p->trust.files, &bundle, NULL) != ELLM_OK) {
         return false;
     }
-    bool sound =
-        strcmp(bundle.sha256, p->sha256) == 0 && ellm_bundle_check_files(&bundle, false, NULL, NULL, NULL) == ELLM_OK;
+    bool sound = strcmp(bundle.sha256, p->sha256) == 0 && beside_is_same(bundle.directory, n_beside, beside)
+                 && ellm_bundle_check_files(&bundle, false, NULL, NULL, NULL) == ELLM_OK;
     ellm_bundle_close(&bundle);
     return sound;
 }
@@ -282,11 +304,12 @@ ellm_status board_promote(int n, char **words, ellm_error *error) {
         }
     }
     memcpy(p.slot, p.sha256, slot_digits);
+    trust_in(".", &p.trust);
     ellm_status status = path_print(p.folder, error, MODELS "/%s", p.model);
     if (status == ELLM_OK && (status = path_print(p.slot_path, error, "%s/%s", p.folder, p.slot)) == ELLM_OK) {
         status = path_print(p.part_path, error, "%s.part", p.slot_path);
     }
-    if (status == ELLM_OK && quick && is_unchanged(&p)) {
+    if (status == ELLM_OK && quick && is_unchanged(&p, n - first_beside, words + first_beside)) {
         buffer line = {0};
         buffer_print(&line, "{\"unchanged\":\"%s\"}", p.slot);
         board_say(&line);
@@ -325,6 +348,7 @@ ellm_status board_promote(int n, char **words, ellm_error *error) {
     if (p.open) {
         ellm_bundle_close(&p.bundle);
     }
+    ellm_file_close(&p.stored);
     buffer_free(&p.missing);
     return status;
 }
@@ -351,9 +375,11 @@ ellm_status board_rollback(int n, char **words, ellm_error *error) {
         return ellm_fail(error, ELLM_BUNDLE_MISSING, "there is no version of %s before this one here", model);
     }
     ellm_bundle bundle;
+    trust keys;
+    trust_in(".", &keys);
     status = path_print(path, error, "%s/%s", folder, previous);
     if (status == ELLM_OK) {
-        status = ellm_bundle_open(path, &bundle, error);
+        status = ellm_bundle_open_trusted(path, &keys.files, &bundle, error);
     }
     if (status != ELLM_OK) {
         log_write("rollback", model, previous, status, error->text);

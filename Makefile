@@ -33,7 +33,8 @@ lint: setup-lint ## ruff, mypy, clang-format, clang-tidy, taplo
 	.venv/bin/ruff format --check $(PYTHON_FILES)
 	.venv/bin/mypy
 	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
-	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -Iruntime_c/include -Iruntime_c/src
+	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -Iruntime_c/include -Iruntime_c/src \
+	  -isystem runtime_c/third_party/monocypher
 	.venv/bin/taplo fmt --check pyproject.toml boards/*.toml
 
 format: setup-lint ## put everything into house style

@@ -40,7 +40,14 @@ class InstalledModel:
     program: str | None = None
 
     def argv(self, command: str, *arguments: str) -> list[str]:
-        return [self.program or posixpath.join(self.path, PROGRAM), command, self.path, *arguments]
+        if self.program is not None:
+            return [self.program, command, self.path, *arguments]
+        return runtime_argv(self.path, command, *arguments)
+
+
+def runtime_argv(slot: str, command: str, *arguments: str) -> list[str]:
+    """The command line that runs a slot's own edgellm-rt on that slot."""
+    return [posixpath.join(slot, PROGRAM), command, slot, *arguments]
 
 
 def find_model(remote: Remote, name: str | None = None, preferred: str | None = None) -> InstalledModel:

@@ -8,6 +8,7 @@ TIME ?= 300
 N ?= 100000
 SESSIONS ?= 1000
 SEED ?= 1
+FAULTS ?= 200
 BOARD ?= virtual-rpi5
 SHAPES ?= smollm2-135m qwen2.5-0.5b-like tinyllama-1.1b llama-2-7b
 PEER ?= llama.cpp
@@ -33,7 +34,8 @@ lint: setup-lint ## ruff, mypy, clang-format, clang-tidy, taplo
 	.venv/bin/ruff format --check $(PYTHON_FILES)
 	.venv/bin/mypy
 	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
-	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -Iruntime_c/include -Iruntime_c/src -Iruntime_c/rpc
+	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -Iruntime_c/include \
+	  -Iruntime_c/src -Iruntime_c/rpc -isystem runtime_c/third_party/monocypher
 	.venv/bin/taplo fmt --check pyproject.toml boards/*.toml
 
 format: setup-lint ## put everything into house style
@@ -55,10 +57,13 @@ fuzz: setup-fuzz setup-test ## each fuzz target of runtime_c for TIME seconds, t
 sessions: setup-test ## SESSIONS sessions with one RPC agent, crashing ones too; nothing may stay behind
 	@$(PY) -m tests.campaigns.rpc_sessions --n $(SESSIONS)
 
+faults: setup-faults ## deployments hurt at N places from SEED: cut links, full disks, power cuts (faults.py explains)
+	@$(PY) -m tests.campaigns.faults --n $(FAULTS) --seed $(SEED)
+
 size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its budget
 	@$(MAKE) --no-print-directory -C runtime_c size PYTHON=$(abspath $(PY))
 
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults size

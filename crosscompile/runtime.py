@@ -64,7 +64,7 @@ def has_agent(target: Target, libc: Libc = "gnu") -> bool:
 def sources(agent: bool = True) -> list[Path]:
     """runtime_c's files that make the program: C sources and headers, in a fixed order."""
     root = data_path("runtime_c")
-    parts = ("include", "src", *(("rpc",) if agent else ()), "cli")
+    parts = ("include", "src", *(("rpc",) if agent else ()), "cli", "third_party/monocypher")
     return [path for part in parts for path in sorted((root / part).glob("*.[ch]"))]
 
 
@@ -75,7 +75,7 @@ def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
     """
     root = data_path("runtime_c")
     triple = _TRIPLES[target.arch, "musl" if target.os == "android" else libc]
-    includes = [f"-I{root / part}" for part in ("include", "src", "rpc")]
+    includes = [f"-I{root / part}" for part in ("include", "src", "rpc", "third_party/monocypher")]
     return [sys.executable, "-m", "ziglang", "cc", *triple, *includes]
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from edgellm.errors import BundleError
 
 FORMAT = 1
-MANIFEST, DIGEST, STAMP = "manifest.json", "manifest.sha256", ".verified"
-NOT_CONTENT = {MANIFEST, DIGEST, STAMP}
+MANIFEST, DIGEST, STAMP, SIGNATURE = "manifest.json", "manifest.sha256", ".verified", "manifest.sig"
+NOT_CONTENT = {MANIFEST, DIGEST, STAMP, SIGNATURE}
 """Files that the manifest does not list."""
 
 Progress = Callable[[int, int], None]
@@ -174,7 +174,7 @@ def read(path: str | Path) -> Bundle:
         raise BundleError(f"{where} does not match {DIGEST}; {_REMEDY}")
     try:
         manifest = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{where} is not JSON ({error}); {_REMEDY}") from error
     if not isinstance(manifest, dict):
         raise BundleError(f"{where} is not a JSON object; {_REMEDY}")
@@ -276,9 +276,10 @@ def copy(bundle: Bundle, output: Path) -> Bundle:
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(bundle.path / file.path, target)
             _sync(target)
-        for name in (MANIFEST, DIGEST):
-            shutil.copy2(bundle.path / name, partial / name)
-            _sync(partial / name)
+        for name in (MANIFEST, DIGEST, SIGNATURE):
+            if name != SIGNATURE or (bundle.path / name).is_file():
+                shutil.copy2(bundle.path / name, partial / name)
+                _sync(partial / name)
     copied = read(output)
     write_stamp(copied)
     return copied

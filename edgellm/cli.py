@@ -27,6 +27,11 @@ class Command:
 COMMANDS: dict[str, Command] = {
     "compile": Command("turn a checkpoint into a bundle for one board", "edgellm.compile_cli"),
     "deploy": Command("compile if needed, check the board, send what differs, switch over", "edgellm.deploy_cli"),
+    "rollback": Command("go back to the version of a model that was in use before", "edgellm.rollback_cli"),
+    "undeploy": Command("remove a model from a board", "edgellm.undeploy_cli"),
+    "status": Command("what is deployed on a board", "edgellm.status_cli"),
+    "logs": Command("what a board has recorded", "edgellm.logs_cli"),
+    "gc": Command("remove from a board what no model needs", "edgellm.gc_cli"),
     "chat": Command("talk to the model on a board", "edgellm.chat"),
     "run": Command("answer one prompt on a board", "edgellm.run"),
     "bench": Command("measure speed and memory on a board", "edgellm.bench"),
@@ -37,6 +42,10 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("predict speed and memory on every board, before any download", "edgellm.plan_cli"),
     "doctor": Command("look at this machine or a board, and say what to mend", "edgellm.doctor_cli"),
     "boards": Command("list, show and add boards", "edgellm.boards_cli"),
+    "keygen": Command("make a key to sign bundles with", "edgellm.keygen_cli"),
+    "export": Command("put a bundle into one file, for people who never compile", "edgellm.export_cli"),
+    "import": Command("take a bundle out of such a file, checked to the byte", "edgellm.import_cli"),
+    "trust": Command("whose bundles a board takes: list, pin and unpin keys", "edgellm.trust_cli"),
     "board": Command("start, stop and look at a virtual board", "edgellm.board_cli"),
 }
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm.compile import DEFAULT_CONTEXT, Compilation, Options, build
+from edgellm.keygen_cli import add_signing, ask_passphrase
 from edgellm.terminal import size
 
 SCHEMES = ("w4a8", "w8a8", "f16", "f32")
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", required=True, help="a type or an instance; `edgellm boards` lists them")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="where the bundle is written")
     add_scheme_arguments(parser)
+    add_signing(parser)
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the IR after each phase into this directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
@@ -51,6 +53,11 @@ def options_of(args: argparse.Namespace) -> Options:
 def main(args: argparse.Namespace) -> int:
     """Runs `edgellm compile`."""
     started = time.monotonic()
+    key = None
+    if args.sign is not None:
+        from edgellm.signing import load_private
+
+        key = load_private(args.sign, ask_passphrase)  # first of all: a wrong passphrase should not cost a compilation
     with StageDisplay(quiet=args.json) as display:
         made = build(
             args.model,
@@ -61,11 +68,16 @@ def main(args: argparse.Namespace) -> int:
             dump=args.dump,
             progress=display.update,
         )
+    if key is not None:
+        from edgellm.signing import sign
+
+        sign(made.bundle, key)
     elapsed = time.monotonic() - started
+    signed_by = None if key is None else key.public.hex
     if args.json:
-        print(json.dumps(as_json(made, elapsed)))
+        print(json.dumps({**as_json(made, elapsed), "signed_by": signed_by}))
     else:
-        show(made, elapsed)
+        show(made, elapsed, signed_by)
     return 0
 
 
@@ -117,7 +129,7 @@ def as_json(made: Compilation, elapsed_s: float) -> dict[str, Any]:
     }
 
 
-def show(made: Compilation, elapsed_s: float) -> None:
+def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
     """Prints what was compiled, sizes and seconds per stage."""
     from rich.console import Console
     from rich.table import Table
@@ -145,5 +157,7 @@ def show(made: Compilation, elapsed_s: float) -> None:
     else:
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report["seconds"].items() if stage != "total")
         table.add_row("time", f"{elapsed_s:.1f} s ({stages})")
+    if signed_by is not None:
+        table.add_row("signed", f"by key {signed_by[:16]}")
     table.add_row("bundle", f"{made.bundle.path} ({size(made.bundle.n_bytes)})")
     Console(soft_wrap=True, highlight=False).print(table)

@@ -1,8 +1,9 @@
 """Put a model on a board and switch over to it.
 
 MODEL is a checkpoint directory or a Hub id, which is compiled for the board first, or a bundle made by `edgellm
-compile`, which is sent as it is. Only what differs from the model on the board is sent. The board's old model keeps
-working until the new one has been verified there and has answered the golden prompts.
+compile`, which is sent as it is. Only what the board lacks is sent, and what was interrupted goes on where it stopped.
+The board's old model keeps working until the new one has been verified there and has answered the golden prompts;
+`edgellm rollback` goes back to it.
 """
 
 from __future__ import annotations
@@ -11,21 +12,25 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from edgellm import archive, cache
 from edgellm import bundle as bundles
 from edgellm.boards import Board, find_board
 from edgellm.bundle import MANIFEST, Bundle
 from edgellm.compile_cli import StageDisplay, add_scheme_arguments, options_of
 from edgellm.connection import connect
+from edgellm.deploy_trust import Trust, add_trust_arguments
 from edgellm.deployment import Deployment, Reporter, deploy
+from edgellm.import_cli import unpacked
 from edgellm.probe import Facts, probe
 from edgellm.remembered import Remembered, recall, remember
 from edgellm.selection import add_board
-from edgellm.terminal import size
+from edgellm.terminal import one_line, size
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -36,25 +41,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "examples:\n"
         "  edgellm deploy --board rpi5 --host pi@raspberrypi.local ./MyModel\n"
         "  edgellm deploy --board virtual-rpi5 HuggingFaceTB/SmolLM2-135M-Instruct --scheme w8a8\n"
-        "  edgellm deploy --board kitchen bundle/ --name assistant"
+        "  edgellm deploy --board kitchen bundle/ --name assistant\n"
+        "  edgellm deploy --board kitchen ./MyModel --sign home --require-signature\n"
+        "  edgellm deploy --board kitchen model.edgellm --signed-by alice.pub"
     )
-    parser.add_argument("model", metavar="MODEL", help="checkpoint directory, Hub id, or bundle directory")
+    parser.add_argument(
+        "model", metavar="MODEL", help="checkpoint directory, Hub id, bundle, or file of `edgellm export`"
+    )
     add_board(parser)
     parser.add_argument("--name", help="what the model is called on the board (default: its own name)")
     parser.add_argument("--verify", action="store_true", help="hash everything on the board even if nothing changed")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_scheme_arguments(parser)
+    add_trust_arguments(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     board = find_board(args.board, args.host)
-    with connect(board, args.host) as remote:
+    host = args.host or recall(board.label).host
+    trust = Trust.of(args, board, host)  # a key that does not open should not cost a connection
+    with connect(board, args.host) as remote, ExitStack() as stack:
         facts = probe(remote)  # first of all: a board that is off, or a wrong key, should not cost a compilation
         say(args, "board", describe(board, facts))
-        bundle = bundle_for(args, board)
+        bundle = trust.applied(bundle_for(args, board, stack), stack, quiet=args.json)
         with shown_transfer(quiet=args.json) as reporter:
-            done = deploy(bundle, remote, name=args.name, facts=facts, reporter=reporter, verify=args.verify)
-    host = args.host or recall(board.label).host
+            done = deploy(
+                bundle,
+                remote,
+                name=args.name,
+                facts=facts,
+                reporter=reporter,
+                verify=args.verify,
+                demand=trust.demand,
+                secret=trust.secret,
+            )
     remember(board.label, Remembered(host, done.name))
     if args.json:
         print(json.dumps({"board": board.label, **asdict(done), "sha256": bundle.sha256}))
@@ -63,9 +83,12 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def bundle_for(args: argparse.Namespace, board: Board) -> Bundle:
-    """The bundle that MODEL is, or is compiled to."""
+def bundle_for(args: argparse.Namespace, board: Board, stack: ExitStack) -> Bundle:
+    """The bundle that MODEL is, or is compiled to, or is unpacked to until `stack` ends."""
     path = Path(args.model)
+    if path.is_file() and path.suffix == archive.SUFFIX:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="import-", dir=cache.root())))
+        path = unpacked(args.model, folder / path.stem, args.signed_by, quiet=args.json).path
     if (path / MANIFEST).is_file():
         bundle = bundles.read(path)
         say(args, "bundle", f"{path}: {bundle.name} {bundle.scheme} for {bundle.tier}, {size(bundle.n_bytes)}")
@@ -100,9 +123,20 @@ def conclude(args: argparse.Namespace, board: Board, bundle: Bundle, done: Deplo
         rate = f" at {size(done.sent_bytes / done.transfer_s)}/s" if done.transfer_s > 0.05 else ""
         kept = f"; {size(done.kept_bytes)} were there already" if done.kept_bytes else ""
         say(args, "sent", f"{size(done.sent_bytes)} in {done.transfer_s:.1f} s{rate}{kept}")
-        n_golden = len(bundle.manifest.get("golden", []))
-        say(args, "checked", f"{len(bundle.files)} checksums and {n_golden} golden prompts, on the board")
+        say(args, "checked", f"{len(bundle.files)} checksums, on the board{proven(done)}")
     say(args, "in use", f"{done.name} after {done.total_s:.1f} s; talk to it: edgellm chat --board {board.label}")
+
+
+def proven(done: Deployment) -> str:
+    """What the board found when it tried the model: golden prompts, memory, and speed where the model has a card."""
+    proof, words = done.proof, ""
+    if isinstance(golden := proof.get("golden"), dict):
+        words += f", {golden.get('prompts')} golden prompts, {size(proof.get('peak_rss_bytes', 0))} of memory"
+    if isinstance(speed := proof.get("decode_tok_s"), (int, float)):
+        words += f", {speed:.1f} tokens/s"
+    if throttled := proof.get("throttled"):
+        words += f"; the processor is slowed: {one_line(str(throttled))}"
+    return words
 
 
 @contextmanager

@@ -1,35 +1,38 @@
 """Putting a bundle on a board: all of it, or nothing.
 
-    survey    what lies there already
-    check     CPU, memory and disk, with numbers, before the first byte
-    transfer  into <slot>.part: unchanged files are hard links, half-sent ones go on where they stopped
-    verify    every file's SHA-256 on the board; what was damaged there is sent again, once
-    golden    the prompts of the manifest must give exactly the manifest's tokens
-    activate  one rename
+    probe      CPU, memory and disk, with numbers, before the first byte
+    survey     what lies there already, in a store of files by their SHA-256
+    send       what is missing; half-sent files go on where they stopped, proven by the hashes of their blocks
+    promote    on the board, by the edgellm-rt that lies outside the models: every file's SHA-256; the golden prompts
+               must give exactly the manifest's tokens; speed and memory what the card says; then one rename
 
-Until the last step the model that ran before is untouched. If something fails, the unfinished slot is removed; if
-the connection is gone, that cannot be done, and the next deployment goes on from it or removes it.
+Until the last step the model that ran before is untouched, and afterwards it stays for `edgellm rollback`. What was
+sent before something failed stays in the store for the next attempt; `edgellm gc` removes it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from edgellm import bundle as bundles
-from edgellm.bundle import Bundle
+from edgellm.board_session import BoardSession, Survey, ask_once, installed, proven_bytes, root_of
+from edgellm.bundle import MANIFEST, SIGNATURE, Bundle, sha256_of
 from edgellm.connection import model_name
-from edgellm.errors import DiskFullError, EdgeError, LinkError, RuntimeFailedError, UnsuitableError
+from edgellm.encryption import MAP
+from edgellm.errors import CommandError, DiskFullError, EdgeError
 from edgellm.probe import Facts, check_disk, check_fit, probe
-from edgellm.remote import FileToSend, Remote
-from edgellm.runtime_program import PROGRAM, failure, runtime_argv
-from edgellm.slots import PART, ModelFolder, Survey, content_of, is_complete, slot_name
+from edgellm.remote import Remote
+from edgellm.runtime_program import PROGRAM
 from edgellm.terminal import size
+from edgellm.trust import Demand, admit, pin, put_secret
 
-_CORRUPT = "BUNDLE_CORRUPT"
-_SLOWEST_HASH_BYTES_PER_S = 4 << 20  # a Pi Zero reading from its card; only how long we are willing to wait
+BESIDE = (SIGNATURE, MAP)
+"""Files that lie beside a manifest, which does not list them."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Deployment:
     sent_bytes     over the network; kept_bytes were there already
     transfer_s     time spent sending; total_s from the first question to the switch
     unchanged      True if the board had this bundle in use already
+    proof          what the board found when it tried the model: golden, decode_tok_s, peak_rss_bytes, throttled, …
     """
 
     name: str
@@ -49,6 +53,7 @@ class Deployment:
     transfer_s: float
     total_s: float
     unchanged: bool
+    proof: dict[str, Any] = field(default_factory=dict)
 
 
 class Reporter:
@@ -69,15 +74,6 @@ class Reporter:
     def transfer_ends(self) -> None: ...
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """How each file gets into the unfinished slot. links: (slot, path there, path); sends: path -> byte to start at."""
-
-    links: tuple[tuple[str, str, str], ...]
-    sends: dict[str, int]
-    removals: tuple[str, ...]
-
-
 def deploy(
     bundle: Bundle | str | Path,
     remote: Remote,
@@ -86,13 +82,18 @@ def deploy(
     facts: Facts | None = None,
     reporter: Reporter | None = None,
     verify: bool = False,
+    demand: Demand | None = None,
+    secret: bytes | None = None,
 ) -> Deployment:
     """Puts `bundle` on the board and switches over to it.
 
     name      what the model is called there; by default what the bundle says
     facts     an answer of `probe`, if there is one already
     verify    hash everything on the board even if it is there already
-    Raises BundleError, UnsuitableError, RemoteError or RuntimeFailedError; the board then still has what it had.
+    demand    by whom the bundle must be signed; the board's pinned keys count in any case
+    secret    the board's key, if `bundle` is one that `encryption.encrypted` made
+    Raises BundleError, TrustError, UnsuitableError, RemoteError or RuntimeFailedError; the board then still has what it
+    had.
     """
     began = time.monotonic()
     reporter = reporter or Reporter()
@@ -101,139 +102,140 @@ def deploy(
     facts = facts or probe(remote)
     if warning := check_fit(bundle, facts, remote.name):
         reporter.note(warning)
-    folder = ModelFolder(remote, facts.home, model_name(name or bundle.name))
-    return _Deployer(bundle, remote, folder, facts, reporter).run(verify, began)
+    if (key := admit(bundle, remote, facts.home, demand or Demand())) is not None:
+        pin(remote, facts.home, [key])
+        reporter.note(f"{remote.name} takes only bundles signed by key {key.short} from now on (`edgellm trust`)")
+    if secret is not None:
+        put_secret(remote, facts.home, secret)
+    return _Deployer(bundle, remote, model_name(name or bundle.name), facts, reporter).run(verify, began)
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file to put into the store."""
+
+    path: Path
+    sha256: str
+    n_bytes: int
+    executable: bool
 
 
 class _Deployer:
     """One deployment under way."""
 
-    def __init__(self, bundle: Bundle, remote: Remote, folder: ModelFolder, facts: Facts, reporter: Reporter) -> None:
-        self._bundle, self._remote, self._folder = bundle, remote, folder
+    def __init__(self, bundle: Bundle, remote: Remote, name: str, facts: Facts, reporter: Reporter) -> None:
+        self._bundle, self._remote, self._name = bundle, remote, name
         self._facts, self._reporter = facts, reporter
-        self._slot = slot_name(bundle)
-        self._part = self._slot + PART
-        self._sizes = dict(content_of(bundle))
+        manifest = bundle.path / MANIFEST
+        files = [_File(manifest, bundle.sha256, manifest.stat().st_size, False)]
+        files += [_File(bundle.path / f.path, f.sha256, f.n_bytes, f.path == PROGRAM) for f in bundle.files]
+        besides = [bundle.path / name for name in BESIDE if (bundle.path / name).is_file()]
+        self._beside = {path.name: sha256_of(path) for path in besides}
+        files += [_File(path, self._beside[path.name], path.stat().st_size, False) for path in besides]
+        self._files = {file.sha256: file for file in files}  # what is in a bundle twice is sent once
+        self._slot = bundle.sha256[:16]
         self._sent_bytes = 0
         self._transfer_s = 0.0
 
     def run(self, verify: bool, began: float) -> Deployment:
-        survey = self._folder.survey()
-        unchanged = self._is_there(survey, verify)
-        if not unchanged:
-            plan = self._plan(survey)
-            needed = sum(self._sizes[path] - start for path, start in plan.sends.items())
-            check_disk(needed, self._facts, self._remote.name)
-            try:
-                self._build(plan)
-                self._folder.activate(self._part, self._slot)
-            except BaseException as error:
-                self._clean_up(error)
-                raise
-        elif survey.current != self._slot or set(survey.slots) - {self._slot}:
-            self._folder.activate(self._part, self._slot)
-            unchanged = survey.current == self._slot
-        kept = max(0, sum(self._sizes.values()) - self._sent_bytes)
-        path = self._folder.slot_path(self._slot)
-        total_s = time.monotonic() - began
-        name = posixpath.basename(self._folder.path)
-        return Deployment(name, path, self._sent_bytes, kept, self._transfer_s, total_s, unchanged)
-
-    def _is_there(self, survey: Survey, verify: bool) -> bool:
-        """True if the slot exists and is sound. `info` opens the model, which checks all but unchanged weights."""
-        slot = survey.slots.get(self._slot)
-        if slot is None or not is_complete(slot, self._bundle):
-            return False
-        self._reporter.stage("checking what is on the board")
+        program = self._bundle.path / PROGRAM
+        self._reporter.stage("looking at what is on the board")
         try:
-            self._runtime(self._slot, "verify" if verify else "info")
-        except (RuntimeFailedError, UnsuitableError) as error:
-            self._reporter.note(f"the copy on the board is damaged and is sent again: {error}")
-            return False
-        return True
-
-    def _plan(self, survey: Survey) -> _Plan:
-        digests = {file.path: file.sha256 for file in self._bundle.files}
-        part = survey.slots.get(self._part)
-        links: list[tuple[str, str, str]] = []
-        sends: dict[str, int] = {}
-        for path, n_bytes in self._sizes.items():
-            done = part.sizes.get(path, 0) if part else 0
-            if part and path in part.sizes and done == n_bytes:
-                continue
-            held = survey.holding(digests[path], n_bytes) if path in digests else None
-            if held is not None:
-                links.append((*held, path))
-            else:
-                sends[path] = done if 0 < done < n_bytes else 0
-        there = part.sizes if part else {}
-        removals = tuple(path for path in there if path not in self._sizes or sends.get(path) == 0)
-        return _Plan(tuple(links), sends, removals)
-
-    def _build(self, plan: _Plan) -> None:
-        folders = {posixpath.dirname(path) for path in self._sizes} - {""}
-        self._folder.prepare(self._part, plan.links, plan.removals, folders)
-        self._send(plan.sends)
-        self._reporter.stage("verifying every file on the board")
-        try:
-            self._runtime(self._part, "verify")
-        except RuntimeFailedError as error:
-            if error.name != _CORRUPT:
-                raise
-            self._send_damaged(error)
-            self._runtime(self._part, "verify")
-        if self._bundle.manifest.get("golden"):
-            self._reporter.stage("asking the golden prompts")
-            self._runtime(self._part, "golden")
-
-    def _send(self, sends: dict[str, int]) -> None:
-        part = self._folder.slot_path(self._part)
-        began = time.monotonic()
-        self._reporter.transfer_begins(sum(self._sizes[path] - start for path, start in sends.items()))
-        try:
-            for path, start in sends.items():
-                if start:
-                    there = posixpath.join(part, path)
-                    self._remote.put(self._bundle.path / path, there, offset=start, progress=self._count)
-            whole = [FileToSend(self._bundle.path / path, path, path == PROGRAM) for path in sends if not sends[path]]
-            self._remote.put_all(whole, part, progress=self._count)
+            told, note = self._told, self._reporter.note
+            with installed(self._remote, self._facts.home, program, told, note, self._check_all) as board:
+                survey = board.survey()
+                model = survey.models.get(self._name)
+                in_use = model is not None and model.current == self._slot
+                answer = self._promote(board, survey, in_use, verify)
         except DiskFullError as error:
-            free = probe(self._remote).disk_free_bytes
-            missing = sum(self._sizes[path] - start for path, start in sends.items())
-            raise DiskFullError(
-                f"no space on {self._remote.name}: {size(missing)} are needed in {self._folder.path}, "
-                f"{size(free)} are free now; remove files there"
-            ) from error
+            raise self._disk_full(error) from error
+        total = sum(file.n_bytes for file in self._files.values())
+        path = posixpath.join(root_of(self._facts.home), "models", self._name, self._slot)
+        unchanged = in_use and self._sent_bytes == 0
+        kept = max(0, total - self._sent_bytes)
+        total_s = time.monotonic() - began
+        proof = {key: value for key, value in answer.items() if key not in ("promoted", "unchanged")}
+        return Deployment(self._name, path, self._sent_bytes, kept, self._transfer_s, total_s, unchanged, proof)
+
+    def _promote(self, board: BoardSession, survey: Survey, in_use: bool, verify: bool) -> dict[str, Any]:
+        """Sends what is missing until nothing is: files may be found damaged on the board, once."""
+        beside = [f"{name}={sha256}" for name, sha256 in self._beside.items()]
+        if in_use and not verify and all(sha256 in survey.store for sha256 in self._beside.values()):
+            self._reporter.stage("checking what is on the board")
+            answer = board.ask("promote", self._name, self._bundle.sha256, "quick", *beside)
+            damaged = self._missing(answer)
+            if not damaged:
+                return answer
+            self._reporter.note(f"{len(damaged)} damaged file(s) on the board are sent again")
+            survey = board.survey()
+        wanted = [file for file in self._files.values() if survey.store.get(file.sha256) != file.n_bytes]
+        if in_use and verify:
+            # It is complete, so only hashing tells what is to be sent.
+            wanted = [file for file in wanted if file.path.name in BESIDE]
+        for attempt in range(3):
+            if wanted:
+                self._send(board, survey, wanted)
+            self._reporter.stage("verifying every file on the board")
+            answer = board.ask("promote", self._name, self._bundle.sha256, *beside)
+            wanted = self._missing(answer)
+            if not wanted:
+                return answer
+            if attempt < 2:
+                self._reporter.note(f"{len(wanted)} damaged file(s) on the board are sent again")
+                survey = board.survey()
+        raise CommandError(
+            f"{self._remote.name}: files come out damaged on the board again and again, {wanted[0].path.name} for one; "
+            "its disk or memory may be failing"
+        )
+
+    def _missing(self, answer: dict[str, Any]) -> list[_File]:
+        missing = answer.get("missing")
+        keys = map(str, missing) if isinstance(missing, list) else ()
+        return [self._files[key] for key in keys if key in self._files]
+
+    def _send(self, board: BoardSession, survey: Survey, wanted: list[_File]) -> None:
+        starts = {}
+        for file in wanted:
+            n_there = survey.parts.get(file.sha256, 0)
+            starts[file.sha256] = proven_bytes(file.path, board.blocks(file.sha256), n_there) if n_there else 0
+        needed = sum(file.n_bytes - starts[file.sha256] for file in wanted)
+        copies = 0 if board.hard_links else sum(file.n_bytes for file in self._files.values())
+        if copies:
+            self._reporter.note(
+                f"the file system of {self._remote.name} has no hard links, so versions cannot share files: this one "
+                f"takes another {size(copies)}"
+            )
+        check_disk(needed + copies, self._facts, self._remote.name)
+        began = time.monotonic()
+        self._reporter.transfer_begins(needed)
+        try:
+            for file in wanted:
+                board.send(file.path, file.sha256, starts[file.sha256], file.executable, self._count)
+            board.collect()
         finally:
             self._transfer_s += time.monotonic() - began
             self._reporter.transfer_ends()
+
+    def _check_all(self) -> None:
+        check_disk(sum(file.n_bytes for file in self._files.values()), self._facts, self._remote.name)
 
     def _count(self, n_bytes: int) -> None:
         self._sent_bytes += n_bytes
         self._reporter.transferred(n_bytes)
 
-    def _send_damaged(self, error: RuntimeFailedError) -> None:
-        """Sends again what does not have its checksum on the board: a damaged copy, or a cut-off earlier transfer."""
-        wanted = {file.path: file.sha256 for file in self._bundle.files}
-        found = self._folder.digests(self._part, list(wanted))
-        damaged = {path: 0 for path, digest in wanted.items() if found.get(path) != digest}
-        if not damaged:  # then the manifest itself, which is small
-            damaged = {path: 0 for path in self._sizes if path not in wanted}
-        self._reporter.note(f"{len(damaged)} damaged file(s) on the board are sent again: {error}")
-        self._folder.prepare(self._part, (), damaged, set())
-        self._send(damaged)
+    def _told(self, what: str, done: int, total: int) -> None:
+        share = f": {100 * done // total} %" if total else ""
+        self._reporter.stage(f"the board is {what}{share}" if what.endswith("ing") else f"asking the {what}")
 
-    def _runtime(self, slot: str, command: str) -> None:
-        silence_s = 120 + sum(self._sizes.values()) / _SLOWEST_HASH_BYTES_PER_S
-        argv = runtime_argv(self._folder.slot_path(slot), command, "--json")
-        result = self._remote.run(argv, silence_s=silence_s)
-        if result.status != 0:
-            raise failure(self._remote, f"{PROGRAM} {command}", result.status, result.stderr)
-
-    def _clean_up(self, error: BaseException) -> None:
-        if isinstance(error, LinkError):
-            return  # nothing can be said to the board; the next deployment goes on from here
-        try:
-            self._folder.remove(self._part)
-        except EdgeError as second:
-            self._reporter.note(f"could not remove the unfinished copy {self._folder.slot_path(self._part)}: {second}")
+    def _disk_full(self, error: DiskFullError) -> DiskFullError:
+        """Leaves the board as it was, for a full disk harms others too, and says how much was needed."""
+        needed = sum(file.n_bytes for file in self._files.values())
+        with contextlib.suppress(EdgeError):
+            ask_once(self._remote, self._facts.home, "gc")
+        free = ""
+        with contextlib.suppress(EdgeError):
+            free = f", {size(probe(self._remote).disk_free_bytes)} are free now"
+        return DiskFullError(
+            f"no space on {self._remote.name}: {size(needed)} are needed in {root_of(self._facts.home)}{free}; "
+            f"remove files there ({error})"
+        )

@@ -4,6 +4,7 @@
     ├── UsageError              the request makes no sense as it was put
     ├── BoardError              a board's manifest or instance is missing, wrong or ambiguous
     ├── BundleError             a bundle directory is missing, malformed or damaged
+    ├── TrustError              a signature or a key is missing, wrong, or not one that is trusted
     ├── ModelError              a model cannot be found, fetched or compiled
     ├── PeerError               a program to compare with cannot be fetched, built, fed or run
     ├── VirtualBoardError       a virtual board cannot be prepared or started
@@ -37,6 +38,10 @@ class BoardError(EdgeError):
 
 class BundleError(EdgeError):
     """A bundle directory is missing, malformed or damaged."""
+
+
+class TrustError(EdgeError):
+    """A signature or a key is missing, wrong, or not one that is trusted."""
 
 
 class ModelError(EdgeError):

@@ -64,6 +64,14 @@ def probe(remote: Remote) -> Facts:
     return Facts(home, arch, frozenset(features), total, available, free)
 
 
+def home_of(remote: Remote) -> str:
+    """The home of the board's user. Raises CommandError if it does not say."""
+    home = remote.script('printf %s "$HOME"').text
+    if not home.startswith("/"):
+        raise CommandError(f"{remote.name}: the board does not say where its home is; set HOME there")
+    return home
+
+
 def needed_memory_bytes(bundle: Bundle) -> int:
     """Weights, arena, and a KV cache as large as the runtime makes it by default."""
     memory, model = bundle.manifest["memory"], bundle.manifest["model"]
@@ -107,5 +115,5 @@ def check_disk(needed_bytes: int, facts: Facts, name: str) -> None:
     if needed_bytes + _DISK_SLACK_BYTES > facts.disk_free_bytes:
         raise UnsuitableError(
             f"no space on {name}: {size(needed_bytes + _DISK_SLACK_BYTES)} are needed in {facts.home}/.edgellm, "
-            f"{size(facts.disk_free_bytes)} are free; remove files there"
+            f"{size(facts.disk_free_bytes)} are free; remove files there, or what no model needs with `edgellm gc`"
         )

@@ -18,6 +18,7 @@ _NAMED = re.compile(r"^edgellm-rt: ([A-Z][A-Z_]*): (.*)$", re.MULTILINE)
 _FIND = r"""
 echo "home $HOME"
 cd "$HOME/.edgellm/models" 2>/dev/null || exit 0
+if [ -e ../trusted_keys ]; then echo "installed $HOME/.edgellm/edgellm-rt"; fi
 for folder in */; do
     folder=${folder%/}
     if [ -f "$folder/current/manifest.json" ]; then echo "model $folder"; fi
@@ -27,13 +28,20 @@ done
 
 @dataclass(frozen=True)
 class InstalledModel:
-    """A model that was deployed. path: its slot in use, absolute on the board."""
+    """A model that was deployed. path: its slot in use, absolute on the board.
+
+    program: None for the slot's own edgellm-rt; where keys are pinned the one that lies outside the slots, because a
+    program that came with a bundle cannot be the judge of it.
+    """
 
     remote: Remote
     name: str
     path: str
+    program: str | None = None
 
     def argv(self, command: str, *arguments: str) -> list[str]:
+        if self.program is not None:
+            return [self.program, command, self.path, *arguments]
         return runtime_argv(self.path, command, *arguments)
 
 
@@ -47,13 +55,15 @@ def find_model(remote: Remote, name: str | None = None, preferred: str | None = 
 
     Raises BoardError if it is not there, or several are and none was named.
     """
-    home, names = "", []
+    home, names, program = "", [], None
     for line in remote.script(_FIND).text.splitlines():
         key, _, value = line.partition(" ")
         if key == "home":
             home = value
         elif key == "model":
             names.append(value)
+        elif key == "installed":
+            program = value
     if name is None:
         name = preferred if preferred in names else names[0] if len(names) == 1 else None
     if name is None and names:
@@ -63,7 +73,7 @@ def find_model(remote: Remote, name: str | None = None, preferred: str | None = 
     if name not in names:
         there = f"it has: {', '.join(map(one_line, names))}" if names else "it has none yet"
         raise BoardError(f"{remote.name} has no model called {name}; {there}")
-    return InstalledModel(remote, name, posixpath.join(home, ".edgellm", "models", name, "current"))
+    return InstalledModel(remote, name, posixpath.join(home, ".edgellm", "models", name, "current"), program)
 
 
 def failure(remote: Remote, what: str, status: int, stderr: str) -> Exception:

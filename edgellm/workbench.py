@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import posixpath
@@ -12,10 +13,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgellm.bandwidth import build_probe, parse
+from edgellm.board_session import ask_once
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
 from edgellm.deployment import deploy
-from edgellm.errors import CommandError, PeerError
+from edgellm.errors import CommandError, EdgeError, PeerError
 from edgellm.probe import probe
 from edgellm.remote import Remote
 from edgellm.runtime_program import run_json, runtime_argv
@@ -153,8 +155,10 @@ class RemoteWorkbench(Workbench):
 
     def close(self) -> None:
         """Removes the deployed models and the probe, as far as the board still answers."""
-        folders = {posixpath.dirname(slot) for slot in self._slots.values()}
-        self._remote.run(["rm", "-rf", self._program, *folders])
+        with contextlib.suppress(EdgeError):
+            for name in {posixpath.basename(posixpath.dirname(slot)) for slot in self._slots.values()}:
+                ask_once(self._remote, self._facts.home, "undeploy", name)
+            self._remote.run(["rm", "-f", self._program])
         self._remote.close()
 
 

@@ -1,12 +1,16 @@
 """A bundle whose edgellm-rt is a small script: for tests of how bundles travel, not of what is in them.
 
 The script keeps the contract of the real program: verify hashes everything, info all but the weights, golden and run
-fail with named errors, chat speaks the JSON lines protocol.
+fail with named errors, chat speaks the JSON lines protocol. What `board` does, the store and the slots, is done by the
+real program, to which the script hands over.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import platform
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +22,8 @@ ARCH = {"x86_64": "x86_64", "aarch64": "aarch64"}.get(platform.machine(), platfo
 
 PROGRAM = r"""
 import hashlib, json, os, sys, time
+if sys.argv[1] == "board" and REAL:
+    os.execv(REAL, [REAL, *sys.argv[1:]])
 command, folder, rest = sys.argv[1], sys.argv[2], sys.argv[3:]
 
 def fail(name, status, text):
@@ -47,6 +53,10 @@ if command == "info":
     emit(manifest=manifest)
 if command == "golden" and b"golden fails" in content("plan.json"):
     fail("KERNEL_FAILED", 27, "golden prompt 0: token 3 is 17 instead of 4")
+if command == "golden":
+    time.sleep(manifest["provenance"].get("golden_s", 0))
+    ballast = b"x" * manifest["provenance"].get("ballast_bytes", 0)
+    emit(golden=True, prompts=len(manifest["golden"]), tokens=1, ms=1.0)
 if command == "run":
     print("You said: " + rest[rest.index("-p") + 1], flush=True)
     print("3 tokens", file=sys.stderr)
@@ -85,8 +95,22 @@ elif command == "chat":
 """
 
 
-def make_bundle(directory: Path, files: dict[str, bytes] | None = None, **manifest: Any) -> Bundle:
-    """A sealed bundle in `directory`. files: added to or replacing the usual ones; manifest: sections to merge."""
+@functools.cache
+def real_program() -> Path:
+    """edgellm-rt for this machine."""
+    from crosscompile.runtime import build_runtime
+    from crosscompile.target import target_of_tier
+
+    return build_runtime(target_of_tier({"x86_64": "avx2", "aarch64": "armv8-neon"}[ARCH]))
+
+
+def make_bundle(
+    directory: Path, files: dict[str, bytes] | None = None, *, deployable: bool = True, **manifest: Any
+) -> Bundle:
+    """A sealed bundle in `directory`. files: added to or replacing the usual ones; manifest: sections to merge.
+
+    deployable: its program can deal with a store and slots, for which the real one is built.
+    """
     content = {
         "weights/layer.0.safetensors": bytes(range(256)) * 64,
         "weights/layer.1.safetensors": b"one" * 5000,
@@ -100,16 +124,27 @@ def make_bundle(directory: Path, files: dict[str, bytes] | None = None, **manife
         (directory / path).parent.mkdir(parents=True, exist_ok=True)
         (directory / path).write_bytes(data)
     program = directory / "edgellm-rt"
-    program.write_text(f"#!{sys.executable} -SE\n{PROGRAM}")
+    real = str(real_program()) if deployable else ""
+    program.write_text(f"#!{sys.executable} -SE\nREAL = {json.dumps(real)}\n{PROGRAM}")
     program.chmod(0o755)
     document: dict[str, Any] = {
-        "model": {"name": "tiny", "context_length": 64},
-        "scheme": {"name": "w4a8"},
-        "target": {"tier": "test", "arch": ARCH, "os": "linux", "cpu_features": []},
-        "memory": {"weight_bytes": 1000, "arena_bytes": 1000, "kv_bytes_per_token": 10},
+        "model": {"name": "tiny", "architecture": "LlamaForCausalLM", "vocab_size": 16, "context_length": 64}
+        | {"sliding_window": 0, "n_layers": 2, "parameters": 1000},
+        "scheme": {"name": "w4a8", "body": "w4a8", "embedding": "w8a8", "head": "w8a8", "kv": "f16"},
+        "target": {"device": "cpu", "tier": "test", "arch": ARCH, "os": "linux", "cpu_features": []},
+        "memory": {"weight_bytes": 1000, "arena_bytes": 1000, "arena_unplanned_bytes": 1000, "kv_bytes_per_token": 10},
         "generation": {"stop_ids": [0]},
         "golden": [{"prompt": [1], "tokens": [2]}],
+        "provenance": {},
     }
     for key, section in manifest.items():
-        document[key] = {**document[key], **section}
+        document[key] = {**document.get(key, {}), **section}
     return bundles.seal(directory, document)
+
+
+def put_in_place(home: Path, bundle: Bundle, name: str = "tiny") -> Path:
+    """A bundle as the model in use below a board's home, without deploying it: for tests of what comes after."""
+    slot = home / ".edgellm/models" / name / bundle.sha256[:16]
+    shutil.copytree(bundle.path, slot)
+    (slot.parent / "current").symlink_to(slot.name)
+    return slot

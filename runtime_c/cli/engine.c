@@ -8,17 +8,21 @@
 #include <time.h>
 
 #include "stops.h"
+#include "trust.h"
 
 enum { prefill_rows = 64, most_text_per_token = 4096 };
 
 ellm_status engine_open(engine *e, const settings *s, ellm_lookup_mode lookup, ellm_error *error) {
     *e = (engine){0};
     double start = clock_ms();
-    ellm_status status = ellm_model_open(s->directory, &e->model, error);
+    trust t;
+    ellm_status status = trust_find(&t, error);
+    status = status != ELLM_OK ? status : ellm_model_open_trusted(s->directory, &t.files, &e->model, error);
     if (status != ELLM_OK) {
         return status;
     }
     ellm_model_get_info(e->model, &e->info);
+    trust_note(&e->info);
     int32_t threads = s->threads > 0 ? (int32_t)s->threads : 0;
     ellm_context_options options = {.n_sessions = 1,
                                     .context_length = s->context > 0 ? (int32_t)s->context : 0,

@@ -9,6 +9,7 @@
 #include "cpu.h"
 #include "json.h"
 #include "program.h"
+#include "trust.h"
 
 enum { region_limit = 64 << 20 };
 
@@ -50,7 +51,9 @@ static void print_summary(const ellm_model *model, const ellm_model_info *info, 
 
 ellm_status info_main(const settings *s, ellm_error *error) {
     ellm_model *model = NULL;
-    ellm_status status = ellm_model_open(s->directory, &model, error);
+    trust t;
+    ellm_status status = trust_find(&t, error);
+    status = status != ELLM_OK ? status : ellm_model_open_trusted(s->directory, &t.files, &model, error);
     if (status != ELLM_OK) {
         return status;
     }

@@ -63,6 +63,7 @@ static void print_help(void) {
                commands[i].summary);
     }
     printf("\nDIR is a bundle; it may be left out when this program lies in it.\n"
+           "`edgellm-rt board --help` is about what is deployed on this machine.\n"
            "`edgellm-rt COMMAND --help` explains a command. Errors are one line on standard error,\n"
            "`edgellm-rt: NAME: text`, and the exit code is the status number of edgellm.h.\n");
 }
@@ -83,6 +84,10 @@ int main(int argc, char **argv) {
     if (strcmp(name, "--version") == 0) {
         printf("edgellm-rt " RT_VERSION ", bundle format 1\n");
         return 0;
+    }
+    if (strcmp(name, "board") == 0) {
+        ellm_status status = board_main(argc - 2, argv + 2, &error);
+        return status == ELLM_OK ? 0 : report(status, &error);
     }
     for (int i = 0; i < n_commands; i++) {
         const command *c = &commands[i];

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "program.h"
+#include "trust.h"
 
 typedef struct meter {
     uint64_t total;
@@ -26,7 +27,9 @@ static void show(uint64_t done, uint64_t total, void *user) {
 ellm_status verify_main(const settings *s, ellm_error *error) {
     meter m = {.tty = isatty(STDERR_FILENO) != 0};
     double start = clock_ms();
-    ellm_status status = ellm_bundle_verify(s->directory, show, &m, error);
+    trust t;
+    ellm_status status = trust_find(&t, error);
+    status = status != ELLM_OK ? status : ellm_bundle_verify_trusted(s->directory, &t.files, show, &m, error);
     if (m.tty && m.shown_ms > 0) {
         fprintf(stderr, "\r\x1b[K");
     }

@@ -42,7 +42,15 @@ extern "C" {
     X(CONTEXT_FULL, 41, "the context is full")                                               \
     X(BUFFER_SMALL, 42, "the caller's buffer is too small")                                  \
     X(CANCELLED, 43, "cancelled")                                                            \
-    X(INTERNAL, 99, "internal error")
+    X(BOARD_BUSY, 50, "somebody else changes what is deployed here")                         \
+    X(BOARD_REFUSED, 51, "the model does not prove itself on this board")                    \
+    X(INTERNAL, 99, "internal error")                                                        \
+    X(SIGNATURE_MISSING, 60, "the bundle is not signed")                                     \
+    X(SIGNATURE_INVALID, 61, "the signature is wrong")                                       \
+    X(SIGNATURE_UNTRUSTED, 62, "signed by another key")                                      \
+    X(KEY_INVALID, 63, "a key file is malformed or open to others")                          \
+    X(KEY_MISSING, 64, "the key to the weights is missing")                                  \
+    X(DECRYPTION_FAILED, 65, "the weights do not decrypt")
 
 typedef enum ellm_status {
 #define ELLM_STATUS_ENUM(name, number, text) ELLM_##name = number,
@@ -73,6 +81,18 @@ void ellm_model_close(ellm_model *model);
 typedef void (*ellm_progress)(uint64_t done, uint64_t total, void *user);
 ellm_status ellm_bundle_verify(const char *path, ellm_progress progress, void *user, ellm_error *error);
 
+/* What a bundle must prove before it is opened, and the key to its weights: paths of files, FORMAT.md says what is in
+ * them. `pinned`: public keys, one of which must have signed the bundle; NULL: any bundle opens. `secret`: the key
+ * that its weights are encrypted with; NULL: encrypted bundles do not open. */
+typedef struct ellm_trust {
+    const char *pinned, *secret;
+} ellm_trust;
+
+/* As ellm_model_open and ellm_bundle_verify. Encrypted weights are decrypted to memory of their own, with all cores. */
+ellm_status ellm_model_open_trusted(const char *path, const ellm_trust *trust, ellm_model **model, ellm_error *error);
+ellm_status ellm_bundle_verify_trusted(const char *path, const ellm_trust *trust, ellm_progress progress, void *user,
+                                       ellm_error *error);
+
 typedef struct ellm_model_info {
     const char *name;            /* owned by the model, like every string here */
     const char *architecture;    /* "LlamaForCausalLM" */
@@ -84,6 +104,7 @@ typedef struct ellm_model_info {
     int32_t context_length;      /* largest position + 1 the model was compiled for */
     int32_t sliding_window;      /* positions visible to attention, 0: all */
     uint64_t weight_bytes, arena_bytes, kv_bytes_per_token;
+    uint64_t decrypted_bytes, locked_bytes; /* weights decrypted to memory, and how much of that never gets to swap */
 } ellm_model_info;
 void ellm_model_get_info(const ellm_model *model, ellm_model_info *info);
 

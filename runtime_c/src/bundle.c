@@ -6,19 +6,38 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "cpu.h"
 #include "error.h"
 #include "sha256.h"
+#include "signature.h"
 
-enum { manifest_limit = 16 << 20, region_limit = 512 << 20, piece_bytes = 4 << 20 };
+enum { manifest_limit = 16 << 20, region_limit = 512 << 20, piece_bytes = 4 << 20, keys_limit = 4096 };
 static const char stamp_path[] = ".verified", stamp_new_path[] = ".verified.new";
 
 /* ---- manifest ---- */
 
-static ellm_status read_manifest(ellm_bundle *bundle, const ellm_file *manifest, const ellm_file *digest,
-                                 ellm_error *error) {
+ellm_status ellm_bundle_check_signature(int directory, const char *path, const char *pinned_path, const void *manifest,
+                                        size_t manifest_bytes, ellm_error *error) {
+    char pinned[keys_limit];
+    size_t n_pinned;
+    ellm_file file = {0};
+    ellm_status status = ellm_key_file_read(pinned_path, S_IWGRP | S_IWOTH, pinned, sizeof pinned, &n_pinned, error);
+    if (status == ELLM_OK) {
+        status = ellm_file_map(directory, path, &file, error);
+        if (status == ELLM_OK || status == ELLM_BUNDLE_MISSING) {
+            status = ellm_signature_check((const char *)file.data, file.bytes, pinned, n_pinned, manifest,
+                                          manifest_bytes, error);
+        }
+    }
+    ellm_file_close(&file);
+    return status;
+}
+
+static ellm_status read_manifest(ellm_bundle *bundle, const ellm_trust *trust, const ellm_file *manifest,
+                                 const ellm_file *digest, ellm_error *error) {
     static const char tail[] = "  manifest.json\n";
     if (manifest->bytes == 0 || manifest->bytes > manifest_limit) {
         return ellm_fail(error, ELLM_BUNDLE_FORMAT, "manifest.json: %zu bytes; 1 to %d are allowed", manifest->bytes,
@@ -41,10 +60,24 @@ static ellm_status read_manifest(ellm_bundle *bundle, const ellm_file *manifest,
         return ellm_fail(error, ELLM_BUNDLE_CORRUPT,
                          "manifest.json: does not match manifest.sha256; deploy the bundle again");
     }
-    return ellm_manifest_read(bundle->text, bundle->text_bytes, &bundle->region, &bundle->manifest, error);
+    ellm_status status = trust->pinned == NULL
+                             ? ELLM_OK
+                             : ellm_bundle_check_signature(bundle->directory, "manifest.sig", trust->pinned,
+                                                           bundle->text, bundle->text_bytes, error);
+    if (status == ELLM_OK && trust->secret != NULL) {
+        status = ellm_secret_read(trust->secret, &bundle->secret, error);
+    }
+    return status != ELLM_OK
+               ? status
+               : ellm_manifest_read(bundle->text, bundle->text_bytes, &bundle->region, &bundle->manifest, error);
 }
 
 ellm_status ellm_bundle_open(const char *path, ellm_bundle *bundle, ellm_error *error) {
+    return ellm_bundle_open_trusted(path, &(ellm_trust){.pinned = NULL}, bundle, error);
+}
+
+ellm_status ellm_bundle_open_trusted(const char *path, const ellm_trust *trust, ellm_bundle *bundle,
+                                     ellm_error *error) {
     *bundle = (ellm_bundle){.directory = -1};
     ellm_region_init(&bundle->region, region_limit);
     ellm_file manifest = {0}, digest = {0};
@@ -56,7 +89,7 @@ ellm_status ellm_bundle_open(const char *path, ellm_bundle *bundle, ellm_error *
         status = ellm_file_map(bundle->directory, "manifest.sha256", &digest, error);
     }
     if (status == ELLM_OK) {
-        status = read_manifest(bundle, &manifest, &digest, error);
+        status = read_manifest(bundle, trust, &manifest, &digest, error);
     }
     ellm_file_close(&manifest);
     ellm_file_close(&digest);
@@ -71,6 +104,7 @@ void ellm_bundle_close(ellm_bundle *bundle) {
         close(bundle->directory);
         bundle->directory = -1;
     }
+    ellm_secret_wipe(&bundle->secret);
     ellm_region_free(&bundle->region);
 }
 
@@ -90,6 +124,10 @@ ellm_status ellm_bundle_check_cpu(const ellm_bundle *bundle, ellm_error *error) 
         }
     }
     return ELLM_OK;
+}
+
+bool ellm_bundle_is_encrypted(const ellm_manifest_file *entry, uint64_t bytes) {
+    return entry->is_weight && bytes != 0 && bytes == ellm_encrypted_bytes(entry->bytes);
 }
 
 const ellm_manifest_file *ellm_bundle_find(const ellm_bundle *bundle, const char *path) {
@@ -148,7 +186,7 @@ static bool stamp_vouches(const ellm_bundle *bundle, const char *at, size_t n_by
         path[newline - at] = '\0';
         at = newline + 1;
         const ellm_manifest_file *file = ellm_bundle_find(bundle, path);
-        if (file == NULL || !file->is_weight || line.bytes != file->bytes
+        if (file == NULL || !file->is_weight /* its size is checked in any case */
             || ellm_file_stamp_read(bundle->directory, path, &now, NULL) != ELLM_OK || now.inode != line.inode
             || now.bytes != line.bytes || now.ctime_ns != line.ctime_ns) {
             return false;
@@ -168,7 +206,7 @@ static bool stamp_vouches(const ellm_bundle *bundle, const char *at, size_t n_by
     return true;
 }
 
-static bool stamp_is_valid(const ellm_bundle *bundle) {
+bool ellm_bundle_is_vouched(const ellm_bundle *bundle) {
     ellm_file stamp;
     if (ellm_file_map(bundle->directory, stamp_path, &stamp, NULL) != ELLM_OK) {
         return false;
@@ -178,9 +216,7 @@ static bool stamp_is_valid(const ellm_bundle *bundle) {
     return valid;
 }
 
-/* A stamp that cannot be written is no failure: the next open hashes again. `stamps`: one per file, taken before
- * its bytes were hashed. */
-static void write_stamp(const ellm_bundle *bundle, const ellm_file_stamp *stamps) {
+void ellm_bundle_vouch(const ellm_bundle *bundle, const ellm_file_stamp *stamps) {
     int file = openat(bundle->directory, stamp_new_path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0644);
     if (file < 0) {
         return;
@@ -211,26 +247,58 @@ typedef struct meter {
     ellm_sha256 empty; /* made once: asking a virtual processor what it can do takes long */
 } meter;
 
-static ellm_status hash_file(const ellm_bundle *bundle, const ellm_manifest_file *entry, meter *meter_at,
-                             ellm_error *error) {
+static void tick(uint64_t n_bytes, void *user) {
+    meter *m = user;
+    m->done += n_bytes;
+    if (m->progress != NULL) {
+        m->progress(m->done, m->total, m->user);
+    }
+}
+
+/* Hashes what an encrypted file holds. */
+static ellm_status hash_encrypted(const ellm_bundle *bundle, const ellm_manifest_file *entry, const ellm_file *file,
+                                  ellm_sha256 *sha, void (*counted)(uint64_t n_bytes, void *user), void *user,
+                                  ellm_error *error) {
+    ellm_status status = ellm_encrypted_check(file, entry->path, entry->bytes, &bundle->secret, error);
+    uint8_t *plain = malloc(ELLM_ENCRYPTED_CHUNK);
+    if (plain == NULL) {
+        return ellm_fail(error, ELLM_NO_MEMORY, "%s: no memory to decrypt it", entry->path);
+    }
+    for (uint64_t left = entry->bytes, i = 0; left != 0 && status == ELLM_OK; i++) {
+        size_t n = left < ELLM_ENCRYPTED_CHUNK ? (size_t)left : ELLM_ENCRYPTED_CHUNK;
+        if (!ellm_encrypted_read(file, entry->bytes, &bundle->secret, i, plain)) {
+            status = ellm_encrypted_changed(entry->path, error);
+            break;
+        }
+        ellm_sha256_update(sha, plain, n);
+        counted(n, user);
+        left -= n;
+    }
+    free(plain);
+    return status;
+}
+
+ellm_status ellm_bundle_check_file(const ellm_bundle *bundle, const ellm_manifest_file *entry, const ellm_sha256 *empty,
+                                   void (*counted)(uint64_t n_bytes, void *user), void *user, ellm_error *error) {
     ellm_file file;
     ellm_status status = ellm_file_map(bundle->directory, entry->path, &file, error);
     if (status != ELLM_OK) {
         return status;
     }
-    ellm_sha256 sha = meter_at->empty;
+    ellm_sha256 sha = *empty;
     for (size_t at = 0; at < file.bytes && file.bytes == entry->bytes;) {
         size_t piece = file.bytes - at < piece_bytes ? file.bytes - at : piece_bytes;
         ellm_sha256_update(&sha, file.data + at, piece);
         at += piece;
-        meter_at->done += piece;
-        if (meter_at->progress != NULL) {
-            meter_at->progress(meter_at->done, meter_at->total, meter_at->user);
-        }
+        counted(piece, user);
+    }
+    bool encrypted = ellm_bundle_is_encrypted(entry, file.bytes);
+    if (encrypted) {
+        status = hash_encrypted(bundle, entry, &file, &sha, counted, user, error);
     }
     char hex[65];
     ellm_sha256_hex(&sha, hex);
-    if (file.bytes != entry->bytes || strcmp(hex, entry->sha256) != 0) {
+    if (status == ELLM_OK && ((file.bytes != entry->bytes && !encrypted) || strcmp(hex, entry->sha256) != 0)) {
         status = ellm_fail(error, ELLM_BUNDLE_CORRUPT,
                            "%s: does not match its SHA-256 in manifest.json; deploy the bundle again", entry->path);
     }
@@ -246,13 +314,13 @@ ellm_status ellm_bundle_check_files(const ellm_bundle *bundle, bool all, ellm_pr
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory to check %zu files", manifest->n_files);
     }
     ellm_status status = ELLM_OK;
-    bool with_weights = all || !stamp_is_valid(bundle);
+    bool with_weights = all || !ellm_bundle_is_vouched(bundle);
     meter meter_now = {.progress = progress, .user = user};
     ellm_sha256_init(&meter_now.empty);
     for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
         const ellm_manifest_file *entry = &manifest->files[i];
         status = ellm_file_stamp_read(bundle->directory, entry->path, &stamps[i], error);
-        if (status == ELLM_OK && stamps[i].bytes != entry->bytes) {
+        if (status == ELLM_OK && stamps[i].bytes != entry->bytes && !ellm_bundle_is_encrypted(entry, stamps[i].bytes)) {
             status = ellm_fail(error, ELLM_BUNDLE_CORRUPT,
                                "%s: %llu bytes, manifest.json says %llu; deploy the bundle again", entry->path,
                                (unsigned long long)stamps[i].bytes, (unsigned long long)entry->bytes);
@@ -263,19 +331,24 @@ ellm_status ellm_bundle_check_files(const ellm_bundle *bundle, bool all, ellm_pr
     }
     for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
         if (!manifest->files[i].is_weight || with_weights) {
-            status = hash_file(bundle, &manifest->files[i], &meter_now, error);
+            status = ellm_bundle_check_file(bundle, &manifest->files[i], &meter_now.empty, tick, &meter_now, error);
         }
     }
     if (status == ELLM_OK && with_weights) {
-        write_stamp(bundle, stamps);
+        ellm_bundle_vouch(bundle, stamps);
     }
     free(stamps);
     return status;
 }
 
 ellm_status ellm_bundle_verify(const char *path, ellm_progress progress, void *user, ellm_error *error) {
+    return ellm_bundle_verify_trusted(path, &(ellm_trust){.pinned = NULL}, progress, user, error);
+}
+
+ellm_status ellm_bundle_verify_trusted(const char *path, const ellm_trust *trust, ellm_progress progress, void *user,
+                                       ellm_error *error) {
     ellm_bundle bundle;
-    ellm_status status = ellm_bundle_open(path, &bundle, error);
+    ellm_status status = ellm_bundle_open_trusted(path, trust, &bundle, error);
     if (status == ELLM_OK) {
         status = ellm_bundle_check_files(&bundle, true, progress, user, error);
         ellm_bundle_close(&bundle);

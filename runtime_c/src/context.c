@@ -107,7 +107,7 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     }
     /* With huge pages, the first position would take one for every layer. */
     (void)madvise(memory, (size_t)total, MADV_NOHUGEPAGE);
-    context->reads_always = ellm_plan_weight_bytes(plan) > (available - total) / 8 * 7;
+    context->reads_always = !plan->in_memory && ellm_plan_weight_bytes(plan) > (available - total) / 8 * 7;
     uint8_t *base = context->memory = memory;
     context->memory_bytes = (size_t)total;
     context->arena = base + arena;

@@ -76,6 +76,22 @@ void ellm_file_close(ellm_file *file) {
     file->bytes = 0;
 }
 
+ellm_status ellm_key_file_read(const char *path, unsigned forbidden, void *bytes, size_t cap, size_t *n,
+                               ellm_error *error) {
+    struct stat status = {0};
+    int file = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    ssize_t got = file >= 0 && fstat(file, &status) == 0 ? read(file, bytes, cap) : -1;
+    ellm_status result = got < 0 ? ellm_fail(error, ELLM_IO, "%.200s: %s", path, strerror(errno)) : ELLM_OK;
+    if (got >= 0 && (status.st_mode & forbidden) != 0) {
+        result = ellm_fail(error, ELLM_KEY_INVALID, "%.200s: open to others; chmod 600 it", path);
+    }
+    if (file >= 0) {
+        close(file);
+    }
+    *n = got < 0 ? 0 : (size_t)got;
+    return result;
+}
+
 ellm_status ellm_file_stamp_read(int directory, const char *path, ellm_file_stamp *stamp, ellm_error *error) {
     struct stat status;
     if (fstatat(directory, path, &status, 0) != 0) {

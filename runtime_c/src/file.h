@@ -25,6 +25,10 @@ void ellm_file_release(ellm_file *file);
 /* Safe on an all-zero or closed file. */
 void ellm_file_close(ellm_file *file);
 
+/* Reads at most the first `cap` bytes of a file of keys. KEY_INVALID if its mode has a bit of `forbidden`. */
+ellm_status ellm_key_file_read(const char *path, unsigned forbidden, void *bytes, size_t cap, size_t *n,
+                               ellm_error *error);
+
 ellm_status ellm_file_stamp_read(int directory, const char *path, ellm_file_stamp *stamp, ellm_error *error);
 
 #endif

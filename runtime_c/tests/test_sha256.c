@@ -1,5 +1,8 @@
 /* SHA-256 against the vectors of FIPS 180-4, and the fast code against the portable one. */
+#include <stdbool.h>
+
 #include "check.h"
+#include "cpu.h"
 #include "sha256.h"
 
 static void hash(const char *text, size_t repeat, char hex[65]) {
@@ -11,7 +14,9 @@ static void hash(const char *text, size_t repeat, char hex[65]) {
     ellm_sha256_hex(&sha, hex);
 }
 
-int main(void) {
+/* With any argument it also says whether the processor's SHA instructions are used. */
+int main(int argc, char **argv) {
+    (void)argv;
     char hex[65], expected[65];
     hash("", 1, hex);
     CHECK(strcmp(hex, "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855") == 0);
@@ -36,6 +41,14 @@ int main(void) {
         ellm_sha256_update(&portable, data, n);
         ellm_sha256_hex(&portable, expected);
         CHECK(strcmp(hex, expected) == 0);
+    }
+    ellm_sha256 chosen, plain;
+    ellm_sha256_init(&chosen);
+    ellm_sha256_init_portable(&plain);
+    bool fast = chosen.compress != plain.compress;
+    CHECK(fast == (ellm_cpu_has("sha_ni") || ellm_cpu_has("sha2")));
+    if (argc > 1) {
+        printf("%s\n", fast ? "SHA instructions" : "portable");
     }
     return check_result();
 }

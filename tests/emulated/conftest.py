@@ -64,10 +64,16 @@ def make_key(path: Path, passphrase: str = "") -> None:
 
 @pytest.fixture(scope="session")
 def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
+    with running_server(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running_server(directory: Path) -> Iterator[SshServer]:
+    """A server with its keys, its log and its home below `directory`."""
     sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
     if sshd is None:
         pytest.fail("these tests need sshd; `make test` installs openssh-server")
-    directory = tmp_path_factory.mktemp("sshd")
     (directory / "home").mkdir()
     for name in ("host_key", "login"):
         make_key(directory / name)
@@ -101,9 +107,11 @@ SetEnv HOME={directory}/home
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"sshd did not start: {(directory / 'log').read_text()}")
             time.sleep(0.02)
-    yield SshServer(directory, port, process)
-    process.terminate()
-    process.wait()
+    try:
+        yield SshServer(directory, port, process)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 @dataclass

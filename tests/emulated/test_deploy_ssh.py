@@ -9,20 +9,20 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from edgellm.board_session import BoardSession, ask_once
 from edgellm.deployment import Reporter, deploy
-from edgellm.errors import DiskFullError, EdgeError, LinkError, UnsuitableError
-from edgellm.local_remote import LocalRemote
+from edgellm.errors import DiskFullError, EdgeError, LinkError, RuntimeFailedError, UnsuitableError
 from edgellm.probe import probe
-from edgellm.remote import Process
 from edgellm.runtime_program import find_model
 from edgellm.ssh import SshRemote
 from tests.emulated.conftest import Link, SshServer
+from tests.emulated.small_disk import SmallDisk
 from tests.emulated.test_ssh import through
 from tests.standin import make_bundle
 
@@ -136,31 +136,8 @@ def test_a_deployment_over_a_broken_link_goes_on_later(ssh_server: SshServer, tm
         done = deploy(big, remote)
         assert 0 < done.sent_bytes < 16_000_000
         assert remote.run(current.argv("verify")).status == 0
-        assert remote.run(["ls", f"{ssh_server.home}/.edgellm/models/broken-link"]).text.split() == [
-            big.sha256[:16],
-            "current",
-        ]
-
-
-class SmallDisk(LocalRemote):
-    """This machine with a disk of 4 MB as its home, in a mount name space of its own."""
-
-    def __init__(self, home: Path) -> None:
-        super().__init__("small", {"HOME": str(home)})
-        script = 'mount -t tmpfs -o size=4m tmpfs "$HOME" && echo mounted && exec sleep 600'
-        command = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script]
-        environment = {**os.environ, "HOME": str(home)}
-        self._holder = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE)
-        assert self._holder.stdout
-        assert self._holder.stdout.readline() == b"mounted\n"
-        self._prefix = ["nsenter", "-t", str(self._holder.pid), "--user", "--mount", "--preserve-credentials", "--"]
-
-    def start(self, argv: Sequence[str], *, silence_s: float = 60.0) -> Process:
-        return super().start([*self._prefix, *argv], silence_s=silence_s)
-
-    def close(self) -> None:
-        self._holder.kill()
-        self._holder.communicate()
+        there = remote.run(["ls", f"{ssh_server.home}/.edgellm/models/broken-link"]).text.split()
+        assert set(there) == {big.sha256[:16], old.sha256[:16], "current", "previous"}
 
 
 @pytest.fixture
@@ -205,3 +182,82 @@ def test_two_at_once_do_no_harm(ssh_server: SshServer, tmp_path: Path) -> None:
     with SshRemote(ssh_server.address) as remote:
         deploy(bundle, remote)
         assert remote.run(find_model(remote, "twice").argv("verify")).status == 0
+
+
+def test_status_rollback_logs_gc_and_undeploy(
+    ssh_server: SshServer, environment: dict[str, str], tmp_path: Path
+) -> None:
+    where = ("--board", "rpi5", "--host", "kitchen")
+    old = make_bundle(tmp_path / "old", model={"name": "versions"})
+    new = make_bundle(tmp_path / "new", {"plan.json": b'{"new": 1}'}, model={"name": "versions"})
+
+    def command(name: str, *rest: str) -> subprocess.CompletedProcess[str]:
+        return edgellm(environment, name, *where, *rest)
+
+    for bundle in (old, new):
+        assert command("deploy", str(bundle.path)).returncode == 0
+    status = json.loads(command("status", "--json").stdout)["models"]["versions"]
+    assert (status["current"], status["previous"]) == (new.sha256[:16], old.sha256[:16])
+    shown = command("status").stdout
+    assert re.search(rf"versions +{new.sha256[:16]} +current", shown)
+    assert re.search(rf"versions +{old.sha256[:16]} +previous", shown)
+
+    model = ("--model", "versions")
+    back = json.loads(command("rollback", *model, "--json").stdout)
+    assert (back["promoted"], back["previous"]) == (old.sha256[:16], new.sha256[:16])
+    forward = command("rollback", *model)
+    assert f"in use   versions {new.sha256[:16]}" in forward.stdout, forward.stderr
+    assert json.loads(command("status", "--json").stdout)["models"]["versions"]["current"] == new.sha256[:16]
+
+    logs = [
+        entry for entry in json.loads(command("logs", "--json", "-n", "999").stdout) if entry["model"] == "versions"
+    ]
+    assert [entry["what"] for entry in logs] == ["promote", "promote", "rollback", "rollback"]
+    assert "rollback" in command("logs").stdout
+
+    (ssh_server.home / ".edgellm/store" / f"{'0' * 64}.part").write_bytes(bytes(5000))
+    assert json.loads(command("gc", "--json").stdout)["removed"] == 1
+    gone = command("undeploy", *model)
+    assert "versions is removed from rpi5" in gone.stdout, gone.stderr
+    assert "versions" not in json.loads(command("status", "--json").stdout)["models"]
+    again = command("undeploy", *model)
+    assert again.returncode == 1
+    assert "there is no model called versions here" in again.stderr
+
+
+def test_a_damaged_previous_version_is_not_gone_back_to(ssh_server: SshServer, tmp_path: Path) -> None:
+    old = make_bundle(tmp_path / "old", model={"name": "damaged"})
+    new = make_bundle(tmp_path / "new", {"plan.json": b'{"new": 2}'}, model={"name": "damaged"})
+    with SshRemote(ssh_server.address) as remote:
+        for bundle in (old, new):
+            deploy(bundle, remote)
+        slots = ssh_server.home / ".edgellm/models/damaged"
+        plan = slots / old.sha256[:16] / "plan.json"
+        plan.chmod(0o644)
+        plan.write_bytes(b"{{")
+        with pytest.raises(RuntimeFailedError, match=r"plan\.json: does not match"):
+            ask_once(remote, str(ssh_server.home), "rollback", "damaged")
+        assert os.readlink(slots / "current") == new.sha256[:16]
+
+
+def test_the_lock_names_who_holds_it_and_a_silent_holder_gives_way(ssh_server: SshServer, tmp_path: Path) -> None:
+    with SshRemote(ssh_server.address) as remote:
+        deploy(make_bundle(tmp_path / "b", model={"name": "locked"}), remote)
+    home = str(ssh_server.home)
+    with SshRemote(ssh_server.address) as first, SshRemote(ssh_server.address) as second:
+        holder = BoardSession(first, home)
+        stop = threading.Event()
+
+        def talk() -> None:
+            while not stop.wait(1):
+                holder.survey()
+
+        talker = threading.Thread(target=talk)
+        talker.start()
+        with pytest.raises(RuntimeFailedError, match=r"another deployment is under way here: .*@.*, process \d+"):
+            ask_once(second, home, "gc")
+        stop.set()
+        talker.join()
+        assert "freed_bytes" in ask_once(second, home, "gc")  # now it says nothing, and somebody waits
+        with pytest.raises(EdgeError, match="the host said nothing"):
+            holder.survey()

@@ -1,5 +1,6 @@
 """The documents tell the truth about what lies here."""
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -29,3 +30,15 @@ def test_links_and_make_targets_exist(document):
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     for target in re.findall(r"`make ([a-z-]+)", text):
         assert target in targets, target
+
+
+def test_code_of_others_is_what_they_released():
+    folder = ROOT / "runtime_c/third_party"
+    listed = dict(
+        reversed(line.split("  "))
+        for line in re.findall(r"^[0-9a-f]{64}  .+$", (folder / "README.md").read_text(), re.M)
+    )
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    assert {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in there.items() if name != "README.md"
+    } == listed

@@ -12,7 +12,6 @@ from edgellm.address import SshAddress, parse_address
 from edgellm.boards import load_board
 from edgellm.connection import address_of, connect, model_name
 from edgellm.conversation import Chat
-from edgellm.deployment import deploy
 from edgellm.errors import (
     BoardError,
     CommandError,
@@ -30,7 +29,7 @@ from edgellm.remote import FileToSend
 from edgellm.runtime_program import failure, find_model
 from edgellm.selection import add_sampling, sampling_argv
 from edgellm.terminal import one_line, printable, size
-from tests.standin import ARCH, make_bundle
+from tests.standin import ARCH, make_bundle, put_in_place
 
 
 @pytest.fixture(autouse=True)
@@ -128,9 +127,10 @@ def test_which_model(tmp_path: Path) -> None:
     board = FakeRemote(tmp_path)
     with pytest.raises(BoardError, match="has no model yet"):
         find_model(board, None)
-    deploy(make_bundle(tmp_path / "b"), board, name="one")
+    bundle = make_bundle(tmp_path / "b", deployable=False)
+    put_in_place(tmp_path, bundle, "one")
     assert find_model(board, None).name == "one"
-    deploy(make_bundle(tmp_path / "b"), board, name="two")
+    put_in_place(tmp_path, bundle, "two")
     with pytest.raises(BoardError, match="several models; add --model and one of: one, two"):
         find_model(board, None)
     assert find_model(board, None, preferred="two").name == "two"
@@ -155,9 +155,8 @@ def test_failures_of_the_runtime_keep_their_names(tmp_path: Path) -> None:
 class TestChat:
     @pytest.fixture
     def board(self, tmp_path: Path) -> FakeRemote:
-        board = FakeRemote(tmp_path)
-        deploy(make_bundle(tmp_path / "b"), board)
-        return board
+        put_in_place(tmp_path, make_bundle(tmp_path / "b", deployable=False))
+        return FakeRemote(tmp_path)
 
     def test_answers_stream_and_end_with_statistics(self, board: FakeRemote) -> None:
         with Chat(find_model(board, None)) as chat:

@@ -1,0 +1,41 @@
+"""Go back to the version of a model that was in use before.
+
+It is still on the board, so nothing is sent. It must prove itself again before it is switched to: its files are as they
+were, and it answers its golden prompts. A second rollback goes forward again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from edgellm.board_session import ask_once
+from edgellm.boards import find_board
+from edgellm.connection import connect
+from edgellm.probe import home_of
+from edgellm.remembered import recall
+from edgellm.runtime_program import find_model
+from edgellm.selection import add_board, add_model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = (
+        "examples:\n  edgellm rollback --board kitchen\n  edgellm rollback --board kitchen --model assistant"
+    )
+    add_board(parser)
+    add_model(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def main(args: argparse.Namespace) -> int:
+    board = find_board(args.board, args.host)
+    with connect(board, args.host) as remote:
+        model = find_model(remote, args.model, recall(board.label).model)
+        answer = ask_once(remote, home_of(remote), "rollback", model.name)
+    if args.json:
+        print(json.dumps({"board": board.label, "model": model.name, **answer}))
+    else:
+        print(f"in use   {model.name} {answer.get('promoted')}, as before {answer.get('previous')}")
+        n_golden = answer.get("golden", {}).get("prompts", 0)
+        print(f"checked  {n_golden} golden prompts; a second rollback goes forward again")
+    return 0

@@ -53,8 +53,9 @@ def main(args: argparse.Namespace) -> int:
     matches, figures, processors = parse(args)
     old = None
     if args.output is not None:
-        if not args.output.is_dir():
+        if args.output.exists() and not args.output.is_dir():
             raise UsageError(f"{args.output} is not a directory")
+        args.output.mkdir(parents=True, exist_ok=True)
         file = args.output / "performance.json"
         old = peer_result.read(file) if file.is_file() else None
     new: dict[str, Any] | None = None

@@ -64,6 +64,9 @@ elif command == "bench":
     if "--bandwidth" in rest:
         emit(threads=int(rest[rest.index("--threads") + 1]), gb_s=1.0, low_gb_s=0.9, high_gb_s=1.1, fastest="plain x1")
         sys.exit(0)
+    if "--json" in rest:
+        emit(prefill_tok_s=100.0, decode_tok_s=10.0, ttft_ms=12.5, load_ms=3.0, peak_rss_bytes=123456789, threads=4)
+        sys.exit(0)
     options = dict(zip(rest[1::2], rest[2::2]))
     emit(type="open", format=1, runtime="0", name="tiny", manifest_sha256="0" * 64, scheme="w4a8", tier="test",
          context=64, cores=4, generate=4, weight_bytes=1000, arena_bytes=1000, kv_bytes_per_token=10,

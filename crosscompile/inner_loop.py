@@ -10,8 +10,7 @@ import re
 from dataclasses import dataclass
 
 from crosscompile.codegen import compile_object
-from crosscompile.kernels.build import divisor
-from crosscompile.kernels.linear import default_knobs, float_linear, quantized_linear, schedule
+from crosscompile.kernels.linear import default_knobs, effective, float_linear, quantized_linear, schedule
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import TIERS, Tier, target_of_tier
 
@@ -31,7 +30,7 @@ _STACK = re.compile(r"\(%[re][sb]p\)|\[sp\b")
 
 @dataclass(frozen=True)
 class Loop:
-    """instructions of one pass over a tile: `tokens` tokens, one row group of `bytes` stored bytes, `products` in all.
+    """instructions of one pass over a tile: `tokens` tokens, row groups of `bytes` stored bytes, `products` in all.
 
     Loops over weights that are not quantized are unrolled as LLVM likes; their bytes and products follow from that.
     """
@@ -75,11 +74,12 @@ def loop_of(tier: Tier, kind: str, n: int) -> Loop:
     else:
         function = float_linear(n, rows * ROW_GROUPS, COLUMNS, packing)
     library, _ = compile_object({"kernel": schedule(function, tier, packing)}, target_of_tier(tier.name))
-    tokens = divisor(n, default_knobs(tier, packing, n).tokens)
+    knobs = effective(default_knobs(tier, packing, n), n, ROW_GROUPS)
+    tokens, groups = knobs.tokens, knobs.groups
     loop = innermost(library.inspect_source("asm"), "kernel")
     if quantized:
         stored = rows * GROUP // (2 if kind == "w4" else 1) + rows * SCALE_BYTES
-        return Loop(tier.name, kind, tokens, stored, tokens * rows * GROUP, loop)
+        return Loop(tier.name, kind, tokens, groups * stored, tokens * groups * rows * GROUP, loop)
     products = sum(bool(_FMA.match(line)) for line in loop) * _LANES[tier.name]
     stored = products // tokens * (4 if kind == "f32" else 2)
     return Loop(tier.name, kind, tokens, stored, products, loop)

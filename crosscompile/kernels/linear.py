@@ -146,20 +146,26 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
     return sch.mod["main"]
 
 
-_TOKENS = {
-    ("avx512-vnni", "w4"): 8,
-    ("avx512-vnni", "w8"): 8,
-    ("armv8-neon", "w8"): 2,
-    ("armv7-neon", "w4"): 2,
-    ("armv7-neon", "w8"): 2,
+_TILES = {
+    ("avx512-vnni", "w4"): (8, 1),
+    ("avx512-vnni", "w8"): (8, 1),
+    ("avx-vnni", "w4"): (2, 2),
+    ("avx-vnni", "w8"): (2, 2),
+    ("armv8-neon", "w8"): (2, 1),
+    ("armv7-neon", "w4"): (2, 1),
+    ("armv7-neon", "w8"): (2, 1),
 }
-"""Rows of a tile that fit the registers, where it is not four: `python -m tests.campaigns.inner_loops` shows it."""
+"""Tokens and row groups of a tile that fit the registers, where it is not four and one: `python -m
+tests.campaigns.inner_loops` shows it. Without broadcasts from memory inside an instruction (avx-vnni), two row groups
+that share them beat four tokens that share unpacked weights."""
 
 
 def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
     """The tile for n rows where nothing was tuned."""
-    tokens = _TOKENS.get((tier.name, Packing.parse(packing).kind), 4)
-    return LinearKnobs(min(n, tokens), 1, 256 if n == 1 and tier.arch == "x86_64" else 0)
+    if n == 1:
+        return LinearKnobs(ahead=256 if tier.arch == "x86_64" else 0, tokens=1)
+    tokens, groups = _TILES.get((tier.name, Packing.parse(packing).kind), (4, 1))
+    return LinearKnobs(min(n, tokens), groups)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from crosscompile.inner_loop import loop_of
-from crosscompile.packing import GROUP
 from crosscompile.target import TIERS
 
 
@@ -27,9 +26,9 @@ def main() -> int:
                 if arguments.tier not in (None, tier.name):
                     continue
                 loop = loop_of(tier, kind, n)
-                count, products = len(loop.instructions), loop.tokens * tier.rows * GROUP
+                count = len(loop.instructions)
                 each = f"{count / loop.bytes:.2f}" if n == 1 else ""
-                cells = (count, each, f"{256 * count / products:.1f}", loop.spills)
+                cells = (count, each, f"{256 * count / loop.products:.1f}", loop.spills)
                 table.add_row(tier.name, kind, str(loop.tokens), *map(str, cells))
                 if arguments.show:
                     print(f"{tier.name} {kind}, {loop.tokens} tokens", *loop.instructions, sep="\n    ")

@@ -53,9 +53,10 @@ def main(args: argparse.Namespace) -> int:
     matches, figures, processors = parse(args)
     old = None
     if args.output is not None:
-        if args.output.exists() and not args.output.is_dir():
-            raise UsageError(f"{args.output} is not a directory")
-        args.output.mkdir(parents=True, exist_ok=True)
+        try:
+            args.output.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(f"-o {args.output}: {error.strerror}; name a directory, or one that can be made") from error
         file = args.output / "performance.json"
         old = peer_result.read(file) if file.is_file() else None
     new: dict[str, Any] | None = None

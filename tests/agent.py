@@ -46,7 +46,10 @@ class Agent:
     def __init__(self, binary: Path, work: Path, *options: str, key: str | None = None) -> None:
         self.key = key or secrets.token_hex(16)
         self.work = work
-        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=1:handle_segv=0:handle_sigfpe=0:handle_abort=0"}
+        environment = {
+            **os.environ,
+            "ASAN_OPTIONS": "detect_leaks=0:quarantine_size_mb=1:handle_segv=0:handle_sigfpe=0:handle_abort=0",
+        }
         self.process = subprocess.Popen(
             [str(binary), "rpc", "--work", str(work), *options],
             stdin=subprocess.PIPE,

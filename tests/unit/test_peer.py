@@ -275,7 +275,7 @@ def arguments(*argv: str) -> argparse.Namespace:
         (("--peer", "llama.cpp", "--emulated", "z80"), "there are cortex-a76"),
         (("--peer", "llama.cpp", "--figures", "decode@many"), "decode@DEPTH"),
         (("--peer", "llama.cpp", "--figures", "prefill@0"), "decode@DEPTH"),
-        (("--peer", "llama.cpp", "-o", "/nowhere/at/all"), "not a directory"),
+        (("--peer", "llama.cpp", "-o", "/dev/null/docs"), "Not a directory"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_anything_runs(argv, message):

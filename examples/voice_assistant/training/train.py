@@ -1,4 +1,4 @@
-"""Train the demo model in some eighty minutes of one CPU core, less with two, and write it in Hugging Face format.
+"""Train the demo model on two CPU cores in less than an hour, and write it in Hugging Face format.
 
     python train.py --work build --output ../model
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +16,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 START, END, PAD = "<|im_start|>", "<|im_end|>", "<|endoftext|>"
 SPECIAL = (PAD, START, END)
 ADDED = ("<tool_call>", "</tool_call>")
+TEMPLATE = Path(__file__).parent.parent / "model" / "chat_template.jinja"
 VOCAB_SIZE = 1536
 N_PIECES = 960
 """Of the vocabulary, the tokens without a space at their beginning."""
@@ -117,7 +119,7 @@ def encode(tokenizer: Tokenizer, conversation: Conversation) -> tuple[list[int],
 
 
 def save(tokenizer: Tokenizer, directory: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json."""
+    """Writes tokenizer.json and tokenizer_config.json, and chat_template.jinja if it is not there."""
     tokenizer.save(str(directory / "tokenizer.json"))
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -129,3 +131,6 @@ def save(tokenizer: Tokenizer, directory: Path) -> None:
         "clean_up_tokenization_spaces": False,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    template = directory / "chat_template.jinja"
+    if not template.exists():
+        shutil.copyfile(TEMPLATE, template)

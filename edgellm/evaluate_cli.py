@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--embedding", choices=SCHEMES, help="scheme of the token embedding, if it should differ")
     parser.add_argument("--head", choices=SCHEMES, help="scheme of the output head, if it should differ")
+    parser.add_argument("--kv", choices=("f16", "i8", "f32"), help="type of the KV cache (default: f16)")
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="texts taken from the file (default: 100)")
     parser.add_argument(
         "--tokens", type=int, default=N_TOKENS, metavar="N", help=f"tokens taken of each text (default: {N_TOKENS})"
@@ -42,7 +43,8 @@ def main(args: argparse.Namespace) -> int:
         path, name = hub.resolve(args.model, display.update)
         source = checkpoint.load(path)
         texts = read_texts(args.texts, source)[: args.limit]
-        schemes = [Options(scheme, args.embedding, args.head) for scheme in args.scheme or ("f16", "w8a8", "w4a8")]
+        names = args.scheme or ("f16", "w8a8", "w4a8")
+        schemes = [Options(scheme, args.embedding, args.head, args.kv) for scheme in names]
         results = evaluate(source, name, schemes, texts, args.tokens, display.update)
     if args.json:
         print(json.dumps({"model": name, "texts": len(texts), "schemes": [asdict(result) for result in results]}))

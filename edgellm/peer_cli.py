@@ -56,7 +56,7 @@ def main(args: argparse.Namespace) -> int:
         try:
             args.output.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"-o {args.output}: {error.strerror}; name a directory, or one that can be made") from error
+            raise UsageError(f"-o {args.output}: {error.strerror}; name a directory") from error
         file = args.output / "performance.json"
         old = peer_result.read(file) if file.is_file() else None
     new: dict[str, Any] | None = None

@@ -95,7 +95,7 @@ def test_the_sensors_script_runs_in_the_boards_own_shell(start_board):
 
 def test_a_damaged_model_is_refused_and_mended_by_the_next_deployment(deployed, start_board, capsys):
     weights = f"{deployed['path']}/weights"
-    flip = 'cd "$1"; set -- *.safetensors; chmod u+w "$1"; printf X | dd of="$1" bs=1 seek=70000 conv=notrunc 2>/dev/null'
+    flip = 'cd "$1"; set -- *.safetensors; chmod u+w "$1"; printf X | dd of="$1" bs=1 seek=70000 conv=notrunc'
     with SshRemote(start_board(BOARD)) as remote:
         remote.script(flip, weights)
     assert main(["run", "--board", BOARD, "-p", "hello"]) == 1

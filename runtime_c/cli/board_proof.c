@@ -236,7 +236,7 @@ ellm_status proof_take(const char *slot_path, const ellm_bundle *bundle, proof *
     const ellm_json *golden = ellm_json_get(manifest, "golden"), *card = ellm_json_get(manifest, "card");
     const ellm_json *answer = NULL;
     if (status == ELLM_OK && golden != NULL && golden->count > 0) {
-        child c;
+        child c = {0};
         status = ask(slot_path, (char *[]){"golden", "--json", NULL}, "golden prompts", &region, &answer, &c, error);
         p->golden = status == ELLM_OK;
         p->peak_rss_bytes = c.peak_rss_bytes;
@@ -253,7 +253,7 @@ ellm_status proof_take(const char *slot_path, const ellm_bundle *bundle, proof *
         p->least_prefill_tok_s = least_share * real(card, "prefill_tok_s");
     }
     if (status == ELLM_OK && (p->least_decode_tok_s > 0 || p->least_prefill_tok_s > 0)) {
-        child c;
+        child c = {0};
         char *rest[] = {"bench", "--prompt", "64", "--generate", "16", "--repeat", "3", "--json", NULL};
         status = ask(slot_path, rest, "measuring", &region, &answer, &c, error);
         p->measured = status == ELLM_OK;

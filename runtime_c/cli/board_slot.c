@@ -39,7 +39,10 @@ static ellm_status put_manifest(promotion *p, ellm_error *error) {
     if (status == ELLM_OK) {
         status = store_link(p->sha256, path, &p->copied_bytes, error);
     }
-    if (status == ELLM_OK && (status = path_print(path, error, "%s/manifest.sha256", p->path)) == ELLM_OK) {
+    if (status == ELLM_OK) {
+        status = path_print(path, error, "%s/manifest.sha256", p->path);
+    }
+    if (status == ELLM_OK) {
         status = path_print(fresh, error, "%s.new", path);
     }
     if (status != ELLM_OK) {
@@ -94,8 +97,10 @@ static ellm_status link_files(promotion *p, ellm_error *error) {
         char held[65];
         const char *sha256 = stored_sha256(&p->stored, file, &bytes, held);
         status = path_print(path, error, "%s/%s", p->path, file->path);
-        if (status == ELLM_OK && (status = each_parent(p, file->path, folder_make, error)) == ELLM_OK
-            && store_has(sha256, bytes)) {
+        if (status == ELLM_OK) {
+            status = each_parent(p, file->path, folder_make, error);
+        }
+        if (status == ELLM_OK && store_has(sha256, bytes)) {
             status = store_link(sha256, path, &p->copied_bytes, error);
         }
     }
@@ -132,14 +137,15 @@ static void count_hashed(uint64_t n_bytes, void *user) {
 /* Hashes every file. What is damaged leaves the store and is missing then; nothing missing: the stamp is written. */
 static ellm_status verify(promotion *p, ellm_error *error) {
     const ellm_manifest *manifest = &p->bundle.manifest;
-    ellm_file_stamp *before = calloc(manifest->n_files + 1, sizeof *before);
+    size_t n_files = manifest->n_files;
+    ellm_file_stamp *before = calloc(n_files + 1, sizeof *before);
     ellm_status status = before != NULL ? ELLM_OK : ellm_fail(error, ELLM_NO_MEMORY, "no memory to verify");
     ellm_sha256 empty;
     ellm_sha256_init(&empty);
-    for (size_t i = 0; i < manifest->n_files; i++) {
+    for (size_t i = 0; i < n_files; i++) {
         p->n_total += manifest->files[i].bytes;
     }
-    for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
+    for (size_t i = 0; i < n_files && status == ELLM_OK; i++) {
         const ellm_manifest_file *file = &manifest->files[i];
         char path[path_cap];
         status = ellm_file_stamp_read(p->bundle.directory, file->path, &before[i], error);
@@ -168,8 +174,11 @@ static ellm_status verify(promotion *p, ellm_error *error) {
 static ellm_status build(promotion *p, int n_beside, char **beside, ellm_error *error) {
     stamps *held = NULL;
     ellm_status status = stamps_remember(&held, error);
-    if (status == ELLM_OK && !p->exists && (status = tree_remove(p->part_path, NULL, error)) == ELLM_OK) {
-        status = folder_make(p->part_path, error);
+    if (status == ELLM_OK && !p->exists) {
+        status = tree_remove(p->part_path, NULL, error);
+        if (status == ELLM_OK) {
+            status = folder_make(p->part_path, error);
+        }
     }
     if (status == ELLM_OK) {
         status = put_manifest(p, error);
@@ -306,7 +315,10 @@ ellm_status board_promote(int n, char **words, ellm_error *error) {
     memcpy(p.slot, p.sha256, slot_digits);
     trust_in(".", &p.trust);
     ellm_status status = path_print(p.folder, error, MODELS "/%s", p.model);
-    if (status == ELLM_OK && (status = path_print(p.slot_path, error, "%s/%s", p.folder, p.slot)) == ELLM_OK) {
+    if (status == ELLM_OK) {
+        status = path_print(p.slot_path, error, "%s/%s", p.folder, p.slot);
+    }
+    if (status == ELLM_OK) {
         status = path_print(p.part_path, error, "%s.part", p.slot_path);
     }
     if (status == ELLM_OK && quick && is_unchanged(&p, n - first_beside, words + first_beside)) {
@@ -321,8 +333,10 @@ ellm_status board_promote(int n, char **words, ellm_error *error) {
         status = folder_sync(STORE, error);
     }
     char path[path_cap];
-    if (status == ELLM_OK && (status = path_print(path, error, STORE "/%s", p.sha256)) == ELLM_OK
-        && stat(path, &there) != 0) {
+    if (status == ELLM_OK) {
+        status = path_print(path, error, STORE "/%s", p.sha256);
+    }
+    if (status == ELLM_OK && stat(path, &there) != 0) {
         note_missing(&p, p.sha256);
         say_missing(&p);
         buffer_free(&p.missing);
@@ -340,10 +354,17 @@ ellm_status board_promote(int n, char **words, ellm_error *error) {
     if (status == ELLM_OK && p.missing.n > 0) {
         say_missing(&p);
         discard(&p);
-    } else if (status != ELLM_OK || (status = proof_take(p.path, &p.bundle, &shown, error)) != ELLM_OK
-               || (status = finish(&p, &shown, error)) != ELLM_OK) {
-        log_write("promote", p.model, p.slot, status, error->text);
-        discard(&p);
+    } else {
+        if (status == ELLM_OK) {
+            status = proof_take(p.path, &p.bundle, &shown, error);
+        }
+        if (status == ELLM_OK) {
+            status = finish(&p, &shown, error);
+        }
+        if (status != ELLM_OK) {
+            log_write("promote", p.model, p.slot, status, error->text);
+            discard(&p);
+        }
     }
     if (p.open) {
         ellm_bundle_close(&p.bundle);
@@ -364,7 +385,10 @@ ellm_status board_rollback(int n, char **words, ellm_error *error) {
         return ellm_fail(error, ELLM_USAGE, "rollback: '%.70s' is no model's name", model);
     }
     ellm_status status = path_print(folder, error, MODELS "/%s", model);
-    if (status == ELLM_OK && (status = path_print(path, error, "%s/current", folder)) == ELLM_OK) {
+    if (status == ELLM_OK) {
+        status = path_print(path, error, "%s/current", folder);
+    }
+    if (status == ELLM_OK) {
         (void)link_read(path, now);
         status = path_print(path, error, "%s/previous", folder);
     }
@@ -387,7 +411,10 @@ ellm_status board_rollback(int n, char **words, ellm_error *error) {
     }
     proof shown;
     status = ellm_bundle_check_files(&bundle, false, NULL, NULL, error);
-    if (status == ELLM_OK && (status = proof_take(path, &bundle, &shown, error)) == ELLM_OK) {
+    if (status == ELLM_OK) {
+        status = proof_take(path, &bundle, &shown, error);
+    }
+    if (status == ELLM_OK) {
         status = switch_to(folder, previous, error);
     }
     ellm_bundle_close(&bundle);
@@ -416,13 +443,18 @@ ellm_status board_undeploy(int n, char **words, ellm_error *error) {
     if (status == ELLM_OK && stat(folder, &there) != 0) {
         return ellm_fail(error, ELLM_BUNDLE_MISSING, "there is no model called %s here", model);
     }
-    if (status == ELLM_OK && (status = path_print(path, error, "%s/current", folder)) == ELLM_OK && unlink(path) != 0
-        && errno != ENOENT) {
+    if (status == ELLM_OK) {
+        status = path_print(path, error, "%s/current", folder);
+    }
+    if (status == ELLM_OK && unlink(path) != 0 && errno != ENOENT) {
         status = path_failed(path, "cannot be removed", error);
     }
     uint64_t freed_bytes = 0;
     size_t n_removed = 0;
-    if (status == ELLM_OK && (status = folder_sync(folder, error)) == ELLM_OK) {
+    if (status == ELLM_OK) {
+        status = folder_sync(folder, error);
+    }
+    if (status == ELLM_OK) {
         status = store_collect(&freed_bytes, &n_removed, error);
     }
     log_write("undeploy", model, "", status, status == ELLM_OK ? "removed" : error->text);

@@ -8,6 +8,7 @@
 #include "posix.h"
 
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -72,7 +73,7 @@ static ellm_status remember_model(const char *name, void *user, ellm_error *erro
     if (!is_model(name)) {
         return ELLM_OK;
     }
-    strcpy(s->model, name); /* is_model knows its length */
+    snprintf(s->model, sizeof s->model, "%s", name);
     ellm_status status = path_print(folder, error, MODELS "/%s", name);
     return status != ELLM_OK ? status : folder_each(folder, remember_slot, s, error);
 }

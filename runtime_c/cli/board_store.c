@@ -338,7 +338,10 @@ static ellm_status collect_slot(const char *name, void *user, ellm_error *error)
     }
     char weights[path_cap];
     status = folder_each(path, collect_fresh, path, error);
-    if (status == ELLM_OK && (status = path_print(weights, error, "%s/weights", path)) == ELLM_OK) {
+    if (status == ELLM_OK) {
+        status = path_print(weights, error, "%s/weights", path);
+    }
+    if (status == ELLM_OK) {
         status = folder_each(weights, collect_fresh, weights, error);
     }
     return status;
@@ -353,7 +356,10 @@ static ellm_status collect_model(const char *name, void *user, ellm_error *error
     snprintf(c->model, sizeof c->model, "%s", name);
     c->current[0] = c->previous[0] = '\0';
     ellm_status status = path_print(folder, error, MODELS "/%s", name);
-    if (status == ELLM_OK && (status = path_print(path, error, "%s/current", folder)) == ELLM_OK) {
+    if (status == ELLM_OK) {
+        status = path_print(path, error, "%s/current", folder);
+    }
+    if (status == ELLM_OK) {
         (void)link_read(path, c->current);
         status = path_print(path, error, "%s/previous", folder);
     }

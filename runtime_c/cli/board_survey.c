@@ -77,7 +77,7 @@ static ellm_status list_model(const char *name, void *user, ellm_error *error) {
         bool there = status == ELLM_OK && link_read(path, slot);
         buffer_print(&l->json, "\"%s\":%s%s%s,", links[i], there ? "\"" : "", there ? slot : "null", there ? "\"" : "");
     }
-    strcpy(l->model, name); /* is_model knows its length */
+    snprintf(l->model, sizeof l->model, "%s", name);
     l->first_slot = true;
     buffer_print(&l->json, "\"slots\":{");
     if (status == ELLM_OK) {

@@ -60,7 +60,7 @@ class Quantized:
         sums, shrink = tier.activations(packing)
         made = [self.q, self.scale * F32(shrink)]
         if sums:
-            total = self.q.sum(-1, dtype=np.int32) * np.int32(-8)
+            total = self.q.sum(-1, dtype=np.int32) * np.int32(8 if sums == "negated" else -8)
             made.append(total if sums == "wide" else total & np.int32(0xFFFF))
         return made
 

@@ -19,8 +19,9 @@ class Tier:
     chunk       consecutive columns of one row in a weight vector, by scheme ("w4", "w8")
     unsigned    weights stored with an offset (vpdpbusd and vpmaddubsw multiply unsigned by signed; nibbles without a
                 sign leave room to sum a whole group in 16 bits)
-    sums        how the sum of a group of activations comes to them: "wide", −8 · Σa as int32, or "narrow", its lower
-                16 bits with zeros above, which is what a pair of 16-bit accumulators starts at
+    sums        how the sum of a group of activations comes to them: "wide", −8 · Σa as int32; "narrow", its lower 16
+                bits with zeros above, which is what a pair of 16-bit accumulators starts at; or "negated", the same of
+                8 · Σa, for accumulators from which products are subtracted
     """
 
     name: str
@@ -67,7 +68,7 @@ TIERS: dict[str, Tier] = {
             8,
             {"w4": 8, "w8": 8},
         ),
-        Tier("avx2", "x86_64", _X86, ("+avx2", "+fma", "+f16c"), 8, {"w4": 4, "w8": 4}, ("w4",), "narrow"),
+        Tier("avx2", "x86_64", _X86, ("+avx2", "+fma", "+f16c"), 8, {"w4": 4, "w8": 4}, ("w4",), "negated"),
         Tier(
             "avx-vnni",
             "x86_64",

@@ -104,7 +104,7 @@ Step = Callable[[Any, Expr, int, int], Expr]
 def _by_rows(
     tile: Tile,
     width: int,
-    start: Callable[[int], Expr],
+    start: Callable[[int], Expr | None],
     step: Step,
     ways: int = 1,
     join: Callable[[Expr, Expr], Expr] | None = None,
@@ -112,7 +112,7 @@ def _by_rows(
     """Packings whose vectors hold a chunk of columns of `width` rows.
 
     ways: sums kept side by side for every vector of results and joined at the end, so that one token's few results do
-    not wait for each other. The first starts at start(token), the others at 0.
+    not wait for each other. The first starts at start(token), the others, and it too where that is None, at 0.
     """
     chunks, rows, chunk = weight_shape(tile.form)
     vectors = [(group, row) for group in range(tile.groups) for row in range(0, rows, width)]
@@ -204,13 +204,22 @@ def _vnni(tile: Tile) -> Dots:
     return _by_rows(tile, rows, start, step, 2 if tile.tokens == 1 else 1, lambda a, b: a + b)
 
 
+def _subtract(a: Expr, b: Expr) -> Expr:
+    """a − b of int16x16. A vector-predicated intrinsic, because plain instructions are reordered early."""
+    return _call("int16x16", "llvm.vp.sub.v16i16", a, b, T.broadcast(T.bool(True), 16), T.uint32(16))
+
+
 def _maddubs(tile: Tile) -> Dots:
     """vpmaddubsw of nibbles, summed in 16 bits, and one vpmaddwd for the group.
 
-    It starts at (−8 · Σa, 0) in each pair of lanes, so every partial sum is Σ (u − 8)a of what is done less 8 · Σa of
-    what is not: at most 32 · 8 · 127 = 32,512, and neither vpmaddubsw nor the saturating additions (which the compiler
-    does not reorder, as it would plain ones, out of registers) ever saturate.
+    Several tokens: accumulators start at (8 · Σa, 0) in each pair of lanes, products are subtracted, and vpmaddwd with
+    −1 turns the sign. Every partial sum is Σ (8 − u)a of what is done and 8 · Σa of what is not: at most
+    32 · 8 · 127 = 32,512. Subtracted because LLVM reorders additions until they no longer fit the registers; saturating
+    additions, which it leaves alone, have half the throughput and share the units that multiply.
+
+    One token: four sums of products side by side, and 8 · Σa is subtracted from their sum.
     """
+    lone = tile.tokens == 1
 
     def start(token: int) -> Expr:
         return bind(_splat(tile.start(token), 8, "int16x16"))
@@ -220,13 +229,16 @@ def _maddubs(tile: Tile) -> Dots:
 
     def step(acc: Expr | None, weights: Expr, token: int, column: int) -> Expr:
         pairs = _call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", weights, tile.repeated(token, column, 4, 8))
-        return pairs if acc is None else add(acc, pairs)
+        if lone:
+            return pairs if acc is None else add(acc, pairs)
+        return _subtract(acc, pairs)
 
-    ones = T.broadcast(T.int16(1), 16)
-    return [
-        [[bind(_call("int32x8", "llvm.x86.avx2.pmadd.wd", sums, ones)) for sums in group] for group in token]
-        for token in _by_rows(tile, 8, start, step, 4 if tile.tokens == 1 else 1, add)
-    ]
+    def total(token: int, sums: Expr) -> Expr:
+        pairs, sign = (_subtract(sums, start(token)), 1) if lone else (sums, -1)
+        return bind(_call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, T.broadcast(T.int16(sign), 16)))
+
+    dots = _by_rows(tile, 8, (lambda _: None) if lone else start, step, 4 if lone else 1, add)
+    return [[[total(token, sums) for sums in group] for group in groups] for token, groups in enumerate(dots)]
 
 
 def _psign(tile: Tile) -> Dots:
@@ -349,8 +361,9 @@ WIDE_OFFSET = {"w4": 1, "w8": 16}
 
 def start_value(tier: Tier, form: Packing, word: Expr) -> Expr:
     """What a group's dot starts at, as the intrinsics read it from the word of `sum`."""
-    if tier.sums == "narrow":
-        return (word << T.int32(16)) >> T.int32(16)
+    if tier.sums in ("narrow", "negated"):
+        low = (word << T.int32(16)) >> T.int32(16)
+        return low if tier.sums == "narrow" else T.int32(0) - low
     return word * T.int32(WIDE_OFFSET[form.kind])
 
 

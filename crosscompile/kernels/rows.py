@@ -1,7 +1,7 @@
 """Kernels over whole rows: RMSNorm, SiLU · up, gathering, and activation quantization alone or behind one of them.
 
 The range that threads share is the rows. A quantized row comes as q (n, B, 32) int8, scale (n, B) f32 and, where the
-weights that it meets have an offset, sum (n, B) int32: −8 · Σ q of each group, as `Form` says.
+weights that it meets have an offset, sum (n, B) int32: −8 · Σ q of each group, in the form that `Form` says.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from crosscompile.target import Tier
 class Form:
     """What quantized rows look like to the weights that they are multiplied with.
 
-    sums     "" for none, "wide" or "narrow" (crosscompile/target.py)
+    sums     "" for none, "wide", "narrow" or "negated" (crosscompile/target.py)
     shrink   a power of two that scale is multiplied by, because the integers of the dot are too large by its inverse
     """
 
@@ -82,7 +82,8 @@ def _write_row(k: Builder, out: tuple[Any, ...], m: Expr, columns: int, value: V
         k.store(out[0], cast(f"int8x{LANES}", low), m, b, span(0))
         k.store(out[0], cast(f"int8x{LANES}", high), m, b, span(LANES))
         if form.sums:
-            total = halves(low + high, lambda x, y: x + y) * tirx.const(-8, "int32")
+            factor = 8 if form.sums == "negated" else -8
+            total = halves(low + high, lambda x, y: x + y) * tirx.const(factor, "int32")
             k.store(out[2], total if form.sums == "wide" else total & tirx.const(0xFFFF, "int32"), m, b)
 
 

@@ -91,6 +91,7 @@ INSTRUCTIONS = {
     "llvm.x86.avx2.pmadd.ub.sw": lambda x, y: saturated(pairs(x.view(np.uint8).astype(np.int32) * y)),
     "llvm.x86.avx2.pmadd.wd": lambda x, y: pairs(x.astype(np.int64) * y).astype(np.int32),
     "llvm.x86.avx2.psign.b": lambda x, y: (x.astype(np.int16) * np.sign(y)).astype(np.int8),
+    "llvm.vp.sub": lambda x, y, mask, lanes: (x - y) if mask.all() and lanes == x.size else None,
     "llvm.sadd.sat": lambda x, y: saturated(x.astype(np.int32) + y),
     "llvm.aarch64.neon.smull": widening,
     "llvm.arm.neon.vmulls": widening,
@@ -117,7 +118,8 @@ T = SimpleNamespace(
     reinterpret=reinterpret,
     Shuffle=lambda vectors, indices: np.concatenate(vectors)[list(indices)],
     call_llvm_pure_intrin=instruction,
-    **{name: getattr(np, name) for name in ("int8", "uint8", "int16", "uint16", "int32", "int64")},
+    **{name: getattr(np, name) for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")},
+    bool=np.bool_,
 )
 
 
@@ -143,7 +145,7 @@ def operands(tier: str, kind: str, tokens: int, groups: int, extreme: bool) -> t
         a = np.repeat(np.where(rng.random((tokens, 1, 1)) < 0.5, -127, 127), GROUP, 2).astype(np.int8)
     q = quantize(kind, weight)[0].astype(np.int64)
     total = -8 * a.astype(np.int64).sum(2)
-    start = (total & 0xFFFF) if TIERS[tier].sums == "narrow" else total
+    start = {"narrow": total & 0xFFFF, "negated": -total & 0xFFFF}.get(TIERS[tier].sums, total)
     w = pack(packing, weight)[""]
     buffers = {
         "w": Buffer(w if form.unsigned else w.view(np.int8)),

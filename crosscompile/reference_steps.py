@@ -57,8 +57,8 @@ class Quantized:
     def encode(self, row_bytes: Sequence[int], tier: Tier, packing: str | None) -> list[np.ndarray]:
         """q, scale and, where the weights of `packing` want it, the sum."""
         assert packing is not None
-        sums, shrink = tier.activations(packing)
-        made = [self.q, self.scale * F32(shrink)]
+        sums, shrink, dtype = tier.activations(packing)
+        made = [self.q.astype(dtype), self.scale * F32(shrink)]
         if sums:
             total = self.q.sum(-1, dtype=np.int32) * np.int32(8 if sums == "negated" else -8)
             made.append(total if sums == "wide" else total & np.int32(0xFFFF))
@@ -83,9 +83,10 @@ def decode(arrays: Sequence[bytes], rows: int, quantized: bool, tier: Tier, pack
     if not quantized:
         return Rows(np.frombuffer(arrays[0], "<f4").reshape(rows, -1))
     assert packing is not None
-    q = np.frombuffer(arrays[0], np.int8).reshape(rows, -1, GROUP)
+    _, shrink, dtype = tier.activations(packing)
+    q = np.frombuffer(arrays[0], dtype).astype(np.int8).reshape(rows, -1, GROUP)
     scale = np.frombuffer(arrays[1], "<f4").reshape(rows, -1)
-    return Quantized(q, scale / F32(tier.activations(packing)[1]))
+    return Quantized(q, scale / F32(shrink))
 
 
 @dataclass(frozen=True)

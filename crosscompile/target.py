@@ -22,6 +22,7 @@ class Tier:
     sums        how the sum of a group of activations comes to them: "wide", −8 · Σa as int32; "narrow", its lower 16
                 bits with zeros above, which is what a pair of 16-bit accumulators starts at; or "negated", the same of
                 8 · Σa, for accumulators from which products are subtracted
+    widened     weights, by scheme, that are multiplied as 16-bit numbers: their activations come as int16
     """
 
     name: str
@@ -32,6 +33,7 @@ class Tier:
     chunk: dict[str, int]
     unsigned: tuple[str, ...] = ()
     sums: str = ""
+    widened: tuple[str, ...] = ()
 
     def packing(self, kind: str) -> str:
         """The packing string (runtime_c/FORMAT.md) of weights of `kind`: w4, w8, f16 or f32."""
@@ -39,15 +41,16 @@ class Tier:
             return f"{kind}.r16"
         return f"{kind}.r{self.rows}.k{self.chunk[kind]}" + (".u" if kind in self.unsigned else "")
 
-    def activations(self, packing: str) -> tuple[str, float]:
-        """(sums, shrink) of rows quantized for weights of a packing (kernels/rows.py, Form).
+    def activations(self, packing: str) -> tuple[str, float, str]:
+        """(sums, shrink, dtype) of rows quantized for weights of a packing (kernels/rows.py, Form).
 
         sums: as above, "" for weights without offset. shrink: what scale is multiplied by, a power of two, because
-        nibbles that keep their sign are used as 16 · q.
+        nibbles that keep their sign are used as 16 · q. dtype: what the integers are stored as.
         """
         weights = Packing.parse(packing)
         signed_nibbles = weights.kind == "w4" and not weights.unsigned
-        return (self.sums if weights.unsigned else ""), (1 / 16 if signed_nibbles else 1.0)
+        dtype = "int16" if weights.kind in self.widened else "int8"
+        return (self.sums if weights.unsigned else ""), (1 / 16 if signed_nibbles else 1.0), dtype
 
 
 _LONG = {"w4": 16, "w8": 16}
@@ -68,7 +71,7 @@ TIERS: dict[str, Tier] = {
             8,
             {"w4": 8, "w8": 8},
         ),
-        Tier("avx2", "x86_64", _X86, ("+avx2", "+fma", "+f16c"), 8, {"w4": 4, "w8": 4}, ("w4",), "negated"),
+        Tier("avx2", "x86_64", _X86, ("+avx2", "+fma", "+f16c"), 8, {"w4": 4, "w8": 2}, ("w4",), "negated", ("w8",)),
         Tier(
             "avx-vnni",
             "x86_64",

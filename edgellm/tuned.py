@@ -26,7 +26,7 @@ from edgellm.errors import BoardError
 from edgellm.files import write_atomically
 
 FORMAT = 1
-TEMPLATE_REVISION = 1
+TEMPLATE_REVISION = 2
 """crosscompile.kernels.linear.TEMPLATE_REVISION, which cannot be imported here without TVM; a test compares them."""
 
 _KNOBS = ("tokens", "groups", "ahead", "block")
@@ -110,7 +110,7 @@ def _check(result: Any, path: Path) -> None:
         if not isinstance(knobs, dict) or set(knobs) != set(_KNOBS):
             raise BoardError(f"{path}: {workload}: knobs must be {', '.join(_KNOBS)}; remove the file and tune again")
         for name, value in knobs.items():
-            if type(value) is not int or not (0 if name == "ahead" else 1) <= value <= _MOST:
+            if type(value) is not int or not (-1 if name == "ahead" else 1) <= value <= _MOST:
                 raise BoardError(
                     f"{path}: {workload}: {name}: {value!r} is out of range; remove the file and tune again"
                 )

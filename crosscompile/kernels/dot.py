@@ -49,6 +49,7 @@ class Tile:
     def __init__(self, tier: Tier, form: Packing, tokens: int, groups: int, w: Any, a: Any, start: Any) -> None:
         self.tier, self.form, self.tokens, self.groups = tier, form, tokens, groups
         self._w, self._a, self._start = w, a, start
+        self._dtype = a.dtype
         self._rows: dict[tuple[int, int, int], Expr] = {}
 
     def weights(self, group: int, chunk: int, row: int, lanes: int) -> Expr:
@@ -64,9 +65,9 @@ class Tile:
 
     def repeated(self, token: int, column: int, lanes: int, repeat: int) -> Expr:
         """`lanes` columns of a token, `repeat` times over."""
-        word = {4: "int32", 8: "int64"}[lanes]
-        vector = self._a.vload([token, 0, column], dtype=f"int8x{lanes}")
-        return _splat(T.reinterpret(word, vector), repeat, f"int8x{repeat * lanes}")
+        word = f"int{8 * lanes * (2 if self._dtype == 'int16' else 1)}"
+        vector = self._a.vload([token, 0, column], dtype=f"{self._dtype}x{lanes}")
+        return _splat(T.reinterpret(word, vector), repeat, f"{self._dtype}x{repeat * lanes}")
 
     def start(self, token: int) -> Expr:
         """The group's word of `sum` of a token."""
@@ -241,16 +242,18 @@ def _maddubs(tile: Tile) -> Dots:
     return [[[total(token, sums) for sums in group] for group in groups] for token, groups in enumerate(dots)]
 
 
-def _psign(tile: Tile) -> Dots:
-    """vpmaddubsw of |q| with a that took q's sign: at most 2 · 127² = 32,258, so each pair is widened by vpmaddwd."""
-    magnitudes: dict[Any, Expr] = {}
+def _widened(tile: Tile) -> Dots:
+    """vpmaddwd of weights widened to 16 bits, two columns of every row, with activations that are stored so.
+
+    vpmaddubsw needs its unsigned operand made by vpsignb, and its sums widened: three instructions of the units that
+    multiply where this has two.
+    """
+    wide: dict[Any, Expr] = {}
 
     def step(acc: Expr, weights: Expr, token: int, column: int) -> Expr:
-        if weights not in magnitudes:
-            magnitudes[weights] = bind(_call("int8x32", "llvm.x86.avx2.psign.b", weights, weights))
-        signed = _call("int8x32", "llvm.x86.avx2.psign.b", tile.repeated(token, column, 4, 8), weights)
-        pairs = _call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", magnitudes[weights], signed)
-        return acc + _call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, T.broadcast(T.int16(1), 16))
+        if weights not in wide:
+            wide[weights] = bind(T.Cast("int16x16", weights))
+        return acc + _call("int32x8", "llvm.x86.avx2.pmadd.wd", wide[weights], tile.repeated(token, column, 2, 8))
 
     return _by_rows(tile, 8, lambda token: T.broadcast(T.int32(0), 8), step)
 
@@ -351,7 +354,7 @@ def family(tier: Tier, form: Packing) -> Family:
     if tier.name in ("armv7-neon", "armv8-neon"):
         return _smlal(tier)
     if tier.name == "avx2":
-        return _maddubs if form.unsigned else _psign
+        return _maddubs if form.unsigned else _widened
     return {"dotprod": _sdot, "i8mm": _smmla}.get(tier.name, _vnni)
 
 
@@ -402,7 +405,7 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
         with IRBuilder() as builder, B.prim_func(s_tir=True):
             B.func_name("dot")
             w = operand("w", (groups, 1, chunks, rows, chunk), weight_dtype(form))
-            a = operand("a", (tokens, 1, GROUP), "int8")
+            a = operand("a", (tokens, 1, GROUP), tier.activations(packing)[2])
             start = operand("start", (tokens, 1), "int32") if form.unsigned else None
             d = operand("d", (tokens, groups, 1, rows), "int32")
             with B.sblock("root"):
@@ -432,8 +435,9 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
             B.buffer_store(d, d[t, g, 0, r] + products, [t, g, 0, r])
 
     def implemented(w: Any, a: Any, start: Any, d: Any) -> None:
-        for line in range(0, chunks * rows * chunk if ahead else 0, 64):
-            prefetch(w[0, ahead, 0, 0, line], level=3)
+        for group in range(groups if ahead else 0):
+            for line in range(0, chunks * rows * chunk, 64):
+                prefetch(w[group, ahead, 0, 0, line], level=3)
         dots = family(tier, form)(Tile(tier, form, tokens, groups, w, a, start))
         for t in range(tokens):
             for g in range(groups):

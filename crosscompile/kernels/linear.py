@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 from tvm import s_tir, tirx
 
@@ -19,7 +19,7 @@ from crosscompile.kernels.dot import register_dot, scalar_dot, start_value, weig
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
 
-TEMPLATE_REVISION = 1
+TEMPLATE_REVISION = 2
 """Raised with every change to the template that makes earlier tuning results worth nothing."""
 
 
@@ -31,10 +31,13 @@ class LinearKnobs:
     groups   row groups of the weight computed together
     block    such tiles of row groups that a tile of tokens passes before the next one does: their weights should fit
              the first cache, and then activations are read that much less often
-    ahead    for one row: how many column groups ahead weights are prefetched, into the last cache: the processor's own
-             prefetching stops at the end of a 4 KB page, which is soon at this rate, and the first cache is too small
-             for all that must be on its way
+    ahead    how many column groups ahead weights are prefetched, into the last cache: the processor's own prefetching
+             stops at the end of a 4 KB page, which is soon at this rate, and the first cache is too small for all that
+             must be on its way. NEXT: as many as a tile's row groups have, so that the next tile's weights are there
+             when the last tokens are done with these
     """
+
+    NEXT: ClassVar[int] = -1
 
     tokens: int = 4
     groups: int = 1
@@ -44,7 +47,7 @@ class LinearKnobs:
 
 @cache
 def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing: str) -> tirx.PrimFunc:
-    """(a (n, B, 32) int8, scale_a (n, B) f32, [sum_a (n, B) i32,] w, scale_w) -> y (n, rows_padded) f32.
+    """(a (n, B, 32) int8 or int16, scale_a (n, B) f32, [sum_a (n, B) i32,] w, scale_w) -> y (n, rows_padded) f32.
 
     The rows are quantized in the form that the weights ask for (kernels/rows.py, Form).
     """
@@ -53,7 +56,7 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
     groups, blocks = rows_padded // rows, columns // GROUP
 
     def body(k: Builder) -> None:
-        a = k.buffer("a", (n, blocks, GROUP), "int8")
+        a = k.buffer("a", (n, blocks, GROUP), tier.activations(packing)[2])
         scale_a = k.buffer("scale_a", (n, blocks), "float32")
         sum_a = k.buffer("sum_a", (n, blocks), "int32") if form.unsigned else None
         w = k.buffer("w", (groups, blocks, chunks, rows, chunk), weight_dtype(form))
@@ -134,7 +137,8 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
         sch.compute_at(dot, b, preserve_unit_loops=True)
         tile, g_tile, unit, *_ = sch.get_loops(dot)[-6:]
         sch.reorder(unit, tile, g_tile)
-        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, knobs.ahead))
+        ahead = groups * int(sch.get(b).extent) if knobs.ahead == LinearKnobs.NEXT else knobs.ahead
+        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, ahead))
     sch.unroll(m_inner)
     sch.unroll(g_inner)
     sch.vectorize(r)
@@ -162,10 +166,11 @@ that share them beat four tokens that share unpacked weights."""
 
 def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
     """The tile for n rows where nothing was tuned."""
+    near, far = (LinearKnobs.NEXT, 256) if tier.arch == "x86_64" else (0, 0)
     if n == 1:
-        return LinearKnobs(ahead=256 if tier.arch == "x86_64" else 0, tokens=1)
+        return LinearKnobs(tokens=1, ahead=far)
     tokens, groups = _TILES.get((tier.name, Packing.parse(packing).kind), (4, 1))
-    return LinearKnobs(min(n, tokens), groups)
+    return LinearKnobs(min(n, tokens), groups, near)
 
 
 @dataclass(frozen=True)
@@ -208,7 +213,7 @@ def candidates(tier: Tier, packing: str, n: int, n_groups: int) -> tuple[LinearK
         LinearKnobs(tokens, groups, ahead, block)
         for tokens in _SEARCHED_TOKENS
         for groups in _SEARCHED_GROUPS
-        for ahead in (_SEARCHED_AHEAD if n == 1 and quantized else (0,))
+        for ahead in (_SEARCHED_AHEAD if n == 1 and quantized else (default_knobs(tier, packing, n).ahead,))
         for block in (_SEARCHED_BLOCK if n > tokens else (1,))
         if n % tokens == 0 and n_groups % (groups * block) == 0 and tokens * groups <= 16 and groups * block <= 16
     ]

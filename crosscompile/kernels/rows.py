@@ -1,6 +1,6 @@
 """Kernels over whole rows: RMSNorm, SiLU · up, gathering, and activation quantization alone or behind one of them.
 
-The range that threads share is the rows. A quantized row comes as q (n, B, 32) int8, scale (n, B) f32 and, where the
+The range that threads share is the rows. A quantized row comes as q (n, B, 32) int8 or int16, scale (n, B) f32 and, where the
 weights that it meets have an offset, sum (n, B) int32: −8 · Σ q of each group, in the form that `Form` says.
 """
 
@@ -36,10 +36,12 @@ class Form:
 
     sums     "" for none, "wide", "narrow" or "negated" (crosscompile/target.py)
     shrink   a power of two that scale is multiplied by, because the integers of the dot are too large by its inverse
+    dtype    what the integers, −127 to 127, are stored as
     """
 
     sums: str = ""
     shrink: float = 1.0
+    dtype: str = "int8"
 
     @classmethod
     def for_weights(cls, tier: Tier, packing: str) -> Form:
@@ -48,7 +50,7 @@ class Form:
     def outputs(self, n: int, columns: int) -> list[tuple[str, tuple[int, ...], str]]:
         """(name, shape, dtype) of the buffers of n rows."""
         blocks = columns // GROUP
-        made = [("q", (n, blocks, GROUP), "int8"), ("scale", (n, blocks), "float32")]
+        made = [("q", (n, blocks, GROUP), self.dtype), ("scale", (n, blocks), "float32")]
         return [*made, ("sum", (n, blocks), "int32")] if self.sums else made
 
 
@@ -79,8 +81,8 @@ def _write_row(k: Builder, out: tuple[Any, ...], m: Expr, columns: int, value: V
         broadcast = tirx.Broadcast(inverse, LANES)
         low = k.bind(integer_product(first, broadcast))
         high = k.bind(integer_product(second, broadcast))
-        k.store(out[0], cast(f"int8x{LANES}", low), m, b, span(0))
-        k.store(out[0], cast(f"int8x{LANES}", high), m, b, span(LANES))
+        k.store(out[0], cast(f"{form.dtype}x{LANES}", low), m, b, span(0))
+        k.store(out[0], cast(f"{form.dtype}x{LANES}", high), m, b, span(LANES))
         if form.sums:
             factor = 8 if form.sums == "negated" else -8
             total = halves(low + high, lambda x, y: x + y) * tirx.const(factor, "int32")

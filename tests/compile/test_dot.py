@@ -120,6 +120,7 @@ T = SimpleNamespace(
     call_llvm_pure_intrin=instruction,
     **{name: getattr(np, name) for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")},
     bool=np.bool_,
+    Cast=lambda dtype, value: value.astype(dtype.partition("x")[0]),
 )
 
 
@@ -149,7 +150,7 @@ def operands(tier: str, kind: str, tokens: int, groups: int, extreme: bool) -> t
     w = pack(packing, weight)[""]
     buffers = {
         "w": Buffer(w if form.unsigned else w.view(np.int8)),
-        "a": Buffer(a),
+        "a": Buffer(a.astype(TIERS[tier].activations(packing)[2])),
         "start": Buffer(start.astype(np.int32)),
         "d": Buffer(np.zeros((tokens, groups, 1, form.rows), np.int32)),
     }

@@ -1,7 +1,7 @@
 """Kernels over whole rows: RMSNorm, SiLU · up, gathering, and activation quantization alone or behind one of them.
 
-The range that threads share is the rows. A quantized row comes as q (n, B, 32) int8 or int16, scale (n, B) f32 and, where the
-weights that it meets have an offset, sum (n, B) int32: −8 · Σ q of each group, in the form that `Form` says.
+The range that threads share is the rows. A quantized row comes as q (n, B, 32) int8 or int16, scale (n, B) f32 and,
+where the weights that it meets have an offset, sum (n, B) int32: −8 · Σ q of each group, in the form that `Form` says.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ class VirtualSection:
 class Board:
     """A type of board (from boards/), or one instance of it (from `edgellm boards add`).
 
-    host  "user@host" of an instance; None for a type. port and name belong to the instance too.
+    host  "user@host" or "adb[:SERIAL]" of an instance; None for a type. port and name belong to the instance too.
     """
 
     id: str
@@ -217,13 +217,14 @@ def find_board(name: str, host: str | None = None, choose: Chooser | None = None
     """The board that `--board NAME [--host HOST]` means.
 
     name: an instance's name, or a type's id; the only instance of a type is meant by the type too.
-    host: "user@host[:port]"; then no instance is looked for.
+    host: "user@host[:port]" or "adb[:SERIAL]"; then no instance is looked for.
     choose: asked when a type has several instances; by default the person at the terminal, if there is one.
     Raises BoardError if nothing has that name, or several instances do and nobody can be asked.
     """
     instances = read_instances()
     if host is not None:
-        return replace(_at(find_type(name), Instance.at(name, name, host)), instance=None)
+        kind = find_type(name)
+        return replace(_at(kind, Instance.at(name, name, host, kind.os == "android")), instance=None)
     if name in instances:
         return _at(load_board(instances[name].type), instances[name])
     board = load_board(name)

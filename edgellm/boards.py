@@ -35,6 +35,7 @@ class TargetSection:
     os            linux or android
     cpu           the cores by name, for people
     cpu_features  as Linux prints them in /proc/cpuinfo; only those that every core has
+    android_api   of Android alone: the oldest API level that programs must run on, for builds with the NDK
     core          the fast cores' name, for predictions; clock_hz: their highest usual clock
     """
 
@@ -43,6 +44,7 @@ class TargetSection:
     cpu_features: tuple[str, ...]
     n_cores: int
     os: str = "linux"
+    android_api: int | None = None
     n_fast_cores: int | None = None
     core: str | None = None
     clock_hz: int | None = None
@@ -159,7 +161,7 @@ class Board:
 
     def target(self) -> Target:
         """What crosscompile needs to know of this board. Raises TargetError if no tier fits its CPU."""
-        return target_for(self.arch, self.cpu_features, self.os)
+        return target_for(self.arch, self.cpu_features, self.os, self.target_section.android_api)
 
 
 _SECTIONS: dict[str, tuple[str, type[Any]]] = {
@@ -291,6 +293,11 @@ def _check(board: Board, path: Path) -> None:
     rules = (
         ("target.arch", target.arch in ARCHES, f"must be one of {', '.join(ARCHES)}"),
         ("target.os", target.os in SYSTEMS, f"must be one of {', '.join(SYSTEMS)}"),
+        (
+            "target.android_api",
+            (target.android_api is not None) == (target.os == "android") and (target.android_api or 21) >= 21,
+            "belongs to os = \"android\", and is 21 or more",
+        ),
         ("target.n_cores", target.n_cores > 0, "must be positive"),
         ("target.n_fast_cores", 0 < (target.n_fast_cores or 1) <= target.n_cores, "must be from 1 to n_cores"),
         ("memory.ram_bytes", memory.ram_bytes > 0, "must be positive"),

@@ -35,7 +35,7 @@ _ADB_PACKAGES = (
 _ADBD_PACKAGES = (
     *("adbd", "mksh", "toybox", "libc6", "libgcc-s1", "libstdc++6", "libcrypt1", "android-liblog", "android-libbase"),
     *("android-libboringssl", "android-libcutils", "libbrotli1", "liblz4-1", "zlib1g", "libprotobuf32", "libcap2"),
-    *("libgpg-error0", "libgcrypt20", "liblzma5", "libzstd1", "libsystemd0"),
+    *("libgpg-error0", "libgcrypt20", "liblzma5", "libzstd1", "libsystemd0", "libc-bin"),
 )
 _ADBD = "/usr/lib/android-sdk/platform-tools/adbd"
 _FILES = {

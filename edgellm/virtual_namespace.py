@@ -54,7 +54,7 @@ mount -o remount,bind,ro root
 if [ -n "$beside" ]; then
   chroot root /bin/toybox ifconfig lo up
   echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
-  eval "exec $beside" >beside.log 2>&1 &
+  eval "exec setpriv --pdeathsig KILL $beside" >beside.log 2>&1 &
 fi
 exec "$@"
 """

@@ -127,9 +127,7 @@ class Target:
         return {"kind": "llvm", "mtriple": f"{self.arch}-{system}", "mcpu": mcpu, "mattr": list(self.tier.llvm)}
 
 
-def target_for(
-    arch: str, cpu_features: Iterable[str], os: str = "linux", android_api: int | None = None
-) -> Target:
+def target_for(arch: str, cpu_features: Iterable[str], os: str = "linux", android_api: int | None = None) -> Target:
     """The best tier for a CPU with these features (names of /proc/cpuinfo). TargetError if there is none."""
     features = set(cpu_features)
     if arch not in ARCHITECTURES:

@@ -50,7 +50,9 @@ class AdbRemote(Remote):
         self._forwarded: dict[int, Path] = {}
         self._environment = ""
         if "shell_v2" not in self._ask("features").split():
-            raise UnsuitableError(f"{self.name} has an adbd that does not tell how a command ended; use Android 7 or newer")
+            raise UnsuitableError(
+                f"{self.name} has an adbd that does not tell how a command ended; use Android 7 or newer"
+            )
         home = self.script(_HOME).text
         if not home.startswith("/"):
             raise RemoteError(f"{self.name}: the device does not say where files can be put: {one_line(home, 80)}")

@@ -40,7 +40,10 @@ class AdbClient:
     def run(self, *arguments: str, limit_s: float = ANSWER_S) -> subprocess.CompletedProcess[str]:
         """Runs adb to its end. Raises LinkError if it takes longer than limit_s."""
         # A server that adb starts inherits what adb writes to: a file it may keep, a pipe would seem never to end.
-        with tempfile.TemporaryFile("w+", errors="replace") as out, tempfile.TemporaryFile("w+", errors="replace") as err:
+        with (
+            tempfile.TemporaryFile("w+", errors="replace") as out,
+            tempfile.TemporaryFile("w+", errors="replace") as err,
+        ):
             try:
                 done = subprocess.run(
                     [str(self.program), *arguments],

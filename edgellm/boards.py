@@ -296,7 +296,7 @@ def _check(board: Board, path: Path) -> None:
         (
             "target.android_api",
             (target.android_api is not None) == (target.os == "android") and (target.android_api or 21) >= 21,
-            "belongs to os = \"android\", and is 21 or more",
+            'belongs to os = "android", and is 21 or more',
         ),
         ("target.n_cores", target.n_cores > 0, "must be positive"),
         ("target.n_fast_cores", 0 < (target.n_fast_cores or 1) <= target.n_cores, "must be from 1 to n_cores"),

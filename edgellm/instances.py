@@ -48,7 +48,7 @@ class Instance:
 
     @classmethod
     def at(cls, name: str, type: str, address: str, android: bool = False) -> Instance:
-        """An instance at "user@host[:port]", "adb[:SERIAL]" or, for Android, "SERIAL". UsageError if it is no address."""
+        """An instance at "user@host[:port]", "adb[:SERIAL]" or, for Android, "SERIAL". Raises UsageError."""
         where = parse_where(address, android)
         if isinstance(where, AdbAddress):
             return cls(name, type, str(where))

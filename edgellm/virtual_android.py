@@ -3,9 +3,9 @@
 The shell is mksh and the commands are toybox, as on a phone; what was written lands in /data/local/tmp, where the user
 `shell` may make no hard links. Not there: bionic, SELinux itself, the low-memory killer, getprop.
 
-adbd takes connections from anybody, on every address and on vsock, which no name space confines. So it runs in a network
-name space of its own together with the adb server, which is reached through a socket in the board's folder; and its
-port is one that only the machine's own root may open on vsock, so that this one stays closed.
+adbd takes connections from anybody, on every address and on vsock, which no name space confines. So it runs in a
+network name space of its own together with the adb server, which is reached through a socket in the board's folder;
+and its port is one that only the machine's own root may open on vsock, so that this one stays closed.
 """
 
 from __future__ import annotations

@@ -11,6 +11,8 @@ the board has, and after `gc` nothing may lie there that no version refers to.
     disk   N / 10   the disk fills up: so much room is left as a random part of the model
     key    1        the board shows another host key
     clock  2        the board's clock says 1970, and 2100 (full-system board)
+    adb    N / 4    an Android device is unplugged after a random byte from the host
+    adbd   N / 20   adb's server or the device's adbd is killed after a random byte
     power  N / 4    the power fails at a random moment of upload, verification and switch (full-system board)
 
 Models are the voice assistant's, compiled for each board, and a copy with other weights. A line per fault is
@@ -38,6 +40,7 @@ from pathlib import Path
 
 from crosscompile.runtime import build_runtime
 from edgellm import board_session, bundle, virtual
+from edgellm.address import AdbAddress
 from edgellm.board_session import ask_once, read_survey
 from edgellm.boards import find_board
 from edgellm.bundle import Bundle
@@ -47,6 +50,7 @@ from edgellm.probe import Facts, probe
 from edgellm.remote import Remote
 from edgellm.runtime_program import PROGRAM
 from edgellm.ssh import SshRemote
+from tests.campaigns import adb_faults
 from tests.campaigns.full_board import FullBoard, missing
 from tests.emulated.conftest import SshServer, make_key, running_server
 from tests.emulated.proxy import Proxy
@@ -295,6 +299,41 @@ def over_links(
                 campaign.heal("key", remote, str(home), old, new)
 
 
+# ---- over adb to an emulated Android device ----------------------------------------------------------------------
+
+
+def over_adb(campaign: Campaign, n: dict[str, int], old: Bundle, new: Bundle) -> None:
+    home, where = adb_faults.HOME, adb_faults.address()
+    with adb_faults.AdbRemote(where) as remote:
+        remote.script("rm -rf .edgellm template")
+        deploy(old, remote)
+        remote.script("mkdir template; cp -a .edgellm template")
+    with adb_faults.CutRemote(where) as remote:
+        deploy(new, remote)
+        n_bytes = remote.n_bytes
+    kinds = [kind for kind in ("adb", "adbd") for _ in range(n[kind])]
+    for number, kind in enumerate(kinds):
+        where = adb_faults.address()
+        with adb_faults.AdbRemote(where) as remote:
+            remote.script("rm -rf .edgellm; cp -a template/.edgellm .")
+        at = campaign.random.randrange(n_bytes)
+
+        def fault(kind: str = kind, where: AdbAddress = where, number: int = number) -> None:
+            adb_faults.unplug(where) if kind == "adb" else adb_faults.kill(server=number % 2 == 0)
+
+        def go(at: int = at, where: AdbAddress = where, fault: Callable[[], None] = fault) -> Deployment:
+            with adb_faults.CutRemote(where, at, fault) as remote:
+                return deploy(new, remote)
+
+        with campaign.noted(kind, f"byte {at}"):
+            campaign.hurt(kind, f"byte {at} of {n_bytes}", go)
+            with adb_faults.AdbRemote(adb_faults.address()) as remote:
+                campaign.heal(kind, remote, home, old, new)
+    with adb_faults.AdbRemote(adb_faults.address()) as remote:
+        remote.script("rm -rf .edgellm template")
+    virtual.stop(find_board(adb_faults.BOARD))
+
+
 # ---- a disk that fills up ----------------------------------------------------------------------------------------
 
 
@@ -420,13 +459,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=200, help="how many links are cut; the others in proportion")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="link,stall,kill,disk,key,clock,power", metavar="KIND,…")
+    parser.add_argument("--only", default="link,stall,kill,disk,key,adb,adbd,clock,power", metavar="KIND,…")
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="the model, compiled for this machine before")
     parser.add_argument("--arm-bundle", type=Path, metavar="DIR", help="the model, compiled for virtual-rpi5 before")
+    parser.add_argument("--android-bundle", type=Path, metavar="DIR", help="the same, compiled for virtual-android")
     parser.add_argument("--quiet", action="store_true", help="print problems and figures only")
     args = parser.parse_args()
     wanted = set(args.only.split(","))
     counts = {"link": args.n, "stall": -(-args.n // 40), "kill": -(-args.n // 10), "disk": -(-args.n // 10)}
+    counts |= {"adb": -(-args.n // 4), "adbd": -(-args.n // 20)}
     counts |= {"key": 1, "clock": 2, "power": -(-args.n // 4)}
     n = {kind: count if kind in wanted else 0 for kind, count in counts.items()}
     campaign = Campaign(args.seed, args.quiet)
@@ -441,6 +482,11 @@ def main() -> int:
                 with running_server(folder / "server") as server:
                     over_links(campaign, n, old, new, server, folder)
             full_disks(campaign, n["disk"], old, new, folder)
+        if n["adb"] or n["adbd"]:
+            if reason := virtual.availability(find_board(adb_faults.BOARD)):
+                print(f"no Android device can be emulated, so adb was not tried: {reason}")
+                return 1
+            over_adb(campaign, n, *pair(adb_faults.BOARD, args.android_bundle, folder / "android"))
     if n["clock"] or n["power"]:
         if reason := missing():
             print(f"no full-system board, so neither clock nor power was tried: {reason}")

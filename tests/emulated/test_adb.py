@@ -266,7 +266,7 @@ def test_a_device_that_is_not_ready_says_what_to_do(start: Callable[[], AdbAddre
 
     with pytest.raises(LoginError, match="has not allowed this computer yet: unlock it"):
         AdbRemote(of(mute_phone))
-    with pytest.raises(UsageError, match=rf"several devices; add --host adb:SERIAL.*: .*{mute_phone} \(unauth"):
+    with pytest.raises(UsageError, match=rf"several devices; add --host adb:SERIAL.*: .*{mute_phone} \((un)?author"):
         AdbRemote(of(None))
     with pytest.raises(UnreachableError, match=r"R58M123ABC is not connected.*connected now: 127\.0\.0\.1:555"):
         AdbRemote(of("R58M123ABC"))

@@ -64,9 +64,9 @@ exec "$@"
 class Inside:
     """How a board looks from inside.
 
-    binds   folders of the board's, and where they are mounted below its root
-    user    the user and group that it runs as
-    beside  a command of this machine's that runs beside the board; the two then share a network that has nothing else
+    binds     folders of the board's, and where they are mounted below its root
+    user      the user and group that it runs as
+    beside    a command of this machine's that runs and ends with the board's; the two then share a network of their own
     launcher  a command of this machine's that starts the board's
     """
 

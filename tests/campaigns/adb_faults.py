@@ -6,14 +6,20 @@ import os
 import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgellm import virtual, virtual_namespace
 from edgellm.adb import PLACE, AdbRemote
 from edgellm.adb_client import AdbClient
 from edgellm.address import AdbAddress
 from edgellm.boards import load_board
+from edgellm.bundle import Bundle
+from edgellm.deployment import Deployment, deploy
 from edgellm.fake import FakeProcess
 from edgellm.remote import Process
+
+if TYPE_CHECKING:
+    from tests.campaigns.faults import Campaign
 
 BOARD = "virtual-android"
 HOME = f"{PLACE}/edgellm"
@@ -71,3 +77,38 @@ def kill(server: bool) -> None:
     members = virtual_namespace.members(state.pid)
     servers = [pid for pid in members if b"nodaemon" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     os.kill(servers[0] if server else state.pid, signal.SIGKILL)
+
+
+def over_adb(campaign: Campaign, n: dict[str, int], old: Bundle, new: Bundle) -> None:
+    where = address()
+    with AdbRemote(where) as remote:
+        remote.script("rm -rf .edgellm template")
+        deploy(old, remote)
+        remote.script("mkdir template; cp -a .edgellm template")
+    with CutRemote(where) as remote:
+        deploy(new, remote)
+        n_bytes = remote.n_bytes
+    kinds = [kind for kind in ("adb", "adbd") for _ in range(n[kind])]
+    for number, kind in enumerate(kinds):
+        where = address()
+        with AdbRemote(where) as remote:
+            remote.script("rm -rf .edgellm; cp -a template/.edgellm .")
+        at = campaign.random.randrange(n_bytes)
+
+        def fault(kind: str = kind, where: AdbAddress = where, number: int = number) -> None:
+            if kind == "adb":
+                unplug(where)
+            else:
+                kill(server=number % 2 == 0)
+
+        def go(at: int = at, where: AdbAddress = where, fault: Callable[[], None] = fault) -> Deployment:
+            with CutRemote(where, at, fault) as remote:
+                return deploy(new, remote)
+
+        with campaign.noted(kind, f"byte {at}"):
+            campaign.hurt(kind, f"byte {at} of {n_bytes}", go)
+            with AdbRemote(address()) as remote:
+                campaign.heal(kind, remote, HOME, old, new)
+    with AdbRemote(address()) as remote:
+        remote.script("rm -rf .edgellm template")
+    virtual.stop(load_board(BOARD))

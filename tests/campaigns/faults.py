@@ -40,7 +40,6 @@ from pathlib import Path
 
 from crosscompile.runtime import build_runtime
 from edgellm import board_session, bundle, virtual
-from edgellm.address import AdbAddress
 from edgellm.board_session import ask_once, read_survey
 from edgellm.boards import find_board
 from edgellm.bundle import Bundle
@@ -299,41 +298,6 @@ def over_links(
                 campaign.heal("key", remote, str(home), old, new)
 
 
-# ---- over adb to an emulated Android device ----------------------------------------------------------------------
-
-
-def over_adb(campaign: Campaign, n: dict[str, int], old: Bundle, new: Bundle) -> None:
-    home, where = adb_faults.HOME, adb_faults.address()
-    with adb_faults.AdbRemote(where) as remote:
-        remote.script("rm -rf .edgellm template")
-        deploy(old, remote)
-        remote.script("mkdir template; cp -a .edgellm template")
-    with adb_faults.CutRemote(where) as remote:
-        deploy(new, remote)
-        n_bytes = remote.n_bytes
-    kinds = [kind for kind in ("adb", "adbd") for _ in range(n[kind])]
-    for number, kind in enumerate(kinds):
-        where = adb_faults.address()
-        with adb_faults.AdbRemote(where) as remote:
-            remote.script("rm -rf .edgellm; cp -a template/.edgellm .")
-        at = campaign.random.randrange(n_bytes)
-
-        def fault(kind: str = kind, where: AdbAddress = where, number: int = number) -> None:
-            adb_faults.unplug(where) if kind == "adb" else adb_faults.kill(server=number % 2 == 0)
-
-        def go(at: int = at, where: AdbAddress = where, fault: Callable[[], None] = fault) -> Deployment:
-            with adb_faults.CutRemote(where, at, fault) as remote:
-                return deploy(new, remote)
-
-        with campaign.noted(kind, f"byte {at}"):
-            campaign.hurt(kind, f"byte {at} of {n_bytes}", go)
-            with adb_faults.AdbRemote(adb_faults.address()) as remote:
-                campaign.heal(kind, remote, home, old, new)
-    with adb_faults.AdbRemote(adb_faults.address()) as remote:
-        remote.script("rm -rf .edgellm template")
-    virtual.stop(find_board(adb_faults.BOARD))
-
-
 # ---- a disk that fills up ----------------------------------------------------------------------------------------
 
 
@@ -486,7 +450,7 @@ def main() -> int:
             if reason := virtual.availability(find_board(adb_faults.BOARD)):
                 print(f"no Android device can be emulated, so adb was not tried: {reason}")
                 return 1
-            over_adb(campaign, n, *pair(adb_faults.BOARD, args.android_bundle, folder / "android"))
+            adb_faults.over_adb(campaign, n, *pair(adb_faults.BOARD, args.android_bundle, folder / "android"))
     if n["clock"] or n["power"]:
         if reason := missing():
             print(f"no full-system board, so neither clock nor power was tried: {reason}")

@@ -1,4 +1,4 @@
-"""The runtime program for a target: runtime_c cross-compiled with zig's clang, cached by content."""
+"""The runtime program for a target: runtime_c cross-compiled with zig's clang or Android's NDK, cached by content."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Literal
 
 from crosscompile.data import data_path
 from crosscompile.errors import CodegenError
+from crosscompile.ndk import find_ndk
 from crosscompile.target import Target
 
 Libc = Literal["gnu", "musl"]
@@ -71,11 +72,14 @@ def sources(agent: bool = True) -> list[Path]:
 def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
     """The command that compiles C for `target`, without files: zig cc, triple and include paths.
 
-    Android gets static musl whatever `libc` says: bionic has another loader and another libc.
+    Android gets static musl whatever `libc` says, or with ANDROID_NDK_HOME the NDK's clang and the phone's own libc.
     """
     root = data_path("runtime_c")
-    triple = _TRIPLES[target.arch, "musl" if target.os == "android" else libc]
     includes = [f"-I{root / part}" for part in ("include", "src", "rpc", "third_party/monocypher")]
+    ndk = find_ndk(target)
+    if ndk is not None:
+        return [*ndk.command, *includes]
+    triple = _TRIPLES[target.arch, "musl" if target.os == "android" else libc]
     return [sys.executable, "-m", "ziglang", "cc", *triple, *includes]
 
 
@@ -101,7 +105,8 @@ def build_runtime(target: Target, libc: Libc = "gnu", cache: Path | None = None,
     libc: "gnu" links dynamically against glibc ≥ 2.28; "musl" links everything statically. agent: with `rpc`, where
     that is possible (has_agent).
     cache: defaults to ~/.cache/edgellm/runtime (EDGELLM_CACHE overrides ~/.cache/edgellm). Entries are keyed by the
-    sources, the flags and zig's version, and appear whole or not at all. Raises CodegenError if the compiler fails.
+    sources, the flags and the compiler's version, and appear whole or not at all. Raises CodegenError if the compiler
+    fails, or ANDROID_NDK_HOME names no NDK that can build for `target`.
     """
     if cache is None:
         root = os.environ.get("EDGELLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "edgellm"
@@ -109,15 +114,20 @@ def build_runtime(target: Target, libc: Libc = "gnu", cache: Path | None = None,
     agent = agent and has_agent(target, libc)
     files = sources(agent)
     flags = [*COMPILE_FLAGS, *(AGENT_FLAGS if agent else ()), *LINK_FLAGS, *(AGENT_LINK_FLAGS if agent else ())]
-    program = cache / _key(files, [*compiler(target, libc), *flags]) / "edgellm-rt"
+    command = [*compiler(target, libc), *flags]
+    ndk = find_ndk(target)
+    builder = (
+        [ndk.identity, *command[1:]] if ndk else [importlib.metadata.version("ziglang"), *command[4:]]
+    )  # without the compiler's path
+    program = cache / _key(files, builder) / "edgellm-rt"
     if program.is_file():
         return program
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
         work = Path(name)
         c_files = [str(path) for path in files if path.suffix == ".c"]
-        command = [*compiler(target, libc), *flags, *c_files, "-lpthread", "-o", "edgellm-rt"]
-        run_compiler(command, work)
+        threads = [] if ndk else ["-lpthread"]  # part of Android's libc
+        run_compiler([*command, *c_files, *threads, "-o", "edgellm-rt"], work)
         entry = work / "entry"
         entry.mkdir()
         shutil.move(work / "edgellm-rt", entry / "edgellm-rt")
@@ -130,12 +140,13 @@ def build_runtime(target: Target, libc: Libc = "gnu", cache: Path | None = None,
     return program
 
 
-def _key(files: list[Path], command: list[str]) -> str:
-    """Content hash of everything that decides what is built; paths of the machine stay out of it."""
+def _key(files: list[Path], builder: list[str]) -> str:
+    """Content hash of everything that decides what is built; paths of the machine stay out of it.
+
+    builder: the compiler's version and its arguments.
+    """
     digest = hashlib.sha256()
-    settings = [part for part in command[4:] if not part.startswith("-I")]
-    versions = importlib.metadata.version("ziglang")
-    digest.update("\0".join([versions, *settings]).encode())
+    digest.update("\0".join(part for part in builder if not part.startswith("-I")).encode())
     for path in files:
         content = path.read_bytes()
         digest.update(f"\0{path.parent.name}/{path.name}\0{len(content)}\0".encode() + content)

@@ -101,11 +101,15 @@ ARCHITECTURES = tuple(dict.fromkeys(tier.arch for tier in TIERS.values()))
 
 @dataclass(frozen=True)
 class Target:
-    """A CPU to compile for: architecture (aarch64, armv7, x86_64), system (linux, android) and tier."""
+    """A CPU to compile for: architecture (aarch64, armv7, x86_64), system (linux, android) and tier.
+
+    android_api: the oldest Android that programs must run on, as an API level; only a build with the NDK asks for it.
+    """
 
     arch: str
     os: str
     tier: Tier
+    android_api: int | None = None
 
     @property
     def llvm(self) -> dict[str, object]:
@@ -123,7 +127,7 @@ class Target:
         return {"kind": "llvm", "mtriple": f"{self.arch}-{system}", "mcpu": mcpu, "mattr": list(self.tier.llvm)}
 
 
-def target_for(arch: str, cpu_features: Iterable[str], os: str = "linux") -> Target:
+def target_for(arch: str, cpu_features: Iterable[str], os: str = "linux", android_api: int | None = None) -> Target:
     """The best tier for a CPU with these features (names of /proc/cpuinfo). TargetError if there is none."""
     features = set(cpu_features)
     if arch not in ARCHITECTURES:
@@ -133,7 +137,7 @@ def target_for(arch: str, cpu_features: Iterable[str], os: str = "linux") -> Tar
         least = next(t for t in TIERS.values() if t.arch == arch)
         missing = ", ".join(sorted(set(least.requires) - features))
         raise TargetError(f"no tier fits this {arch} CPU: tier {least.name} needs {missing} in cpu_features")
-    return Target(arch, os, fitting[-1])
+    return Target(arch, os, fitting[-1], android_api)
 
 
 def target_of_tier(name: str, os: str = "linux") -> Target:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +28,46 @@ class SshAddress:
         user = f"{self.user}@" if self.user else ""
         port = f":{self.port}" if self.port not in (None, 22) else ""
         return f"{user}{self.host}{port}"
+
+
+@dataclass(frozen=True)
+class AdbAddress:
+    """A device that adb reaches.
+
+    serial   as `adb devices` lists it; None: the one ANDROID_SERIAL names, or the only one there is
+    program  adb itself; None: the one on PATH or below ANDROID_HOME
+    server   where its server listens, as ADB_SERVER_SOCKET says it; None: where it does for everybody
+    """
+
+    serial: str | None = None
+    program: Path | None = None
+    server: str | None = None
+
+    def __str__(self) -> str:
+        return f"{ADB}:{self.serial}" if self.serial else ADB
+
+
+ADB = "adb"
+"""What the address of a device begins with: `adb` for the only one, `adb:SERIAL` for one of several."""
+
+_SERIAL = re.compile(r"[A-Za-z0-9\[][A-Za-z0-9._:%\[\]-]{0,127}")
+
+
+def parse_where(text: str, android: bool = False) -> SshAddress | AdbAddress:
+    """Reads adb, adb:SERIAL or an SSH address. Raises UsageError.
+
+    android: the board runs Android, where a text without user@ is a serial too.
+    """
+    scheme, colon, serial = text.partition(":")
+    if scheme == ADB and not serial:
+        return AdbAddress()
+    if scheme != ADB or not colon:
+        if not android or "@" in text:
+            return parse_address(text)
+        serial = text
+    if not _SERIAL.fullmatch(serial):
+        raise UsageError(f"'{text}' names no device; write adb:SERIAL, as `adb devices` lists it")
+    return AdbAddress(serial)
 
 
 def parse_address(text: str) -> SshAddress:

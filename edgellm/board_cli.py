@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from edgellm import virtual
+from edgellm.address import AdbAddress
 from edgellm.boards import Board, list_boards, load_board
 from edgellm.errors import BoardError
 from edgellm.virtual_parts import Progress
@@ -86,6 +87,8 @@ def _start(board: Board, as_json: bool) -> None:
         where = virtual.start(board, progress)
     if as_json:
         print(json.dumps({"board": board.id, **_login(board)}))
+    elif isinstance(where, AdbAddress):
+        print(f"{board.id} runs; reach it with:\n  {_adb_command(where)} shell")
     else:
         login = f"ssh -i {where.key_path} -o UserKnownHostsFile={where.known_hosts_path} -p {where.port}"
         print(f"{board.id} runs; log in with:\n  {login} {where.user}@{where.host}")
@@ -105,10 +108,16 @@ def _fetch(boards: list[Board], as_json: bool) -> None:
         print(f"{board_id} is ready" if reason is None else f"{board_id} cannot run on this machine: {reason}")
 
 
+def _adb_command(where: AdbAddress) -> str:
+    return f"ADB_SERVER_SOCKET={where.server} {where.program} -s {where.serial}"
+
+
 def _login(board: Board) -> dict[str, str | int | None]:
     where = virtual.address(board)
     if where is None:
         return {}
+    if isinstance(where, AdbAddress):
+        return {"serial": where.serial, "adb": str(where.program), "server": where.server}
     return {
         "host": where.host,
         "port": where.port,
@@ -128,5 +137,6 @@ def _status(boards: list[Board], as_json: bool) -> None:
         print(json.dumps(rows, indent=2))
         return
     for row in rows:
-        state = f"runs at {row['user']}@{row['host']}:{row['port']}" if row["running"] else row["unavailable"]
-        print(f"{row['board']:<14} {state or 'stopped'}")
+        place = str(row["serial"]) if "serial" in row else f"{row.get('user')}@{row.get('host')}:{row.get('port')}"
+        state = f"runs at {place}" if row["running"] else row["unavailable"]
+        print(f"{row['board']:<16} {state or 'stopped'}")

@@ -35,6 +35,7 @@ class TargetSection:
     os            linux or android
     cpu           the cores by name, for people
     cpu_features  as Linux prints them in /proc/cpuinfo; only those that every core has
+    android_api   of Android alone: the oldest API level that programs must run on, for builds with the NDK
     core          the fast cores' name, for predictions; clock_hz: their highest usual clock
     """
 
@@ -43,6 +44,7 @@ class TargetSection:
     cpu_features: tuple[str, ...]
     n_cores: int
     os: str = "linux"
+    android_api: int | None = None
     n_fast_cores: int | None = None
     core: str | None = None
     clock_hz: int | None = None
@@ -108,7 +110,7 @@ class VirtualSection:
 class Board:
     """A type of board (from boards/), or one instance of it (from `edgellm boards add`).
 
-    host  "user@host" of an instance; None for a type. port and name belong to the instance too.
+    host  "user@host" or "adb[:SERIAL]" of an instance; None for a type. port and name belong to the instance too.
     """
 
     id: str
@@ -159,7 +161,7 @@ class Board:
 
     def target(self) -> Target:
         """What crosscompile needs to know of this board. Raises TargetError if no tier fits its CPU."""
-        return target_for(self.arch, self.cpu_features, self.os)
+        return target_for(self.arch, self.cpu_features, self.os, self.target_section.android_api)
 
 
 _SECTIONS: dict[str, tuple[str, type[Any]]] = {
@@ -217,13 +219,14 @@ def find_board(name: str, host: str | None = None, choose: Chooser | None = None
     """The board that `--board NAME [--host HOST]` means.
 
     name: an instance's name, or a type's id; the only instance of a type is meant by the type too.
-    host: "user@host[:port]"; then no instance is looked for.
+    host: "user@host[:port]" or "adb[:SERIAL]"; then no instance is looked for.
     choose: asked when a type has several instances; by default the person at the terminal, if there is one.
     Raises BoardError if nothing has that name, or several instances do and nobody can be asked.
     """
     instances = read_instances()
     if host is not None:
-        return replace(_at(find_type(name), Instance.at(name, name, host)), instance=None)
+        kind = find_type(name)
+        return replace(_at(kind, Instance.at(name, name, host, kind.os == "android")), instance=None)
     if name in instances:
         return _at(load_board(instances[name].type), instances[name])
     board = load_board(name)
@@ -290,6 +293,11 @@ def _check(board: Board, path: Path) -> None:
     rules = (
         ("target.arch", target.arch in ARCHES, f"must be one of {', '.join(ARCHES)}"),
         ("target.os", target.os in SYSTEMS, f"must be one of {', '.join(SYSTEMS)}"),
+        (
+            "target.android_api",
+            (target.android_api is not None) == (target.os == "android") and (target.android_api or 21) >= 21,
+            'belongs to os = "android", and is 21 or more',
+        ),
         ("target.n_cores", target.n_cores > 0, "must be positive"),
         ("target.n_fast_cores", 0 < (target.n_fast_cores or 1) <= target.n_cores, "must be from 1 to n_cores"),
         ("memory.ram_bytes", memory.ram_bytes > 0, "must be positive"),

@@ -19,6 +19,7 @@ examples:
   edgellm boards                                 every type, and your own boards
   edgellm boards show rpi5
   edgellm boards add kitchen rpi5 pi@kitchen.local
+  edgellm boards add phone android-arm64 adb:R58M123ABC
   edgellm boards remove kitchen
 """
 
@@ -35,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = actions.add_parser("add", parents=[json_flag], help="give a board of yours a name")
     add.add_argument("name", help="what you will call it")
     add.add_argument("type", help="its type, as `edgellm boards` lists them")
-    add.add_argument("address", metavar="user@host[:port]", help="where SSH finds it")
+    add.add_argument(
+        "address", metavar="ADDRESS", help="user@host[:port] for SSH; adb:SERIAL for a device that `adb devices` lists"
+    )
     add.add_argument("--replace", action="store_true", help="if the name is taken, take it over")
     remove = actions.add_parser("remove", parents=[json_flag], help="forget a board of yours")
     remove.add_argument("name", help="its name")
@@ -80,7 +83,7 @@ def _add(args: argparse.Namespace) -> None:
     board = load_board(args.type)
     if board.virtual or board.id == "local":
         raise BoardError(f"{board.id} runs on this machine and needs no address; use --board {board.id}")
-    instance = Instance.at(args.name, board.id, args.address)
+    instance = Instance.at(args.name, board.id, args.address, board.os == "android")
     add_instance(instance, replace=args.replace)
     _say(
         {"added": instance.name, "type": instance.type, "host": instance.host, "port": instance.port},

@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "model", nargs="?", metavar="MODEL", help="checkpoint directory or Hub id (org/name[@revision])"
     )
     parser.add_argument("--board", action="append", default=[], metavar="BOARD", help="may be given several times")
-    parser.add_argument("--host", metavar="[USER@]HOST[:PORT]", help="where the board is, if there is only one")
+    parser.add_argument(
+        "--host", metavar="ADDRESS", help="where the board is, if there is only one: [user@]host[:port], or adb:SERIAL"
+    )
     parser.add_argument(
         "--name", metavar="NAME", help="the model's name on the boards, if it was deployed under another"
     )

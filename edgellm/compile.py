@@ -23,6 +23,7 @@ import crosscompile.errors
 from crosscompile import checkpoint
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.errors import CodegenError, CompileError
+from crosscompile.ndk import find_ndk
 from crosscompile.target import Target
 from edgellm import bundle as bundles
 from edgellm import cache, golden, hub, tuned
@@ -172,6 +173,8 @@ def cache_key(
         "python": list(sys.version_info[:2]),
         "knobs": knobs or {},
     }
+    if (ndk := find_ndk(target)) is not None:
+        parts["runtime"] = ndk.identity
     return cache.key_of(parts), content
 
 

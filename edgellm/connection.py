@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from edgellm.address import SshAddress
+from edgellm.address import ADB, AdbAddress, SshAddress, parse_where
 from edgellm.boards import LOCAL, Board, find_board
 from edgellm.errors import UsageError
 from edgellm.local_remote import LocalRemote
@@ -16,45 +16,48 @@ from edgellm.remote import Remote
 def connect(board: Board | str, host: str | None = None) -> Remote:
     """Connects to a board; starts it first if it is a virtual one.
 
-    board: a Board, an instance's name or a type's id. host: "user@host[:port]"; by default the instance's, or where
-    this board was deployed to last. Raises BoardError, UsageError, VirtualBoardError or RemoteError.
+    board: a Board, an instance's name or a type's id. host: "user@host[:port]" or "adb[:SERIAL]"; by default the
+    instance's, or where this board was deployed to last. Raises BoardError, UsageError, VirtualBoardError or
+    RemoteError.
     """
     if isinstance(board, str):
         board = find_board(board, host)
     if board.id == LOCAL and board.host is None:
         return LocalRemote(board.label)
-    from edgellm.ssh import SshRemote  # paramiko takes a while to import, and `local` has no use for it
-
     if board.virtual and board.host is None:
         from edgellm import virtual
         from edgellm.board_cli import shown_progress
 
         with shown_progress() as progress:
-            return SshRemote(virtual.start(board, progress), board.label)
-    return SshRemote(address_of(board), board.label)
+            where = virtual.start(board, progress)
+    else:
+        where = address_of(board)
+    if isinstance(where, AdbAddress):
+        from edgellm.adb import AdbRemote
+
+        return AdbRemote(where, board.label)
+    from edgellm.ssh import SshRemote  # paramiko takes a while to import, and nothing else has use for it
+
+    return SshRemote(where, board.label)
 
 
-def address_of(board: Board) -> SshAddress:
+def address_of(board: Board) -> SshAddress | AdbAddress:
     """Where a board of one's own is reached. Raises UsageError if nobody ever said."""
-    host, port = board.host, board.port
-    if host is None:
+    android = board.os == "android"
+    if board.host is None:
         last = recall(board.label).host
-        if last is None:
-            raise UsageError(
-                f"where is {board.label}? Add --host user@address, or give it a name once: "
-                f"edgellm boards add mine {board.id} user@address"
-            )
-        host, port = split_port(last)
-    user, _, name = host.rpartition("@")
-    return SshAddress(name, port if port != 22 else None, user or None)
-
-
-def split_port(host: str) -> tuple[str, int]:
-    """Cuts user@host:2222 into user@host and 2222; an IPv6 address has no brackets in what is returned."""
-    from edgellm.address import parse_address
-
-    where = parse_address(host)
-    return (f"{where.user}@{where.host}" if where.user else where.host), where.port or 22
+        if last is not None:
+            return parse_where(last, android)
+        if android:
+            return AdbAddress()
+        raise UsageError(
+            f"where is {board.label}? Add --host user@address, or give it a name once: "
+            f"edgellm boards add mine {board.id} user@address"
+        )
+    if board.host.partition(":")[0] == ADB:
+        return parse_where(board.host, android)
+    user, _, name = board.host.rpartition("@")
+    return SshAddress(name, board.port if board.port != 22 else None, user or None)
 
 
 def model_name(text: str) -> str:

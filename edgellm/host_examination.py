@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from edgellm import cache
+from edgellm.adb_client import find_adb
 from edgellm.boards import list_boards
 from edgellm.errors import EdgeError
 from edgellm.findings import ERROR, NOTE, OK, WARNING, Finding
@@ -143,11 +144,14 @@ def _virtual() -> list[Finding]:
             found.append(Finding(board.id, OK, "can be started"))
         else:
             found.append(Finding(board.id, NOTE, "cannot run here", one_line(reason)))
-    for program, purpose in (
-        ("qemu-aarch64", "virtual boards bring their own"),
-        ("adb", "needed for Android over USB"),
+    try:
+        adb: str | None = str(find_adb())
+    except EdgeError:
+        adb = None
+    for program, path, purpose in (
+        ("qemu-aarch64", shutil.which("qemu-aarch64"), "virtual boards bring their own"),
+        ("adb", adb, "needed for Android over USB: sudo apt-get install adb"),
     ):
-        path = shutil.which(program)
         if path is None:
             found.append(Finding(program, NOTE, "is not installed", purpose))
         else:

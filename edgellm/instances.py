@@ -5,6 +5,10 @@
     host = "pi@kitchen.local"
     port = 22
 
+    [phone]
+    type = "android-arm64"
+    host = "adb:R58M123ABC"
+
 The file may be edited by hand. It is replaced in one step, so that it is whole at any moment.
 """
 
@@ -18,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgellm.address import parse_address
+from edgellm.address import ADB, AdbAddress, parse_where
 from edgellm.errors import BoardError
 from edgellm.files import write_atomically
 
@@ -32,7 +36,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
 @dataclass(frozen=True)
 class Instance:
-    """One board of one's own. host: "user@host" or "host"; an IPv6 address has no brackets here."""
+    """One board of one's own.
+
+    host: "user@host" or "host", an IPv6 address without brackets; or "adb" or "adb:SERIAL", and port means nothing.
+    """
 
     name: str
     type: str
@@ -40,9 +47,11 @@ class Instance:
     port: int = 22
 
     @classmethod
-    def at(cls, name: str, type: str, address: str) -> Instance:
-        """An instance at "user@host[:port]". Raises UsageError if that is no address."""
-        where = parse_address(address)
+    def at(cls, name: str, type: str, address: str, android: bool = False) -> Instance:
+        """An instance at "user@host[:port]", "adb[:SERIAL]" or, for Android, "SERIAL". Raises UsageError."""
+        where = parse_where(address, android)
+        if isinstance(where, AdbAddress):
+            return cls(name, type, str(where))
         return cls(name, type, f"{where.user}@{where.host}" if where.user else where.host, where.port or 22)
 
     @property
@@ -102,7 +111,8 @@ def remove_instance(name: str) -> Instance:
 
 def _write(instances: Mapping[str, Instance]) -> None:
     tables = [
-        f"[{name}]\ntype = {json.dumps(entry.type)}\nhost = {json.dumps(entry.host)}\nport = {entry.port}\n"
+        f"[{name}]\ntype = {json.dumps(entry.type)}\nhost = {json.dumps(entry.host)}\n"
+        + ("" if entry.host.partition(":")[0] == ADB else f"port = {entry.port}\n")
         for name, entry in sorted(instances.items())
     ]
     write_atomically(instances_path(), "\n".join(tables).encode())

@@ -13,7 +13,8 @@ from edgellm.terminal import size
 _SCRIPT = r"""
 echo "home: $HOME"
 echo "machine: $(uname -m)"
-echo "shell_class: $(od -An -tu1 -j4 -N1 /bin/sh 2>/dev/null)"
+shell=/bin/sh; [ -e "$shell" ] || shell=/system/bin/sh
+echo "shell_class: $(od -An -tu1 -j4 -N1 "$shell" 2>/dev/null)"
 place="$HOME/.edgellm"; [ -d "$place" ] || place="$HOME"
 df -Pk "$place" | { read -r header; read -r line; echo "df: $line"; }
 cat /proc/meminfo /proc/cpuinfo

@@ -15,7 +15,7 @@ from edgellm.files import write_atomically
 
 @dataclass(frozen=True)
 class Remembered:
-    """host: "user@host[:port]" given with --host, if it was; model: its name on the board."""
+    """host: "user@host[:port]" or "adb:SERIAL", given with --host, if it was; model: its name on the board."""
 
     host: str | None = None
     model: str | None = None

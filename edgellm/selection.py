@@ -17,7 +17,9 @@ def add_board(parser: argparse.ArgumentParser, required: bool = True) -> None:
     parser.add_argument(
         "--board", required=required, metavar="BOARD", help="a board's name or type; see `edgellm boards`"
     )
-    parser.add_argument("--host", metavar="[USER@]HOST[:PORT]", help="where it is, if it is not in `edgellm boards`")
+    parser.add_argument(
+        "--host", metavar="ADDRESS", help="where it is, if not in `edgellm boards`: [user@]host[:port], or adb:SERIAL"
+    )
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:

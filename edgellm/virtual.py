@@ -1,5 +1,7 @@
 """Virtual boards: a real SSH server on a loopback port, in front of an emulated processor or this machine's own.
 
+One that runs Android has adbd instead (`virtual_android`).
+
 A board's folder below the cache holds home/ (what was deployed, kept between starts), etc/ (keys and configuration),
 root/ (where its file system is mounted, inside its name spaces only) and state.json (process and port).
 Starting needs no privileges and takes a fraction of a second once the parts are fetched.
@@ -16,8 +18,8 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from edgellm import cache, virtual_namespace, virtual_parts
-from edgellm.address import SshAddress
+from edgellm import cache, virtual_android, virtual_namespace, virtual_parts
+from edgellm.address import AdbAddress, SshAddress
 from edgellm.boards import Board
 from edgellm.errors import VirtualBoardError
 from edgellm.files import write_atomically
@@ -61,11 +63,11 @@ def availability(board: Board) -> str | None:
     section = board.virtual_section
     if section is None:
         return f"{board.id} is not a virtual board"
-    return virtual_namespace.obstacle(bool(section.qemu)) or virtual_parts.missing_tool()
+    return virtual_namespace.obstacle(bool(section.qemu), _is_android(board)) or virtual_parts.missing_tool()
 
 
-def start(board: Board, progress: Progress | None = None) -> SshAddress:
-    """Start a virtual board, or find it running, and say where to log in.
+def start(board: Board, progress: Progress | None = None) -> SshAddress | AdbAddress:
+    """Start a virtual board, or find it running, and say where it is reached.
 
     progress: told about the first start's downloads.
     Raises VirtualBoardError if the machine cannot run it, the parts cannot be fetched, or it does not answer.
@@ -77,10 +79,12 @@ def start(board: Board, progress: Progress | None = None) -> SshAddress:
         (folder / name).mkdir(parents=True, exist_ok=True)
     with virtual_parts.locked(folder / ".lock"):
         state = status(board)
+        if state is not None and _is_android(board) and not virtual_android.answers(folder):
+            virtual_namespace.end(state.pid)  # somebody ended its adb server
+            state = None
         if state is None:
             root, emulator = fetch(board, progress)
-            _ensure_keys(folder)
-            state = _launch(board, folder, root, emulator)
+            state = (_launch_android if _is_android(board) else _launch)(board, folder, root, emulator)
         return _address(board, state)
 
 
@@ -92,6 +96,10 @@ def fetch(board: Board, progress: Progress | None = None) -> tuple[Path, Path | 
     report = progress or (lambda what, fraction: None)
     parts, section = _cache() / "parts", board.virtual_section
     emulator = virtual_parts.ensure_emulator(section.qemu, parts, report) if section and section.qemu else None
+    if _is_android(board):
+        assert emulator is not None
+        virtual_android.ensure_adb(parts, report)
+        return virtual_android.ensure_root(parts, report, emulator), emulator
     return virtual_parts.ensure_root(board.arch, parts, report, emulator), emulator
 
 
@@ -115,13 +123,20 @@ def status(board: Board) -> State | None:
     return state if alive else None
 
 
-def address(board: Board) -> SshAddress | None:
+def address(board: Board) -> SshAddress | AdbAddress | None:
     """Where a running board is reached; None if it does not run."""
     state = status(board)
     return _address(board, state) if state else None
 
 
-def _address(board: Board, state: State) -> SshAddress:
+def _is_android(board: Board) -> bool:
+    return board.os == "android"
+
+
+def _address(board: Board, state: State) -> SshAddress | AdbAddress:
+    if _is_android(board):
+        adb = virtual_android.ensure_adb(_cache() / "parts", lambda what, fraction: None)
+        return virtual_android.address(_folder(board), adb)
     etc = _folder(board) / "etc"
     return SshAddress("127.0.0.1", state.port, USER, etc / "login_key", etc / "known_hosts")
 
@@ -134,7 +149,21 @@ def _folder(board: Board) -> Path:
     return _cache() / "boards" / board.id
 
 
+def _launch_android(board: Board, folder: Path, root: Path, emulator: Path | None) -> State:
+    assert emulator is not None
+    assert board.virtual_section is not None
+    adb = virtual_android.ensure_adb(_cache() / "parts", lambda what, fraction: None)
+    pid = virtual_android.launch(folder, board.id, root, adb, emulator, board.virtual_section.qemu_cpu)
+    started = virtual_namespace.start_ticks(pid)
+    if started is None:
+        raise VirtualBoardError(f"{board.id} ended right after its start (log: {folder / 'log'})")
+    state = State(pid, started, _boot_id(), virtual_android.PORT)
+    write_atomically(folder / "state.json", json.dumps(asdict(state)).encode())
+    return state
+
+
 def _launch(board: Board, folder: Path, root: Path, emulator: Path | None) -> State:
+    _ensure_keys(folder)
     log = folder / "log"
     for attempt in range(_ATTEMPTS):
         port = _port(folder, fresh=attempt > 0)

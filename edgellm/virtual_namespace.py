@@ -7,10 +7,13 @@ have a binfmt_misc of its own, in which "a program for another processor" means 
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from edgellm.errors import VirtualBoardError
@@ -27,10 +30,11 @@ _ELF_MAGIC = {
 
 _BINFMT = "mount --make-rprivate / && mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc"
 
-# $1 root folder, $2 the board's folder, $3 host name, $4 binfmt registration or nothing, then the command.
+# $1 root folder, $2 the board's folder, $3 host name, $4 binfmt registration or nothing, $5 folders to mount, a line
+# each, $6 a command line for what runs beside the board, or nothing, then the board's command.
 # The root folder is shared by all boards and read-only; home, /tmp, /run and the terminals are the board's own.
 _ENTER = r"""set -e
-root=$1 board=$2 name=$3 format=$4; shift 4
+root=$1 board=$2 name=$3 format=$4 binds=$5 beside=$6; shift 6
 mount --make-rprivate /
 if [ -n "$format" ]; then
   mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc
@@ -39,8 +43,7 @@ fi
 if command -v hostname >/dev/null; then hostname "$name"; fi
 mount --bind "$root" "$board/root"
 cd "$board"
-mount --bind home root/home/pi
-mount --bind etc root/etc/ssh/board
+printf '%s\n' "$binds" | while read -r from to; do mount --bind "$from" "root/$to"; done
 mount --rbind /proc root/proc
 mount --rbind /sys root/sys
 mount --rbind /dev root/dev
@@ -48,14 +51,38 @@ mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts root/dev/pts
 mount -t tmpfs -o mode=1777 tmpfs root/tmp
 mount -t tmpfs tmpfs root/run
 mount -o remount,bind,ro root
+if [ -n "$beside" ]; then
+  chroot root /bin/toybox ifconfig lo up
+  echo 0 >/proc/sys/net/ipv4/ip_unprivileged_port_start
+  eval "exec setpriv --pdeathsig KILL $beside" >beside.log 2>&1 &
+fi
 exec "$@"
 """
 
 
-def obstacle(emulated: bool) -> str | None:
+@dataclass(frozen=True)
+class Inside:
+    """How a board looks from inside.
+
+    binds     folders of the board's, and where they are mounted below its root
+    user      the user and group that it runs as
+    beside    a command of this machine's that runs and ends with the board's; the two then share a network of their own
+    launcher  a command of this machine's that starts the board's
+    """
+
+    binds: Mapping[str, str]
+    user: int = 1000
+    beside: Sequence[str] = ()
+    launcher: Sequence[str] = ()
+
+
+SSH_BOARD = Inside({"home": "home/pi", "etc": "etc/ssh/board"})
+
+
+def obstacle(emulated: bool, network: bool = False) -> str | None:
     """Why this machine cannot give a board its name spaces, with the remedy; None if it can.
 
-    emulated: the board's processor is another one, so it needs binfmt_misc as well.
+    emulated: the board's processor is another one, so it needs binfmt_misc as well. network: it needs one of its own.
     """
     if not shutil.which("unshare") or not shutil.which("mount"):
         return "it needs the programs unshare and mount; install them with `sudo apt-get install util-linux mount`"
@@ -68,28 +95,43 @@ def obstacle(emulated: bool) -> str | None:
     if emulated and not _works((*_OWN_USERS, "sh", "-c", _BINFMT)):
         release = os.uname().release
         return f"a user namespace has no binfmt_misc of its own on Linux {release}; it needs Linux 6.7 or newer"
+    if network and not _works((*(_prefix() or ()), "--net", "true")):
+        return "this system gives an ordinary user no network name space of its own; run this as root"
     return None
 
 
 def launch(
-    command: list[str], root: Path, board: Path, name: str, emulator: Path | None, env: dict[str, str], log: Path
+    command: list[str],
+    root: Path,
+    board: Path,
+    name: str,
+    emulator: Path | None,
+    env: dict[str, str],
+    log: Path,
+    inside: Inside = SSH_BOARD,
 ) -> int:
     """Start a command inside a board's name spaces and return its process id.
 
-    root: the folder to be `/`; board: a folder with root/, home/ and etc/ in it; name: its host name.
+    root: the folder to be `/`; board: a folder with root/ and those of `inside` in it; name: its host name.
     The process belongs to nobody but init: it outlives this one, and is never a zombie of it.
     """
     prefix = _prefix()
     if prefix is None:
         raise VirtualBoardError("this system allows no name spaces")
     registration = f":{emulator.name}:M::{_ELF_MAGIC[emulator.name]}:{_ELF_MASK}:{emulator}:PF" if emulator else ""
+    user = inside.user
     if prefix == _OWN_USERS:
-        inner = ["unshare", "--user", "--map-user=1000", "--map-group=1000", f"--root={board / 'root'}", *command]
+        inner = ["unshare", "--user", f"--map-user={user}", f"--map-group={user}", f"--root={board / 'root'}", *command]
     else:
-        inner = ["chroot", "--userspec=1000:1000", str(board / "root"), *command]
-        for path in (board / "home", board / "etc", *(board / "etc").iterdir()):
-            os.chown(path, 1000, 1000)  # sshd becomes uid 1000 for good, and reads its keys as that
-    entered = [*prefix, "sh", "-c", _ENTER, "sh", str(root), str(board), name, registration, *inner]
+        inner = ["chroot", f"--userspec={user}:{user}", str(board / "root"), *command]
+        for folder in (board / each for each in inside.binds):
+            for path in (folder, *folder.iterdir()):
+                os.chown(path, user, user)  # sshd becomes that user for good, and reads its keys as that
+    if inside.beside:
+        prefix = (*prefix, "--net")
+    binds = "\n".join(f"{source} {place}" for source, place in inside.binds.items())
+    setting = [str(root), str(board), name, registration, binds, shlex.join(inside.beside)]
+    entered = [*prefix, "sh", "-c", _ENTER, "sh", *setting, *inside.launcher, *inner]
     # The shell starts the board in a session of its own, tells its process id, and ends: init inherits the board.
     with log.open("w") as output:
         started = subprocess.run(

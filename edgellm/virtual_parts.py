@@ -67,19 +67,41 @@ def ensure_emulator(name: str, directory: Path, progress: Progress) -> Path:
     return ensure_part(directory, "qemu", (RELEASE + "-backports",), progress, _make_emulators) / name
 
 
-def ensure_packages(directory: Path, name: str, packages: Sequence[str], what: str, progress: Progress) -> Path:
-    """A folder with packages of Debian's for this machine, unpacked over each other, fetched if need be.
+def ensure_packages(
+    directory: Path,
+    name: str,
+    packages: Sequence[str],
+    what: str,
+    progress: Progress,
+    *,
+    arch: str | None = None,
+    backports: bool = False,
+    finish: Callable[[Path], None] | None = None,
+    recipe: Sequence[str] = (),
+) -> Path:
+    """A folder with packages of Debian's, unpacked over each other, fetched if need be.
 
-    what: told to `progress`. Raises VirtualBoardError if they cannot be fetched.
+    what: told to `progress`. arch: Debian's name of an architecture, by default this machine's. backports: newer
+    packages come before RELEASE's own. finish: changes the folder before it is shown; recipe: what that depends on.
+    Raises VirtualBoardError if they cannot be fetched.
     """
 
     def make(folder: Path, report: Progress) -> None:
-        host = _output(["dpkg", "--print-architecture"]).strip()
-        with _private_apt(host, (RELEASE,), report) as apt:
+        suites = (RELEASE, RELEASE + "-backports") if backports else (RELEASE,)
+        with _private_apt(arch or host_architecture(), suites, report) as apt:
             for package in apt.download(packages, what):
-                _run(["dpkg-deb", "-x", str(package), str(folder)])
+                run(["dpkg-deb", "-x", str(package), str(folder)])
+        for unwanted in _UNWANTED:
+            shutil.rmtree(folder / unwanted, ignore_errors=True)
+        if finish is not None:
+            finish(folder)
 
-    return ensure_part(directory, name, packages, progress, make)
+    return ensure_part(directory, name, (*packages, *recipe), progress, make)
+
+
+def host_architecture() -> str:
+    """This machine's architecture, as Debian calls it."""
+    return output(["dpkg", "--print-architecture"]).strip()
 
 
 def ensure_root(arch: str, directory: Path, progress: Progress, emulator: Path | None) -> Path:
@@ -125,11 +147,11 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def _make_emulators(folder: Path, progress: Progress) -> None:
-    host = _output(["dpkg", "--print-architecture"]).strip()
+    host = host_architecture()
     with _private_apt(host, (RELEASE + "-backports",), progress) as apt:
         for package in apt.download(["qemu-user"], "fetching the emulator (QEMU 10, 63 MB)"):
             unpacked = folder / "unpacked"
-            _run(["dpkg-deb", "-x", str(package), str(unpacked)])
+            run(["dpkg-deb", "-x", str(package), str(unpacked)])
             for name in EMULATORS:
                 (unpacked / "usr/bin" / name).rename(folder / name)
             shutil.rmtree(unpacked)
@@ -139,7 +161,7 @@ def _make_root(arch: str, folder: Path, progress: Progress, emulator: Path | Non
     with _private_apt(arch, (RELEASE,), progress) as apt:
         packages = apt.download(PACKAGES, f"fetching the board's {len(PACKAGES)} Debian packages ({arch}, 8 MB)")
         for count, package in enumerate(packages, 1):
-            _run(["dpkg-deb", "-x", str(package), str(folder)])
+            run(["dpkg-deb", "-x", str(package), str(folder)])
             progress("unpacking", count / len(packages))
     for name in _UNWANTED:
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -148,7 +170,7 @@ def _make_root(arch: str, folder: Path, progress: Progress, emulator: Path | Non
     for name, text in _FILES.items():
         (folder / name).write_text(text)
     busybox = folder / "bin/busybox"
-    for applet in _output([*([str(emulator)] if emulator else []), str(busybox), "--list"]).split():
+    for applet in output([*([str(emulator)] if emulator else []), str(busybox), "--list"]).split():
         if not any((folder / place / applet).exists() for place in ("bin", "sbin", "usr/bin", "usr/sbin")):
             (folder / "bin" / applet).symlink_to("busybox")
 
@@ -166,6 +188,7 @@ class _PrivateApt:
         settings = {
             "APT::Architecture": arch,
             "APT::Architectures": arch,
+            "APT::Default-Release": suites[-1],
             "APT::Sandbox::User": "root",  # the folder may be closed to the user _apt
             "Acquire::Languages": "none",
             "Dir::State::Lists": folder / "lists",
@@ -258,12 +281,12 @@ def _keyring() -> str | None:
     return next((str(file) for file in files if file.is_file()), None)
 
 
-def _output(command: Sequence[str]) -> str:
+def output(command: Sequence[str]) -> str:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise VirtualBoardError(f"`{' '.join(command)}` failed: {done.stderr.strip()}")
     return done.stdout
 
 
-def _run(command: Sequence[str]) -> None:
-    _output(command)
+def run(command: Sequence[str]) -> None:
+    output(command)

@@ -78,8 +78,9 @@ ellm_status store_link(const char *sha256, const char *path, uint64_t *copied_by
     }
     unlink(fresh);
     if (link(from, fresh) != 0) {
-        /* Not on this file system, not across two, or no more for this file. */
-        if (errno != EPERM && errno != EOPNOTSUPP && errno != ENOSYS && errno != EXDEV && errno != EMLINK) {
+        /* Not on this file system, not for this user (EACCES: Android's SELinux), not across two, no more for this file. */
+        if (errno != EPERM && errno != EACCES && errno != EOPNOTSUPP && errno != ENOSYS && errno != EXDEV
+            && errno != EMLINK) {
             return path_failed(path, "cannot be linked", error);
         }
         status = copy(from, fresh, copied_bytes, error);

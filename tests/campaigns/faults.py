@@ -11,6 +11,8 @@ the board has, and after `gc` nothing may lie there that no version refers to.
     disk   N / 10   the disk fills up: so much room is left as a random part of the model
     key    1        the board shows another host key
     clock  2        the board's clock says 1970, and 2100 (full-system board)
+    adb    N / 4    an Android device is unplugged after a random byte from the host
+    adbd   N / 20   adb's server or the device's adbd is killed after a random byte
     power  N / 4    the power fails at a random moment of upload, verification and switch (full-system board)
 
 Models are the voice assistant's, compiled for each board, and a copy with other weights. A line per fault is
@@ -47,6 +49,7 @@ from edgellm.probe import Facts, probe
 from edgellm.remote import Remote
 from edgellm.runtime_program import PROGRAM
 from edgellm.ssh import SshRemote
+from tests.campaigns import adb_faults
 from tests.campaigns.full_board import FullBoard, missing
 from tests.emulated.conftest import SshServer, make_key, running_server
 from tests.emulated.proxy import Proxy
@@ -420,13 +423,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n", type=int, default=200, help="how many links are cut; the others in proportion")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", default="link,stall,kill,disk,key,clock,power", metavar="KIND,…")
+    parser.add_argument("--only", default="link,stall,kill,disk,key,adb,adbd,clock,power", metavar="KIND,…")
     parser.add_argument("--bundle", type=Path, metavar="DIR", help="the model, compiled for this machine before")
     parser.add_argument("--arm-bundle", type=Path, metavar="DIR", help="the model, compiled for virtual-rpi5 before")
+    parser.add_argument("--android-bundle", type=Path, metavar="DIR", help="the same, compiled for virtual-android")
     parser.add_argument("--quiet", action="store_true", help="print problems and figures only")
     args = parser.parse_args()
     wanted = set(args.only.split(","))
     counts = {"link": args.n, "stall": -(-args.n // 40), "kill": -(-args.n // 10), "disk": -(-args.n // 10)}
+    counts |= {"adb": -(-args.n // 4), "adbd": -(-args.n // 20)}
     counts |= {"key": 1, "clock": 2, "power": -(-args.n // 4)}
     n = {kind: count if kind in wanted else 0 for kind, count in counts.items()}
     campaign = Campaign(args.seed, args.quiet)
@@ -441,6 +446,11 @@ def main() -> int:
                 with running_server(folder / "server") as server:
                     over_links(campaign, n, old, new, server, folder)
             full_disks(campaign, n["disk"], old, new, folder)
+        if n["adb"] or n["adbd"]:
+            if reason := virtual.availability(find_board(adb_faults.BOARD)):
+                print(f"no Android device can be emulated, so adb was not tried: {reason}")
+                return 1
+            adb_faults.over_adb(campaign, n, *pair(adb_faults.BOARD, args.android_bundle, folder / "android"))
     if n["clock"] or n["power"]:
         if reason := missing():
             print(f"no full-system board, so neither clock nor power was tried: {reason}")

@@ -148,7 +148,8 @@ def test_static_program_starts_emulated() -> None:
     assert (done.returncode, done.stdout[:11]) == (0, "edgellm-rt ")
 
 
-def test_android_gets_the_static_program() -> None:
+def test_android_gets_the_static_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
     assert compiler(target_of_tier("dotprod", "android")) == compiler(target_of_tier("dotprod"), "musl")
 
 

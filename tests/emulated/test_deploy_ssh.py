@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import paramiko
 import pytest
 
 from edgellm.board_session import BoardSession, ask_once
@@ -160,6 +161,18 @@ def test_a_full_disk(small_disk: SmallDisk, tmp_path: Path) -> None:
     current = find_model(small_disk, "tiny")
     assert small_disk.run(current.argv("verify")).status == 0
     assert before.disk_free_bytes - probe(small_disk).disk_free_bytes < 100_000  # nothing was left behind
+
+
+def test_a_server_without_sftp_is_enough(ssh_server: SshServer, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "b", model={"name": "no-sftp"})
+    with SshRemote(ssh_server.address) as remote:
+        with pytest.raises(paramiko.SSHException):
+            paramiko.SFTPClient.from_transport(remote._transport)
+        done = deploy(bundle, remote)
+        assert done.sent_bytes > 0
+        assert remote.run(find_model(remote, "no-sftp").argv("verify")).status == 0
+        remote.get(f"{done.path}/manifest.json", tmp_path / "back")
+    assert (tmp_path / "back").read_bytes() == (bundle.path / "manifest.json").read_bytes()
 
 
 def test_two_at_once_do_no_harm(ssh_server: SshServer, tmp_path: Path) -> None:

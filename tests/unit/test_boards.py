@@ -43,6 +43,7 @@ def config(tmp_path, monkeypatch):
         ("virtual-rpi5", "dotprod"),
         ("virtual-rpi4", "armv8-neon"),
         ("virtual-rpi2", "armv7-neon"),
+        ("virtual-android", "armv8-neon"),
     ],
 )
 def test_manifest_gives_its_tier(board_id, tier):
@@ -94,6 +95,8 @@ def test_describe_keeps_only_features_that_every_core_has():
         ('name = "Test"', "", "name", "must be a text"),
         ('name = "Test"', 'name = "Test"\nmemory = 3', "", "valid TOML"),
         ('name = "Test"', 'name = "Test"\nthermal = 3', "thermal", "must be a table"),
+        ("n_cores = 2", "n_cores = 2\nandroid_api = 24", "target.android_api", 'belongs to os = "android"'),
+        ("n_cores = 2", 'n_cores = 2\nos = "android"', "target.android_api", "21 or more"),
         ("[memory]", '[virtual]\nlike = "x"\n[memory]', "target", "unknown"),
     ],
 )

@@ -1,6 +1,7 @@
 # Every target sets up what it needs by itself (.ci/setup); a second run starts at once.
 PY = .venv/bin/python
-C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/rpc/*.[ch] runtime_c/cli/*.[ch])
+C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/rpc/*.[ch] runtime_c/serve/*.[ch] \
+  runtime_c/cli/*.[ch])
 C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c)
 PYTHON_FILES = edgellm crosscompile tests examples
 CAMPAIGNS = tokenizer template
@@ -34,8 +35,8 @@ lint: setup-lint ## ruff, mypy, clang-format, clang-tidy, taplo
 	.venv/bin/ruff format --check $(PYTHON_FILES)
 	.venv/bin/mypy
 	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
-	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -Iruntime_c/include \
-	  -Iruntime_c/src -Iruntime_c/rpc -isystem runtime_c/third_party/monocypher
+	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -DELLM_SERVE -Iruntime_c/include \
+	  -Iruntime_c/src -Iruntime_c/rpc -Iruntime_c/serve -Iruntime_c/cli -isystem runtime_c/third_party/monocypher
 	.venv/bin/taplo fmt --check pyproject.toml boards/*.toml
 
 format: setup-lint ## put everything into house style

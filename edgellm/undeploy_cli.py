@@ -26,7 +26,10 @@ def main(args: argparse.Namespace) -> int:
     with connect(board, args.host) as remote:
         # A model that never came into use is not found, but can be removed by its name.
         name = model_name(args.model) if args.model else find_model(remote).name
-        answer = ask_once(remote, home_of(remote), "undeploy", name)
+        home = home_of(remote)
+        if name in installed_models(remote):
+            service.remove(remote, home, name)  # it could not start any more
+        answer = ask_once(remote, home, "undeploy", name)
     if args.json:
         print(json.dumps({"board": board.label, **answer}))
     else:

@@ -31,7 +31,7 @@ struct batch {
     float *logits;  /* (sessions, vocab) */
     ellm_row *rows; /* of a step: at most step_rows + sessions */
     int32_t turn;   /* whose prompt comes first in the next step */
-    uint64_t n_given;
+    uint64_t n_given, n_requests;
 
     pthread_t thread;
     bool has_thread;
@@ -76,23 +76,10 @@ static seat *find_seat(const batch *b, const generation *g) {
     return best != NULL ? best : oldest;
 }
 
-static int32_t n_running_of(const batch *b, const void *owner) {
-    int32_t n = 0;
-    for (int32_t i = 0; i < b->options.n_sessions; i++) {
-        n += b->seats[i].who != NULL && b->seats[i].who->owner == owner;
-    }
-    return n;
-}
-
-/* Whose turn it is: the request with the fewest answers under way, then the one that came first. */
 static int32_t next_waiting(const batch *b) {
-    int32_t best = -1, fewest = 0;
-    for (int32_t i = 0; i < b->n_waiting; i++) {
-        int32_t n = n_running_of(b, b->waiting[i]->owner);
-        if (best < 0 || n < fewest) {
-            best = i;
-            fewest = n;
-        }
+    int32_t best = 0;
+    for (int32_t i = 1; i < b->n_waiting; i++) {
+        best = b->waiting[i]->turn < b->waiting[best]->turn ? i : best;
     }
     return best;
 }
@@ -343,8 +330,12 @@ bool batch_submit(batch *b, generation *const *answers, size_t n) {
     bool fits = n <= (size_t)b->waiting_cap && taken + n <= (size_t)b->waiting_cap;
     for (size_t i = 0; i < n && fits; i++) {
         answers[i]->times.submitted = clock_ms();
+        /* Further answers let as many others pass as may wait: one that wants many does not hold up those that want one,
+         * and is not held up for ever. */
+        answers[i]->turn = b->n_requests + i * (uint64_t)b->waiting_cap;
         b->waiting[b->n_waiting++] = answers[i];
     }
+    b->n_requests += fits;
     pthread_cond_signal(&b->work);
     pthread_mutex_unlock(&b->lock);
     return fits;

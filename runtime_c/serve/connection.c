@@ -62,6 +62,10 @@ bool connection_is_idle(const connection *c) {
     return c->state == RECEIVING && !c->has_head && c->in.n == 0 && c->n_sent == c->out.n;
 }
 
+bool connection_is_spare(const connection *c) {
+    return connection_is_idle(c) && c->has_served;
+}
+
 short connection_events(const connection *c) {
     int events = POLLRDHUP;
     if (c->n_sent < c->out.n) {
@@ -146,6 +150,7 @@ static void conclude(connection *c) {
     book(c, 0);
     buffer_free(&c->body);
     c->has_head = false;
+    c->has_served = true;
     c->n_searched = 0;
     c->chunks = (http_chunks){0};
     c->state = c->reply.keep_alive ? RECEIVING : LEAVING;

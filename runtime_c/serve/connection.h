@@ -28,7 +28,7 @@ typedef struct connection {
     bool is_surplus; /* beyond the limit: it is told so */
     buffer in, body, out;
     size_t n_searched, n_sent, n_booked; /* of in; of out; bytes of the body that n_receiving counts */
-    bool has_head;
+    bool has_head, has_served; /* has_served: an answer, at least */
     http_request request; /* its spans are not used once the head was looked at */
     http_chunks chunks;
     reply reply;
@@ -50,7 +50,8 @@ void connection_handle(connection *c, short events);
 void connection_advance(connection *c);
 /* The deadline passed. */
 void connection_expire(connection *c);
-/* No request is under way. */
+/* No request is under way; and if it is kept, then only because it might be used again. */
 bool connection_is_idle(const connection *c);
+bool connection_is_spare(const connection *c);
 
 #endif

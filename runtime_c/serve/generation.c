@@ -52,7 +52,6 @@ generation *generation_again(const generation *g, uint64_t seed) {
     other->options = *o;
     other->options.sampling.seed = seed;
     other->options.n_stops = 0;
-    other->owner = g->owner;
     other->n_prompt = g->n_prompt;
     other->prompt = copy_of(g->prompt, g->n_prompt * sizeof *g->prompt);
     other->options.biases = copy_of(o->biases, o->sampling.n_bias * sizeof *o->biases);

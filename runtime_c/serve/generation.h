@@ -39,7 +39,7 @@ typedef struct generation {
     generation_options options;
     int32_t *prompt;
     size_t n_prompt;
-    const void *owner; /* answers to one request have one owner: requests take turns, whatever the number of answers */
+    uint64_t turn; /* when it gets a session: the smallest comes first */
 
     const ellm_model *model;
     ellm_sampler *sampler;

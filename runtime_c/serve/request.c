@@ -215,7 +215,6 @@ exchange *exchange_begin(parsing *p, api_kind kind, generation *const *answers, 
     for (int i = 0; i < n; i++) {
         e->choices[i].answer = all[i];
         e->choices[i].exchange = e;
-        all[i]->owner = e;
     }
     if (s->is_stopping || !batch_submit(s->batch, all, (size_t)n)) {
         p->code = "overloaded";

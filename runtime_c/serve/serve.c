@@ -120,7 +120,7 @@ static void accept_all(server *v) {
         v->shared.service->metrics.n_connections++;
         bool is_surplus = v->n_connections >= SERVE_CONNECTIONS;
         for (int i = 0; i < v->n_connections && is_surplus; i++) { /* one that only might be used again makes room */
-            if (connection_is_idle(&v->connections[i])) {
+            if (connection_is_spare(&v->connections[i])) {
                 connection_close(&v->connections[i]);
                 connection_move(&v->connections[i], &v->connections[--v->n_connections]);
                 is_surplus = false;
@@ -249,8 +249,8 @@ static void serve(server *v) {
     }
 }
 
-static void watch_signals(bool on) {
-    struct sigaction action = {.sa_handler = on ? on_signal : SIG_DFL};
+static void watch_signals(void) {
+    struct sigaction action = {.sa_handler = on_signal};
     sigemptyset(&action.sa_mask);
     sigaction(SIGTERM, &action, NULL);
     sigaction(SIGINT, &action, NULL);
@@ -278,7 +278,7 @@ ellm_status ellm_serve(service *s, ellm_context *context, const serve_options *o
         status = batch_open(context, s->model, &want, &s->batch, error);
     }
     if (status == ELLM_OK) {
-        watch_signals(true);
+        watch_signals();
         status = open_listener(v, error);
     }
     if (status == ELLM_OK) {
@@ -287,7 +287,7 @@ ellm_status ellm_serve(service *s, ellm_context *context, const serve_options *o
         notify_send("READY=1");
         serve(v);
     }
-    watch_signals(false);
+    signal_wake = -1; /* whoever asks again is told by the end */
     for (int i = 0; i < v->n_connections; i++) {
         connection_close(&v->connections[i]);
     }

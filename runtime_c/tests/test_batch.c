@@ -36,7 +36,7 @@ static void close_bench(bench *b) {
 }
 
 /* An answer that is sampled: token 31 would make its kernel fail, 2 would end it. */
-static generation *ask(const ellm_model *model, int i, int64_t most_tokens, const void *owner) {
+static generation *ask(const ellm_model *model, int i, int64_t most_tokens) {
     generation *g = generation_new(model);
     if (g == NULL) {
         abort();
@@ -61,7 +61,6 @@ static generation *ask(const ellm_model *model, int i, int64_t most_tokens, cons
                                          .n_bias = 2};
     o->most_tokens = most_tokens;
     o->n_likely = i % 2 == 0 ? 3 : -1;
-    g->owner = owner != NULL ? owner : g;
     return g;
 }
 
@@ -86,7 +85,7 @@ static void test_company(const ellm_model *model) {
         bench b = open_bench(model, n_sessions, n_answers);
         generation *all[n_answers];
         for (int i = 0; i < n_answers; i++) {
-            all[i] = ask(model, i, n_tokens, NULL);
+            all[i] = ask(model, i, n_tokens);
             CHECK(batch_submit(b.batch, &all[i], 1));
         }
         for (int i = 0; i < n_answers; i++) {
@@ -121,7 +120,7 @@ static void test_company(const ellm_model *model) {
 /* A log-probability is the logarithm of a probability: those of a whole vocabulary sum up to 1. */
 static void test_notes(const ellm_model *model) {
     bench b = open_bench(model, 1, 0);
-    generation *g = ask(model, 0, 1, NULL);
+    generation *g = ask(model, 0, 1);
     g->n_prompt = 1; /* so that the logits are small */
     g->options.n_likely = MOST_LIKELY;
     buffer text = {0}, notes = {0};
@@ -167,15 +166,14 @@ static void test_notes(const ellm_model *model) {
 static void test_queue(const ellm_model *model) {
     bench b = open_bench(model, 1, 4);
     generation *first[4], *other, *extra[2];
-    static const int owner = 0;
     for (int i = 0; i < 4; i++) {
-        first[i] = ask(model, 1, 40, &owner);
+        first[i] = ask(model, 1, 40);
     }
     CHECK(batch_submit(b.batch, first, 4));
-    other = ask(model, 2, 5, NULL);
+    other = ask(model, 2, 5);
     CHECK(batch_submit(b.batch, &other, 1));
     for (int i = 0; i < 2; i++) {
-        extra[i] = ask(model, 3, 5, NULL);
+        extra[i] = ask(model, 3, 5);
     }
     CHECK(!batch_submit(b.batch, extra, 2)); /* all or none */
     for (int i = 0; i < 2; i++) {
@@ -198,7 +196,7 @@ static void test_dropping(const ellm_model *model) {
     bench b = open_bench(model, 2, 8);
     generation *all[8];
     for (int i = 0; i < 8; i++) {
-        all[i] = ask(model, i, -1, NULL); /* until the context is full */
+        all[i] = ask(model, i, -1); /* until the context is full */
         CHECK(batch_submit(b.batch, &all[i], 1));
     }
     buffer text = {0}, notes = {0};
@@ -208,7 +206,7 @@ static void test_dropping(const ellm_model *model) {
     batch_news news = finish(&b, all[6], &text, &notes);
     CHECK(news.reason == ENDED_LENGTH && news.n_prompt + news.n_tokens == 301); /* the last token needs no position */
     batch_drop(b.batch, all[6]);
-    generation *late = ask(model, 0, -1, NULL);
+    generation *late = ask(model, 0, -1);
     CHECK(batch_submit(b.batch, &late, 1));
     batch_drop(b.batch, all[7]);
     close_bench(&b); /* with `late` under way */
@@ -220,11 +218,11 @@ static void test_dropping(const ellm_model *model) {
 static void test_reuse_and_failure(const ellm_model *model) {
     bench b = open_bench(model, 2, 8);
     buffer text = {0}, notes = {0}, again = {0};
-    generation *g = ask(model, 4, 10, NULL);
+    generation *g = ask(model, 4, 10);
     CHECK(batch_submit(b.batch, &g, 1));
     CHECK(finish(&b, g, &text, &notes).n_reused == 0);
     batch_drop(b.batch, g);
-    g = ask(model, 4, 10, NULL);
+    g = ask(model, 4, 10);
     g->prompt[g->n_prompt - 1] = 31;
     CHECK(batch_submit(b.batch, &g, 1));
     batch_news news = finish(&b, g, &again, &notes);
@@ -232,14 +230,14 @@ static void test_reuse_and_failure(const ellm_model *model) {
     batch_drop(b.batch, g);
     for (int i = 0; i < 2; i++) {
         buffer_clear(&again);
-        g = ask(model, 4, 10, NULL);
+        g = ask(model, 4, 10);
         CHECK(batch_submit(b.batch, &g, 1));
         news = finish(&b, g, &again, &notes);
         CHECK(news.reason == ENDED_LENGTH && again.n == text.n && memcmp(again.data, text.data, text.n) == 0);
         batch_drop(b.batch, g);
     }
     CHECK(news.n_reused > 0);
-    g = ask(model, 4, 10, NULL);
+    g = ask(model, 4, 10);
     g->options.sampling.top_p = 7; /* no sampler can be made of this */
     CHECK(batch_submit(b.batch, &g, 1));
     CHECK(finish(&b, g, &again, &notes).failed == ELLM_USAGE);

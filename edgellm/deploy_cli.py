@@ -90,9 +90,7 @@ def main(args: argparse.Namespace) -> int:
     return 1 if healthy["healthy"] is False else 0
 
 
-def served(
-    args: argparse.Namespace, remote: Remote, home: str, done: Deployment, bundle: Bundle
-) -> dict[str, object]:
+def served(args: argparse.Namespace, remote: Remote, home: str, done: Deployment, bundle: Bundle) -> dict[str, object]:
     """Makes the model a service with --service; restarts the one that it is already if the version changed."""
     if args.service:
         model = find_model(remote, done.name)

@@ -1,7 +1,7 @@
 """Serve the model on a board to programs: OpenAI's API and Ollama's, at a port of this machine.
 
-Without an action, the server runs until Ctrl-C, and localhost:PORT here is the board's. `start` leaves it running in the
-background there; a later `edgellm serve` without an action then only makes the port.
+Without an action, the server runs until Ctrl-C, and localhost:PORT here is the board's. `start` leaves it running in
+the background there; a later `edgellm serve` without an action then only makes the port.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_board(parser)
     add_model(parser)
     parser.add_argument(
-        "--port", type=port_number, default=serving.DEFAULT_PORT, metavar="N", help="of this machine (default: %(default)s)"
+        "--port",
+        type=port_number,
+        default=serving.DEFAULT_PORT,
+        metavar="N",
+        help="of this machine (default: %(default)s)",
     )
     add_server_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
@@ -52,9 +56,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_server_options(parser: argparse.ArgumentParser) -> None:
     """Options that go to edgellm-rt serve as they are."""
-    parser.add_argument("--sessions", type=_count, metavar="N", help="answers computed at a time (default: 4, if they fit)")
+    parser.add_argument(
+        "--sessions", type=_count, metavar="N", help="answers computed at a time (default: 4, if they fit)"
+    )
     parser.add_argument("--waiting", type=_count, metavar="N", help="answers that may wait beyond those (default: 32)")
-    parser.add_argument("--context", type=_count, metavar="N", help="positions per answer (default: the model's, at most 4096)")
+    parser.add_argument(
+        "--context", type=_count, metavar="N", help="positions per answer (default: the model's, at most 4096)"
+    )
     parser.add_argument("--threads", type=_count, metavar="N", help="threads (default: as many as turn out fastest)")
 
 
@@ -83,7 +91,6 @@ def main(args: argparse.Namespace) -> int:
         if args.action is None:
             return forward(args, model, home)
         if args.action == "start":
-            # Another board may be served at the same port of this machine; on a board, it is the default that clients know.
             found = serving.start(model, home, ["--port", str(serving.DEFAULT_PORT), *server_argv(args)])
         elif args.action == "stop":
             found = serving.stop(remote, home, model.name)
@@ -121,10 +128,12 @@ def forward(args: argparse.Namespace, model: InstalledModel, home: str) -> int:
     options = server_argv(args)
     if isinstance(model.remote, LocalRemote):  # nothing lies between: the server takes the port itself
         options += ["--port", str(args.port)]
-    with serving.attached(model, options) as (served, process):
-        with serving.reachable(model.remote, served.port, args.port) as port:
-            say(args, model, port, f"{served.sessions} sessions of {served.context} positions")
-            watch(model, process)
+    with (
+        serving.attached(model, options) as (served, process),
+        serving.reachable(model.remote, served.port, args.port) as port,
+    ):
+        say(args, model, port, f"{served.sessions} sessions of {served.context} positions")
+        watch(model, process)
     return 0
 
 

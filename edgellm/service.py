@@ -7,12 +7,14 @@ kept by `edgellm-rt supervise`, and starts with the board where there is cron.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import dataclass
 from typing import Any
 
 from edgellm import serving
+from edgellm.board_session import root_of
 from edgellm.errors import CommandError, UnsuitableError
 from edgellm.remote import Remote
 from edgellm.runtime_program import InstalledModel
@@ -25,7 +27,10 @@ if [ "$(id -u)" = 0 ]; then echo "root=yes"; elif sudo -n true 2>/dev/null; then
 if [ -d /run/systemd/system ]; then echo "systemd=yes"; fi
 if command -v crontab >/dev/null 2>&1; then
     echo "cron=yes"
-    if crontab -l 2>/dev/null | grep -qF "# $2"; then echo "at_boot=yes"; fi
+    if crontab -l 2>/dev/null | grep -qF "# $2"; then
+        echo "in_crontab=yes"
+        if pidof cron >/dev/null 2>&1 || pidof crond >/dev/null 2>&1; then echo "at_boot=yes"; fi
+    fi
 fi
 unit="/etc/systemd/system/$2"
 if [ -f "$unit" ]; then
@@ -37,8 +42,12 @@ if [ -n "$(find -L "$1/edgellm-rt" "$1/models/$3/current" ! -perm -004 2>/dev/nu
 """
 """About the root $1, the unit $2 and the model $3: lines KEY=VALUE."""
 
-_INSTALL = r"""
+_AS_ROOT = r"""
 as_root() { if [ "$1" = sudo ]; then shift; sudo -n "$@"; else shift; "$@"; fi; }
+"""
+_INSTALL = (
+    _AS_ROOT
+    + r"""
 unit="/etc/systemd/system/$2"
 cat >"$HOME/.edgellm/unit.new"
 as_root "$1" install -m 644 -o root -g root "$HOME/.edgellm/unit.new" "$unit"
@@ -50,13 +59,16 @@ as_root "$1" systemctl restart "$2" || {
     exit 1
 }
 """
-_RESTART = 'as_root() { if [ "$1" = sudo ]; then shift; sudo -n "$@"; else shift; "$@"; fi; }\nas_root "$1" systemctl restart "$2"\n'
-_REMOVE = r"""
-as_root() { if [ "$1" = sudo ]; then shift; sudo -n "$@"; else shift; "$@"; fi; }
+)
+_RESTART = _AS_ROOT + 'as_root "$1" systemctl restart "$2"\n'
+_REMOVE = (
+    _AS_ROOT
+    + r"""
 as_root "$1" systemctl disable --now "$2"
 as_root "$1" rm -f "/etc/systemd/system/$2"
 as_root "$1" systemctl daemon-reload
 """
+)
 _AT_BOOT = r"""
 { crontab -l 2>/dev/null | grep -vF "# $1" || true; if [ -n "$2" ]; then echo "@reboot $2 # $1"; fi; } | crontab -
 """
@@ -92,7 +104,7 @@ class _Board:
 
 def _look(remote: Remote, home: str, model: str) -> _Board:
     values: dict[str, str] = {}
-    for line in remote.script(_FIND, serving.root_of(home), unit_name(model), model).text.splitlines():
+    for line in remote.script(_FIND, root_of(home), unit_name(model), model).text.splitlines():
         key, _, value = line.partition("=")
         values[key] = value
     return _Board(values)
@@ -118,7 +130,7 @@ def _find(remote: Remote, home: str, model: str, board: _Board) -> Service | Non
         )
     found = serving.status(remote, home, model)
     at_boot = "at_boot" in board.values
-    if not found.running and not at_boot:
+    if not found.running and "in_crontab" not in board.values:
         return None
     return Service("supervised", found.running, found.state, found.port, at_boot, max(found.starts - 1, 0))
 
@@ -168,9 +180,9 @@ def _install_supervised(
     serving.start(model, home, arguments)
     if "cron" in board.values:
         command = " ".join(serving.supervisor_argv(home, model.name, "start", model.path, *arguments))
-        if not re.fullmatch(r"[A-Za-z0-9/._@+=:, -]+", command):  # cron has its own ideas about % and quotes
-            raise UnsuitableError(f"{model.remote.name}: '{command}' cannot stand in a crontab; it does not start at boot")
-        model.remote.script(_AT_BOOT, unit_name(model.name), command)
+        if re.fullmatch(r"[A-Za-z0-9/._@+=:, -]+", command):  # cron has its own ideas about % and quotes
+            with contextlib.suppress(CommandError):  # a crontab that may not be used: the report says how it is then
+                model.remote.script(_AT_BOOT, unit_name(model.name), command)
     found = find(model.remote, home, model.name)
     assert found is not None
     return found
@@ -203,7 +215,7 @@ def remove(remote: Remote, home: str, model: str) -> bool:
         remote.script(_REMOVE, board.root, unit_name(model), silence_s=120)
         return True
     serving.stop(remote, home, model)
-    if "at_boot" in board.values:
+    if "in_crontab" in board.values:
         remote.script(_AT_BOOT, unit_name(model), "")
     return True
 

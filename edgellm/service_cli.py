@@ -1,8 +1,8 @@
 """Make the model on a board a service: it starts when the board does, and is started again when it fails.
 
 With systemd it is a unit of its own user, without any capability, that may write nothing and take no more memory than
-the model's plan says; without, it is kept in the background by edgellm-rt itself. A later deploy or rollback restarts it
-and says whether it is well.
+the model's plan says; without, it is kept in the background by edgellm-rt itself. A later deploy or rollback restarts
+it and says whether it is well.
 """
 
 from __future__ import annotations
@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_board(parser)
     add_model(parser)
     parser.add_argument(
-        "--port", type=port_number, default=serving.DEFAULT_PORT, metavar="N", help="of the board's loopback (default: %(default)s)"
+        "--port",
+        type=port_number,
+        default=serving.DEFAULT_PORT,
+        metavar="N",
+        help="of the board's loopback (default: %(default)s)",
     )
     add_server_options(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -56,7 +60,9 @@ def main(args: argparse.Namespace) -> int:
             return 0
         if args.action == "install":
             options = tuple(server_argv(args))
-            found: service.Service | None = service.install(model, home, args.port, options, args.sessions, args.context)
+            found: service.Service | None = service.install(
+                model, home, args.port, options, args.sessions, args.context
+            )
         else:
             found = service.find(remote, home, model.name)
         healthy = report_of(remote, found, None, wait=args.action == "install")
@@ -67,7 +73,9 @@ def main(args: argparse.Namespace) -> int:
     return 0 if args.action == "status" or healthy["healthy"] else 1
 
 
-def report_of(remote: Remote, found: service.Service | None, sha256: str | None, wait: bool = True) -> dict[str, object]:
+def report_of(
+    remote: Remote, found: service.Service | None, sha256: str | None, wait: bool = True
+) -> dict[str, object]:
     """How a service is: {"service": …, "healthy": …, "health": …}. sha256: of the version that must answer."""
     if found is None:
         return {"service": None, "healthy": None}

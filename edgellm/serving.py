@@ -20,7 +20,7 @@ from edgellm.board_session import root_of
 from edgellm.errors import CommandError, EdgeError, RemoteError, RuntimeFailedError, UnsuitableError
 from edgellm.forward import Forwarder
 from edgellm.local_remote import LocalRemote
-from edgellm.remote import Process, Remote
+from edgellm.remote import Process, Remote, shell_argv
 from edgellm.runtime_program import PROGRAM, InstalledModel, failure
 from edgellm.terminal import one_line
 
@@ -108,9 +108,8 @@ def supervisor_argv(home: str, model: str, *request: str) -> list[str]:
 
 
 def _supervise(remote: Remote, home: str, model: str, *request: str) -> Background:
-    # The shell says with 126 or 127 that there is no program; the folder's parent may be missing.
-    parent = posixpath.join(root_of(home), "serve")
-    argv = ["sh", "-c", 'mkdir -p "$1" && shift && exec "$@"', "edgellm", parent, *supervisor_argv(home, model, *request)]
+    # By way of a shell, which says with 126 or 127 that there is no program.
+    argv = shell_argv('exec "$@"', *supervisor_argv(home, model, *request))
     result = remote.run(argv, silence_s=_START_S)
     if result.status in (126, 127):
         raise UnsuitableError(f"{remote.name} has no models yet; send one with `edgellm deploy MODEL --board …`")

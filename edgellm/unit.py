@@ -55,7 +55,9 @@ def unit_text(o: UnitOptions) -> str:
     command = [posixpath.join(root, PROGRAM), "serve", slot, "--port", str(o.port), *o.options]
     for word in (*command, o.user):
         if not _PLAIN.fullmatch(word):
-            raise UnsuitableError(f"'{word}' cannot stand in a systemd unit; use a home and a name without such characters")
+            raise UnsuitableError(
+                f"'{word}' cannot stand in a systemd unit; use a home and a name without such characters"
+            )
     who = "DynamicUser=yes" if o.own_user else f"User={o.user}"
     key = f"LoadCredential=weights.key:{root}/weights.key\n" if o.has_key else ""
     return f"""\

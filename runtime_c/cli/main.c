@@ -68,11 +68,12 @@ static void print_help(void) {
         printf("  edgellm-rt %-7s %s   %s\n", commands[i].name, commands[i].id == RPC ? "   " : "DIR",
                commands[i].summary);
     }
-    printf("\nDIR is a bundle; it may be left out when this program lies in it.\n"
-           "`edgellm-rt board --help` is about what is deployed on this machine, `edgellm-rt supervise --help` about a\n"
-           "server in the background.\n"
-           "`edgellm-rt COMMAND --help` explains a command. Errors are one line on standard error,\n"
-           "`edgellm-rt: NAME: text`, and the exit code is the status number of edgellm.h.\n");
+    printf(
+        "\nDIR is a bundle; it may be left out when this program lies in it.\n"
+        "`edgellm-rt board --help` is about what is deployed on this machine, `edgellm-rt supervise --help` about a\n"
+        "server in the background.\n"
+        "`edgellm-rt COMMAND --help` explains a command. Errors are one line on standard error,\n"
+        "`edgellm-rt: NAME: text`, and the exit code is the status number of edgellm.h.\n");
 }
 
 static int report(ellm_status status, const ellm_error *error) {

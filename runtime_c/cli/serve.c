@@ -47,8 +47,9 @@ static ellm_status read_token(const char *path, char *token, ellm_error *error) 
         }
     }
     if (length < SERVE_TOKEN_LEAST || length > most_token) {
-        return ellm_fail(error, ELLM_KEY_INVALID, "%s: its first line is the token, %d to %d characters; `openssl rand -hex 24` makes one",
-                         path, (int)SERVE_TOKEN_LEAST, (int)most_token);
+        return ellm_fail(error, ELLM_KEY_INVALID,
+                         "%s: its first line is the token, %d to %d characters; `openssl rand -hex 24` makes one", path,
+                         (int)SERVE_TOKEN_LEAST, (int)most_token);
     }
     return ELLM_OK;
 }
@@ -69,7 +70,8 @@ static ellm_status open_context(host *h, ellm_error *error) {
         }
     }
     if (status == ELLM_OK && s->sessions <= 0 && h->n_sessions < most) {
-        fprintf(stderr, "edgellm-rt: note: memory allows %d of %d sessions of %d positions; --context N shortens them\n",
+        fprintf(stderr,
+                "edgellm-rt: note: memory allows %d of %d sessions of %d positions; --context N shortens them\n",
                 (int)h->n_sessions, (int)most, (int)ellm_context_length(h->context));
     }
     return status;
@@ -102,8 +104,9 @@ static void print_ready(void *user, const char *address, uint16_t port) {
     const host *h = user;
     buffer line = {0};
     bool is_v6 = strchr(address, ':') != NULL;
-    buffer_print(&line, "{\"type\":\"ready\",\"version\":\"" RT_VERSION "\",\"address\":\"%s\",\"port\":%u,\"pid\":%d,\"name\":",
-                 address, (unsigned)port, (int)getpid());
+    buffer_print(
+        &line, "{\"type\":\"ready\",\"version\":\"" RT_VERSION "\",\"address\":\"%s\",\"port\":%u,\"pid\":%d,\"name\":",
+        address, (unsigned)port, (int)getpid());
     buffer_put_json(&line, h->service.name, strlen(h->service.name));
     buffer_print(&line, ",\"sessions\":%d,\"context\":%d}\n", (int)h->n_sessions, (int)h->service.context_length);
     (void)output_write(line.data, line.n, NULL);

@@ -60,8 +60,8 @@ static int open_in(const char *folder, const char *name, int flags) {
 static void write_state(const supervisor *v, const char *state) {
     char from[PATH_MAX + 16], to[PATH_MAX + 16];
     buffer b = {0};
-    buffer_print(&b, "{\"state\":\"%s\",\"pid\":%d,\"server\":%d,\"starts\":%u%s}\n", state, (int)getpid(), (int)v->server,
-                 v->n_starts, v->where);
+    buffer_print(&b, "{\"state\":\"%s\",\"pid\":%d,\"server\":%d,\"starts\":%u%s}\n", state, (int)getpid(),
+                 (int)v->server, v->n_starts, v->where);
     int file = open_in(v->folder, "state.new", O_WRONLY | O_CREAT | O_TRUNC);
     bool good = file >= 0 && write(file, b.data, b.n) == (ssize_t)b.n;
     if (file >= 0) {
@@ -73,7 +73,7 @@ static void write_state(const supervisor *v, const char *state) {
     buffer_free(&b);
 }
 
-/* Whether nobody supervises in this folder: then its lock is the caller's, in *file. */
+/* Whether nobody supervises in this folder: then its lock is the caller's, in *file. -1: there is no folder. */
 static bool take_lock(const char *folder, int *file) {
     *file = open_in(folder, "lock", O_RDWR | O_CREAT);
     return *file >= 0 && flock(*file, LOCK_EX | LOCK_NB) == 0;
@@ -178,7 +178,8 @@ static void read_ready(supervisor *v) {
     if (ellm_json_read(v->line.data, v->line.n, &region, ELLM_USAGE, "ready", &line, NULL) == ELLM_OK
         && ellm_json_int(ellm_json_get(line, "port"), 1, 65535, &port)) {
         const char *address = ellm_json_text(ellm_json_get(line, "address"), 64);
-        snprintf(v->where, sizeof v->where, ",\"address\":\"%s\",\"port\":%d", address != NULL ? address : "", (int)port);
+        snprintf(v->where, sizeof v->where, ",\"address\":\"%s\",\"port\":%d", address != NULL ? address : "",
+                 (int)port);
         if (v->is_ready) {
             write_state(v, "running");
         }
@@ -341,7 +342,7 @@ static ellm_status make_absolute(const char *path, char absolute[PATH_MAX], ellm
 static ellm_status print_state(const char *folder) {
     buffer b = {0};
     int lock;
-    bool runs = !take_lock(folder, &lock);
+    bool runs = !take_lock(folder, &lock) && lock >= 0;
     if (lock >= 0) {
         close(lock);
     }
@@ -375,6 +376,21 @@ static ellm_status why_not(const char *folder, int code, ellm_error *error) {
     return ellm_fail(error, (ellm_status)code, "the server did not start: %s", said != NULL ? said + 2 : line);
 }
 
+/* The folder, and the one around it. */
+static ellm_status make_folder(const char *folder, ellm_error *error) {
+    char parent[PATH_MAX];
+    snprintf(parent, sizeof parent, "%s", folder);
+    char *slash = strrchr(parent, '/');
+    if (slash != NULL && slash > parent) {
+        *slash = '\0';
+        (void)mkdir(parent, 0755); /* where this fails, the next one says why */
+    }
+    if (mkdir(folder, 0755) != 0 && errno != EEXIST) {
+        return ellm_fail(error, ELLM_IO, "%.200s: %s", folder, strerror(errno));
+    }
+    return ELLM_OK;
+}
+
 static ellm_status start(const char *folder, int argc, char **argv, ellm_error *error) {
     static supervisor v;
     static char directory[PATH_MAX];
@@ -387,6 +403,7 @@ static ellm_status start(const char *folder, int argc, char **argv, ellm_error *
     snprintf(v.folder, sizeof v.folder, "%s", folder);
     ellm_status status = n > 0 ? make_absolute(argv[0], directory, error)
                                : ellm_fail(error, ELLM_IO, "/proc/self/exe: %s", strerror(errno));
+    status = status == ELLM_OK ? make_folder(folder, error) : status;
     if (status != ELLM_OK) {
         return status;
     }
@@ -425,10 +442,7 @@ static ellm_status start(const char *folder, int argc, char **argv, ellm_error *
 
 static ellm_status stop(const char *folder, ellm_error *error) {
     int lock;
-    bool runs = !take_lock(folder, &lock);
-    if (lock < 0) {
-        return ellm_fail(error, ELLM_IO, "%.200s/lock: %s", folder, strerror(errno));
-    }
+    bool runs = !take_lock(folder, &lock) && lock >= 0;
     pid_t pid = runs ? read_pid(lock) : 0;
     if (pid > 1) {
         kill(pid, SIGTERM);
@@ -441,7 +455,9 @@ static ellm_status stop(const char *folder, ellm_error *error) {
         }
         poll(NULL, 0, 20);
     }
-    close(lock);
+    if (lock >= 0) {
+        close(lock);
+    }
     printf("{\"running\":false,\"stopped\":%s}\n", runs ? "true" : "false");
     return ELLM_OK;
 }
@@ -490,7 +506,8 @@ static void print_help(void) {
            "  status               how it is, in JSON\n"
            "  restart              start it anew, as after a new version of the model\n"
            "  stop                 end it\n\n"
-           "The server is started again when it ends or shows no sign of life for %d s, after 1 s to 60 s. FOLDER/log has\n"
+           "The server is started again when it ends or shows no sign of life for %d s, after 1 s to 60 s. FOLDER/log "
+           "has\n"
            "what it says. Where there is systemd, a unit does the same and more: `edgellm service`.\n",
            (int)watchdog_s);
 }
@@ -505,9 +522,6 @@ ellm_status supervise_main(int argc, char **argv, ellm_error *error) {
         return ellm_fail(error, ELLM_USAGE, "supervise FOLDER start|status|restart|stop; --help explains");
     }
     ellm_status status = make_absolute(argv[0], folder, error);
-    if (status == ELLM_OK && mkdir(folder, 0755) != 0 && errno != EEXIST) {
-        status = ellm_fail(error, ELLM_IO, "%.200s: %s", folder, strerror(errno));
-    }
     if (status != ELLM_OK) {
         return status;
     }

@@ -12,7 +12,21 @@
 /* ---- routes ---- */
 
 typedef enum route_id {
-    AT_ROOT, AT_HEALTH, AT_METRICS, AT_VERSION, AT_MODELS, AT_MODEL, AT_CHAT, AT_TEXT, AT_TAGS, AT_PS, AT_SHOW, AT_PULL, AT_OLLAMA_CHAT, AT_OLLAMA_TEXT, AT_ABSENT,
+    AT_ROOT,
+    AT_HEALTH,
+    AT_METRICS,
+    AT_VERSION,
+    AT_MODELS,
+    AT_MODEL,
+    AT_CHAT,
+    AT_TEXT,
+    AT_TAGS,
+    AT_PS,
+    AT_SHOW,
+    AT_PULL,
+    AT_OLLAMA_CHAT,
+    AT_OLLAMA_TEXT,
+    AT_ABSENT,
 } route_id;
 
 typedef struct route {
@@ -180,8 +194,7 @@ typedef struct format {
 } format;
 
 static const format *format_of(api_kind kind) {
-    static const format openai = {openai_call,   openai_delta,        openai_whole,
-                                  openai_finish, "text/event-stream", "/v1/"};
+    static const format openai = {openai_call, openai_delta, openai_whole, openai_finish, "text/event-stream", "/v1/"};
     static const format ollama = {ollama_call,   ollama_delta,           ollama_whole,
                                   ollama_finish, "application/x-ndjson", "/api/"};
     return kind == OPENAI_CHAT || kind == OPENAI_TEXT ? &openai : &ollama;

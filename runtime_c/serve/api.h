@@ -24,10 +24,10 @@ typedef struct service {
     int32_t context_length;
     batch *batch;
     metrics metrics;
-    const char *name;        /* the model's, in the API */
-    const char *sha256;      /* of its manifest */
+    const char *name;              /* the model's, in the API */
+    const char *sha256;            /* of its manifest */
     int64_t n_parameters, created; /* created: when the bundle was made, seconds since 1970 */
-    uint64_t n_seeds;        /* drawn so far */
+    uint64_t n_seeds;              /* drawn so far */
     bool is_stopping;
 } service;
 

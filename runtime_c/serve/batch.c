@@ -18,7 +18,7 @@ enum {
 typedef struct seat {
     generation *who; /* NULL: free */
     bool is_dropped;
-    int32_t *held; /* tokens of the session's positions, (context_length,); they outlive the answer */
+    int32_t *held;                /* tokens of the session's positions, (context_length,); they outlive the answer */
     int32_t n_held, n_done, next; /* n_done: of the prompt's tokens; next: the token to compute after the prompt */
     uint64_t used;                /* when it was last given away: a count */
 } seat;

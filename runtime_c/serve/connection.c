@@ -109,8 +109,7 @@ static bool is_welcome(const connection *c) {
     }
     const char *origin = r->origin.data;
     const char *host = origin != NULL ? memmem(origin, r->origin.n, "://", 3) : NULL;
-    bool is_own = origin == NULL
-                  || (host != NULL && is_loopback(host + 3, (size_t)(origin + r->origin.n - host) - 3));
+    bool is_own = origin == NULL || (host != NULL && is_loopback(host + 3, (size_t)(origin + r->origin.n - host) - 3));
     return is_own && (r->host.data == NULL || is_loopback(r->host.data, r->host.n));
 }
 
@@ -256,9 +255,9 @@ static bool read_body(connection *c) {
     }
     size_t n_taken, n_body;
     http_fault fault;
-    http_verdict verdict = c->in.n == 0 ? HTTP_MORE
-                                        : http_read_chunks(&c->chunks, c->in.data, c->in.n, SERVE_BODY_BYTES, &n_taken,
-                                                           &n_body, &fault);
+    http_verdict verdict =
+        c->in.n == 0 ? HTTP_MORE
+                     : http_read_chunks(&c->chunks, c->in.data, c->in.n, SERVE_BODY_BYTES, &n_taken, &n_body, &fault);
     if (c->in.n == 0) {
         return false;
     }
@@ -280,8 +279,7 @@ static bool read_body(connection *c) {
 }
 
 static void read_requests(connection *c) {
-    while (c->state == RECEIVING && c->out.n - c->n_sent < most_unsent
-           && (c->has_head ? read_body(c) : read_head(c))) {
+    while (c->state == RECEIVING && c->out.n - c->n_sent < most_unsent && (c->has_head ? read_body(c) : read_head(c))) {
     }
 }
 

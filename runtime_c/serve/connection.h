@@ -28,8 +28,8 @@ typedef struct connection {
     bool is_surplus; /* beyond the limit: it is told so */
     buffer in, body, out;
     size_t n_searched, n_sent, n_booked; /* of in; of out; bytes of the body that n_receiving counts */
-    bool has_head, has_served; /* has_served: an answer, at least */
-    http_request request; /* its spans are not used once the head was looked at */
+    bool has_head, has_served;           /* has_served: an answer, at least */
+    http_request request;                /* its spans are not used once the head was looked at */
     http_chunks chunks;
     reply reply;
     exchange *exchange;

@@ -210,8 +210,8 @@ static http_verdict conclude(http_request *request, const seen_fields *seen, htt
     }
     request->is_chunked = seen->has_coding;
     request->has_body = seen->has_coding || request->n_body > 0;
-    request->keep_alive = request->minor == 1 ? !list_has(seen->connection, "close")
-                                              : list_has(seen->connection, "keep-alive");
+    request->keep_alive =
+        request->minor == 1 ? !list_has(seen->connection, "close") : list_has(seen->connection, "keep-alive");
     if (request->method == HTTP_POST && !seen->has_coding && !seen->has_length) {
         return bad(fault, 411, "POST wants Content-Length or chunks");
     }
@@ -291,9 +291,7 @@ static bool step(http_chunks *k, char c) {
         }
         k->state = c == '\r' ? SIZE_END : EXTENSION;
         return c == '\r' || c == ';' || c == ' ' || c == '\t';
-    case EXTENSION:
-        k->state = c == '\r' ? SIZE_END : EXTENSION;
-        return c != '\n' && ++k->n_line < longest_line;
+    case EXTENSION: k->state = c == '\r' ? SIZE_END : EXTENSION; return c != '\n' && ++k->n_line < longest_line;
     case SIZE_END:
         k->state = k->left > 0 ? DATA : TRAILER;
         k->n_line = 0;

@@ -30,8 +30,8 @@ static bool put_content(parsing *p, const ellm_json *content, buffer *text) {
     }
     for (const ellm_json *part = content->first; part != NULL; part = part->next) {
         const ellm_json *piece = member(part, "text");
-        bool is_text = ellm_json_equals(member(part, "type"), "text") && piece != NULL
-                       && piece->kind == ELLM_JSON_STRING;
+        bool is_text =
+            ellm_json_equals(member(part, "type"), "text") && piece != NULL && piece->kind == ELLM_JSON_STRING;
         if (!is_text) {
             return parsing_fail(p, 400, "messages", "a message has a part that is no text; this model reads only text");
         }
@@ -98,8 +98,7 @@ static bool read_message(parsing *p, const ellm_json *from, message *m) {
     const char *role = role_of(member(from, "role"));
     const ellm_json *images = member(from, "images"), *calls = member(from, "tool_calls");
     if (role == NULL) {
-        return parsing_fail(p, 400, "messages",
-                            "a message wants a 'role': system, developer, user, assistant or tool");
+        return parsing_fail(p, 400, "messages", "a message wants a 'role': system, developer, user, assistant or tool");
     }
     if (images != NULL && images->count > 0) {
         return parsing_fail(p, 400, "messages", "this model reads only text, no images");

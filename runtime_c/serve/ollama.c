@@ -141,7 +141,8 @@ static bool parse_options(parsing *p, generation *g) {
     }
     bool good = parse_sampling(p, o, g) && parse_int(p, o, "num_predict", INT32_MIN, INT32_MAX, &g->options.most_tokens)
                 && parse_float(p, o, "repeat_penalty", 1e-4, 1e4, &g->options.sampling.repetition_penalty)
-                && parse_int(p, o, "repeat_last_n", -1, 32767, &window) && parse_int(p, o, "num_ctx", 0, INT64_MAX, &context);
+                && parse_int(p, o, "repeat_last_n", -1, 32767, &window)
+                && parse_int(p, o, "num_ctx", 0, INT64_MAX, &context);
     g->options.sampling.penalty_window = window < 0 ? 32767 : (int32_t)window;
     return good;
 }

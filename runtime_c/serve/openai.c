@@ -18,7 +18,9 @@ static void put_optional(buffer *b, const char *text) {
 
 void openai_fail(reply *r, int status, const char *param, const char *code, const char *text) {
     buffer b = {0};
-    const char *kind = status == 401 ? "authentication_error" : status >= 500 ? "server_error" : "invalid_request_error";
+    const char *kind = status == 401   ? "authentication_error"
+                       : status >= 500 ? "server_error"
+                                       : "invalid_request_error";
     buffer_print(&b, "{\"error\":{\"message\":");
     buffer_put_string(&b, text);
     buffer_print(&b, ",\"type\":\"%s\",\"param\":", kind);
@@ -97,7 +99,8 @@ static bool refuse_unknown(parsing *p) {
     const ellm_json *format = member(p->body, "response_format");
     static const char *const others[] = {"functions", "function_call", "audio", "suffix", "echo", "best_of"};
     if (format != NULL && !ellm_json_equals(member(format, "type"), "text")) {
-        return parsing_fail(p, 400, "response_format", "this server has no constrained output: only {\"type\":\"text\"}");
+        return parsing_fail(p, 400, "response_format",
+                            "this server has no constrained output: only {\"type\":\"text\"}");
     }
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         const ellm_json *value = member(p->body, others[i]);
@@ -116,7 +119,8 @@ static bool parse_shared(parsing *p, generation *g, shared *s) {
     ellm_sampler_options *o = &g->options.sampling;
     *s = (shared){.n = 1};
     return parse_model(p, "model") && refuse_unknown(p) && parse_bool(p, p->body, "stream", &s->stream)
-           && parse_bool(p, options, "include_usage", &s->include_usage) && parse_int(p, p->body, "n", 1, MOST_CHOICES, &s->n)
+           && parse_bool(p, options, "include_usage", &s->include_usage)
+           && parse_int(p, p->body, "n", 1, MOST_CHOICES, &s->n)
            && parse_float(p, p->body, "repetition_penalty", 1e-4, 1e4, &o->repetition_penalty)
            && parse_sampling(p, p->body, g) && parse_biases(p, g)
            && parse_int(p, p->body, "max_tokens", 1, INT32_MAX, &g->options.most_tokens);

@@ -218,8 +218,9 @@ exchange *exchange_begin(parsing *p, api_kind kind, generation *const *answers, 
     }
     if (s->is_stopping || !batch_submit(s->batch, all, (size_t)n)) {
         p->code = "overloaded";
-        (void)parsing_fail(p, 503, NULL, s->is_stopping ? "the server is going down"
-                                                        : "too many requests wait already; try again later");
+        (void)parsing_fail(p, 503, NULL,
+                           s->is_stopping ? "the server is going down"
+                                          : "too many requests wait already; try again later");
         return no_exchange(all, n, e);
     }
     return e;

@@ -72,10 +72,11 @@ static ellm_status read_address(const serve_options *o, struct sockaddr_storage 
         return ellm_fail(error, ELLM_USAGE, "--listen wants an IPv4 or IPv6 address as in 127.0.0.1, not '%s'", text);
     }
     if (!is_loopback_address(address) && o->token == NULL && !o->is_open) {
-        return ellm_fail(error, ELLM_USAGE,
-                         "--listen %s would serve everybody on the network: give --token-file FILE, or --open if that is "
-                         "what you want",
-                         text);
+        return ellm_fail(
+            error, ELLM_USAGE,
+            "--listen %s would serve everybody on the network: give --token-file FILE, or --open if that is "
+            "what you want",
+            text);
     }
     return ELLM_OK;
 }

@@ -12,7 +12,7 @@ typedef struct tool_reader {
     void (*text)(void *user, const char *text, size_t n_bytes);
     void (*call)(void *user, const char *name, size_t n_name, const ellm_json *arguments); /* an object */
     void *user;
-    bool is_on; /* false: everything is text */
+    bool is_on;              /* false: everything is text */
     bool in_call, is_behind; /* is_behind: a call, and no text since */
     size_t n_calls;
     buffer held; /* the end of the text so far that may begin a call; within a call, what came of it */

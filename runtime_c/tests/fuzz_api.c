@@ -23,7 +23,8 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
     ellm_error error;
     ellm_model *model = NULL;
     ellm_context *context = NULL;
-    ellm_context_options options = {.n_sessions = 2, .context_length = 256, .n_threads_prefill = 1, .n_threads_decode = 1};
+    ellm_context_options options = {
+        .n_sessions = 2, .context_length = 256, .n_threads_prefill = 1, .n_threads_decode = 1};
     toy_open(&toy, 0);
     toy_compile(&toy, toy_kernels, "-DWINDOW=0 -DADD==");
     toy_set(&toy, "chat.bin", chat, toy_read("tests/toy_chat.bin", chat, sizeof chat));
@@ -69,8 +70,8 @@ static void check_answer(const reply *r) {
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
-    static const char *const paths[] = {"/v1/chat/completions", "/v1/completions", "/api/chat", "/api/generate",
-                                        "/api/show",            "/api/pull"};
+    static const char *const paths[] = {"/v1/chat/completions", "/v1/completions", "/api/chat",
+                                        "/api/generate",        "/api/show",       "/api/pull"};
     if (n_bytes == 0) {
         return 0;
     }

@@ -62,7 +62,9 @@ def parts(target: Target, work: Path) -> dict[str, int]:
     objects = {}
     for index, path in enumerate(path for path in sources() if path.suffix == ".c"):
         objects[f"{index}.o"] = path
-        run_compiler([*compiler(target), *COMPILE_FLAGS, *AGENT_FLAGS, *SERVER_FLAGS, "-c", str(path), "-o", f"{index}.o"], work)
+        run_compiler(
+            [*compiler(target), *COMPILE_FLAGS, *AGENT_FLAGS, *SERVER_FLAGS, "-c", str(path), "-o", f"{index}.o"], work
+        )
     flags = [*COMPILE_FLAGS, *LINK_FLAGS, *AGENT_LINK_FLAGS, "-Wl,--print-gc-sections"]
     link = [*compiler(target), *flags, *objects, "-lpthread", "-o", "out"]
     said = subprocess.run(link, cwd=work, capture_output=True, text=True, check=True)

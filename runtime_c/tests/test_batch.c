@@ -98,7 +98,8 @@ static void test_company(const ellm_model *model) {
                 notes_alone[i] = notes;
             } else {
                 CHECK(text.n == alone[i].n && memcmp(text.data, alone[i].data, text.n) == 0);
-                CHECK(notes.n == notes_alone[i].n && (notes.n == 0 || memcmp(notes.data, notes_alone[i].data, notes.n) == 0));
+                CHECK(notes.n == notes_alone[i].n
+                      && (notes.n == 0 || memcmp(notes.data, notes_alone[i].data, notes.n) == 0));
                 buffer_free(&text);
                 buffer_free(&notes);
             }

@@ -152,7 +152,8 @@ static void test_chunks(void) {
                 CHECK(verdict == HTTP_BAD && status == bodies[i].status);
                 continue;
             }
-            CHECK(verdict == HTTP_DONE && n_body == strlen(bodies[i].body) && memcmp(body, bodies[i].body, n_body) == 0);
+            CHECK(verdict == HTTP_DONE && n_body == strlen(bodies[i].body)
+                  && memcmp(body, bodies[i].body, n_body) == 0);
             const char *rest = strstr(bodies[i].text, "\r\n\r\n") + 4;
             CHECK(n_taken == (size_t)(rest - bodies[i].text) && n_taken <= n);
         }

@@ -13,7 +13,12 @@ VOCABULARY = {character: index for index, character in enumerate("abcdefghijklmn
 MODEL = {"type": "BPE", "vocab": VOCABULARY, "merges": ["a b"], "dropout": None, "unk_token": None}
 MODEL |= {"continuing_subword_prefix": None, "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False}
 TOKENIZER = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None}
-TOKENIZER |= {"pre_tokenizer": None, "post_processor": None, "decoder": None, "model": {**MODEL, "ignore_merges": False}}
+TOKENIZER |= {
+    "pre_tokenizer": None,
+    "post_processor": None,
+    "decoder": None,
+    "model": {**MODEL, "ignore_merges": False},
+}
 
 CHAT = """\
 {% if tools %}{{ tools | tojson }}{% endif %}{% for message in messages %}{{ message.role }} {{ message.content }}

@@ -314,7 +314,7 @@ def test_ollama_lists_shows_and_pulls(local: ollama.Client, model: str) -> None:
     assert local.ps().models[0].model == f"{model}:latest"
     assert local.pull(model).status == "success"
     assert [step.status for step in local.pull(model, stream=True)][-1] == "success"
-    with pytest.raises(ollama.ResponseError, match="not on this board.*edgellm deploy") as caught:
+    with pytest.raises(ollama.ResponseError, match=r"not on this board.*edgellm deploy") as caught:
         local.pull("llama3.2")
     assert caught.value.status_code == 404
 
@@ -446,7 +446,16 @@ def test_malformed_requests_get_their_status(server: Server, data: bytes, status
 
 
 def test_bodies_that_are_no_requests(server: Server) -> None:
-    for body in (b"", b"{", b"[]", b"\xff", b'{"messages":1}', b'{"a":' * 100, b'{"messages":[{"role":"user"', b"1" * 99):
+    for body in (
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b'{"messages":1}',
+        b'{"a":' * 100,
+        b'{"messages":[{"role":"user"',
+        b"1" * 99,
+    ):
         status, _, text = server.request("POST", "/v1/chat/completions", body)
         assert status == 400, body
         assert json.loads(text)["error"]["type"] == "invalid_request_error"
@@ -475,7 +484,9 @@ def test_pipelining_and_chunks(server: Server) -> None:
     assert answers.index(b'"status":"ok"') < answers.index(b"text_completion") < answers.index(b'"version"')
     with server.connect() as connection:
         connection.sendall(
-            b"POST /v1/completions HTTP/1.1\r\n" + host + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
+            b"POST /v1/completions HTTP/1.1\r\n"
+            + host
+            + b"Expect: 100-continue\r\nContent-Length: %d\r\n\r\n" % len(body)
         )
         assert connection.recv(100) == b"HTTP/1.1 100 Continue\r\n\r\n"
         connection.sendall(body)
@@ -505,7 +516,11 @@ def test_a_token_is_wanted(bundle: Path, tmp_path: Path) -> None:
     secret.chmod(0o600)
     server = Server(bundle, "--token-file", str(secret))
     try:
-        for headers in ({}, {"Authorization": "Bearer wrong-horse-battery"}, {"Authorization": "correct-horse-battery"}):
+        for headers in (
+            {},
+            {"Authorization": "Bearer wrong-horse-battery"},
+            {"Authorization": "correct-horse-battery"},
+        ):
             assert server.request("GET", "/v1/models", None, headers)[0] == 401
             assert server.request("GET", "/metrics", None, headers)[0] == 401
         assert server.request("GET", "/health")[0] == 200

@@ -86,6 +86,7 @@ ProtectHome=tmpfs
 ProtectSystem=strict
 PrivateTmp=yes
 PrivateDevices=yes
+DevicePolicy=closed
 PrivateUsers=yes
 ProtectClock=yes
 ProtectControlGroups=yes

@@ -87,7 +87,6 @@ ProtectSystem=strict
 PrivateTmp=yes
 PrivateDevices=yes
 DevicePolicy=closed
-PrivateUsers=yes
 ProtectClock=yes
 ProtectControlGroups=yes
 ProtectHostname=yes

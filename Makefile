@@ -10,6 +10,8 @@ N ?= 100000
 SESSIONS ?= 1000
 SEED ?= 1
 FAULTS ?= 200
+SECONDS ?= 600
+BUNDLE ?= bundle
 BOARD ?= virtual-rpi5
 SHAPES ?= smollm2-135m qwen2.5-0.5b-like tinyllama-1.1b llama-2-7b
 PEER ?= llama.cpp
@@ -61,10 +63,16 @@ sessions: setup-test ## SESSIONS sessions with one RPC agent, crashing ones too;
 faults: setup-faults ## deployments hurt at N places from SEED: cut links, full disks, power cuts (faults.py explains)
 	@$(PY) -m tests.campaigns.faults --n $(FAULTS) --seed $(SEED)
 
+load: setup-test ## 64 clients for SECONDS with BUNDLE served on this machine: slow, rude and leaving ones among them
+	@$(PY) -m tests.campaigns.load $(BUNDLE) --seconds $(SECONDS) --seed $(SEED)
+
+service: setup-test ## BUNDLE as a service under this machine's systemd, booted in namespaces of its own (needs root)
+	@$(PY) -m tests.campaigns.service $(BUNDLE)
+
 size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its budget
 	@$(MAKE) --no-print-directory -C runtime_c size PYTHON=$(abspath $(PY))
 
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults load service size

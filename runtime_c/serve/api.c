@@ -121,7 +121,7 @@ static void answer_about(parsing *p, route_id id, reply *r) {
     const char *key = member(p->body, "model") != NULL ? "model" : "name"; /* its older name */
     bool stream = true;
     if (member(p->body, key) == NULL) {
-        (void)parsing_fail(p, 400, key, "'model' is missing");
+        parsing_note(p, 400, key, "'model' is missing");
     } else if (parse_model(p, key) && parse_bool(p, p->body, "stream", &stream)) {
         if (id == AT_SHOW) {
             ollama_show(p->service, r);

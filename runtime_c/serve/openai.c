@@ -158,7 +158,7 @@ exchange *openai_chat(parsing *p) {
     const ellm_json *tools = NULL;
     generation *g = generation_new(p->service->model);
     if (g == NULL) {
-        (void)parsing_fail(p, 500, NULL, "memory ran out");
+        parsing_note(p, 500, NULL, "memory ran out");
         return NULL;
     }
     bool good = parse_shared(p, g, &s)
@@ -223,7 +223,7 @@ exchange *openai_text(parsing *p) {
     shared s = {0};
     int n = 0;
     if (prompt == NULL) {
-        (void)parsing_fail(p, 400, "prompt", "'prompt' is missing");
+        parsing_note(p, 400, "prompt", "'prompt' is missing");
         return NULL;
     }
     const ellm_json *first = prompt->kind == ELLM_JSON_ARRAY ? prompt->first : NULL;

@@ -14,7 +14,7 @@
 
 /* ---- members ---- */
 
-bool parsing_fail(parsing *p, int status, const char *param, const char *format, ...) {
+void parsing_note(parsing *p, int status, const char *param, const char *format, ...) {
     if (p->status == 0) {
         va_list arguments;
         va_start(arguments, format);
@@ -23,7 +23,6 @@ bool parsing_fail(parsing *p, int status, const char *param, const char *format,
         p->status = status;
         p->param = param;
     }
-    return false;
 }
 
 bool parsing_open(parsing *p, service *s, const char *body, size_t n_body) {
@@ -185,7 +184,7 @@ exchange *exchange_begin(parsing *p, api_kind kind, generation *const *answers, 
     service *s = p->service;
     generation *all[MOST_CHOICES] = {NULL};
     if (n_answers * n_each > MOST_CHOICES) {
-        (void)parsing_fail(p, 400, "n", "at most %d answers to one request", (int)MOST_CHOICES);
+        parsing_note(p, 400, "n", "at most %d answers to one request", (int)MOST_CHOICES);
         return no_exchange(answers, n_answers, NULL);
     }
     int n = n_answers * (int)n_each;
@@ -195,14 +194,14 @@ exchange *exchange_begin(parsing *p, api_kind kind, generation *const *answers, 
         all[i] = answers[i / n_each];
     }
     for (int i = 0; i < n && good; i++) {
-        const generation *first = answers[i / n_each];
-        if (all[i] == NULL) {
+        const generation *first = all[i - i % (int)n_each];
+        if (all[i] == NULL && first != NULL) {
             all[i] = generation_again(first, first->options.sampling.seed + (uint64_t)(i % n_each));
         }
         good = all[i] != NULL;
     }
     if (!good) {
-        (void)parsing_fail(p, 500, NULL, "memory ran out");
+        parsing_note(p, 500, NULL, "memory ran out");
         return no_exchange(all, n, e);
     }
     *e = (exchange){.service = s,
@@ -218,9 +217,8 @@ exchange *exchange_begin(parsing *p, api_kind kind, generation *const *answers, 
     }
     if (s->is_stopping || !batch_submit(s->batch, all, (size_t)n)) {
         p->code = "overloaded";
-        (void)parsing_fail(p, 503, NULL,
-                           s->is_stopping ? "the server is going down"
-                                          : "too many requests wait already; try again later");
+        parsing_note(p, 503, NULL,
+                     s->is_stopping ? "the server is going down" : "too many requests wait already; try again later");
         return no_exchange(all, n, e);
     }
     return e;

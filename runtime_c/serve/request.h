@@ -18,7 +18,9 @@ typedef struct parsing {
 /* Reads the body; it must be an object. Free it in any case. */
 bool parsing_open(parsing *p, service *s, const char *body, size_t n_body);
 void parsing_free(parsing *p);
-bool parsing_fail(parsing *p, int status, const char *param, const char *format, ...) ELLM_PRINTF(4, 5);
+void parsing_note(parsing *p, int status, const char *param, const char *format, ...) ELLM_PRINTF(4, 5);
+/* The same as an expression that is false. */
+#define parsing_fail(...) (parsing_note(__VA_ARGS__), false)
 
 /* A member; NULL where it is missing or null. */
 const ellm_json *member(const ellm_json *object, const char *key);

@@ -84,7 +84,7 @@ static ellm_status read_address(const serve_options *o, struct sockaddr_storage 
 static ellm_status open_listener(server *v, ellm_error *error) {
     const serve_options *o = v->shared.options;
     struct sockaddr_storage address;
-    socklen_t n;
+    socklen_t n = 0;
     int yes = 1;
     ellm_status status = read_address(o, &address, &n, error);
     if (status != ELLM_OK) {

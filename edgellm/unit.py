@@ -14,7 +14,7 @@ from edgellm.runtime_program import PROGRAM
 
 _PLAIN = re.compile(r"[A-Za-z0-9/._@+=:,-]+")
 """Words that mean themselves in a unit: no blanks, no specifiers (%), no variables ($)."""
-_RUNTIME_BYTES = 64 << 20  # program, stacks, tokenizer, requests that are being received
+_RUNTIME_BYTES = 128 << 20  # program, stacks, tokenizer, and requests: 16 MB received, up to 96 MB while one is read
 _SLACK = 1.25
 _PAGE_ROUND = 1 << 20
 DEFAULT_SESSIONS = 4

@@ -33,7 +33,7 @@ def options(**changes: object) -> UnitOptions:
 
 
 def test_memory_is_the_plans_and_a_quarter_more() -> None:
-    needed = 700_000_000 + 2_000_000 + 22_528 * 2048 * 4 + (64 << 20)
+    needed = 700_000_000 + 2_000_000 + 22_528 * 2048 * 4 + (128 << 20)
     assert needed * 1.25 <= memory_max_bytes(MANIFEST, None, None) < needed * 1.25 + (1 << 20)
     assert (
         memory_max_bytes(MANIFEST, 1, 512) < memory_max_bytes(MANIFEST, 1, None) < memory_max_bytes(MANIFEST, 8, None)

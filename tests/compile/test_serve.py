@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
 import socket
@@ -297,8 +298,10 @@ def test_openai_mistakes_are_named(
 
 
 @pytest.fixture(scope="module")
-def local(server: Server) -> ollama.Client:
-    return ollama.Client(host=server.url, timeout=60)
+def local(server: Server) -> Iterator[ollama.Client]:
+    client = ollama.Client(host=server.url, timeout=60)
+    yield client
+    client._client.close()  # older ones have no close of their own
 
 
 def test_ollama_lists_shows_and_pulls(local: ollama.Client, model: str) -> None:
@@ -566,3 +569,50 @@ def test_a_service_manager_hears_what_it_wants(bundle: Path, tmp_path: Path) -> 
         while (last := manager.recv(100)) == b"WATCHDOG=1":
             pass
         assert last == b"STOPPING=1"
+
+
+# ---- in the background ----
+
+
+def test_a_supervisor_keeps_one_server(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "serve"
+    program = bundle / "edgellm-rt"
+
+    def supervise(*arguments: str) -> tuple[int, Any]:
+        argv = [str(program), "supervise", str(folder), *arguments]
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=120, check=False)
+        return done.returncode, json.loads(done.stdout) if done.returncode == 0 else done.stderr
+
+    def answers(port: int) -> bool:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        try:
+            connection.request("GET", "/health")
+            return connection.getresponse().status == 200
+        except OSError:
+            return False
+        finally:
+            connection.close()
+
+    assert supervise("status") == (0, {"running": False})
+    assert not folder.exists()  # looking makes nothing
+    assert supervise("start", str(tmp_path / "nowhere"))[1].startswith(
+        "edgellm-rt: BUNDLE_MISSING: the server did not start"
+    )
+    assert supervise("status")[1]["running"] is False
+    started = supervise("start", str(bundle), "--port", "0", "--sessions", "1")[1]
+    try:
+        assert answers(started["port"])
+        assert supervise("start", str(bundle), "--port", "0")[0] == 50
+        os.kill(started["server"], signal.SIGKILL)
+        while (now := supervise("status")[1])["starts"] < 2 or now["state"] != "running":
+            assert now["running"]
+            time.sleep(0.05)
+        assert answers(now["port"])
+        again = supervise("restart")[1]
+        assert (again["starts"], again["state"], again["pid"]) == (3, "running", started["pid"])
+        assert answers(again["port"])
+    finally:
+        stopped = supervise("stop")
+    assert stopped == (0, {"running": False, "stopped": True})
+    assert not answers(again["port"])
+    assert supervise("restart")[0] == 2

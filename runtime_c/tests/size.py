@@ -28,7 +28,7 @@ AGENT_BUDGET_BYTES = 40_000
 SERVER_BUDGET_BYTES = 110_000  # the chat page and the grammar are to fit in here too
 BUDGET_BYTES = 230_000 + AGENT_BUDGET_BYTES + SERVER_BUDGET_BYTES + TRUST_BUDGET_BYTES
 PARTS = (
-    ("server", lambda path: path.parent.name == "serve" or path.name in ("serve.c", "supervise.c")),
+    ("server", lambda path: path.parent.name == "serve" or path.name in ("serve.c", "supervise.c", "supervisor.c")),
     ("RPC agent", lambda path: path.parent.name == "rpc" or path.name == "rpc.c"),
     (TRUST, lambda path: path.parent.name == "monocypher" or path.stem in TRUSTS),
     ("program", lambda path: path.parent.name == "cli"),

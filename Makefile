@@ -1,6 +1,7 @@
 # Every target sets up what it needs by itself (.ci/setup); a second run starts at once.
 PY = .venv/bin/python
-C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/rpc/*.[ch] runtime_c/cli/*.[ch])
+C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/rpc/*.[ch] runtime_c/serve/*.[ch] \
+  runtime_c/cli/*.[ch])
 C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c)
 PYTHON_FILES = edgellm crosscompile tests examples
 CAMPAIGNS = tokenizer template
@@ -9,6 +10,8 @@ N ?= 100000
 SESSIONS ?= 1000
 SEED ?= 1
 FAULTS ?= 200
+SECONDS ?= 600
+BUNDLE ?= bundle
 BOARD ?= virtual-rpi5
 SHAPES ?= smollm2-135m qwen2.5-0.5b-like tinyllama-1.1b llama-2-7b
 PEER ?= llama.cpp
@@ -34,8 +37,8 @@ lint: setup-lint ## ruff, mypy, clang-format, clang-tidy, taplo
 	.venv/bin/ruff format --check $(PYTHON_FILES)
 	.venv/bin/mypy
 	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
-	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -Iruntime_c/include \
-	  -Iruntime_c/src -Iruntime_c/rpc -isystem runtime_c/third_party/monocypher
+	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -DELLM_SERVE -Iruntime_c/include \
+	  -Iruntime_c/src -Iruntime_c/rpc -Iruntime_c/serve -Iruntime_c/cli -isystem runtime_c/third_party/monocypher
 	.venv/bin/taplo fmt --check pyproject.toml boards/*.toml
 
 format: setup-lint ## put everything into house style
@@ -60,10 +63,16 @@ sessions: setup-test ## SESSIONS sessions with one RPC agent, crashing ones too;
 faults: setup-faults ## deployments hurt at N places from SEED: cut links, full disks, power cuts (faults.py explains)
 	@$(PY) -m tests.campaigns.faults --n $(FAULTS) --seed $(SEED)
 
+load: setup-test ## 64 clients for SECONDS with BUNDLE served on this machine: slow, rude and leaving ones among them
+	@$(PY) -m tests.campaigns.load $(BUNDLE) --seconds $(SECONDS) --seed $(SEED)
+
+service: setup-test ## BUNDLE as a service under this machine's systemd, booted in namespaces of its own (needs root)
+	@$(PY) -m tests.campaigns.service $(BUNDLE)
+
 size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its budget
 	@$(MAKE) --no-print-directory -C runtime_c size PYTHON=$(abspath $(PY))
 
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults load service size

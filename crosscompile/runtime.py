@@ -52,6 +52,7 @@ LINK_FLAGS = (
     "-Wl,-z,now",
 )
 AGENT_FLAGS = ("-DELLM_RPC",)
+SERVER_FLAGS = ("-DELLM_SERVE",)
 AGENT_LINK_FLAGS = ("-rdynamic", "-ldl")
 """The RPC agent loads code that is linked against a few functions of the program: the visible ones are exported."""
 _TIMEOUT_S = 900  # the first musl build compiles musl
@@ -62,10 +63,11 @@ def has_agent(target: Target, libc: Libc = "gnu") -> bool:
     return libc == "gnu" and target.os != "android"
 
 
-def sources(agent: bool = True) -> list[Path]:
+def sources(agent: bool = True, server: bool = True) -> list[Path]:
     """runtime_c's files that make the program: C sources and headers, in a fixed order."""
     root = data_path("runtime_c")
-    parts = ("include", "src", *(("rpc",) if agent else ()), "cli", "third_party/monocypher")
+    optional = (*(("rpc",) if agent else ()), *(("serve",) if server else ()))
+    parts = ("include", "src", *optional, "cli", "third_party/monocypher")
     return [path for part in parts for path in sorted((root / part).glob("*.[ch]"))]
 
 
@@ -75,7 +77,7 @@ def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
     Android gets static musl whatever `libc` says, or with ANDROID_NDK_HOME the NDK's clang and the phone's own libc.
     """
     root = data_path("runtime_c")
-    includes = [f"-I{root / part}" for part in ("include", "src", "rpc", "third_party/monocypher")]
+    includes = [f"-I{root / part}" for part in ("include", "src", "rpc", "serve", "cli", "third_party/monocypher")]
     ndk = find_ndk(target)
     if ndk is not None:
         return [*ndk.command, *includes]
@@ -99,11 +101,13 @@ def run_compiler(command: list[str], directory: Path) -> None:
         raise CodegenError(f"the C compiler failed: {first.strip()}{remedy}; `{' '.join(command[:7])} …`")
 
 
-def build_runtime(target: Target, libc: Libc = "gnu", cache: Path | None = None, agent: bool = True) -> Path:
+def build_runtime(
+    target: Target, libc: Libc = "gnu", cache: Path | None = None, agent: bool = True, server: bool = True
+) -> Path:
     """Builds edgellm-rt for `target`, stripped, and returns its path inside the cache.
 
     libc: "gnu" links dynamically against glibc ≥ 2.28; "musl" links everything statically. agent: with `rpc`, where
-    that is possible (has_agent).
+    that is possible (has_agent). server: with `serve`.
     cache: defaults to ~/.cache/edgellm/runtime (EDGELLM_CACHE overrides ~/.cache/edgellm). Entries are keyed by the
     sources, the flags and the compiler's version, and appear whole or not at all. Raises CodegenError if the compiler
     fails, or ANDROID_NDK_HOME names no NDK that can build for `target`.
@@ -112,8 +116,9 @@ def build_runtime(target: Target, libc: Libc = "gnu", cache: Path | None = None,
         root = os.environ.get("EDGELLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "edgellm"
         cache = Path(root).expanduser() / "runtime"
     agent = agent and has_agent(target, libc)
-    files = sources(agent)
-    flags = [*COMPILE_FLAGS, *(AGENT_FLAGS if agent else ()), *LINK_FLAGS, *(AGENT_LINK_FLAGS if agent else ())]
+    files = sources(agent, server)
+    defines = [*(AGENT_FLAGS if agent else ()), *(SERVER_FLAGS if server else ())]
+    flags = [*COMPILE_FLAGS, *defines, *LINK_FLAGS, *(AGENT_LINK_FLAGS if agent else ())]
     command = [*compiler(target, libc), *flags]
     ndk = find_ndk(target)
     builder = (

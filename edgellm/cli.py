@@ -33,6 +33,8 @@ COMMANDS: dict[str, Command] = {
     "logs": Command("what a board has recorded", "edgellm.logs_cli"),
     "gc": Command("remove from a board what no model needs", "edgellm.gc_cli"),
     "chat": Command("talk to the model on a board", "edgellm.chat"),
+    "serve": Command("give programs OpenAI's and Ollama's API, computed on a board", "edgellm.serve_cli"),
+    "service": Command("make the model on a board a service that starts with it", "edgellm.service_cli"),
     "run": Command("answer one prompt on a board", "edgellm.run"),
     "bench": Command("measure speed and memory on a board", "edgellm.bench"),
     "profile": Command("show where the time goes on a board, step by step", "edgellm.profile_cli"),

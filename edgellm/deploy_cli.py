@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgellm import archive, cache
+from edgellm import archive, cache, service, serving
 from edgellm import bundle as bundles
 from edgellm.boards import Board, find_board
 from edgellm.bundle import MANIFEST, Bundle
@@ -29,7 +29,10 @@ from edgellm.deployment import Deployment, Reporter, deploy
 from edgellm.import_cli import unpacked
 from edgellm.probe import Facts, probe
 from edgellm.remembered import Remembered, recall, remember
+from edgellm.remote import Remote
+from edgellm.runtime_program import find_model
 from edgellm.selection import add_board
+from edgellm.service_cli import report_of, words
 from edgellm.terminal import one_line, size
 
 if TYPE_CHECKING:
@@ -50,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_board(parser)
     parser.add_argument("--name", help="what the model is called on the board (default: its own name)")
+    parser.add_argument("--service", action="store_true", help="make it a service (see `edgellm service --help`)")
     parser.add_argument("--verify", action="store_true", help="hash everything on the board even if nothing changed")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_scheme_arguments(parser)
@@ -75,12 +79,27 @@ def main(args: argparse.Namespace) -> int:
                 demand=trust.demand,
                 secret=trust.secret,
             )
-    remember(board.label, Remembered(host, done.name))
+        remember(board.label, Remembered(host, done.name))
+        healthy = served(args, remote, facts.home, done, bundle)
     if args.json:
-        print(json.dumps({"board": board.label, **asdict(done), "sha256": bundle.sha256}))
+        print(json.dumps({"board": board.label, **asdict(done), "sha256": bundle.sha256, **healthy}))
     else:
         conclude(args, board, bundle, done)
-    return 0
+        if healthy["service"]:
+            say(args, "service", words(healthy))
+    return 1 if healthy["healthy"] is False else 0
+
+
+def served(args: argparse.Namespace, remote: Remote, home: str, done: Deployment, bundle: Bundle) -> dict[str, object]:
+    """Makes the model a service with --service; restarts the one that it is already if the version changed."""
+    if args.service:
+        model = find_model(remote, done.name)
+        found: service.Service | None = service.install(model, home, serving.DEFAULT_PORT, (), None, None)
+    elif done.unchanged:
+        found = service.find(remote, home, done.name)
+    else:
+        found = service.restart(remote, home, done.name)
+    return report_of(remote, found, bundle.sha256)
 
 
 def bundle_for(args: argparse.Namespace, board: Board, stack: ExitStack) -> Bundle:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from edgellm import service
 from edgellm.board_session import ask_once
 from edgellm.boards import find_board
 from edgellm.connection import connect
@@ -16,6 +17,7 @@ from edgellm.probe import home_of
 from edgellm.remembered import recall
 from edgellm.runtime_program import find_model
 from edgellm.selection import add_board, add_model
+from edgellm.service_cli import report_of, words
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,11 +33,15 @@ def main(args: argparse.Namespace) -> int:
     board = find_board(args.board, args.host)
     with connect(board, args.host) as remote:
         model = find_model(remote, args.model, recall(board.label).model)
-        answer = ask_once(remote, home_of(remote), "rollback", model.name)
+        home = home_of(remote)
+        answer = ask_once(remote, home, "rollback", model.name)
+        healthy = report_of(remote, service.restart(remote, home, model.name), None)
     if args.json:
-        print(json.dumps({"board": board.label, "model": model.name, **answer}))
+        print(json.dumps({"board": board.label, "model": model.name, **answer, **healthy}))
     else:
         print(f"in use   {model.name} {answer.get('promoted')}, as before {answer.get('previous')}")
         n_golden = answer.get("golden", {}).get("prompts", 0)
         print(f"checked  {n_golden} golden prompts; a second rollback goes forward again")
-    return 0
+        if healthy["service"]:
+            print(f"service  {words(healthy)}")
+    return 1 if healthy["healthy"] is False else 0

@@ -17,8 +17,6 @@ import contextlib
 import json
 import posixpath
 import secrets
-import socket
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,14 +26,14 @@ from crosscompile.runtime import build_runtime, has_agent
 from edgellm import cache
 from edgellm.boards import Board
 from edgellm.errors import EdgeError, RemoteError, UnsuitableError
+from edgellm.forward import Forwarder
 from edgellm.local_remote import LocalRemote
-from edgellm.remote import Process, Remote, Tunnel
+from edgellm.remote import Process, Remote
 from edgellm.runtime_program import PROGRAM, failure
 from edgellm.terminal import one_line
 
 _START_S = 30.0
 _END_S = 5.0
-_PIECE_BYTES = 65536
 _LINE_BYTES = 65536
 _FOLDER = ".edgellm/agents"
 _PREPARE = """\
@@ -78,7 +76,7 @@ def serve(board: Board, remote: Remote, threads: int | None = None) -> Iterator[
             if isinstance(remote, LocalRemote):
                 yield Agent(remote.name, port, key)
             else:
-                with _Forwarder(remote, port) as forwarder:
+                with Forwarder(remote, port) as forwarder:
                     yield Agent(remote.name, forwarder.port, key)
         finally:
             _end(process)
@@ -122,64 +120,3 @@ def _ready(remote: Remote, process: Process) -> int:
             f"{remote.name}: edgellm-rt rpc names no port: {one_line(line.decode('utf-8', 'replace'), 80)}"
         )
     return port
-
-
-class _Forwarder:
-    """A loopback port here whose connections come out at a port on the board's loopback."""
-
-    def __init__(self, remote: Remote, to_port: int) -> None:
-        self._remote, self._to_port = remote, to_port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = int(self._listener.getsockname()[1])
-        self._open: list[socket.socket | Tunnel] = []
-        self._thread = threading.Thread(target=self._accept, name="edgellm-forward", daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return  # closed
-            try:
-                there = self._remote.tunnel(self._to_port)
-            except EdgeError:
-                client.close()  # TVM's client then says that nobody answers
-                continue
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._open += [client, there]
-            for source, sink in ((client, there), (there, client)):
-                threading.Thread(target=_copy, args=(source, sink), daemon=True).start()
-
-    def __enter__(self) -> _Forwarder:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
-        self._listener.close()
-        self._thread.join()
-        for end in self._open:
-            _close(end)
-
-
-def _copy(source: socket.socket | Tunnel, sink: socket.socket | Tunnel) -> None:
-    """Bytes from one end to the other, until one of them ends; then both do."""
-    try:
-        while data := source.recv(_PIECE_BYTES):
-            view = memoryview(data)
-            while view:
-                view = view[sink.send(bytes(view)) :]
-    except (OSError, EOFError):
-        pass  # a connection that broke is one that ended
-    finally:
-        _close(source)
-        _close(sink)
-
-
-def _close(end: socket.socket | Tunnel) -> None:
-    with contextlib.suppress(OSError):
-        if isinstance(end, socket.socket):
-            end.shutdown(socket.SHUT_RDWR)  # wakes whoever reads from it
-    with contextlib.suppress(OSError, EOFError):
-        end.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
+from edgellm import service
 from edgellm.board_session import ask_once
 from edgellm.boards import find_board
 from edgellm.connection import connect, model_name
@@ -26,7 +27,9 @@ def main(args: argparse.Namespace) -> int:
     with connect(board, args.host) as remote:
         # A model that never came into use is not found, but can be removed by its name.
         name = model_name(args.model) if args.model else find_model(remote).name
-        answer = ask_once(remote, home_of(remote), "undeploy", name)
+        home = home_of(remote)
+        service.remove(remote, home, name)  # it could not start any more
+        answer = ask_once(remote, home, "undeploy", name)
     if args.json:
         print(json.dumps({"board": board.label, **answer}))
     else:

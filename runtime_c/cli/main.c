@@ -48,6 +48,12 @@ static const command commands[] = {
     {"replay", REPLAY, replay_main, "run one kernel alone, on stored buffers",
      "DIR is what `edgellm compare` writes: replay.json, a kernels.so, and buffers as .npy. What the kernel writes\n"
      "must be as stored, to the bit.\n"},
+    {"serve", SERVE, serve_main, "answer programs over HTTP: OpenAI's API and Ollama's",
+     "  edgellm-rt serve DIR\n"
+     "  curl localhost:11434/v1/chat/completions -d '{\"messages\":[{\"role\":\"user\",\"content\":\"Hello\"}]}'\n\n"
+     "Several answers are computed at a time, and each comes out as if it were alone. Plain HTTP: put a reverse proxy\n"
+     "in front of it for TLS. GET /health and /metrics are for whoever watches. SIGTERM ends it cleanly.\n\n"
+     "Prints {\"type\":\"ready\",\"address\":...,\"port\":N,...} when it listens.\n"},
     {"rpc", RPC, rpc_main, "let a host measure kernels here (no DIR)",
      "Serves TVM's RPC on the loopback; a host reaches it through SSH (`edgellm tune`). Whoever knows the key can run\n"
      "any code here. The key is the first line of standard input, and the end of standard input ends the agent.\n\n"
@@ -62,10 +68,12 @@ static void print_help(void) {
         printf("  edgellm-rt %-7s %s   %s\n", commands[i].name, commands[i].id == RPC ? "   " : "DIR",
                commands[i].summary);
     }
-    printf("\nDIR is a bundle; it may be left out when this program lies in it.\n"
-           "`edgellm-rt board --help` is about what is deployed on this machine.\n"
-           "`edgellm-rt COMMAND --help` explains a command. Errors are one line on standard error,\n"
-           "`edgellm-rt: NAME: text`, and the exit code is the status number of edgellm.h.\n");
+    printf(
+        "\nDIR is a bundle; it may be left out when this program lies in it.\n"
+        "`edgellm-rt board --help` is about what is deployed on this machine, `edgellm-rt supervise --help` about a\n"
+        "server in the background.\n"
+        "`edgellm-rt COMMAND --help` explains a command. Errors are one line on standard error,\n"
+        "`edgellm-rt: NAME: text`, and the exit code is the status number of edgellm.h.\n");
 }
 
 static int report(ellm_status status, const ellm_error *error) {
@@ -87,6 +95,10 @@ int main(int argc, char **argv) {
     }
     if (strcmp(name, "board") == 0) {
         ellm_status status = board_main(argc - 2, argv + 2, &error);
+        return status == ELLM_OK ? 0 : report(status, &error);
+    }
+    if (strcmp(name, "supervise") == 0) {
+        ellm_status status = supervise_main(argc - 2, argv + 2, &error);
         return status == ELLM_OK ? 0 : report(status, &error);
     }
     for (int i = 0; i < n_commands; i++) {

@@ -27,7 +27,7 @@ typedef struct option {
 #define FIELD(field) offsetof(settings, field)
 enum {
     SAMPLED = RUN | CHAT,
-    COMPUTES = RUN | CHAT | BENCH | GOLDEN | PROFILE | TRACE,
+    COMPUTES = RUN | CHAT | BENCH | GOLDEN | PROFILE | TRACE | SERVE,
     TALKS_JSON = RUN | BENCH | VERIFY | INFO | GOLDEN
 };
 
@@ -89,6 +89,19 @@ static const option options[] = {
     {"stay", 0, FLAG, RPC, FIELD(stay), 0, 0, NULL, "go on when standard input ends"},
     {"tracker", 0, TEXT, RPC, FIELD(tracker), 0, 0, "HOST:PORT", "wait in the queue of a TVM tracker; no key is read"},
     {"queue", 0, TEXT, RPC, FIELD(queue), 0, 0, "NAME", "... the queue's name: the kind of board"},
+    {"listen", 0, TEXT, SERVE, FIELD(listen), 0, 0, "ADDRESS", "listen there (default 127.0.0.1: this machine only)"},
+    {"port", 0, COUNT, SERVE, FIELD(port), 0, 65535, "N", "... on this port (default 11434; 0: any free one)"},
+    {"token-file", 0, TEXT, SERVE, FIELD(token_file), 0, 0, "FILE",
+     "its first line is the token that clients must present"},
+    {"open", 0, FLAG, SERVE, FIELD(open), 0, 0, NULL, "with --listen: serve everybody who gets there, without a token"},
+    {"sessions", 0, COUNT, SERVE, FIELD(sessions), 1, 64, "N",
+     "answers computed at a time (default 4, fewer where memory is short)"},
+    {"waiting", 0, COUNT, SERVE, FIELD(waiting), 0, 1024, "N",
+     "answers that may wait for a session; beyond that, 503 (default 32)"},
+    {"grace", 0, REAL, SERVE, FIELD(grace), 0, 3600, "S", "finish answers for so long when told to stop (default 10)"},
+    {"name", 0, TEXT, SERVE, FIELD(name), 0, 0, "NAME", "the model's name in the API (default: its own)"},
+    {"attached", 0, FLAG, SERVE, FIELD(attached), 0, 0, NULL, "end when standard input ends"},
+    {"log", 0, FLAG, SERVE, FIELD(log), 0, 0, NULL, "a line on standard error for each request"},
     {"help", 'h', FLAG, ~0u, FIELD(help), 0, 0, NULL, "this"},
 };
 enum { n_options = sizeof options / sizeof *options };
@@ -230,6 +243,9 @@ ellm_status options_parse(command_id command, const char *name, int argc, char *
                     .at = -1,
                     .port = -1,
                     .longest = -1,
+                    .sessions = -1,
+                    .waiting = -1,
+                    .grace = -1,
                     .repeat = -1,
                     .sustained = -1,
                     .limit = -1,

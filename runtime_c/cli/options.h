@@ -15,15 +15,15 @@ typedef struct count_list {
 /* What the command line said. Numbers that were not given are negative. */
 typedef struct settings {
     const char *directory;
-    const char *prompt, *tokens, *system, *logits, *work, *tracker, *queue;
+    const char *prompt, *tokens, *system, *logits, *work, *tracker, *queue, *listen, *token_file, *name;
     const char *stops[most_stops];
     int n_stops;
-    bool raw, json, jsonl, data, help, cold, bandwidth, stay;
+    bool raw, json, jsonl, data, help, cold, bandwidth, stay, open, log, attached;
     count_list prompts, depths;
     int lookup; /* ellm_lookup_mode; negative: not given */
     int64_t n_tokens, threads, threads_decode, context, top_k, seed, prompt_tokens, generate, repeat, step;
-    int64_t depth, at, sustained, limit, port;
-    double temperature, top_p, min_p, longest;
+    int64_t depth, at, sustained, limit, port, sessions, waiting;
+    double temperature, top_p, min_p, longest, grace;
     char own_directory[4096]; /* where `directory` points if it was left out */
 } settings;
 
@@ -37,7 +37,8 @@ typedef enum command_id {
     RPC = 128,
     PROFILE = 256,
     TRACE = 512,
-    REPLAY = 1024
+    REPLAY = 1024,
+    SERVE = 2048
 } command_id;
 
 /* Parses what follows the command's name. USAGE says what is wrong and how to learn more. */

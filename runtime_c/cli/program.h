@@ -11,10 +11,12 @@
 /* A command runs with parsed options and reports what failed in `error`; main prints it and exits with it. */
 typedef ellm_status command_run(const settings *s, ellm_error *error);
 command_run run_main, chat_main, bench_main, bandwidth_main, verify_main, info_main, golden_main;
-command_run profile_main, trace_main, replay_main, rpc_main;
+command_run profile_main, trace_main, replay_main, rpc_main, serve_main;
 
 /* edgellm-rt board: not about one bundle, so it reads its own arguments. */
 ellm_status board_main(int argc, char **argv, ellm_error *error);
+/* edgellm-rt supervise: the same, for the arguments of serve follow. */
+ellm_status supervise_main(int argc, char **argv, ellm_error *error);
 
 /* Milliseconds of the monotonic clock. */
 double clock_ms(void);

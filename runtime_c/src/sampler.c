@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "edgellm.h"
+#include "exponential.h"
 
 enum { default_window = 64, greatest_window = 32767, done = 0x8000 /* flag in seen[] */ };
 
@@ -48,45 +49,6 @@ static void seed_bits(ellm_sampler *s, uint64_t seed) {
 static double draw(ellm_sampler *s) {
     uint64_t high = draw_bits(s) >> 5, low = draw_bits(s) >> 6;
     return (double)((high << 26) | low) * (1.0 / 9007199254740992.0);
-}
-
-/* ---- exp, x <= 0: the Cephes polynomial of the arithmetic contract ---- */
-
-/* a * b + c over double: the product is exact, so a compiler may fuse it or not. Needs no libm, and is the same
- * everywhere; where it differs from a float FMA (one case in 2^29) only this file would see it. */
-static float multiply_add(float a, float b, float c) {
-    return (float)((double)a * (double)b + (double)c);
-}
-
-static uint32_t float_bits(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    return bits;
-}
-
-/* 2^exponent, -126 <= exponent <= 127. */
-static float power_of_two(int32_t exponent) {
-    uint32_t bits = (uint32_t)(exponent + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return power;
-}
-
-static float exponential(float x) {
-    if (!(x > -87.3f)) {
-        return 0.0f;
-    }
-    float n = multiply_add(x, 1.44269504f, 12582912.0f) - 12582912.0f;
-    float r = multiply_add(n, -0.693359375f, x);
-    r = multiply_add(n, 2.12194440e-4f, r);
-    float p = 1.9875691500e-4f;
-    p = multiply_add(p, r, 1.3981999507e-3f);
-    p = multiply_add(p, r, 8.3334519073e-3f);
-    p = multiply_add(p, r, 4.1665795894e-2f);
-    p = multiply_add(p, r, 1.6666665459e-1f);
-    p = multiply_add(p, r, 5.0000001201e-1f);
-    float y = multiply_add(p, r * r, r) + 1.0f;
-    return y * power_of_two((int32_t)n);
 }
 
 /* ---- life ---- */
@@ -259,7 +221,7 @@ static int32_t cut_top_p(candidate *c, int32_t n, float p) {
     enum { buckets = 128 };
     double mass[buckets] = {0}, total = 0; /* weights lie in [0, 1]: biased exponents 0 to 127 */
     for (int32_t i = 0; i < n; i++) {
-        mass[127 - (float_bits(c[i].weight) >> 23)] += (double)c[i].weight;
+        mass[127 - (ellm_float_bits(c[i].weight) >> 23)] += (double)c[i].weight;
         total += (double)c[i].weight;
     }
     double want = (double)p * total, sum = mass[0];
@@ -268,7 +230,7 @@ static int32_t cut_top_p(candidate *c, int32_t n, float p) {
         sum += mass[++last];
     }
     /* One bucket more than needed absorbs the rounding of sums taken in another order. */
-    float least = last + 1 < buckets - 2 ? power_of_two(-(last + 1)) : 0.0f;
+    float least = last + 1 < buckets - 2 ? ellm_power_of_two(-(last + 1)) : 0.0f;
     int32_t kept = 0;
     for (int32_t i = 0; i < n; i++) {
         if (c[i].weight >= least) {
@@ -310,7 +272,7 @@ int32_t ellm_sampler_pick(ellm_sampler *sampler, float *logits) {
         n = o->top_k;
     }
     for (int32_t i = 0; i < n; i++) {
-        c[i].weight = exponential(c[i].logit - top);
+        c[i].weight = ellm_exponential(c[i].logit - top);
     }
     if (o->top_p < 1.0f) {
         n = cut_top_p(c, n, o->top_p);

@@ -15,6 +15,7 @@ from crosscompile.runtime import (
     AGENT_LINK_FLAGS,
     COMPILE_FLAGS,
     LINK_FLAGS,
+    SERVER_FLAGS,
     build_runtime,
     compiler,
     run_compiler,
@@ -24,8 +25,10 @@ from crosscompile.target import Target, target_of_tier
 
 TRUST, TRUST_BUDGET_BYTES = "trust", 20_000  # signatures and encryption
 AGENT_BUDGET_BYTES = 40_000
-BUDGET_BYTES = 230_000 + AGENT_BUDGET_BYTES + TRUST_BUDGET_BYTES
+SERVER_BUDGET_BYTES = 110_000  # the chat page and the grammar are to fit in here too
+BUDGET_BYTES = 230_000 + AGENT_BUDGET_BYTES + SERVER_BUDGET_BYTES + TRUST_BUDGET_BYTES
 PARTS = (
+    ("server", lambda path: path.parent.name == "serve" or path.name in ("serve.c", "supervise.c", "supervisor.c")),
     ("RPC agent", lambda path: path.parent.name == "rpc" or path.name == "rpc.c"),
     (TRUST, lambda path: path.parent.name == "monocypher" or path.stem in TRUSTS),
     ("program", lambda path: path.parent.name == "cli"),
@@ -59,7 +62,9 @@ def parts(target: Target, work: Path) -> dict[str, int]:
     objects = {}
     for index, path in enumerate(path for path in sources() if path.suffix == ".c"):
         objects[f"{index}.o"] = path
-        run_compiler([*compiler(target), *COMPILE_FLAGS, *AGENT_FLAGS, "-c", str(path), "-o", f"{index}.o"], work)
+        run_compiler(
+            [*compiler(target), *COMPILE_FLAGS, *AGENT_FLAGS, *SERVER_FLAGS, "-c", str(path), "-o", f"{index}.o"], work
+        )
     flags = [*COMPILE_FLAGS, *LINK_FLAGS, *AGENT_LINK_FLAGS, "-Wl,--print-gc-sections"]
     link = [*compiler(target), *flags, *objects, "-lpthread", "-o", "out"]
     said = subprocess.run(link, cwd=work, capture_output=True, text=True, check=True)
@@ -79,6 +84,7 @@ def main() -> int:
         sums = parts(target, Path(work))
     total = build_runtime(target).stat().st_size
     agent = total - build_runtime(target, agent=False).stat().st_size
+    server = total - build_runtime(target, server=False).stat().st_size
     static = build_runtime(target, "musl").stat().st_size
     for name, n_bytes in sums.items():
         budget = f"   budget {TRUST_BUDGET_BYTES:,}" if name == TRUST else ""
@@ -86,8 +92,11 @@ def main() -> int:
     print(f"{'linked, stripped':16} {total:9,}   budget {BUDGET_BYTES:,}: {100 * total / BUDGET_BYTES:.0f} %")
     part = f"budget {AGENT_BUDGET_BYTES:,}: {100 * agent / AGENT_BUDGET_BYTES:.0f} %"
     print(f"{'... of it agent':16} {agent:9,}   {part}")
+    part = f"budget {SERVER_BUDGET_BYTES:,}: {100 * server / SERVER_BUDGET_BYTES:.0f} %"
+    print(f"{'... of it server':16} {server:9,}   {part}")
     print(f"{'static (musl)':16} {static:9,}")
     too_large = total > BUDGET_BYTES or agent > AGENT_BUDGET_BYTES or sums[TRUST] > TRUST_BUDGET_BYTES
+    too_large = too_large or server > SERVER_BUDGET_BYTES
     return int(too_large)
 
 

@@ -157,7 +157,7 @@ static void test_log(void) {
     log_write("test", "m", "s", ELLM_OK, "after");
     CHECK(ASK("", "log", "3") == ELLM_OK);
     const char *said = read_file("out");
-    CHECK(strstr(said, "entry \\\"29\\\"") != NULL && strstr(said, "28") == NULL);
+    CHECK(strstr(said, "entry \\\"29\\\"") != NULL && strstr(said, "entry \\\"28\\\"") == NULL);
     CHECK(strstr(said, "\n{\"torn\n{\"time\":") != NULL && strstr(said, "\"text\":\"after\"}\n") != NULL);
     CHECK(ASK("", "log", "none") == ELLM_USAGE);
 }

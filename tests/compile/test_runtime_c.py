@@ -25,7 +25,8 @@ def test_c_tests_pass_plain_and_under_sanitizers():
 
 
 def test_threads_pass_under_thread_sanitizer():
-    printed = make("run-tests", "KIND=tsan", "TESTS=test_pool test_context test_encrypted")
+    printed = make("run-tests", "KIND=tsan", "TESTS=test_pool test_context test_encrypted test_batch")
     assert "ok: tsan test_pool" in printed
     assert "ok: tsan test_context" in printed
     assert "ok: tsan test_encrypted" in printed
+    assert "ok: tsan test_batch" in printed

@@ -1,0 +1,231 @@
+"""A model on a board as a service: it starts when the board does, is started again when it fails, and is restarted when
+another version is switched to.
+
+With systemd and the right to use it (root, or sudo without a password) it is a hardened unit (edgellm.unit); else it is
+kept by `edgellm-rt supervise`, and starts with the board where there is cron.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from edgellm import serving
+from edgellm.board_session import root_of
+from edgellm.errors import CommandError, UnsuitableError
+from edgellm.remote import Remote
+from edgellm.runtime_program import InstalledModel
+from edgellm.terminal import one_line
+from edgellm.unit import UnitOptions, memory_max_bytes, unit_name, unit_text
+
+_FIND = r"""
+echo "user=$(id -un)"
+if [ "$(id -u)" = 0 ]; then echo "root=yes"; elif sudo -n true 2>/dev/null; then echo "root=sudo"; fi
+if [ -d /run/systemd/system ]; then echo "systemd=yes"; fi
+if command -v crontab >/dev/null 2>&1; then
+    echo "cron=yes"
+    if crontab -l 2>/dev/null | grep -qF "# $2"; then
+        echo "in_crontab=yes"
+        if pidof cron >/dev/null 2>&1 || pidof crond >/dev/null 2>&1; then echo "at_boot=yes"; fi
+    fi
+fi
+unit="/etc/systemd/system/$2"
+if [ -f "$unit" ]; then
+    echo "unit=$(grep -m1 '^ExecStart=' "$unit")"
+    systemctl show -p ActiveState,SubState,NRestarts,UnitFileState "$2" 2>/dev/null || true
+fi
+if [ -f "$1/weights.key" ]; then echo "key=yes"; fi
+if [ -n "$(find -L "$1/edgellm-rt" "$1/models/$3/current" ! -perm -004 2>/dev/null)" ]; then echo "private=yes"; fi
+"""
+"""About the root $1, the unit $2 and the model $3: lines KEY=VALUE."""
+
+_AS_ROOT = r"""
+as_root() { if [ "$1" = sudo ]; then shift; sudo -n "$@"; else shift; "$@"; fi; }
+"""
+_INSTALL = (
+    _AS_ROOT
+    + r"""
+unit="/etc/systemd/system/$2"
+cat >"$HOME/.edgellm/unit.new"
+as_root "$1" install -m 644 -o root -g root "$HOME/.edgellm/unit.new" "$unit"
+rm -f "$HOME/.edgellm/unit.new"
+as_root "$1" systemctl daemon-reload
+as_root "$1" systemctl enable "$2"
+as_root "$1" systemctl restart "$2" || {
+    as_root "$1" journalctl -u "$2" -n 3 --no-pager -o cat >&2
+    exit 1
+}
+"""
+)
+_RESTART = _AS_ROOT + 'as_root "$1" systemctl restart "$2"\n'
+_REMOVE = (
+    _AS_ROOT
+    + r"""
+as_root "$1" systemctl disable --now "$2"
+as_root "$1" rm -f "/etc/systemd/system/$2"
+as_root "$1" systemctl daemon-reload
+"""
+)
+_AT_BOOT = r"""
+{ crontab -l 2>/dev/null | grep -vF "# $1" || true; if [ -n "$2" ]; then echo "@reboot $2 # $1"; fi; } | crontab -
+"""
+_SERVE_S = 1000.0
+
+
+@dataclass(frozen=True)
+class Service:
+    """kind: "systemd" or "supervised". starts_at_boot: None where nobody knows. state: the manager's word for it."""
+
+    kind: str
+    running: bool
+    state: str
+    port: int | None
+    starts_at_boot: bool
+    restarts: int = 0
+
+
+@dataclass(frozen=True)
+class _Board:
+    """What the board says: values by key."""
+
+    values: dict[str, str]
+
+    @property
+    def root(self) -> str:
+        return self.values.get("root", "")
+
+    @property
+    def can_systemd(self) -> bool:
+        return "systemd" in self.values and bool(self.root)
+
+
+def _look(remote: Remote, home: str, model: str) -> _Board:
+    values: dict[str, str] = {}
+    for line in remote.script(_FIND, root_of(home), unit_name(model), model).text.splitlines():
+        key, _, value = line.partition("=")
+        values[key] = value
+    return _Board(values)
+
+
+def find(remote: Remote, home: str, model: str) -> Service | None:
+    """The service of a model on a board; None if it has none."""
+    return _find(remote, home, model, _look(remote, home, model))
+
+
+def _find(remote: Remote, home: str, model: str, board: _Board) -> Service | None:
+    if "unit" in board.values:
+        port = re.search(r"--port (\d{1,5})(?: |$)", board.values["unit"])
+        state = one_line(f"{board.values.get('ActiveState', '?')} ({board.values.get('SubState', '?')})", 60)
+        restarts = board.values.get("NRestarts", "0")
+        return Service(
+            "systemd",
+            board.values.get("ActiveState") == "active",
+            state,
+            int(port[1]) if port else None,
+            board.values.get("UnitFileState") == "enabled",
+            int(restarts) if restarts.isdigit() else 0,
+        )
+    found = serving.status(remote, home, model)
+    at_boot = "at_boot" in board.values
+    if not found.running and "in_crontab" not in board.values:
+        return None
+    return Service("supervised", found.running, found.state, found.port, at_boot, max(found.starts - 1, 0))
+
+
+def install(
+    model: InstalledModel, home: str, port: int, options: tuple[str, ...], sessions: int | None, context: int | None
+) -> Service:
+    """Makes the model a service and starts it. An earlier one of the same model is replaced."""
+    remote = model.remote
+    board = _look(remote, home, model.name)
+    if "systemd" in board.values and not board.root and "cron" not in board.values:
+        raise UnsuitableError(
+            f"{remote.name}: a service needs root there: log in as root, or let {board.values.get('user')} use sudo "
+            "without a password"
+        )
+    if serving.status(remote, home, model.name).running:
+        serving.stop(remote, home, model.name)
+    if not board.can_systemd:
+        return _install_supervised(model, home, port, options, board)
+    unit = unit_text(
+        UnitOptions(
+            home,
+            board.values.get("user", ""),
+            model.name,
+            port,
+            options,
+            memory_max_bytes(_manifest(model), sessions, context),
+            own_user="private" not in board.values,
+            has_key="key" in board.values,
+        )
+    )
+    argv = ["sh", "-c", "set -e\n" + _INSTALL, "edgellm", board.root, unit_name(model.name)]
+    result = remote.run(argv, stdin=unit.encode(), silence_s=_SERVE_S)
+    if result.status != 0:
+        raise CommandError(
+            f"{remote.name}: the service does not start: {one_line(result.stderr, 300) or 'no message'}", result.status
+        )
+    found = find(remote, home, model.name)
+    assert found is not None
+    return found
+
+
+def _install_supervised(
+    model: InstalledModel, home: str, port: int, options: tuple[str, ...], board: _Board
+) -> Service:
+    arguments = ["--port", str(port), *options]
+    serving.start(model, home, arguments)
+    if "cron" in board.values:
+        command = " ".join(serving.supervisor_argv(home, model.name, "start", model.path, *arguments))
+        if re.fullmatch(r"[A-Za-z0-9/._@+=:, -]+", command):  # cron has its own ideas about % and quotes
+            with contextlib.suppress(CommandError):  # a crontab that may not be used: the report says how it is then
+                model.remote.script(_AT_BOOT, unit_name(model.name), command)
+    found = find(model.remote, home, model.name)
+    assert found is not None
+    return found
+
+
+def restart(remote: Remote, home: str, model: str) -> Service | None:
+    """Restarts a model's service, as after another version was switched to; None if it has none."""
+    board = _look(remote, home, model)
+    found = _find(remote, home, model, board)
+    if found is None:
+        return None
+    if found.kind == "systemd":
+        if not board.root:
+            raise UnsuitableError(f"{remote.name}: restarting the service needs root or sudo without a password there")
+        remote.script(_RESTART, board.root, unit_name(model), silence_s=_SERVE_S)
+    elif found.running:
+        serving.restart(remote, home, model)
+    return find(remote, home, model)
+
+
+def remove(remote: Remote, home: str, model: str) -> bool:
+    """Stops a model's service and takes it away. False if it has none."""
+    board = _look(remote, home, model)
+    found = _find(remote, home, model, board)
+    if found is None:
+        return False
+    if found.kind == "systemd":
+        if not board.root:
+            raise UnsuitableError(f"{remote.name}: removing the service needs root or sudo without a password there")
+        remote.script(_REMOVE, board.root, unit_name(model), silence_s=120)
+        return True
+    serving.stop(remote, home, model)
+    if "in_crontab" in board.values:
+        remote.script(_AT_BOOT, unit_name(model), "")
+    return True
+
+
+def _manifest(model: InstalledModel) -> dict[str, Any]:
+    result = model.remote.run(["cat", f"{model.path}/manifest.json"], limit_bytes=8 << 20)
+    try:
+        manifest = json.loads(result.stdout)
+        if isinstance(manifest, dict):
+            return manifest
+    except (ValueError, RecursionError):
+        pass
+    raise CommandError(f"{model.remote.name}: {model.name} has no manifest.json that can be read; deploy it again")

@@ -1,0 +1,115 @@
+#include "posix.h"
+
+#include "metrics.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const double bounds_s[METRIC_BUCKETS] = {0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 15, 60};
+
+void metrics_count(metrics *m, const char *route, int status) {
+    int i = 0;
+    while (i < m->n_requests && (m->requests[i].status != status || strcmp(m->requests[i].route, route) != 0)) {
+        i++;
+    }
+    if (i == METRIC_ROUTES * METRIC_STATUSES) {
+        return;
+    }
+    if (i == m->n_requests) {
+        m->n_requests++;
+        m->requests[i].route = route;
+        m->requests[i].status = status;
+    }
+    m->requests[i].n++;
+}
+
+static void observe(metric_histogram *h, double seconds) {
+    int i = 0;
+    while (i < METRIC_BUCKETS && seconds > bounds_s[i]) {
+        i++;
+    }
+    h->counts[i]++;
+    h->sum += seconds;
+}
+
+void metrics_answer(metrics *m, const batch_news *news) {
+    const generation_times *t = &news->times;
+    if (news->reason == ENDED_FAILED || news->n_tokens == 0) {
+        return;
+    }
+    observe(&m->first_token_s, (t->first - t->submitted) / 1e3);
+    observe(&m->answer_s, (t->ended - t->submitted) / 1e3);
+    if (news->n_tokens > 1) {
+        observe(&m->token_s, (t->ended - t->first) / 1e3 / (double)(news->n_tokens - 1));
+    }
+}
+
+static void put_header(buffer *b, const char *name, const char *kind, const char *help) {
+    buffer_print(b, "# HELP edgellm_%s %s\n# TYPE edgellm_%s %s\n", name, help, name, kind);
+}
+
+static void put_histogram(buffer *b, const char *name, const char *help, const metric_histogram *h) {
+    uint64_t sum = 0;
+    put_header(b, name, "histogram", help);
+    for (int i = 0; i < METRIC_BUCKETS; i++) {
+        sum += h->counts[i];
+        buffer_print(b, "edgellm_%s_bucket{le=\"%g\"} %" PRIu64 "\n", name, bounds_s[i], sum);
+    }
+    sum += h->counts[METRIC_BUCKETS];
+    buffer_print(b, "edgellm_%s_bucket{le=\"+Inf\"} %" PRIu64 "\nedgellm_%s_sum %.6f\nedgellm_%s_count %" PRIu64 "\n",
+                 name, sum, name, h->sum, name, sum);
+}
+
+static void put_number(buffer *b, const char *name, const char *kind, const char *help, double value) {
+    put_header(b, name, kind, help);
+    buffer_print(b, "edgellm_%s %.15g\n", name, value);
+}
+
+/* Resident bytes of this process, 0 where /proc says nothing. */
+static double resident_bytes(void) {
+    FILE *file = fopen("/proc/self/statm", "re");
+    unsigned long long size = 0, resident = 0;
+    char text[128] = "";
+    if (file != NULL) {
+        if (fgets(text, sizeof text, file) != NULL) {
+            char *end = text;
+            size = strtoull(text, &end, 10);
+            resident = strtoull(end, NULL, 10);
+        }
+        fclose(file);
+    }
+    (void)size;
+    return (double)resident * (double)sysconf(_SC_PAGESIZE);
+}
+
+void metrics_put(const metrics *m, const batch_stats *s, buffer *b) {
+    put_header(b, "requests_total", "counter", "HTTP requests answered, by route and status.");
+    for (int i = 0; i < m->n_requests; i++) {
+        buffer_print(b, "edgellm_requests_total{route=\"%s\",status=\"%d\"} %" PRIu64 "\n", m->requests[i].route,
+                     m->requests[i].status, m->requests[i].n);
+    }
+    put_number(b, "connections", "gauge", "Connections open now.", m->n_open);
+    put_number(b, "connections_total", "counter", "Connections accepted.", (double)m->n_connections);
+    put_number(b, "connections_refused_total", "counter", "Connections beyond the limit.", (double)m->n_refused);
+    put_number(b, "aborted_total", "counter", "Requests whose client went before the end.", (double)m->n_aborted);
+    put_number(b, "sessions", "gauge", "Answers that can be under way at a time.", s->n_sessions);
+    put_number(b, "running", "gauge", "Answers under way.", s->n_running);
+    put_number(b, "waiting", "gauge", "Answers that wait for a session.", s->n_waiting);
+    put_number(b, "answers_total", "counter", "Answers computed to their end.", (double)s->n_answers);
+    put_number(b, "answers_failed_total", "counter", "... of them failed.", (double)s->n_failed);
+    put_number(b, "answers_dropped_total", "counter", "Answers given up because nobody waits.", (double)s->n_dropped);
+    put_number(b, "prompt_tokens_total", "counter", "Tokens of prompts.", (double)s->n_prompt_tokens);
+    put_number(b, "prompt_tokens_reused_total", "counter", "... of them kept from an earlier answer.",
+               (double)s->n_reused_tokens);
+    put_number(b, "tokens_total", "counter", "Tokens of answers.", (double)s->n_tokens);
+    put_number(b, "steps_total", "counter", "Steps computed; one reads the weights once.", (double)s->n_steps);
+    put_number(b, "rows_total", "counter", "Rows of those steps: tokens of prompts and of answers.", (double)s->n_rows);
+    put_number(b, "computing_seconds_total", "counter", "Time spent in steps.", s->computing_ms / 1e3);
+    put_histogram(b, "first_token_seconds", "From request to first token.", &m->first_token_s);
+    put_histogram(b, "answer_seconds", "From request to last token.", &m->answer_s);
+    put_histogram(b, "token_seconds", "Time per token after the first.", &m->token_s);
+    put_number(b, "resident_bytes", "gauge", "Memory of the process that is in use.", resident_bytes());
+}

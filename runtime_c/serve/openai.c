@@ -1,0 +1,243 @@
+/* Requests of OpenAI's API. Its reference: platform.openai.com/docs/api-reference/chat and /completions. */
+#include "posix.h"
+
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "formats.h"
+#include "json_write.h"
+
+static void put_optional(buffer *b, const char *text) {
+    if (text != NULL) {
+        buffer_put_string(b, text);
+    } else {
+        buffer_put(b, "null", 4);
+    }
+}
+
+void openai_fail(reply *r, int status, const char *param, const char *code, const char *text) {
+    buffer b = {0};
+    const char *kind = status == 401   ? "authentication_error"
+                       : status >= 500 ? "server_error"
+                                       : "invalid_request_error";
+    buffer_print(&b, "{\"error\":{\"message\":");
+    buffer_put_string(&b, text);
+    buffer_print(&b, ",\"type\":\"%s\",\"param\":", kind);
+    put_optional(&b, param);
+    buffer_print(&b, ",\"code\":");
+    put_optional(&b, code);
+    buffer_print(&b, "}}");
+    reply_put(r, status, "application/json", status == 503 ? "Retry-After: 1\r\n" : "", b.data, b.n);
+    buffer_free(&b);
+}
+
+static void put_model(const service *s, buffer *b) {
+    buffer_print(b, "{\"id\":");
+    buffer_put_string(b, s->name);
+    buffer_print(b, ",\"object\":\"model\",\"created\":%" PRId64 ",\"owned_by\":\"edgellm\",\"max_model_len\":%d}",
+                 s->created, (int)s->context_length);
+}
+
+void openai_models(const service *s, reply *r, const char *id) {
+    buffer b = {0};
+    if (id == NULL) {
+        buffer_print(&b, "{\"object\":\"list\",\"data\":[");
+        put_model(s, &b);
+        buffer_print(&b, "]}");
+    } else if (strcmp(id, s->name) == 0) {
+        put_model(s, &b);
+    } else {
+        buffer_print(&b, "model '%.100s' is not on this board; it serves '%.200s'", id, s->name);
+        openai_fail(r, 404, "model", "model_not_found", b.data);
+        buffer_free(&b);
+        return;
+    }
+    reply_put(r, 200, "application/json", "", b.data, b.n);
+    buffer_free(&b);
+}
+
+/* ---- members that both requests have ---- */
+
+typedef struct shared {
+    bool stream, include_usage;
+    int64_t n;
+} shared;
+
+/* {"TOKEN": bias} */
+static bool parse_biases(parsing *p, generation *g) {
+    const ellm_json *map = member(p->body, "logit_bias");
+    generation_options *o = &g->options;
+    if (map == NULL) {
+        return true;
+    }
+    if (map->kind != ELLM_JSON_OBJECT || map->count > MOST_BIASES) {
+        return parsing_fail(p, 400, "logit_bias", "'logit_bias' must be an object of at most %d tokens",
+                            (int)MOST_BIASES);
+    }
+    o->biases = calloc(map->count + 1, sizeof *o->biases);
+    if (o->biases == NULL) {
+        return parsing_fail(p, 500, NULL, "memory ran out");
+    }
+    for (const ellm_json *each = map->first; each != NULL; each = each->next) {
+        char *end = NULL;
+        double bias = 0;
+        long token = strtol(each->key, &end, 10);
+        if (*each->key < '0' || *each->key > '9' || *end != '\0' || token >= p->service->info.vocab_size
+            || !ellm_json_real(each, &bias) || !(bias >= -1e4 && bias <= 1e4)) {
+            return parsing_fail(p, 400, "logit_bias", "'logit_bias' maps token ids below %d to numbers",
+                                (int)p->service->info.vocab_size);
+        }
+        o->biases[o->sampling.n_bias++] = (ellm_logit_bias){(int32_t)token, (float)bias};
+    }
+    o->sampling.bias = o->biases;
+    return true;
+}
+
+/* What would change the answer and is not there. */
+static bool refuse_unknown(parsing *p) {
+    const ellm_json *format = member(p->body, "response_format");
+    static const char *const others[] = {"functions", "function_call", "audio", "suffix", "echo", "best_of"};
+    if (format != NULL && !ellm_json_equals(member(format, "type"), "text")) {
+        return parsing_fail(p, 400, "response_format",
+                            "this server has no constrained output: only {\"type\":\"text\"}");
+    }
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
+        const ellm_json *value = member(p->body, others[i]);
+        bool says_no = value != NULL
+                       && ((value->kind == ELLM_JSON_BOOL && value->integer == 0)
+                           || (value->kind == ELLM_JSON_INT && value->integer == 1));
+        if (value != NULL && !says_no) {
+            return parsing_fail(p, 400, others[i], "this server has no '%s'", others[i]);
+        }
+    }
+    return true;
+}
+
+static bool parse_shared(parsing *p, generation *g, shared *s) {
+    const ellm_json *options = member(p->body, "stream_options");
+    ellm_sampler_options *o = &g->options.sampling;
+    *s = (shared){.n = 1};
+    return parse_model(p, "model") && refuse_unknown(p) && parse_bool(p, p->body, "stream", &s->stream)
+           && parse_bool(p, options, "include_usage", &s->include_usage)
+           && parse_int(p, p->body, "n", 1, MOST_CHOICES, &s->n)
+           && parse_float(p, p->body, "repetition_penalty", 1e-4, 1e4, &o->repetition_penalty)
+           && parse_sampling(p, p->body, g) && parse_biases(p, g)
+           && parse_int(p, p->body, "max_tokens", 1, INT32_MAX, &g->options.most_tokens);
+}
+
+static exchange *begin(parsing *p, api_kind kind, const shared *s, generation *const *answers, int n_answers) {
+    exchange *e = exchange_begin(p, kind, answers, n_answers, s->n);
+    if (e != NULL) {
+        e->stream = s->stream;
+        e->include_usage = s->include_usage;
+    }
+    return e;
+}
+
+/* ---- chat ---- */
+
+/* Whether tools are offered. What would force a call is refused: nothing here constrains an answer yet. */
+static bool parse_tools(parsing *p, const ellm_json **tools) {
+    const ellm_json *wanted = member(p->body, "tool_choice");
+    *tools = member(p->body, "tools");
+    if (wanted == NULL || ellm_json_equals(wanted, "auto")) {
+        return true;
+    }
+    if (ellm_json_equals(wanted, "none")) {
+        *tools = NULL;
+        return true;
+    }
+    return parsing_fail(p, 400, "tool_choice", "'tool_choice' can be \"auto\" or \"none\" here: calls are not forced");
+}
+
+exchange *openai_chat(parsing *p) {
+    shared s;
+    bool logprobs = false;
+    int64_t n_likely = 0;
+    const ellm_json *tools = NULL;
+    generation *g = generation_new(p->service->model);
+    if (g == NULL) {
+        parsing_note(p, 500, NULL, "memory ran out");
+        return NULL;
+    }
+    bool good = parse_shared(p, g, &s)
+                && parse_int(p, p->body, "max_completion_tokens", 1, INT32_MAX, &g->options.most_tokens)
+                && parse_bool(p, p->body, "logprobs", &logprobs)
+                && parse_int(p, p->body, "top_logprobs", 0, MOST_LIKELY, &n_likely) && parse_tools(p, &tools)
+                && parse_messages(p, member(p->body, "messages"), tools, false, g);
+    if (!good) {
+        generation_free(g);
+        return NULL;
+    }
+    g->options.n_likely = logprobs ? (int)n_likely : -1;
+    exchange *e = begin(p, OPENAI_CHAT, &s, &g, 1);
+    for (int i = 0; e != NULL && i < e->n_choices; i++) {
+        e->choices[i].tools.is_on = tools != NULL && tools->count > 0;
+    }
+    return e;
+}
+
+/* ---- plain text ---- */
+
+/* One prompt: a text, or token ids. */
+static bool parse_prompt(parsing *p, const ellm_json *prompt, generation *g) {
+    if (prompt->kind == ELLM_JSON_STRING) {
+        return parse_text(p, prompt->text, prompt->count, true, g) && check_room(p, g);
+    }
+    if (prompt->kind != ELLM_JSON_ARRAY || prompt->count > (uint32_t)p->service->context_length) {
+        return parsing_fail(p, 400, "prompt", "a prompt is a text, or at most %d token ids",
+                            (int)p->service->context_length);
+    }
+    g->prompt = calloc(prompt->count + 1, sizeof *g->prompt);
+    if (g->prompt == NULL) {
+        return parsing_fail(p, 500, NULL, "memory ran out");
+    }
+    for (const ellm_json *each = prompt->first; each != NULL; each = each->next) {
+        int64_t token;
+        if (!ellm_json_int(each, 0, p->service->info.vocab_size - 1, &token)) {
+            return parsing_fail(p, 400, "prompt", "a prompt's token ids are whole numbers from 0 to %d",
+                                (int)p->service->info.vocab_size - 1);
+        }
+        g->prompt[g->n_prompt++] = (int32_t)token;
+    }
+    return check_room(p, g);
+}
+
+static bool parse_one(parsing *p, const ellm_json *prompt, shared *s, generation **answer) {
+    int64_t n_likely = -1;
+    generation *g = *answer = generation_new(p->service->model);
+    if (g == NULL) {
+        return parsing_fail(p, 500, NULL, "memory ran out");
+    }
+    g->options.most_tokens = 16; /* as OpenAI's */
+    bool good = parse_shared(p, g, s) && parse_int(p, p->body, "logprobs", 0, MOST_LIKELY, &n_likely)
+                && parse_prompt(p, prompt, g);
+    g->options.n_likely = (int)n_likely;
+    return good;
+}
+
+exchange *openai_text(parsing *p) {
+    const ellm_json *prompt = member(p->body, "prompt");
+    generation *answers[MOST_CHOICES] = {NULL};
+    shared s = {0};
+    int n = 0;
+    if (prompt == NULL) {
+        parsing_note(p, 400, "prompt", "'prompt' is missing");
+        return NULL;
+    }
+    const ellm_json *first = prompt->kind == ELLM_JSON_ARRAY ? prompt->first : NULL;
+    bool is_list = first != NULL && first->kind != ELLM_JSON_INT;
+    bool good = true;
+    for (const ellm_json *each = is_list ? first : prompt; each != NULL && good; each = is_list ? each->next : NULL) {
+        good = (n < MOST_CHOICES || parsing_fail(p, 400, "prompt", "at most %d prompts", (int)MOST_CHOICES))
+               && parse_one(p, each, &s, &answers[n++]);
+    }
+    if (!good) {
+        for (int i = 0; i < n; i++) {
+            generation_free(answers[i]);
+        }
+        return NULL;
+    }
+    return begin(p, OPENAI_TEXT, &s, answers, n);
+}

@@ -1,0 +1,215 @@
+"""A served model under this machine's own systemd, booted a second time in namespaces of its own.
+
+    sudo python -m tests.campaigns.service BUNDLE
+
+BUNDLE is one for this machine (`edgellm compile MODEL --board local -o BUNDLE`). The real systemd runs as process 1 of
+new namespaces over an overlay of this machine's root folder; what it writes goes to a temporary folder. There the
+bundle is deployed as a service, by the commands a user types, and then: its rights are looked at, it is killed, it is
+stopped in its tracks until the watchdog notices, the machine is rebooted, and the service is removed. Prints one line
+per observation; the first wrong one ends it with 1.
+
+Needs root, systemd, util-linux and a unified cgroup hierarchy (its controllers may be in use elsewhere: then MemoryMax
+is set but not enforced). What it cannot show: a board's kernel, and power that fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SYSTEMD = "/lib/systemd/systemd"
+NAME = "assistant"
+UNIT = f"edgellm-{NAME}.service"
+BOOT_S = 120.0
+# Nothing of the host's hardware, kernel settings or network may be touched; /tmp has the bundle.
+_MASKED = (
+    "tmp.mount systemd-tmpfiles-setup.service systemd-tmpfiles-clean.timer systemd-udevd.service "
+    "systemd-udev-trigger.service systemd-modules-load.service systemd-sysctl.service systemd-remount-fs.service "
+    "systemd-timesyncd.service systemd-networkd.service systemd-resolved.service systemd-logind.service dbus.service "
+    "getty.target console-getty.service"
+)
+_INIT = r"""
+set -e
+mount --make-rprivate /
+mount -t overlay overlay -o "lowerdir=/,upperdir=$1/up,workdir=$1/work" "$1/root"
+cd "$1/root"
+mount -t proc proc proc; mount --bind proc/sys proc/sys; mount -o remount,bind,ro proc/sys
+mount -t sysfs -o ro sysfs sys; mount -t tmpfs tmpfs run; mount -t tmpfs tmpfs dev
+for name in null zero full random urandom tty; do touch dev/$name; mount --bind /dev/$name dev/$name; done
+mkdir dev/shm dev/pts; mount -t devpts -o newinstance,ptmxmode=0666 devpts dev/pts
+ln -s pts/ptmx dev/ptmx; ln -s /proc/self/fd dev/fd
+mount -t tmpfs -o mode=755 tmpfs sys/fs/cgroup; mount -t cgroup2 cgroup2 sys/fs/cgroup
+if [ ! -e etc/edgellm-made ]; then
+    rm -rf etc/systemd/system; mkdir -p etc/systemd/system home/pi; touch etc/edgellm-made
+    printf '[Unit]\nRequires=basic.target\nAfter=basic.target\n' >etc/systemd/system/multi-user.target
+    for unit in $2; do ln -s /dev/null etc/systemd/system/$unit; done
+    echo edgellm-box >etc/hostname; : >etc/fstab; echo 0123456789abcdef0123456789abcdef >etc/machine-id
+fi
+ip link set lo up
+lost=-sys_module,-sys_rawio,-sys_time,-sys_boot,-syslog,-mac_admin
+exec chroot . env -i container=edgellm PATH=/usr/sbin:/usr/bin:/sbin:/bin \
+    setpriv --bounding-set "$lost" "$3" --system --unit=multi-user.target
+"""
+
+
+def unified() -> Path | None:
+    """Where the unified cgroup hierarchy is mounted."""
+    for line in Path("/proc/mounts").read_text().splitlines():
+        if line.split()[2] == "cgroup2":
+            return Path(line.split()[1])
+    return None
+
+
+class Box:
+    """This machine once more, with a systemd of its own; what it writes lies in `folder`."""
+
+    def __init__(self, folder: Path, hierarchy: Path) -> None:
+        self.folder, self.group = folder, hierarchy / f"edgellm-{os.getpid()}"
+        for name in ("up", "work", "root"):
+            (folder / name).mkdir()
+        self.group.mkdir()
+        self.process: subprocess.Popen[bytes] | None = None
+        self.init = 0
+
+    def boot(self) -> float:
+        """Starts it and waits until systemd says that it runs; returns the seconds that took."""
+        began = time.monotonic()
+        join = 'echo $$ >"$1/cgroup.procs"; shift; exec unshare -C -m -p -u -i -n --fork --kill-child sh -c "$@"'
+        argv = ["sh", "-c", join, "box", str(self.group), _INIT, "box", str(self.folder), _MASKED, SYSTEMD]
+        self.process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        while time.monotonic() - began < BOOT_S:
+            children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+            self.init = int(children[0]) if children else 0
+            if self.init and self.run("systemctl is-system-running 2>/dev/null", check=False).strip() == "running":
+                return time.monotonic() - began
+            time.sleep(0.2)
+        raise SystemExit("systemd does not come up in its namespaces")
+
+    def run(self, script: str, check: bool = True) -> str:
+        argv = ["nsenter", "-t", str(self.init), "-a", "-r", "-w", "sh", "-c", script]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+        if check and done.returncode != 0:
+            raise SystemExit(f"{script}: {done.stdout}{done.stderr}")
+        return done.stdout
+
+    def edgellm(self, *arguments: str) -> dict[str, Any]:
+        """A command with --json, as the user whose home has the model (here: root)."""
+        words = " ".join([*arguments, "--board", "local", "--json"])
+        home = "HOME=/home/pi XDG_STATE_HOME=/home/pi/state XDG_CONFIG_HOME=/home/pi/config"
+        said = self.run(f"cd {os.getcwd()} && {home} {sys.executable} -m edgellm {words}")
+        answer: dict[str, Any] = json.loads(said)
+        return answer
+
+    def show(self, key: str) -> str:
+        return self.run(f"systemctl show -p {key} --value {UNIT}").strip()
+
+    def power_off(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            while any(path.read_text().split() for path in self.group.rglob("cgroup.procs")):
+                time.sleep(0.05)
+
+    def remove(self) -> None:
+        self.power_off()
+        for child in sorted(self.group.rglob("*"), reverse=True):
+            if child.is_dir():
+                child.rmdir()
+        self.group.rmdir()
+
+
+def wait_until(what: str, holds: Callable[[], bool], patience_s: float) -> float:
+    began = time.monotonic()
+    while not holds():
+        if time.monotonic() - began > patience_s:
+            raise SystemExit(f"FAILED: {what}: not within {patience_s:.0f} s")
+        time.sleep(0.1)
+    return time.monotonic() - began
+
+
+def expect(what: str, holds: bool, seen: object) -> None:
+    print(f"{'ok' if holds else 'FAILED'}: {what}: {seen}", flush=True)
+    if not holds:
+        raise SystemExit(1)
+
+
+def check(box: Box, bundle: Path) -> None:
+    print(f"booted in {box.boot():.1f} s", flush=True)
+    done = box.edgellm("deploy", str(bundle), "--name", NAME, "--service")
+    expect("deployed as a service", done["healthy"] is True and done["service"]["kind"] == "systemd", done["service"])
+
+    pid = box.show("MainPID")
+    rights = dict(line.split(":\t", 1) for line in box.run(f"cat /proc/{pid}/status").splitlines() if ":\t" in line)
+    expect("a user of its own", rights["Uid"].split()[0] not in ("0", "1000"), rights["Uid"])
+    expect("no capability", int(rights["CapEff"], 16) == 0 and int(rights["CapBnd"], 16) == 0, rights["CapEff"])
+    expect("system calls are filtered", rights["Seccomp"].strip() == "2", rights["Seccomp"])
+    touch = f"nsenter -t {pid} -m -r sh -c 'touch /home/pi/.edgellm/x || touch /etc/x || touch /usr/x' 2>&1; true"
+    said = box.run(touch)
+    expect(
+        "nothing can be written", said.count("Read-only file system") == 3, f"{said.count('Read-only')} of 3 refused"
+    )
+    expect("MemoryMax is the plan's", int(box.show("MemoryMax")) > 0, box.show("MemoryMax"))
+    rated = box.run(f"systemd-analyze security --no-pager {UNIT} | tail -n 1").strip()
+    expect("systemd's rating", "OK" in rated, rated.partition(": ")[2])
+
+    box.run(f"kill -9 {pid}")
+    took = wait_until("restarted", lambda: box.show("NRestarts") == "1" and well(box), 60)
+    expect("answers again after kill -9", True, f"{took:.1f} s")
+
+    drop_in = f"/etc/systemd/system/{UNIT}.d"
+    box.run(f"mkdir -p {drop_in} && printf '[Service]\\nWatchdogSec=3\\n' >{drop_in}/quick.conf")
+    box.run(f"systemctl daemon-reload && systemctl restart {UNIT}")
+    box.run(f"kill -STOP {box.show('MainPID')}")
+    took = wait_until("noticed", lambda: box.show("NRestarts") == "1" and well(box), 60)
+    expect("answers again after it hung, with a watchdog of 3 s", True, f"{took:.1f} s")
+    box.run(f"rm -r {drop_in} && systemctl daemon-reload")
+
+    box.power_off()
+    booted = box.boot()
+    took = wait_until("served after a boot", lambda: well(box), 60)
+    expect("answers after a reboot that nobody announced", True, f"{booted + took:.1f} s")
+    began = time.monotonic()
+    box.run(f"systemctl stop {UNIT}")
+    expect("stops cleanly", box.show("Result") == "success", f"{time.monotonic() - began:.2f} s")
+    box.run(f"systemctl start {UNIT}")
+    expect(
+        "removed",
+        box.edgellm("service", "remove")["removed"] is True,
+        box.run("ls /etc/systemd/system | grep -c edgellm; true").strip(),
+    )
+
+
+def well(box: Box) -> bool:
+    return box.edgellm("service", "status")["healthy"] is True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    args = parser.parse_args()
+    hierarchy = unified()
+    needed = [tool for tool in (SYSTEMD, "unshare", "nsenter", "setpriv", "ip") if shutil.which(tool) is None]
+    if os.getuid() != 0 or needed or hierarchy is None:
+        raise SystemExit(f"needs root, a unified cgroup hierarchy, and {', '.join(needed) or 'systemd'}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with tempfile.TemporaryDirectory(prefix="edgellm-box-") as name:
+        box = Box(Path(name), hierarchy)
+        try:
+            check(box, args.bundle.resolve())
+        finally:
+            box.remove()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -2,7 +2,7 @@
 
 The script keeps the contract of the real program: verify hashes everything, info all but the weights, golden and run
 fail with named errors, chat speaks the JSON lines protocol. What `board` does, the store and the slots, is done by the
-real program, to which the script hands over.
+real program, to which the script hands over, as it does for `supervise`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ARCH = {"x86_64": "x86_64", "aarch64": "aarch64"}.get(platform.machine(), platfo
 
 PROGRAM = r"""
 import hashlib, json, os, sys, time
-if sys.argv[1] == "board" and REAL:
+if sys.argv[1] in ("board", "supervise") and REAL:
     os.execv(REAL, [REAL, *sys.argv[1:]])
 command, folder, rest = sys.argv[1], sys.argv[2], sys.argv[3:]
 

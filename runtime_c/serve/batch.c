@@ -225,7 +225,7 @@ static void run_step(batch *b, size_t n_rows, int32_t *tokens) {
     b->step_began = 0;
     if (status == ELLM_OK) {
         publish(b, n_rows, tokens);
-    } else {
+    } else if (!b->stops) { /* otherwise it was cancelled by batch_close, which frees who still sits */
         fail_all(b, status);
     }
     wake(b);

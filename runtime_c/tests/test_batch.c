@@ -168,7 +168,7 @@ static void test_queue(const ellm_model *model) {
     bench b = open_bench(model, 1, 4);
     generation *first[4], *other, *extra[2];
     for (int i = 0; i < 4; i++) {
-        first[i] = ask(model, 1, 40);
+        first[i] = ask(model, 1, 240); /* long enough that two are not done before the queue is found full */
     }
     CHECK(batch_submit(b.batch, first, 4));
     other = ask(model, 2, 5);

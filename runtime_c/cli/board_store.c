@@ -200,6 +200,24 @@ static ellm_status keep(int file, const char *part, const char *path, bool progr
     return rename(part, path) == 0 ? ELLM_OK : path_failed(path, "cannot be renamed", error);
 }
 
+/* Opens what is to be received, anew if offset is 0. If the power failed within keep(), it may not be written to yet. */
+static int open_part(const char *part, uint64_t offset) {
+    int flags = O_CLOEXEC | O_NOFOLLOW;
+    if (offset == 0) {
+        return open(part, O_RDWR | O_CREAT | O_EXCL | flags, 0644);
+    }
+    int file = open(part, O_RDWR | flags);
+    if (file < 0 && errno == EACCES) {
+        int sealed = open(part, O_RDONLY | flags);
+        if (sealed >= 0) {
+            (void)fchmod(sealed, 0644);
+            close(sealed);
+            file = open(part, O_RDWR | flags);
+        }
+    }
+    return file;
+}
+
 /* receive SHA256 BYTES OFFSET [x], then BYTES - OFFSET bytes. x: it is a program. */
 ellm_status board_receive(int n, char **words, ellm_error *error) {
     char path[path_cap], part[path_cap];
@@ -217,7 +235,7 @@ ellm_status board_receive(int n, char **words, ellm_error *error) {
     if (offset == 0) {
         unlink(part);
     }
-    int file = open(part, O_RDWR | O_CLOEXEC | O_NOFOLLOW | (offset == 0 ? O_CREAT | O_EXCL : 0), 0644);
+    int file = open_part(part, offset);
     if (file < 0) {
         return path_failed(part, "cannot be written", error);
     }

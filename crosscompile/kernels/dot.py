@@ -216,7 +216,7 @@ def _maddubs(tile: Tile) -> Dots:
     Several tokens: accumulators start at (8 · Σa, 0) in each pair of lanes, products are subtracted, and vpmaddwd with
     −1 turns the sign. Every partial sum is Σ (8 − u)a of what is done and 8 · Σa of what is not: at most
     32 · 8 · 127 = 32,512. Subtracted because LLVM reorders additions until they no longer fit the registers; saturating
-    additions, which it leaves alone, have half the throughput and share the units that multiply.
+    additions, which it leaves alone, compete with the multiplications (a tile took 14 ns instead of 11 on Zen 4).
 
     One token: four sums of products side by side, and 8 · Σa is subtracted from their sum.
     """

@@ -14,7 +14,6 @@ one process will do.
 from __future__ import annotations
 
 import contextlib
-import json
 import posixpath
 import secrets
 from collections.abc import Iterator
@@ -29,7 +28,7 @@ from edgellm.errors import EdgeError, RemoteError, UnsuitableError
 from edgellm.forward import Forwarder
 from edgellm.local_remote import LocalRemote
 from edgellm.remote import Process, Remote
-from edgellm.runtime_program import PROGRAM, failure
+from edgellm.runtime_program import PROGRAM, announced
 from edgellm.terminal import one_line
 
 _START_S = 30.0
@@ -71,7 +70,7 @@ def serve(board: Board, remote: Remote, threads: int | None = None) -> Iterator[
     with remote.start(argv, silence_s=_START_S) as process:
         with contextlib.suppress(BrokenPipeError):  # it has ended, and its message says why
             process.write(f"{key}\n".encode())
-        port = _ready(remote, process)
+        port = announced(remote, process, "edgellm-rt rpc")["port"]
         try:
             if isinstance(remote, LocalRemote):
                 yield Agent(remote.name, port, key)
@@ -101,22 +100,3 @@ def _install(remote: Remote, program: Path) -> str:
         remote.put(program, posixpath.join(folder, f"{PROGRAM}.part"))
         remote.script(_FINISH, folder)
     return folder
-
-
-def _ready(remote: Remote, process: Process) -> int:
-    """The port that the agent's first line names."""
-    line = b""
-    while not line.endswith(b"\n") and len(line) < _LINE_BYTES:
-        piece = process.read(1)
-        if not piece:
-            raise failure(remote, "edgellm-rt rpc", process.wait(), process.errors())
-        line += piece
-    try:
-        port = json.loads(line)["port"]
-    except (ValueError, KeyError, TypeError):
-        port = None
-    if not isinstance(port, int) or not 0 < port < 65536:
-        raise RemoteError(
-            f"{remote.name}: edgellm-rt rpc names no port: {one_line(line.decode('utf-8', 'replace'), 80)}"
-        )
-    return port

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.errors import BoardError, CommandError, RuntimeFailedError, UnsuitableError
-from edgellm.remote import Remote
+from edgellm.errors import BoardError, CommandError, RemoteError, RuntimeFailedError, UnsuitableError
+from edgellm.remote import Process, Remote
 from edgellm.terminal import one_line
 
 PROGRAM = "edgellm-rt"
 _NAMED = re.compile(r"^edgellm-rt: ([A-Z][A-Z_]*): (.*)$", re.MULTILINE)
+_LINE_BYTES = 65536
 _FIND = r"""
 echo "home $HOME"
 cd "$HOME/.edgellm/models" 2>/dev/null || exit 0
@@ -92,6 +93,27 @@ def failure(remote: Remote, what: str, status: int, stderr: str) -> Exception:
     if status < 0 or status > 128:
         return CommandError(f"{remote.name}: {what}: the program was killed; the board may be out of memory", status)
     return remote.failure(what, status, stderr)
+
+
+def announced(remote: Remote, process: Process, what: str) -> dict[str, Any]:
+    """What a program that listens says first: one line of JSON with its `port`. Raises what `failure` makes of an end
+    before that, and RemoteError if the line says something else.
+    """
+    line = b""
+    while not line.endswith(b"\n") and len(line) < _LINE_BYTES:
+        piece = process.read(1)
+        if not piece:
+            raise failure(remote, what, process.wait(), process.errors())
+        line += piece
+    try:
+        said = json.loads(line)
+    except ValueError:
+        said = None
+    port = said.get("port") if isinstance(said, dict) else None
+    if type(port) is not int or not 0 < port < 65536:
+        text = one_line(line.decode("utf-8", "replace"), 80)
+        raise RemoteError(f"{remote.name}: {what} does not say where it listens: {text}")
+    return dict(said)
 
 
 def run_json(remote: Remote, argv: Sequence[str], what: str, silence_s: float = 600.0) -> dict[str, Any]:

@@ -43,19 +43,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_board(parser)
     add_model(parser)
-    parser.add_argument(
-        "--port",
-        type=port_number,
-        default=serving.DEFAULT_PORT,
-        metavar="N",
-        help="of this machine (default: %(default)s)",
-    )
-    add_server_options(parser)
+    add_server_options(parser, "this machine")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
 
-def add_server_options(parser: argparse.ArgumentParser) -> None:
-    """Options that go to edgellm-rt serve as they are."""
+def add_server_options(parser: argparse.ArgumentParser, whose_port: str) -> None:
+    """--port, and the options that go to edgellm-rt serve as they are."""
+    port_help = f"of {whose_port} (default: %(default)s)"
+    parser.add_argument("--port", type=_port, default=serving.DEFAULT_PORT, metavar="N", help=port_help)
     parser.add_argument(
         "--sessions", type=_count, metavar="N", help="answers computed at a time (default: 4, if they fit)"
     )
@@ -71,7 +66,7 @@ def server_argv(args: argparse.Namespace) -> list[str]:
     return [word for name, value in given if value is not None for word in (f"--{name}", str(value))]
 
 
-def port_number(text: str) -> int:
+def _port(text: str) -> int:
     if not 0 <= int(text) <= 65535:
         raise ValueError
     return int(text)

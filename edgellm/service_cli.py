@@ -19,7 +19,7 @@ from edgellm.remembered import recall
 from edgellm.remote import Remote
 from edgellm.runtime_program import find_model
 from edgellm.selection import add_board, add_model
-from edgellm.serve_cli import add_server_options, port_number, server_argv
+from edgellm.serve_cli import add_server_options, server_argv
 
 _EPILOG = """\
 examples:
@@ -35,14 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("action", choices=("install", "remove", "status"), metavar="install|remove|status")
     add_board(parser)
     add_model(parser)
-    parser.add_argument(
-        "--port",
-        type=port_number,
-        default=serving.DEFAULT_PORT,
-        metavar="N",
-        help="of the board's loopback (default: %(default)s)",
-    )
-    add_server_options(parser)
+    add_server_options(parser, "the board's loopback")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 

@@ -21,7 +21,7 @@ from edgellm.errors import CommandError, EdgeError, RemoteError, RuntimeFailedEr
 from edgellm.forward import Forwarder
 from edgellm.local_remote import LocalRemote
 from edgellm.remote import Process, Remote, shell_argv
-from edgellm.runtime_program import PROGRAM, InstalledModel, failure
+from edgellm.runtime_program import PROGRAM, InstalledModel, announced, failure
 from edgellm.terminal import one_line
 
 DEFAULT_PORT = 11434
@@ -76,18 +76,11 @@ def reachable(remote: Remote, board_port: int, port: int) -> Iterator[int]:
 
 
 def _ready(remote: Remote, process: Process) -> Served:
-    line = b""
-    while not line.endswith(b"\n") and len(line) < _LINE_BYTES:
-        piece = process.read(1)
-        if not piece:
-            raise failure(remote, "edgellm-rt serve", process.wait(), process.errors())
-        line += piece
-    try:
-        said = json.loads(line)
-        return Served(int(said["port"]), one_line(str(said["name"]), 200), int(said["sessions"]), int(said["context"]))
-    except (ValueError, KeyError, TypeError) as error:
-        text = one_line(line.decode("utf-8", "replace"), 80)
-        raise RemoteError(f"{remote.name}: edgellm-rt serve does not say where it listens: {text}") from error
+    said = announced(remote, process, "edgellm-rt serve")
+    name, sessions, context = (said.get(key) for key in ("name", "sessions", "context"))
+    if type(name) is not str or type(sessions) is not int or type(context) is not int:
+        raise RemoteError(f"{remote.name}: edgellm-rt serve does not say what it serves: {one_line(str(said), 80)}")
+    return Served(said["port"], one_line(name, 200), sessions, context)
 
 
 def _end(process: Process) -> None:

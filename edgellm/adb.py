@@ -88,10 +88,12 @@ class AdbRemote(Remote):
             tunnel.connect(str(self._forwarded[port]))
         except OSError as error:
             tunnel.close()
+            del self._forwarded[port]
             raise LinkError(
                 f"{self.name}: the forward to port {port} is gone: {error.strerror}; adb's server must run on this "
                 "machine; try again"
             ) from error
+        tunnel.settimeout(None)  # from here on a tunnel may be as silent as who talks through it
         return tunnel
 
     def close(self) -> None:

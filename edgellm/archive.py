@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from edgellm import bundle as bundles
 from edgellm.bundle import DIGEST, MANIFEST, SIGNATURE, Bundle, Progress
 from edgellm.errors import BundleError, UnsuitableError
+from edgellm.files import write_atomically
 from edgellm.runtime_program import PROGRAM
 from edgellm.terminal import one_line, size
 
@@ -147,7 +148,7 @@ def _read_own(reader: _Reader, partial: Path) -> tarfile.TarInfo | None:
             raise BundleError(
                 f"{reader.where} is not a bundle that `edgellm export` wrote: {name} is not where it must be"
             )
-        (partial / name).write_bytes(b"".join(reader.content(header.size)))
+        write_atomically(partial / name, b"".join(reader.content(header.size)))
     return None
 
 

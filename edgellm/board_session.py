@@ -254,7 +254,7 @@ def read_survey(answer: dict[str, Any], name: str) -> Survey:
             {str(key)[:64]: int(value) for key, value in answer["parts"].items()},
             models,
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         said = one_line(str(error))
         raise CommandError(f"{name}: {PROGRAM} board does not say what is deployed there: {said}") from error
 

@@ -145,16 +145,19 @@ def is_stamped(bundle: Bundle) -> bool:
         return False
 
 
+_MEMORY = ("weight_bytes", "arena_bytes", "kv_bytes_per_token")
+
+
 def _is_safe(name: str) -> bool:
     return bool(name) and not name.startswith("/") and not {"", ".", ".."} & set(name.split("/")) and "\0" not in name
 
 
 def _file(where: Path, name: str, entry: object) -> BundleFile:
-    if not _is_safe(name):
+    if not _is_safe(name) or not name.isprintable():
         raise BundleError(f"{where}: files: {name!r} is not a path inside the bundle; {_REMEDY}")
     n_bytes = entry.get("bytes") if isinstance(entry, dict) else None
     digest = entry.get("sha256") if isinstance(entry, dict) else None
-    if not isinstance(n_bytes, int) or n_bytes < 0 or not isinstance(digest, str) or len(digest) != 64:
+    if type(n_bytes) is not int or not 0 <= n_bytes < 1 << 63 or not isinstance(digest, str) or len(digest) != 64:
         raise BundleError(f"{where}: files: {name!r} needs bytes and sha256; {_REMEDY}")
     return BundleFile(name, n_bytes, digest)
 
@@ -184,8 +187,13 @@ def read(path: str | Path) -> Bundle:
         if not isinstance(manifest.get(key), dict):
             raise BundleError(f"{where}: {key} is missing or not an object; {_REMEDY}")
     for section, key in (("model", "name"), ("scheme", "name"), ("target", "tier")):
-        if not isinstance(manifest[section].get(key), str):
-            raise BundleError(f"{where}: {section}.{key} is missing or not a string; {_REMEDY}")
+        if not isinstance(value := manifest[section].get(key), str) or not value.isprintable():
+            raise BundleError(f"{where}: {section}.{key} is missing or not a line of text; {_REMEDY}")
+    numbers = (("memory", _MEMORY), ("model", ("context_length",)))
+    for section, key in ((section, key) for section, keys in numbers for key in keys):
+        value = manifest[section].get(key, 0)
+        if type(value) is not int or not 0 <= value < 1 << 63:
+            raise BundleError(f"{where}: {section}.{key} is not a number of bytes or positions; {_REMEDY}")
     files = tuple(_file(where, name, entry) for name, entry in manifest["files"].items())
     return Bundle(path, manifest, digest, files)
 
@@ -231,7 +239,8 @@ def building(output: Path) -> Iterator[Path]:
     An existing bundle, or an empty directory, is replaced; anything else is refused. Nothing half-written stays.
     """
     output = output.absolute()
-    if output.exists() and not (output / MANIFEST).is_file() and (not output.is_dir() or any(output.iterdir())):
+    is_bundle = all((output / name).is_file() for name in (MANIFEST, DIGEST))
+    if output.exists() and not is_bundle and (not output.is_dir() or any(output.iterdir())):
         raise BundleError(f"{output} exists and is not a bundle; choose another directory or remove it")
     partial = output.with_name(f".{output.name}.{os.getpid()}.partial")
     try:

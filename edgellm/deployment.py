@@ -102,12 +102,14 @@ def deploy(
     facts = facts or probe(remote)
     if warning := check_fit(bundle, facts, remote.name):
         reporter.note(warning)
-    if (key := admit(bundle, remote, facts.home, demand or Demand())) is not None:
-        pin(remote, facts.home, [key])
-        reporter.note(f"{remote.name} takes only bundles signed by key {key.short} from now on (`edgellm trust`)")
+    key = admit(bundle, remote, facts.home, demand or Demand())
     if secret is not None:
         put_secret(remote, facts.home, secret)
-    return _Deployer(bundle, remote, model_name(name or bundle.name), facts, reporter).run(verify, began)
+    done = _Deployer(bundle, remote, model_name(name or bundle.name), facts, reporter).run(verify, began)
+    if key is not None:  # only now: pinned before, the model that was in use would not open if this one failed
+        pin(remote, facts.home, [key])
+        reporter.note(f"{remote.name} takes only bundles signed by key {key.short} from now on (`edgellm trust`)")
+    return done
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ class Forwarder:
         except OSError as error:
             raise UsageError(f"port {port} of this machine: {error.strerror}; --port chooses another one") from error
         self.port = int(self._listener.getsockname()[1])
+        self._closing = threading.Event()
         self._open: dict[int, tuple[socket.socket, Tunnel]] = {}  # by the socket's id
         self._thread = threading.Thread(target=self._accept, name="edgellm-forward", daemon=True)
         self._thread.start()
@@ -34,7 +35,9 @@ class Forwarder:
             try:
                 client, _ = self._listener.accept()
             except OSError:
-                return  # closed
+                if self._listener.fileno() < 0 or self._closing.wait(0.1):
+                    return
+                continue  # too many files are open: the next connection may find room
             try:
                 there = self._remote.tunnel(self._to_port)
             except EdgeError:
@@ -63,6 +66,7 @@ class Forwarder:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self._closing.set()
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept
         self._listener.close()

@@ -1,7 +1,7 @@
 """Take a bundle out of a file that `edgellm export` wrote.
 
 Everything in it is checked against its manifest, and the manifest against its signature, before the directory gets its
-name. `edgellm deploy FILE` does the same on its way to a board.
+name. `edgellm deploy FILE.edgellm` does the same on its way to a board.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def unpacked(file: str, output: Path, signed_by: list[str] | None, quiet: bool) 
         def show(done: int, total: int) -> None:
             display.update("unpacking", done, total)
 
-        if file == "-":
-            return archive.unpack(sys.stdin.buffer, "standard input", output, archive.trusting(trusted), show)
         try:
+            if file == "-":
+                return archive.unpack(sys.stdin.buffer, "standard input", output, archive.trusting(trusted), show)
             with open(file, "rb") as source:
                 return archive.unpack(source, file, output, archive.trusting(trusted), show)
         except OSError as error:

@@ -11,6 +11,7 @@ import getpass
 import json
 import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
@@ -49,7 +50,8 @@ def main(args: argparse.Namespace) -> int:
     print(f"private  {path} (keep it; it cannot be had back)")
     print(f"public   {path.with_suffix('.pub')}")
     print(f"key      {public.hex}")
-    print(f"sign with it: edgellm compile --sign {args.output or args.name}")
+    said = shlex.quote(str(args.output.absolute())) if args.output else args.name
+    print(f"sign with it: edgellm compile --sign {said}")
     return 0
 
 

@@ -97,9 +97,11 @@ class LocalRemote(Remote):
 
     def tunnel(self, port: int) -> Tunnel:
         try:
-            return socket.create_connection(("127.0.0.1", port), timeout=60)
+            tunnel = socket.create_connection(("127.0.0.1", port), timeout=60)
         except OSError as error:
             raise RemoteError(f"{self.name}: nothing answers on port {port}: {error}") from error
+        tunnel.settimeout(None)  # from here on it may be as silent as who talks through it
+        return tunnel
 
     def close(self) -> None:
         """Nothing is held between commands."""

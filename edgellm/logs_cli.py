@@ -72,7 +72,8 @@ def show(label: str, entries: list[dict[str, Any]]) -> None:
     table = Table("when", "what", "model", "version", "by", "", box=box.SIMPLE_HEAD, pad_edge=False)
     for entry in entries:
         moment = entry.get("time")
-        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if isinstance(moment, int) else "?"
+        is_time = type(moment) is int and 0 <= moment < 1 << 37  # until the year 6325
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if is_time else "?"
         words = [one_line(str(entry.get(key, ""))) for key in ("what", "model", "slot", "by", "text")]
         style = "" if entry.get("ok") else "red"
         table.add_row(when, *(Text(word, style) for word in words))

@@ -24,16 +24,15 @@ from pathlib import Path
 from crosscompile.runtime import build_runtime, has_agent
 from edgellm import cache
 from edgellm.boards import Board
-from edgellm.errors import EdgeError, RemoteError, UnsuitableError
+from edgellm.errors import RemoteError, UnsuitableError
 from edgellm.forward import Forwarder
 from edgellm.local_remote import LocalRemote
-from edgellm.remote import Process, Remote
-from edgellm.runtime_program import PROGRAM, announced
+from edgellm.remote import Remote
+from edgellm.runtime_program import PROGRAM, announced, ended
 from edgellm.terminal import one_line
 
 _START_S = 30.0
 _END_S = 5.0
-_LINE_BYTES = 65536
 _FOLDER = ".edgellm/agents"
 _PREPARE = """\
 mkdir -p "$HOME/$1"; cd "$HOME/$1"; pwd
@@ -78,16 +77,7 @@ def serve(board: Board, remote: Remote, threads: int | None = None) -> Iterator[
                 with Forwarder(remote, port) as forwarder:
                     yield Agent(remote.name, forwarder.port, key)
         finally:
-            _end(process)
-
-
-def _end(process: Process) -> None:
-    """Ends the agent by ending its input, and waits until it has tidied up; a board that is gone is let go."""
-    with contextlib.suppress(EdgeError, BrokenPipeError, TimeoutError):
-        process.close_input()
-        while process.read(_LINE_BYTES, timeout_s=_END_S):
-            pass
-        process.wait()
+            ended(process, _END_S)
 
 
 def _install(remote: Remote, program: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import posixpath
 import re
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from edgellm.errors import BoardError, CommandError, RemoteError, RuntimeFailedError, UnsuitableError
+from edgellm.errors import BoardError, CommandError, EdgeError, RemoteError, RuntimeFailedError, UnsuitableError
 from edgellm.remote import Process, Remote
 from edgellm.terminal import one_line
 
@@ -107,13 +108,22 @@ def announced(remote: Remote, process: Process, what: str) -> dict[str, Any]:
         line += piece
     try:
         said = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         said = None
     port = said.get("port") if isinstance(said, dict) else None
     if type(port) is not int or not 0 < port < 65536:
         text = one_line(line.decode("utf-8", "replace"), 80)
         raise RemoteError(f"{remote.name}: {what} does not say where it listens: {text}")
     return dict(said)
+
+
+def ended(process: Process, patience_s: float) -> None:
+    """Ends a program that listens by ending its input, and waits for it; a board that is gone is let go."""
+    with contextlib.suppress(EdgeError, BrokenPipeError, TimeoutError):
+        process.close_input()
+        while process.read(_LINE_BYTES, timeout_s=patience_s):
+            pass
+        process.wait()
 
 
 def run_json(remote: Remote, argv: Sequence[str], what: str, silence_s: float = 600.0) -> dict[str, Any]:
@@ -123,7 +133,7 @@ def run_json(remote: Remote, argv: Sequence[str], what: str, silence_s: float = 
         raise failure(remote, what, result.status, result.stderr)
     try:
         answer = json.loads(result.text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CommandError(f"{remote.name}: {what}: the answer is not JSON: {one_line(result.text, 120)}") from error
     if not isinstance(answer, dict):
         raise CommandError(f"{remote.name}: {what}: the answer is not a JSON object: {one_line(result.text, 120)}")

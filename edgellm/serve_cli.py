@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_board(parser)
     add_model(parser)
-    add_server_options(parser, "this machine")
+    add_server_options(parser, "this machine; with start, of the board's loopback")
     parser.add_argument("--json", action="store_true", help="print one JSON object per line")
 
 
@@ -86,7 +86,7 @@ def main(args: argparse.Namespace) -> int:
         if args.action is None:
             return forward(args, model, home)
         if args.action == "start":
-            found = serving.start(model, home, ["--port", str(serving.DEFAULT_PORT), *server_argv(args)])
+            found = serving.start(model, home, ["--port", str(args.port), *server_argv(args)])
         elif args.action == "stop":
             found = serving.stop(remote, home, model.name)
         elif args.action == "restart":

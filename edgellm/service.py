@@ -16,7 +16,7 @@ from typing import Any
 from edgellm import serving
 from edgellm.board_session import root_of
 from edgellm.errors import CommandError, UnsuitableError
-from edgellm.remote import Remote
+from edgellm.remote import Remote, shell_argv
 from edgellm.runtime_program import InstalledModel
 from edgellm.terminal import one_line
 from edgellm.unit import UnitOptions, memory_max_bytes, unit_name, unit_text
@@ -146,9 +146,8 @@ def install(
             f"{remote.name}: a service needs root there: log in as root, or let {board.values.get('user')} use sudo "
             "without a password"
         )
-    if serving.status(remote, home, model.name).running:
-        serving.stop(remote, home, model.name)
     if not board.can_systemd:
+        _make_room(model, home, board)
         return _install_supervised(model, home, port, options, board)
     unit = unit_text(
         UnitOptions(
@@ -162,15 +161,27 @@ def install(
             has_key="key" in board.values,
         )
     )
-    argv = ["sh", "-c", "set -e\n" + _INSTALL, "edgellm", board.root, unit_name(model.name)]
+    _make_room(model, home, board)
+    argv = shell_argv("set -e\n" + _INSTALL, board.root, unit_name(model.name))
     result = remote.run(argv, stdin=unit.encode(), silence_s=_SERVE_S)
     if result.status != 0:
+        why = one_line(result.stderr, 300) or "no message"
         raise CommandError(
-            f"{remote.name}: the service does not start: {one_line(result.stderr, 300) or 'no message'}", result.status
+            f"{remote.name}: the service does not start, and systemd keeps trying: {why}; `edgellm service remove` "
+            "ends that",
+            result.status,
         )
     found = find(remote, home, model.name)
     assert found is not None
     return found
+
+
+def _make_room(model: InstalledModel, home: str, board: _Board) -> None:
+    """Ends what serves the model now and would start with the board, by whatever means it was begun."""
+    if serving.status(model.remote, home, model.name).running:
+        serving.stop(model.remote, home, model.name)
+    if "in_crontab" in board.values:
+        model.remote.script(_AT_BOOT, unit_name(model.name), "")
 
 
 def _install_supervised(
@@ -179,8 +190,9 @@ def _install_supervised(
     arguments = ["--port", str(port), *options]
     serving.start(model, home, arguments)
     if "cron" in board.values:
-        command = " ".join(serving.supervisor_argv(home, model.name, "start", model.path, *arguments))
-        if re.fullmatch(r"[A-Za-z0-9/._@+=:, -]+", command):  # cron has its own ideas about % and quotes
+        words = serving.supervisor_argv(home, model.name, "start", model.path, *arguments)
+        command = " ".join(words)
+        if all(re.fullmatch(r"[A-Za-z0-9/._@+=:,-]+", word) for word in words):  # cron has ideas about % and quotes
             with contextlib.suppress(CommandError):  # a crontab that may not be used: the report says how it is then
                 model.remote.script(_AT_BOOT, unit_name(model.name), command)
     found = find(model.remote, home, model.name)
@@ -209,14 +221,14 @@ def remove(remote: Remote, home: str, model: str) -> bool:
     found = _find(remote, home, model, board)
     if found is None:
         return False
+    if "in_crontab" in board.values:
+        remote.script(_AT_BOOT, unit_name(model), "")
     if found.kind == "systemd":
         if not board.root:
             raise UnsuitableError(f"{remote.name}: removing the service needs root or sudo without a password there")
         remote.script(_REMOVE, board.root, unit_name(model), silence_s=120)
-        return True
-    serving.stop(remote, home, model)
-    if "in_crontab" in board.values:
-        remote.script(_AT_BOOT, unit_name(model), "")
+    else:
+        serving.stop(remote, home, model)
     return True
 
 

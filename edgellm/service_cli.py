@@ -14,6 +14,7 @@ from dataclasses import asdict
 from edgellm import service, serving
 from edgellm.boards import find_board
 from edgellm.connection import connect
+from edgellm.errors import UsageError
 from edgellm.probe import home_of
 from edgellm.remembered import recall
 from edgellm.remote import Remote
@@ -40,6 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
+    if args.port == 0:
+        raise UsageError("--port 0: a service needs a port of its own, by which it is found again")
     board = find_board(args.board, args.host)
     with connect(board, args.host) as remote:
         model = find_model(remote, args.model, recall(board.label).model)

@@ -6,7 +6,6 @@ In the background it is kept by `edgellm-rt supervise`, which lies outside the s
 
 from __future__ import annotations
 
-import contextlib
 import http.client
 import json
 import posixpath
@@ -21,7 +20,7 @@ from edgellm.errors import CommandError, EdgeError, RemoteError, RuntimeFailedEr
 from edgellm.forward import Forwarder
 from edgellm.local_remote import LocalRemote
 from edgellm.remote import Process, Remote, shell_argv
-from edgellm.runtime_program import PROGRAM, InstalledModel, announced, failure
+from edgellm.runtime_program import PROGRAM, InstalledModel, announced, ended, failure
 from edgellm.terminal import one_line
 
 DEFAULT_PORT = 11434
@@ -29,7 +28,6 @@ DEFAULT_PORT = 11434
 
 _START_S = 900.0  # weights may have to be hashed first
 _END_S = 20.0
-_LINE_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def attached(model: InstalledModel, options: Sequence[str]) -> Iterator[tuple[Se
         try:
             yield served, process
         finally:
-            _end(process)
+            ended(process, _END_S)
 
 
 @contextmanager
@@ -81,15 +79,6 @@ def _ready(remote: Remote, process: Process) -> Served:
     if type(name) is not str or type(sessions) is not int or type(context) is not int:
         raise RemoteError(f"{remote.name}: edgellm-rt serve does not say what it serves: {one_line(str(said), 80)}")
     return Served(said["port"], one_line(name, 200), sessions, context)
-
-
-def _end(process: Process) -> None:
-    """Ends the server by ending its input, and waits for it; a board that is gone is let go."""
-    with contextlib.suppress(EdgeError, BrokenPipeError, TimeoutError):
-        process.close_input()
-        while process.read(_LINE_BYTES, timeout_s=_END_S):
-            pass
-        process.wait()
 
 
 # ---- in the background ----
@@ -123,7 +112,7 @@ def read_background(text: str, name: str) -> Background:
             int(pid) if pid is not None else None,
             int(said.get("starts", 0)),
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CommandError(f"{name}: {PROGRAM} supervise said something unexpected: {one_line(text, 120)}") from error
 
 
@@ -172,7 +161,7 @@ def health(remote: Remote, board_port: int, timeout_s: float = 10.0) -> Health:
                 said = json.loads(answer.read(1 << 16))
             finally:
                 connection.close()
-    except (OSError, http.client.HTTPException, ValueError, EdgeError) as error:
+    except (OSError, http.client.HTTPException, ValueError, RecursionError, EdgeError) as error:
         return Health(False, text=one_line(str(error), 120) or type(error).__name__)
     if not isinstance(said, dict):
         return Health(False, text="its answer is no JSON object")

@@ -35,7 +35,7 @@ MOST_LINES = 16
 Ask = Callable[[str], str]
 """Asks the user for a secret, with a prompt."""
 
-_KEY_LINE = re.compile(r"ed25519 ([0-9a-f]{64})(?: ([^\n]*))?")
+_KEY_LINE = re.compile(r"ed25519 ([0-9a-f]{64})(?: ([ -~]{0,64}))?")
 _SIGNATURE_LINE = re.compile(r"ed25519 ([0-9a-f]{64}) ([0-9a-f]{128})\n")
 _SMALL_ORDER = re.compile(
     # y of the points of order 1, 2, 4 and 8, with their other encodings; the sign of x is the last byte's highest bit
@@ -92,6 +92,8 @@ def generate(path: Path, name: str, passphrase: str | None = None) -> PublicKey:
     Raises TrustError if one of them is there already: a lost private key cannot be had back.
     """
     public_path = path.with_suffix(".pub")
+    if path == public_path:
+        raise TrustError(f"{path}: .pub is the public half's ending; choose another one for the private key")
     for there in (path, public_path):
         if there.exists():
             raise TrustError(f"{there} is there already, and is not replaced; choose another name")

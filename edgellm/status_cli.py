@@ -16,7 +16,7 @@ from edgellm.connection import connect
 from edgellm.errors import UnsuitableError
 from edgellm.probe import home_of
 from edgellm.selection import add_board
-from edgellm.terminal import size
+from edgellm.terminal import one_line, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +43,7 @@ def show(label: str, survey: Survey) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     console = Console()
     if not survey.models:
@@ -52,9 +53,10 @@ def show(label: str, survey: Survey) -> None:
         for model in survey.models.values():
             for slot in sorted(model.slots.values(), key=lambda slot: (slot.name != model.current, slot.name)):
                 state = slot.broken or ("verified" if slot.verified else "changed: hashed at the next start")
-                table.add_row(model.name, slot.name, role(model, slot), slot.scheme, size(slot.n_bytes), state)
+                words = (model.name, slot.name, role(model, slot), slot.scheme, size(slot.n_bytes), state)
+                table.add_row(*(Text(one_line(word)) for word in words))
             if model.current is None:
-                table.add_row(model.name, "–", "nothing in use", "", "", "")
+                table.add_row(Text(one_line(model.name)), "–", "nothing in use", "", "", "")
         console.print(table)
     if not survey.version:
         return
@@ -62,7 +64,8 @@ def show(label: str, survey: Survey) -> None:
     unfinished = f"; unfinished: {len(survey.parts)}, {size(sum(survey.parts.values()))}" if survey.parts else ""
     console.print(f"stored    {stored}{unfinished}", highlight=False)
     console.print(f"free      {size(survey.free_bytes)}", highlight=False)
-    console.print(f"runtime   edgellm-rt {survey.version}, {survey.arch}", highlight=False, markup=False)
+    runtime = one_line(f"runtime   edgellm-rt {survey.version}, {survey.arch}")
+    console.print(runtime, highlight=False, markup=False)
 
 
 def role(model: DeployedModel, slot: DeployedSlot) -> str:

@@ -45,7 +45,7 @@ def pinned(remote: Remote, home: str) -> list[PublicKey]:
     if not text:
         return []
     where = f"{remote.name}: {path}"
-    keys = [signing.parse_public(one_line(line, 200), where) for line in text.splitlines()[1:]]
+    keys = [signing.parse_public(one_line(line, 200), where) for line in text.rstrip("\n").split("\n")[1:]]
     if not 0 < len(keys) <= MOST_LINES:
         raise TrustError(f"{where} has {len(keys)} keys, so nothing is trusted; edgellm trust --unpin all --pin KEY")
     return keys
@@ -83,7 +83,8 @@ def admit(bundle: Bundle, remote: Remote, home: str, demand: Demand) -> PublicKe
 def put_secret(remote: Remote, home: str, key: bytes) -> None:
     """Gives the board its key to encrypted weights. TrustError if it has another one, which other models may need."""
     path = posixpath.join(root_of(home), SECRET)
-    script = '[ ! -e "$1" ] || { printf "edgellm weights key 1\\n"; cat "$1"; } | sha256sum | cut -c1-16'
+    script = """[ ! -e "$1" ] || { command -v sha256sum >/dev/null || { echo "sha256sum is missing there" >&2; exit 1; }
+{ printf "edgellm weights key 1\\n"; cat "$1"; } | sha256sum | cut -c1-16; }"""
     there = remote.script(script, path).text.strip()
     if there == key_id(key):
         return

@@ -140,6 +140,8 @@ def test_a_tunnel_reaches_what_listens_on_the_device(phone: AdbRemote) -> None:
             tunnel = phone.tunnel(4444)
             tunnel.send(text)
             assert tunnel.recv(10) == text
+            assert isinstance(tunnel, socket.socket)
+            assert tunnel.gettimeout() is None
             tunnel.close()
 
 

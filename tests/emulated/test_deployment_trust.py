@@ -99,6 +99,15 @@ def test_pinned_refused_accepted(board: FakeRemote, bundle: Bundle, tmp_path: Pa
     assert find_model(board, "tiny").argv("info")[0].endswith("current/edgellm-rt")
 
 
+def test_a_deployment_that_fails_pins_nothing(board: FakeRemote, bundle: Bundle, tmp_path: Path) -> None:
+    deployed(board, bundle)
+    wrong = make_bundle(tmp_path / "wrong", {"plan.json": b'{"golden fails": 1}'})
+    with pytest.raises(RuntimeFailedError, match="golden prompt 0"):
+        deployed(board, wrong, "me", signed=True)
+    assert not (root(board) / "trusted_keys").exists()
+    assert os.readlink(current(board)) == bundle.sha256[:16]
+
+
 def test_a_damaged_file_of_keys_is_no_open_door(board: FakeRemote, bundle: Bundle) -> None:
     deployed(board, bundle, "me", signed=True)
     for text in ("", "nonsense\n", "ed25519 12 me\n"):

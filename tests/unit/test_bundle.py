@@ -1,6 +1,7 @@
 """Bundles on disk: sealing, verification with an error per file, and builds that leave nothing half-written."""
 
 import hashlib
+import json
 import os
 import shutil
 
@@ -124,6 +125,10 @@ def test_other_directories_are_not_replaced(tmp_path):
     with pytest.raises(BundleError, match="exists and is not a bundle"), bundles.building(tmp_path / "home"):
         pass
     assert os.listdir(tmp_path / "home") == ["letter"]
+    (tmp_path / "home" / "manifest.json").write_text("{}")  # as many projects have one
+    with pytest.raises(BundleError, match="exists and is not a bundle"), bundles.building(tmp_path / "home"):
+        pass
+    assert sorted(os.listdir(tmp_path / "home")) == ["letter", "manifest.json"]
 
 
 def test_copy(tmp_path, bundle):
@@ -139,3 +144,26 @@ def test_what_is_not_a_bundle(tmp_path):
         bundles.read(tmp_path / "nope")
     with pytest.raises(BundleError, match=r"is not a bundle: .*manifest\.json cannot be read"):
         bundles.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("model", "name", "\x1b[2J"),
+        ("model", "name", "\ud800"),
+        ("model", "context_length", "many"),
+        ("memory", "weight_bytes", -1),
+        ("memory", "kv_bytes_per_token", 1 << 63),
+        ("memory", "arena_bytes", True),
+        ("target", "tier", 7),
+    ],
+)
+def test_a_manifest_says_what_it_must(bundle, section, key, value):
+    manifest = json.loads((bundle.path / "manifest.json").read_text())
+    manifest[section][key] = value
+    text = json.dumps(manifest)
+    (bundle.path / "manifest.json").write_text(text)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    (bundle.path / "manifest.sha256").write_text(f"{digest}  manifest.json\n")
+    with pytest.raises(BundleError, match=f"{section}.{key} is"):
+        bundles.read(bundle.path)

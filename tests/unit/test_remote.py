@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -231,3 +232,11 @@ def test_sampling_options_reach_the_runtime_and_are_checked() -> None:
     for wrong in ("--temperature=-1", "--temperature=nan", "--top-p=1.5", "-n 0", "--seed=x"):
         with pytest.raises(argparse.ArgumentError):
             parser.parse_args(wrong.split())
+
+
+def test_a_tunnel_may_be_silent() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        tunnel = LocalRemote().tunnel(listener.getsockname()[1])
+        assert isinstance(tunnel, socket.socket)
+        with tunnel:
+            assert tunnel.gettimeout() is None

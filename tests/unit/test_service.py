@@ -80,6 +80,7 @@ def test_what_a_supervisor_says_is_checked() -> None:
     text = '{"state":"running","pid":7,"server":9,"starts":2,"address":"127.0.0.1","port":11434,"running":true}'
     assert read_background(text, "kitchen") == Background(True, "running", 11434, 9, 2)
     assert read_background('{"running":false}', "kitchen") == Background(False)
-    for wrong in ("", "rubbish", "[]", "{}", '{"running":true,"port":"x"}'):
+    deep = '{"running":true,"state":' + "[" * 100_000
+    for wrong in ("", "rubbish", "[]", "{}", '{"running":true,"port":"x"}', '{"running":true,"port":1e999}', deep):
         with pytest.raises(CommandError, match="kitchen: edgellm-rt supervise said something unexpected"):
             read_background(wrong, "kitchen")

@@ -152,3 +152,15 @@ def test_a_signature_of_something_else_is_refused(bundle, tmp_path):
         with pytest.raises(TrustError, match=r"manifest\.sig"):
             signing.signers(bundle)
     signing.sign(other, key())  # a signature that does not fit is no reason not to sign
+
+
+def test_the_public_half_does_not_replace_the_private_one(data, tmp_path):
+    with pytest.raises(TrustError, match=r"\.pub is the public half's ending"):
+        signing.generate(tmp_path / "key.pub", "me")
+    assert list(tmp_path.glob("key*")) == []
+
+
+@pytest.mark.parametrize("name", ["a\u2028b", "\x1b[2J", "x" * 65])
+def test_names_of_keys_are_short_lines(name):
+    with pytest.raises(TrustError, match="not a line"):
+        signing.parse_public(f"ed25519 {VECTORS[0][0]} {name}", "somewhere")

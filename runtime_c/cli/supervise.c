@@ -33,7 +33,7 @@ static ellm_status make_absolute(const char *path, char absolute[PATH_MAX], ellm
 static ellm_status print_state(const char *folder) {
     buffer b = {0};
     int lock;
-    bool runs = !folder_lock(folder, &lock) && lock >= 0;
+    bool runs = folder_is_supervised(folder, &lock);
     if (lock >= 0) {
         close(lock);
     }
@@ -108,6 +108,7 @@ static ellm_status start(const char *folder, int argc, char **argv, ellm_error *
                         : ellm_fail(error, ELLM_BOARD_BUSY, "a server runs here already (process %d); stop it first",
                                     (int)folder_pid(lock));
     }
+    (void)!ftruncate(lock, 0); /* the supervisor writes its own process id */
     if (pipe2(answer, O_CLOEXEC) != 0) {
         return ellm_fail(error, ELLM_IO, "a pipe: %s", strerror(errno));
     }
@@ -136,13 +137,14 @@ static ellm_status start(const char *folder, int argc, char **argv, ellm_error *
 
 static ellm_status stop(const char *folder, ellm_error *error) {
     int lock;
-    bool runs = !folder_lock(folder, &lock) && lock >= 0;
-    pid_t pid = runs ? folder_pid(lock) : 0;
-    if (pid > 1) {
-        kill(pid, SIGTERM);
-    }
+    bool runs = folder_is_supervised(folder, &lock);
+    pid_t pid = 0;
     double began = clock_ms();
-    while (runs && flock(lock, LOCK_EX | LOCK_NB) != 0) {
+    while (runs && flock(lock, LOCK_SH | LOCK_NB) != 0) {
+        if (pid <= 1) { /* none yet: it is only just starting */
+            pid = folder_pid(lock);
+            (void)(pid > 1 && kill(pid, SIGTERM));
+        }
         if (clock_ms() - began > stop_ms) {
             close(lock);
             return ellm_fail(error, ELLM_INTERNAL, "the supervisor (process %d) does not end", (int)pid);
@@ -174,8 +176,8 @@ static int64_t n_starts(const char *folder, bool *is_up) {
 
 static ellm_status restart(const char *folder, ellm_error *error) {
     int lock;
-    bool runs = !folder_lock(folder, &lock), is_up = false;
-    pid_t pid = runs && lock >= 0 ? folder_pid(lock) : 0;
+    bool runs = folder_is_supervised(folder, &lock), is_up = false;
+    pid_t pid = runs ? folder_pid(lock) : 0;
     if (lock >= 0) {
         close(lock);
     }

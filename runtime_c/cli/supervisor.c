@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/file.h>
+#include <sys/prctl.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -48,7 +49,17 @@ static void write_state(const supervisor *v, const char *state) {
 
 bool folder_lock(const char *folder, int *file) {
     *file = folder_open(folder, "lock", O_RDWR | O_CREAT);
-    return *file >= 0 && flock(*file, LOCK_EX | LOCK_NB) == 0;
+    bool held = *file >= 0 && flock(*file, LOCK_EX | LOCK_NB) == 0;
+    for (int i = 0; i < 10 && *file >= 0 && !held; i++) { /* somebody may only be looking */
+        poll(NULL, 0, 20);
+        held = flock(*file, LOCK_EX | LOCK_NB) == 0;
+    }
+    return held;
+}
+
+bool folder_is_supervised(const char *folder, int *file) {
+    *file = folder_open(folder, "lock", O_RDWR);
+    return *file >= 0 && flock(*file, LOCK_SH | LOCK_NB) != 0;
 }
 
 pid_t folder_pid(int lock) {
@@ -102,12 +113,17 @@ static void start_server(supervisor *v) {
     v->due = v->began + start_ms;
     buffer_clear(&v->line);
     if (pipe2(out, O_CLOEXEC) != 0) {
+        if (log >= 0) {
+            close(log);
+        }
         v->due = v->began + most_pause_ms;
         return;
     }
     v->server = fork();
     if (v->server == 0) {
         sigset_t none;
+        prctl(PR_SET_PDEATHSIG, SIGTERM); /* a server that nobody looks after would keep its port for ever */
+        signal(SIGPIPE, SIG_DFL);
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
         dup2(out[1], STDOUT_FILENO);
@@ -187,8 +203,8 @@ static void after_end(supervisor *v, int status) {
     double now = clock_ms();
     bool was_good = v->is_ready && now - v->began > good_run_ms;
     v->server = 0;
-    if (!v->has_told && !v->is_ready) { /* it never started: its error is the answer */
-        int code = WIFEXITED(status) ? WEXITSTATUS(status) : (int)ELLM_INTERNAL;
+    if (!v->has_told && !v->is_ready && !v->restarts) { /* it never started: its error is the answer */
+        int code = WIFEXITED(status) && WEXITSTATUS(status) != 0 ? WEXITSTATUS(status) : (int)ELLM_INTERNAL;
         char text[32];
         snprintf(text, sizeof text, "!%d\n", code);
         tell(v, text, strlen(text));
@@ -264,6 +280,7 @@ _Noreturn void supervisor_run(supervisor *v, int lock) {
     socklen_t n = sizeof address;
     char text[128];
     setsid();
+    signal(SIGPIPE, SIG_IGN); /* whoever started it may have gone before it can be told */
     int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
     for (int i = 0; i < 3 && nothing >= 0; i++) {
         dup2(nothing, i);

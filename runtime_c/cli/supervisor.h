@@ -33,8 +33,10 @@ typedef struct supervisor {
 
 /* A file of the folder; -1 where it cannot be opened. */
 int folder_open(const char *folder, const char *name, int flags);
-/* Whether nobody supervises in this folder: then its lock is the caller's, in *file. -1: there is no folder. */
+/* Takes the lock of a folder that nobody supervises, in *file; false if somebody does. -1: there is no folder. */
 bool folder_lock(const char *folder, int *file);
+/* Whether somebody supervises in a folder. Looking keeps nobody from looking, and makes no file. */
+bool folder_is_supervised(const char *folder, int *file);
 /* Whose lock it is. */
 pid_t folder_pid(int lock);
 /* What FOLDER/state says; an empty text where there is none. */

@@ -6,6 +6,7 @@
 #include <poll.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -96,7 +97,7 @@ static bool is_loopback(const char *host, size_t n) {
         *port = '\0';
     }
     size_t dots = strspn(text, "0123456789.");
-    return strcmp(text, "localhost") == 0 || strcmp(text, "[::1]") == 0
+    return strcasecmp(text, "localhost") == 0 || strcmp(text, "[::1]") == 0
            || (strncmp(text, "127.", 4) == 0 && text[dots] == '\0');
 }
 
@@ -281,6 +282,9 @@ static bool read_body(connection *c) {
 static void read_requests(connection *c) {
     while (c->state == RECEIVING && c->out.n - c->n_sent < most_unsent && (c->has_head ? read_body(c) : read_head(c))) {
     }
+    if (c->in.n == 0) {
+        buffer_free(&c->in); /* a connection that waits for its next request holds no memory of the last one */
+    }
 }
 
 /* ---- bytes ---- */
@@ -296,12 +300,17 @@ static bool send_out(connection *c) {
             return errno == EAGAIN || errno == EWOULDBLOCK;
         }
         c->n_sent += (size_t)n;
-        if (c->state != RECEIVING) {
-            set_deadline(c, send_ms);
-        }
+        set_deadline(c, send_ms);
     }
-    buffer_clear(&c->out);
+    if (c->state == ANSWERING) {
+        buffer_clear(&c->out);
+    } else {
+        buffer_free(&c->out);
+    }
     c->n_sent = 0;
+    if (c->state == RECEIVING) { /* the time for the next request begins when this answer is taken */
+        set_deadline(c, c->has_head ? body_ms : c->in.n > 0 ? head_ms : idle_ms);
+    }
     if (c->state == LEAVING) { /* closing at once could take the answer away from a client that still sends */
         shutdown(c->socket, SHUT_WR);
         set_deadline(c, leave_ms);
@@ -331,7 +340,8 @@ static bool receive(connection *c) {
     return n > 0;
 }
 
-void connection_advance(connection *c) {
+/* One round: the answer goes on, and what there is of it goes out. */
+static void advance(connection *c) {
     if (c->state == ANSWERING && c->out.n - c->n_sent < most_unsent) {
         size_t before = c->out.n;
         if (exchange_advance(c->exchange, &c->reply)) {
@@ -343,6 +353,16 @@ void connection_advance(connection *c) {
     }
     if (c->state != GONE && c->out.n > 0 && !send_out(c)) {
         connection_close(c);
+    }
+}
+
+void connection_advance(connection *c) {
+    advance(c);
+    /* What was received while too much was unsent: nobody else will say that it is there. */
+    for (size_t left = 0; c->state == RECEIVING && c->out.n == 0 && c->in.n > 0 && c->in.n != left;) {
+        left = c->in.n;
+        read_requests(c);
+        advance(c);
     }
 }
 

@@ -240,7 +240,7 @@ http_verdict http_read_head(const char *data, size_t n, size_t *searched, http_r
     }
     *searched = most;
     if (end == NULL) {
-        if (n > HTTP_LINE_BYTES && memchr(data + skipped, '\n', HTTP_LINE_BYTES) == NULL) {
+        if (n > HTTP_LINE_BYTES && memchr(data + skipped, '\n', HTTP_LINE_BYTES - skipped) == NULL) {
             return bad(fault, 414, "the request line is too long");
         }
         return n < HTTP_HEAD_BYTES ? HTTP_MORE : bad(fault, 431, "the fields are too long");

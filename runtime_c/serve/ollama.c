@@ -144,6 +144,9 @@ static bool parse_options(parsing *p, generation *g) {
                 && parse_int(p, o, "repeat_last_n", -1, 32767, &window)
                 && parse_int(p, o, "num_ctx", 0, INT64_MAX, &context);
     g->options.sampling.penalty_window = window < 0 ? 32767 : (int32_t)window;
+    if (window == 0 && member(o, "repeat_last_n") != NULL) { /* to Ollama no penalty, to the sampler its own window */
+        g->options.sampling.repetition_penalty = 1;
+    }
     return good;
 }
 

@@ -2,6 +2,7 @@
 #include "posix.h"
 
 #include <inttypes.h>
+#include <math.h>
 #include <string.h>
 
 #include "formats.h"
@@ -39,12 +40,23 @@ static void put_token(const service *s, int32_t token, buffer *b, char *text, si
     buffer_put_json(b, text, *n);
 }
 
+/* NaN and infinities are no JSON. */
+static void put_logprob(buffer *b, float value) {
+    if (isfinite(value)) {
+        buffer_print(b, "%.6f", (double)value);
+    } else {
+        buffer_print(b, "null");
+    }
+}
+
 static void put_likely(const service *s, const likely_token *likely, buffer *b) {
     char text[512];
     size_t n;
     buffer_print(b, "{\"token\":");
     put_token(s, likely->token, b, text, sizeof text, &n);
-    buffer_print(b, ",\"logprob\":%.6f,\"bytes\":[", (double)likely->logprob);
+    buffer_print(b, ",\"logprob\":");
+    put_logprob(b, likely->logprob);
+    buffer_print(b, ",\"bytes\":[");
     for (size_t i = 0; i < n; i++) {
         buffer_print(b, "%s%d", i == 0 ? "" : ",", (unsigned char)text[i]);
     }
@@ -81,12 +93,14 @@ static void put_text_notes(choice *c, buffer *b) {
         memcpy(&note, c->notes.data + i * sizeof note, sizeof note);
         buffer_put(&tokens, ",", i > 0);
         put_token(s, note.chosen.token, &tokens, text, sizeof text, &n_bytes);
-        buffer_print(&logprobs, "%s%.6f", i == 0 ? "" : ",", (double)note.chosen.logprob);
+        buffer_put(&logprobs, ",", i > 0);
+        put_logprob(&logprobs, note.chosen.logprob);
         buffer_print(&tops, "%s{", i == 0 ? "" : ",");
         for (int32_t k = 0; k < note.n_likely; k++) {
             buffer_put(&tops, ",", k > 0);
             put_token(s, note.likely[k].token, &tops, text, sizeof text, &n_bytes);
-            buffer_print(&tops, ":%.6f", (double)note.likely[k].logprob);
+            buffer_put(&tops, ":", 1);
+            put_logprob(&tops, note.likely[k].logprob);
         }
         buffer_put(&tops, "}", 1);
     }

@@ -11,6 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,36 @@ def test_pipelining_and_chunks(server: Server) -> None:
         assert connection.recv(100).startswith(b"HTTP/1.1 200 OK")
 
 
+def test_more_answers_than_are_written_down_at_a_time(server: Server) -> None:
+    n = 300
+    with server.connect() as connection:
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n" * (n - 1))
+        connection.sendall(b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        got = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert got.count(b"HTTP/1.1 200") == n
+
+
+def test_connections_that_wait_hold_no_memory(bundle: Path) -> None:
+    server = Server(bundle, "--sessions", "1")
+
+    def resident() -> int:
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:"))
+
+    try:
+        before = resident()
+        body = json.dumps({"prompt": False, "user": "x" * 1_000_000}).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        with ExitStack() as stack:
+            for _ in range(40):
+                connection = stack.enter_context(server.connect())
+                connection.sendall(head + body)
+                assert connection.recv(1 << 16).startswith(b"HTTP/1.1 400")
+            assert resident() - before < 8_000  # kB; 40 MB were sent
+    finally:
+        assert server.stop() == 0
+
+
 def test_more_connections_than_allowed(bundle: Path) -> None:
     server = Server(bundle, "--sessions", "1")
     connections = [server.connect() for _ in range(135)]
@@ -254,3 +285,24 @@ def test_a_supervisor_keeps_one_server(bundle: Path, tmp_path: Path) -> None:
     assert stopped == (0, {"running": False, "stopped": True})
     assert not answers(again["port"])
     assert supervise("restart")[0] == 2
+
+
+def test_a_supervisor_outlives_whoever_started_it(bundle: Path, tmp_path: Path) -> None:
+    program, folder = bundle / "edgellm-rt", tmp_path / "serve"
+
+    def supervise(what: str) -> Any:
+        argv = [str(program), "supervise", str(folder), what]
+        return json.loads(subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout)
+
+    start = [str(program), "supervise", str(folder), "start", str(bundle), "--port", "0", "--sessions", "1"]
+    starter = subprocess.Popen(start, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    while not supervise("status")["running"]:
+        assert starter.poll() is None or starter.returncode == 0
+    starter.kill()
+    starter.communicate()
+    while (now := supervise("status")).get("state") != "running":
+        assert now["running"]
+    os.kill(now["pid"], signal.SIGKILL)  # and its server does not outlive it
+    while Path(f"/proc/{now['server']}/exe").exists():
+        assert not supervise("status")["running"]
+    assert supervise("stop") == {"running": False, "stopped": False}

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,12 @@ def test_code_of_others_is_what_they_released():
     assert {
         name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in there.items() if name != "README.md"
     } == listed
+
+
+def test_the_applications_readme_has_every_module():
+    table = (ROOT / "edgellm/README.md").read_text()
+    rows = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    patterns = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
+    modules = {path.stem for path in (ROOT / "edgellm").glob("*.py") if not path.stem.startswith("__")}
+    assert {name for name in modules if not any(fnmatch(name, pattern) for pattern in patterns)} == set()
+    assert {pattern for pattern in patterns if not any(fnmatch(name, pattern) for name in modules)} == set()

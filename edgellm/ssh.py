@@ -6,6 +6,7 @@ taking what is sent (paramiko would retry that without end, however the channel'
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import logging
 import sys
@@ -128,34 +129,37 @@ class SshProcess(Process):
         limit_s = self._silence_s if timeout_s is None else timeout_s
         end = time.monotonic() + limit_s
         while True:
-            self._collect_errors()
             self._channel.settimeout(max(0.001, min(_POLL_S, end - time.monotonic())))
-            try:
-                return self._channel.recv(n_bytes)
-            except TimeoutError:
-                if time.monotonic() < end:
-                    continue
-                if timeout_s is not None:
-                    raise
-                raise LinkError(
-                    f"{self._remote.name}: no answer for {limit_s:.0f} s; check the board and the network"
-                ) from None
+            with self._remote._link(limit_s + HANDSHAKE_S, "reading"):  # reading sends, too: that there is room again
+                self._collect_errors()
+                try:
+                    return self._channel.recv(n_bytes)
+                except TimeoutError:
+                    pass
+            if time.monotonic() < end:
+                continue
+            if timeout_s is not None:
+                raise TimeoutError
+            raise LinkError(f"{self._remote.name}: no answer for {limit_s:.0f} s; check the board and the network")
 
     def wait(self) -> int:
         if not self._channel.status_event.wait(self._silence_s):
             raise LinkError(f"{self._remote.name}: no end after {self._silence_s:.0f} s; check the board")
-        self._collect_errors()
+        with self._remote._link(HANDSHAKE_S, "reading"):
+            self._collect_errors()
         status = self._channel.recv_exit_status()
         if status < 0 and not self._remote._transport.is_active():
             raise LinkError(f"{self._remote.name}: the connection broke; check that the board is up, and try again")
         return status
 
     def errors(self) -> str:
-        self._collect_errors()
+        with contextlib.suppress(LinkError), self._remote._link(HANDSHAKE_S, "reading"):
+            self._collect_errors()  # what came before the connection broke is the answer
         return self._errors.decode("utf-8", "replace")
 
     def close(self) -> None:
-        self._channel.close()
+        with contextlib.suppress(LinkError, BrokenPipeError), self._remote._link(HANDSHAKE_S, "closing"):
+            self._channel.close()  # a broken connection has nothing left to close
 
     def _collect_errors(self) -> None:
         while self._channel.recv_stderr_ready():

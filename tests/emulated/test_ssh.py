@@ -280,6 +280,17 @@ def test_a_stalled_link_is_given_up(ssh_server: SshServer, tmp_path: Path, big: 
     link.close()
 
 
+def test_a_link_that_breaks_is_the_same_error_at_every_call(remote: SshRemote) -> None:
+    """paramiko has a moment when it sends into a closed connection, which is an EOFError to it."""
+    process = remote.start(["cat"])
+    remote._transport.packetizer.close()
+    with pytest.raises(LinkError, match="broke while sending"):
+        process.write(b"x")
+    process.close()
+    process.close()
+    assert process.errors() == ""
+
+
 def test_a_silent_command_is_given_up(remote: SshRemote) -> None:
     with remote.start(["sleep", "60"], silence_s=0.3) as process, pytest.raises(LinkError, match="no answer for 0 s"):
         process.read(1)

@@ -30,7 +30,7 @@ enum {
     decode_rest = 8,
     remembered_rest = 256, /* before the first attempt with what was remembered */
     worth_remembering = 8, /* steps */
-    read_steps = 16,       /* steps that the disk is ahead of */
+    read_steps = 16,       /* steps that the disk is ahead of, where weights do not stay in memory */
 };
 
 struct ellm_context {
@@ -50,7 +50,8 @@ struct ellm_context {
     int32_t *pending; /* (sessions) rows of the current call */
     ellm_row *rows;   /* ELLM_STEP_ROWS, for ellm_session_eval */
     ellm_step_ladder body, head;
-    bool reads_always; /* the weights do not stay in memory */
+    ellm_reader *reader; /* of weights that stay in memory */
+    bool reads_always;   /* they do not */
     uint64_t symbols[ELLM_SYMBOLS];
     const ellm_observer *observer; /* NULL: nobody watches */
     atomic_bool cancelled;
@@ -240,6 +241,9 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
         return status;
     }
     recall(context);
+    if (!context->plan->in_memory && !context->reads_always) {
+        context->reader = ellm_ahead_start(context->plan);
+    }
     *result = context;
     return ELLM_OK;
 }
@@ -252,6 +256,7 @@ void ellm_context_close(ellm_context *context) {
         const ellm_pace pace = pace_of(context);
         ellm_pace_write(&pace, ellm_model_directory(context->model));
     }
+    ellm_ahead_stop(context->reader);
     ellm_pool_close(context->pool);
     if (context->memory != NULL) {
         munmap(context->memory, context->memory_bytes);
@@ -280,16 +285,15 @@ static ellm_status run_reading(ellm_context *context, ellm_step_ladder *ladder, 
                                int32_t n_threads) {
     const ellm_plan *plan = context->plan;
     ellm_status status = ELLM_OK;
-    ellm_ahead_read(plan, function->source, 0, read_steps, UINT64_MAX);
+    ellm_ahead_read(plan, function->source, 0, read_steps);
     for (uint32_t at = 0; at < function->n_launches && status == ELLM_OK; at += read_steps) {
         uint32_t left = function->n_launches - at, now = left < read_steps ? left : read_steps;
-        ellm_ahead_read(plan, function->source, at + read_steps, at + 2 * read_steps, UINT64_MAX);
+        ellm_ahead_read(plan, function->source, at + read_steps, at + 2 * read_steps);
         if (now == left && ladder == &context->body) {
-            ellm_ahead_read(plan, plan->head.functions, 0, UINT32_MAX, UINT64_MAX);
+            ellm_ahead_read(plan, plan->head.functions, 0, UINT32_MAX);
         }
         status = ellm_pool_run(context->pool, function->launches + at, now, n_threads);
     }
-    ladder->was_read = status == ELLM_OK && !context->reads_always;
     return status;
 }
 
@@ -304,14 +308,15 @@ static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_ste
                                    .inputs = context->inputs};
         return ellm_observe_run(context->observer, &now, context->pool, n_threads);
     }
-    if (!ladder->was_read) { /* says nothing about speed */
+    if (context->reads_always) {
         return run_reading(context, ladder, function, n_threads);
     }
     int64_t start = ellm_now_ns();
     ellm_status status = ellm_pool_run(context->pool, function->launches, function->n_launches, n_threads);
     double ns = (double)(ellm_now_ns() - start);
-    if (status != ELLM_OK || ellm_pool_team(context->pool) != n_threads) {
-        return status; /* a step that another program got in the way of says nothing */
+    if (status != ELLM_OK || !ladder->was_read || ellm_pool_team(context->pool) != n_threads) {
+        ladder->was_read = status == ELLM_OK;
+        return status; /* a step that waited for the disk or for another program says nothing about speed */
     }
     context->n_steps++;
     if (gear->now == gear->best) {

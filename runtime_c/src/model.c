@@ -15,8 +15,7 @@
 #include "template.h"
 #include "tokenizer.h"
 
-enum { header_bytes = 65536 };        /* of most shards: their data starts at a multiple */
-enum { first_read_bytes = 32 << 20 }; /* what the disk may start on while the model is opened; a step reads the rest */
+enum { header_bytes = 65536 }; /* of most shards: their data starts at a multiple */
 
 struct ellm_model {
     ellm_bundle bundle;
@@ -180,7 +179,6 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
     }
     if (status == ELLM_OK && !model->plan.in_memory) {
         ellm_ahead_advise(&model->plan);
-        ellm_ahead_read(&model->plan, model->plan.body.functions, 0, UINT32_MAX, first_read_bytes);
     }
     free(list.tensors);
     ellm_region_free(&region);

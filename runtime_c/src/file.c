@@ -4,12 +4,19 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdbool.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include "error.h"
+
+#ifndef RWF_DONTCACHE
+#define RWF_DONTCACHE 0x80 /* since Linux 6.14 */
+#endif
 
 ellm_status ellm_directory_open(const char *path, int *directory, ellm_error *error) {
     *directory = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -56,6 +63,37 @@ ellm_status ellm_file_map(int directory, const char *path, ellm_file *file, ellm
         ellm_file_close(file);
     }
     return result;
+}
+
+static ssize_t read_at(int descriptor, void *bytes, size_t n, size_t at, bool *dropping) {
+#ifdef SYS_preadv2
+    const struct iovec piece = {.iov_base = bytes, .iov_len = n};
+    if (*dropping) {
+        ssize_t n_read = syscall(SYS_preadv2, descriptor, &piece, 1UL, (unsigned long)at, 0UL, RWF_DONTCACHE);
+        if (n_read >= 0 || errno == EINTR) {
+            return n_read;
+        }
+        *dropping = false; /* the system or the file system does not know it */
+    }
+#endif
+    return pread(descriptor, bytes, n, (off_t)at);
+}
+
+ellm_status ellm_file_peek(const ellm_file *file, const char *path, void *bytes, size_t n, ellm_error *error) {
+    bool dropping = true;
+    posix_fadvise(file->descriptor, 0, 0, POSIX_FADV_RANDOM); /* no more than is asked for */
+    for (size_t at = 0; at < n;) {
+        ssize_t n_read = read_at(file->descriptor, (char *)bytes + at, n - at, at, &dropping);
+        if (n_read == 0) {
+            return ellm_fail(error, ELLM_IO, "%s: it became shorter while it was read", path);
+        }
+        if (n_read < 0 && errno != EINTR) {
+            return fail(path, error);
+        }
+        at += n_read < 0 ? 0 : (size_t)n_read;
+    }
+    posix_fadvise(file->descriptor, 0, 0, POSIX_FADV_NORMAL);
+    return ELLM_OK;
 }
 
 void ellm_file_release(ellm_file *file) {

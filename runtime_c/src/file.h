@@ -20,6 +20,9 @@ ellm_status ellm_directory_open(const char *path, int *directory, ellm_error *er
 
 /* Maps `path`, relative to `directory`. Only regular files. BUNDLE_MISSING if it does not exist. */
 ellm_status ellm_file_map(int directory, const char *path, ellm_file *file, ellm_error *error);
+/* Copies n bytes from the start of a mapped file whose descriptor is open. Pages that the page cache lacks are not left
+ * there, where the system can do that: large pages of what follows could not include them. */
+ellm_status ellm_file_peek(const ellm_file *file, const char *path, void *bytes, size_t n, ellm_error *error);
 /* Closes the descriptor, the mapping stays. */
 void ellm_file_release(ellm_file *file);
 /* Safe on an all-zero or closed file. */

@@ -15,8 +15,6 @@
 #include "template.h"
 #include "tokenizer.h"
 
-enum { header_bytes = 65536 }; /* of most shards: their data starts at a multiple */
-
 struct ellm_model {
     ellm_bundle bundle;
     ellm_plan plan;
@@ -84,20 +82,42 @@ static ellm_status map_shard(ellm_model *model, const ellm_manifest_file *entry,
     ellm_status status = ellm_file_map(model->bundle.directory, entry->path, shard, error);
     if (status == ELLM_OK) {
         model->n_shards++;
-        /* The disk may look for all headers at once. */
-        posix_fadvise(shard->descriptor, 0, header_bytes, POSIX_FADV_WILLNEED);
-        if (!ellm_bundle_is_encrypted(entry, shard->bytes)) {
-            ellm_file_release(shard);
-        }
     }
     return status;
 }
 
-static ellm_status read_shard(const ellm_file *shard, const char *path, ellm_region *region, tensor_list *list,
+static ellm_status read_tensors(const ellm_file *shard, const char *path, ellm_region *region, ellm_tensor **tensors,
+                                size_t *n, ellm_error *error) {
+    if (shard->descriptor < 0) { /* decrypted */
+        return ellm_safetensors_read(shard->data, shard->data, shard->bytes, path, region, tensors, n, error);
+    }
+    uint8_t length[8] = {0}, *head = NULL;
+    ellm_status status = ellm_file_peek(shard, path, length, shard->bytes < 8 ? shard->bytes : 8, error);
+    size_t n_head = status == ELLM_OK ? ellm_safetensors_head_bytes(length, shard->bytes) : 0;
+    if (n_head != 0) {
+        head = malloc(n_head);
+        status = head == NULL ? ellm_fail(error, ELLM_NO_MEMORY, "%s: no memory for its header", path)
+                              : ellm_file_peek(shard, path, head, n_head, error);
+    }
+    if (status == ELLM_OK && head != NULL) {
+        memcpy(head, length, sizeof length); /* who writes to the file meanwhile does not change how much was read */
+    }
+    if (status == ELLM_OK) {
+        status = ellm_safetensors_read(head != NULL ? head : length, shard->data, shard->bytes, path, region, tensors,
+                                       n, error);
+    }
+    free(head);
+    return status;
+}
+
+static ellm_status read_shard(ellm_file *shard, const char *path, ellm_region *region, tensor_list *list,
                               ellm_error *error) {
     ellm_tensor *tensors;
     size_t n;
-    ellm_status status = ellm_safetensors_read(shard->data, shard->bytes, path, region, &tensors, &n, error);
+    ellm_status status = read_tensors(shard, path, region, &tensors, &n, error);
+    if (shard->descriptor >= 0) {
+        ellm_file_release(shard);
+    }
     if (status != ELLM_OK) {
         return status;
     }

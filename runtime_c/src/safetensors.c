@@ -101,29 +101,33 @@ static ellm_status read_entries(const ellm_json *header, const uint8_t *data, ui
     return ELLM_OK;
 }
 
-ellm_status ellm_safetensors_read(const uint8_t *data, size_t n_bytes, const char *path, ellm_region *region,
-                                  ellm_tensor **tensors, size_t *n_tensors, ellm_error *error) {
-    uint64_t header_bytes = 0;
+size_t ellm_safetensors_head_bytes(const uint8_t *head, size_t n_bytes) {
+    uint64_t length = 0;
     for (size_t i = 0; i < 8 && n_bytes >= 8; i++) {
-        header_bytes |= (uint64_t)data[i] << 8 * i;
+        length |= (uint64_t)head[i] << 8 * i;
     }
-    if (n_bytes < 8 || header_bytes > n_bytes - 8 || header_bytes > header_limit) {
+    return n_bytes < 8 || length > n_bytes - 8 || length > header_limit ? 0 : (size_t)length + 8;
+}
+
+ellm_status ellm_safetensors_read(const uint8_t *head, const uint8_t *data, size_t n_bytes, const char *path,
+                                  ellm_region *region, ellm_tensor **tensors, size_t *n_tensors, ellm_error *error) {
+    size_t data_start = ellm_safetensors_head_bytes(head, n_bytes);
+    if (data_start == 0) {
         return ellm_fail(error, ELLM_BUNDLE_FORMAT, "%s: its safetensors header does not fit the file", path);
     }
-    size_t data_start = (size_t)header_bytes + 8;
     if (data_start % data_alignment != 0) {
         return ellm_fail(error, ELLM_BUNDLE_FORMAT, "%s: its data starts at byte %zu, which is no multiple of 65536",
                          path, data_start);
     }
     static const char blank[] = "                                                                "; /* 64 */
-    size_t used = (size_t)header_bytes; /* most of a header is padding */
-    while (used > sizeof blank && memcmp(data + 8 + used - (sizeof blank - 1), blank, sizeof blank - 1) == 0) {
+    size_t used = data_start - 8; /* most of a header is padding */
+    while (used > sizeof blank && memcmp(head + 8 + used - (sizeof blank - 1), blank, sizeof blank - 1) == 0) {
         used -= sizeof blank - 1;
     }
     ellm_region tree;
     ellm_region_init(&tree, tree_limit);
     ellm_json *header;
-    ellm_status status = ellm_json_read((const char *)data + 8, used, &tree, ELLM_BUNDLE_FORMAT, path, &header, error);
+    ellm_status status = ellm_json_read((const char *)head + 8, used, &tree, ELLM_BUNDLE_FORMAT, path, &header, error);
     if (status == ELLM_OK && header->kind != ELLM_JSON_OBJECT) {
         status = ellm_fail(error, ELLM_BUNDLE_FORMAT, "%s: its safetensors header is no object", path);
     }

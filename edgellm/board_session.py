@@ -73,6 +73,12 @@ def root_of(home: str) -> str:
     return posixpath.join(home, ".edgellm")
 
 
+def count_of(answer: Any, key: str) -> int:
+    """A whole number that a board's answer must hold; 0 where it does not."""
+    value = answer.get(key) if isinstance(answer, dict) else None
+    return value if isinstance(value, int) and value >= 0 else 0
+
+
 def whoami() -> str:
     """What the board's record calls this side: user@machine."""
     try:

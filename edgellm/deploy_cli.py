@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from edgellm import archive, cache, service, serving
 from edgellm import bundle as bundles
+from edgellm.board_session import count_of
 from edgellm.boards import Board, find_board
 from edgellm.bundle import MANIFEST, Bundle
 from edgellm.compile_cli import StageDisplay, add_scheme_arguments, options_of
@@ -150,7 +151,7 @@ def proven(done: Deployment) -> str:
     """What the board found when it tried the model: golden prompts, memory, and speed where the model has a card."""
     proof, words = done.proof, ""
     if isinstance(golden := proof.get("golden"), dict):
-        words += f", {golden.get('prompts')} golden prompts, {size(proof.get('peak_rss_bytes', 0))} of memory"
+        words += f", {count_of(golden, 'prompts')} golden prompts, {size(count_of(proof, 'peak_rss_bytes'))} of memory"
     if isinstance(speed := proof.get("decode_tok_s"), (int, float)):
         words += f", {speed:.1f} tokens/s"
     if throttled := proof.get("throttled"):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from edgellm.board_session import ask_once
+from edgellm.board_session import ask_once, count_of
 from edgellm.boards import find_board
 from edgellm.connection import connect
 from edgellm.probe import home_of
@@ -29,5 +29,5 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"board": board.label, **answer}))
     else:
-        print(f"removed {answer.get('removed', 0)} files and folders, {size(answer.get('freed_bytes', 0))}")
+        print(f"removed {count_of(answer, 'removed')} files and folders, {size(count_of(answer, 'freed_bytes'))}")
     return 0

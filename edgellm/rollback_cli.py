@@ -10,7 +10,7 @@ import argparse
 import json
 
 from edgellm import service
-from edgellm.board_session import ask_once
+from edgellm.board_session import ask_once, count_of
 from edgellm.boards import find_board
 from edgellm.connection import connect
 from edgellm.probe import home_of
@@ -18,6 +18,7 @@ from edgellm.remembered import recall
 from edgellm.runtime_program import find_model
 from edgellm.selection import add_board, add_model
 from edgellm.service_cli import report_of, words
+from edgellm.terminal import one_line
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,8 +40,9 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"board": board.label, "model": model.name, **answer, **healthy}))
     else:
-        print(f"in use   {model.name} {answer.get('promoted')}, as before {answer.get('previous')}")
-        n_golden = answer.get("golden", {}).get("prompts", 0)
+        promoted, previous = (one_line(str(answer.get(key)), 80) for key in ("promoted", "previous"))
+        print(f"in use   {model.name} {promoted}, as before {previous}")
+        n_golden = count_of(answer.get("golden"), "prompts")
         print(f"checked  {n_golden} golden prompts; a second rollback goes forward again")
         if healthy["service"]:
             print(f"service  {words(healthy)}")

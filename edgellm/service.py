@@ -208,7 +208,10 @@ def restart(remote: Remote, home: str, model: str) -> Service | None:
         return None
     if found.kind == "systemd":
         if not board.root:
-            raise UnsuitableError(f"{remote.name}: restarting the service needs root or sudo without a password there")
+            raise UnsuitableError(
+                f"{remote.name}: the version in use was switched, but {model}'s service answers from the one before: "
+                f"restarting it needs root; on the board: sudo systemctl restart {unit_name(model)}"
+            )
         remote.script(_RESTART, board.root, unit_name(model), silence_s=_SERVE_S)
     elif found.running:
         serving.restart(remote, home, model)

@@ -6,7 +6,7 @@ import argparse
 import json
 
 from edgellm import service
-from edgellm.board_session import ask_once
+from edgellm.board_session import ask_once, count_of
 from edgellm.boards import find_board
 from edgellm.connection import connect, model_name
 from edgellm.probe import home_of
@@ -33,5 +33,5 @@ def main(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"board": board.label, **answer}))
     else:
-        print(f"{name} is removed from {board.label}; {size(answer.get('freed_bytes', 0))} are free again")
+        print(f"{name} is removed from {board.label}; {size(count_of(answer, 'freed_bytes'))} are free again")
     return 0

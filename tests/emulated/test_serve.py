@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -22,7 +23,8 @@ from edgellm.remote import Remote
 
 MODEL = str(Path(__file__).resolve().parents[2] / "examples/voice_assistant/model")
 BOARD = "virtual-rpi5"
-NAME = "served"
+NAME = f"served-{os.getpid()}"
+"""Of this run alone: virtual boards show the processes of others, too."""
 
 
 def said(*argv: str, code: int = 0) -> dict[str, Any]:
@@ -91,7 +93,7 @@ def interrupt(process: subprocess.Popen[str]) -> None:
 
 
 def servers(remote: Remote) -> int:
-    return int(remote.run(["sh", "-c", "ps | grep -c '[e]dgellm-rt serve'"]).text)
+    return int(remote.run(["sh", "-c", f"ps | grep -c '[e]dgellm-rt serve .*{NAME}/'"]).text)
 
 
 def test_the_boards_server_is_a_port_of_this_machine(deployed, remote: Remote) -> None:

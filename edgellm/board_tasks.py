@@ -13,6 +13,7 @@ Done twice, the second time changes nothing. With `check` nothing is changed at 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,12 +22,12 @@ from typing import Any
 from edgellm import bundle as bundles
 from edgellm import encryption, service, serving, signing
 from edgellm.address import AdbAddress, SshAddress, parse_where
-from edgellm.board_session import BoardSession, Survey, ask_once
+from edgellm.board_session import BoardSession, Survey, ask_once, count_of
 from edgellm.boards import load_board
 from edgellm.bundle import Bundle
 from edgellm.connection import connect, model_name
 from edgellm.deployment import deploy as deploy_bundle
-from edgellm.errors import HostKeyError, LoginError, RemoteError, UnreachableError
+from edgellm.errors import EdgeError, HostKeyError, LoginError, RemoteError, UnreachableError
 from edgellm.local_remote import LocalRemote
 from edgellm.preview import described, look, manifest_in_use, preview
 from edgellm.probe import home_of, probe
@@ -128,16 +129,15 @@ def deploy(task: Task) -> Answer:
             "in_use": answer["version"],
         }
         reporter.stage("looking after its service")
-        if options.get("service") and not _is_served(remote, facts.home, name, options, answer["version"]):
-            answer["changed"] = True
-            found: service.Service | None = service.install(
-                find_model(remote, name), facts.home, _port(options), (), None, None
-            )
-        elif done.unchanged:
-            found = service.find(remote, facts.home, name)
-        else:
-            found = service.restart(remote, facts.home, name)
-        return _well(answer, report_of(remote, found, bundle.sha256))
+
+        def served() -> service.Service | None:
+            if options.get("service") and not _is_served(remote, facts.home, name, options, answer["version"]):
+                answer["changed"] = True
+                return service.install(find_model(remote, name), facts.home, _port(options), (), None, None)
+            look_after = service.find if done.unchanged else service.restart
+            return look_after(remote, facts.home, name)
+
+        return _after_switch(answer, remote, served, bundle.sha256)
 
 
 def undeploy(task: Task) -> Answer:
@@ -150,7 +150,7 @@ def undeploy(task: Task) -> Answer:
             answer["diff"] = _diff(task, name, was, "")
         if there is not None and not task.check:
             service.remove(remote, home, name)
-            answer["freed_bytes"] = ask_once(remote, home, "undeploy", name).get("freed_bytes", 0)
+            answer["freed_bytes"] = count_of(ask_once(remote, home, "undeploy", name), "freed_bytes")
         return answer
 
 
@@ -183,7 +183,7 @@ def rollback(task: Task) -> Answer:
                 return {**answer, "changed": False, "version": now.current if now else None}
             proof = board.ask("rollback", model.name)
         answer |= {"version": proof.get("promoted"), "proof": proof, "in_use": proof.get("promoted")}
-        return _well(answer, report_of(remote, service.restart(remote, home, model.name), None))
+        return _after_switch(answer, remote, lambda: service.restart(remote, home, model.name), None)
 
 
 def serve(task: Task) -> Answer:
@@ -269,6 +269,16 @@ def _is_served(remote: Remote, home: str, name: str, options: dict[str, Any], ve
         return False
     wanted = (_port(options), _server_argv(options), options.get("sessions"), options.get("context"))
     return service.as_wanted(find_model(remote, name), home, *wanted) is not None
+
+
+def _after_switch(
+    answer: Answer, remote: Remote, served: Callable[[], service.Service | None], sha256: str | None
+) -> Answer:
+    """What came of the service. Whatever goes wrong now, another version is in use, and the answer says so."""
+    try:
+        return _well(answer, report_of(remote, served(), sha256))
+    except EdgeError as error:
+        return {**answer, "failed": True, "healthy": False, "msg": str(error), "error": type(error).__name__}
 
 
 def _well(answer: Answer, healthy: dict[str, Any]) -> Answer:

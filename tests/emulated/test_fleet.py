@@ -216,6 +216,18 @@ def undeploying(boards: Boards) -> Path:
     return path
 
 
+def test_a_board_whose_service_fails_after_the_switch_is_told_apart(three: Boards, old: Bundle) -> None:
+    """The stand-in's program cannot serve: the board has the new model, and its service is not well."""
+    argv = ("deploy", "--fleet", str(three.fleet), str(old.path), "--name", "unwell", "--service", "--group", "board01")
+    done = three.edgellm(*argv)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert re.search(r"failed +board01 +.*the server did not start", done.stdout)
+    assert re.search(r"unwell +1: board01", done.stdout)
+    assert "old model" not in done.stdout
+    assert f"--from {slot(old)}" in done.stdout
+    assert three[1].version("unwell") == slot(old)
+
+
 def test_what_a_fleets_file_says_is_no_program(three: Boards, old: Bundle, tmp_path: Path) -> None:
     """Ansible evaluates templates wherever it may; a file of boards is data."""
     trap = tmp_path / "trap"

@@ -3,12 +3,14 @@ PY = .venv/bin/python
 C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/rpc/*.[ch] runtime_c/serve/*.[ch] \
   runtime_c/cli/*.[ch])
 C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c)
-PYTHON_FILES = edgellm crosscompile tests examples
+PYTHON_FILES = edgellm crosscompile ansible_collections tests examples
 CAMPAIGNS = tokenizer template
 TIME ?= 300
 N ?= 100000
 SESSIONS ?= 1000
 SEED ?= 1
+BOARDS ?= 60
+ROUNDS ?= 5
 FAULTS ?= 200
 SECONDS ?= 600
 BUNDLE ?= bundle
@@ -63,6 +65,12 @@ sessions: setup-test ## SESSIONS sessions with one RPC agent, crashing ones too;
 faults: setup-faults ## deployments hurt at N places from SEED: cut links, full disks, power cuts (faults.py explains)
 	@$(PY) -m tests.campaigns.faults --n $(FAULTS) --seed $(SEED)
 
+fleet: setup-test ## ROUNDS rollouts from SEED to BOARDS boards of which some are broken; each has what was promised
+	@$(PY) -m tests.campaigns.fleet --boards $(BOARDS) --rounds $(ROUNDS) --seed $(SEED)
+
+upload: setup-demo ## how fast BOARD is sent to, beside plain sftp in turn; fails below 90 %
+	@$(PY) -m tests.emulated.measure_upload --board $(BOARD)
+
 load: setup-test ## 64 clients for SECONDS with BUNDLE served on this machine: slow, rude and leaving ones among them
 	@$(PY) -m tests.campaigns.load $(BUNDLE) --seconds $(SECONDS) --seed $(SEED)
 
@@ -75,4 +83,4 @@ size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its b
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults load service size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load service size

@@ -4,6 +4,8 @@ MODEL is a checkpoint directory or a Hub id, which is compiled for the board fir
 compile`, which is sent as it is. Only what the board lacks is sent, and what was interrupted goes on where it stopped.
 The board's old model keeps working until the new one has been verified there and has answered the golden prompts;
 `edgellm rollback` goes back to it.
+
+With --fleet the same is done to many boards, in waves, by Ansible.
 """
 
 from __future__ import annotations
@@ -18,15 +20,16 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgellm import archive, cache, service, serving
+from edgellm import archive, cache, fleet_cli, service, serving
 from edgellm import bundle as bundles
 from edgellm.board_session import count_of
 from edgellm.boards import Board, find_board
 from edgellm.bundle import MANIFEST, Bundle
-from edgellm.compile_cli import StageDisplay, add_scheme_arguments, options_of
+from edgellm.compile_cli import SCHEMES, StageDisplay, add_scheme_arguments, options_of
 from edgellm.connection import connect
 from edgellm.deploy_trust import Trust, add_trust_arguments
 from edgellm.deployment import Deployment, Reporter, deploy
+from edgellm.errors import UsageError
 from edgellm.import_cli import unpacked
 from edgellm.probe import Facts, probe
 from edgellm.remembered import Remembered, recall, remember
@@ -39,6 +42,16 @@ from edgellm.terminal import one_line, size
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+_FLEET = """\
+  [groups.kitchens]
+  type = "rpi5"
+  service = true
+
+  [groups.kitchens.boards]
+  oven = "pi@oven.local"
+  fridge = { host = "pi@fridge.local:2222", type = "rpi4" }
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
@@ -47,21 +60,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  edgellm deploy --board virtual-rpi5 HuggingFaceTB/SmolLM2-135M-Instruct --scheme w8a8\n"
         "  edgellm deploy --board kitchen bundle/ --name assistant\n"
         "  edgellm deploy --board kitchen ./MyModel --sign home --require-signature\n"
-        "  edgellm deploy --board kitchen model.edgellm --signed-by alice.pub"
+        "  edgellm deploy --board kitchen model.edgellm --signed-by alice.pub\n"
+        "  edgellm deploy --fleet kitchens.toml ./MyModel --check\n"
+        "  edgellm deploy --fleet kitchens.toml ./MyModel --waves 1,10%,50% --max-failures 5%\n\n"
+        "a fleet's file:\n" + _FLEET
     )
     parser.add_argument(
-        "model", metavar="MODEL", help="checkpoint directory, Hub id, bundle, or file of `edgellm export`"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="checkpoint directory, Hub id, bundle, or file of `edgellm export`; a fleet's file may name it instead",
     )
-    add_board(parser)
+    add_board(parser, required=False)
     parser.add_argument("--name", help="what the model is called on the board (default: its own name)")
     parser.add_argument("--service", action="store_true", help="make it a service (see `edgellm service --help`)")
     parser.add_argument("--verify", action="store_true", help="hash everything on the board even if nothing changed")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_scheme_arguments(parser)
     add_trust_arguments(parser)
+    fleet_cli.add_rollout(parser)
+    parser.set_defaults(scheme=None)  # a fleet's file may have another one
 
 
 def main(args: argparse.Namespace) -> int:
+    fleet_cli.check_place(args)
+    if args.fleet is not None:
+        with ExitStack() as stack:
+
+            def make(model: str, board: Board | None, scheme: str | None) -> Bundle:
+                own = argparse.Namespace(**{**vars(args), "model": model, "scheme": scheme or SCHEMES[0]})
+                return bundle_for(own, board, stack)
+
+            return fleet_cli.deploy(args, make)
+    if args.model is None:
+        raise UsageError("which model? Add MODEL: a checkpoint directory, a Hub id or a bundle")
+    args.scheme = args.scheme or SCHEMES[0]
     board = find_board(args.board, args.host)
     host = args.host or recall(board.label).host
     trust = Trust.of(args, board, host)  # a key that does not open should not cost a connection
@@ -103,8 +136,8 @@ def served(args: argparse.Namespace, remote: Remote, home: str, done: Deployment
     return report_of(remote, found, bundle.sha256)
 
 
-def bundle_for(args: argparse.Namespace, board: Board, stack: ExitStack) -> Bundle:
-    """The bundle that MODEL is, or is compiled to, or is unpacked to until `stack` ends."""
+def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) -> Bundle:
+    """The bundle that MODEL is, or is compiled to for `board`, or is unpacked to until `stack` ends."""
     path = Path(args.model)
     if path.is_file() and path.suffix == archive.SUFFIX:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="import-", dir=cache.root())))
@@ -115,6 +148,7 @@ def bundle_for(args: argparse.Namespace, board: Board, stack: ExitStack) -> Bund
         return bundle
     from edgellm.compile import build
 
+    assert board is not None
     with StageDisplay(quiet=args.json) as display:
         made = build(args.model, board, options_of(args), context=args.context, progress=display.update)
     bundle = made.bundle

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from edgellm import service
+from edgellm import fleet_cli, service
 from edgellm.board_session import ask_once, count_of
 from edgellm.boards import find_board
 from edgellm.connection import connect
@@ -23,14 +23,22 @@ from edgellm.terminal import one_line
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
-        "examples:\n  edgellm rollback --board kitchen\n  edgellm rollback --board kitchen --model assistant"
+        "examples:\n  edgellm rollback --board kitchen\n  edgellm rollback --board kitchen --model assistant\n"
+        "  edgellm rollback --fleet kitchens.toml --from 93f6c3a81b2e4d05"
     )
-    add_board(parser)
+    add_board(parser, required=False)
     add_model(parser)
+    fleets = fleet_cli.add_fleet(
+        parser, "only boards that use the version --from go back, all of them at once; the others are left alone"
+    )
+    fleets.add_argument("--from", dest="from_version", metavar="VERSION", help="the version to leave")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
+    fleet_cli.check_place(args)
+    if args.fleet is not None:
+        return fleet_cli.rollback(args)
     board = find_board(args.board, args.host)
     with connect(board, args.host) as remote:
         model = find_model(remote, args.model, recall(board.label).model)

@@ -149,18 +149,7 @@ def install(
     if not board.can_systemd:
         _make_room(model, home, board)
         return _install_supervised(model, home, port, options, board)
-    unit = unit_text(
-        UnitOptions(
-            home,
-            board.values.get("user", ""),
-            model.name,
-            port,
-            options,
-            memory_max_bytes(_manifest(model), sessions, context),
-            own_user="private" not in board.values,
-            has_key="key" in board.values,
-        )
-    )
+    unit = _unit(model, home, port, options, sessions, context, board)
     _make_room(model, home, board)
     argv = shell_argv("set -e\n" + _INSTALL, board.root, unit_name(model.name))
     result = remote.run(argv, stdin=unit.encode(), silence_s=_SERVE_S)
@@ -174,6 +163,48 @@ def install(
     found = find(remote, home, model.name)
     assert found is not None
     return found
+
+
+def _unit(
+    model: InstalledModel,
+    home: str,
+    port: int,
+    options: tuple[str, ...],
+    sessions: int | None,
+    context: int | None,
+    board: _Board,
+) -> str:
+    return unit_text(
+        UnitOptions(
+            home,
+            board.values.get("user", ""),
+            model.name,
+            port,
+            options,
+            memory_max_bytes(_manifest(model), sessions, context),
+            own_user="private" not in board.values,
+            has_key="key" in board.values,
+        )
+    )
+
+
+def as_wanted(
+    model: InstalledModel, home: str, port: int, options: tuple[str, ...], sessions: int | None, context: int | None
+) -> Service | None:
+    """The model's service if it runs and is what `install` would make of it, else None."""
+    board = _look(model.remote, home, model.name)
+    found = _find(model.remote, home, model.name, board)
+    if found is None or not found.running:
+        return None
+    if found.kind == "systemd":
+        wanted = _unit(model, home, port, options, sessions, context, board).encode()
+        there = model.remote.run(["cat", f"/etc/systemd/system/{unit_name(model.name)}"]).stdout
+        return found if there == wanted and found.starts_at_boot else None
+    if board.can_systemd:
+        return None
+    pid = serving.status(model.remote, home, model.name).pid
+    words = model.remote.run(["cat", f"/proc/{pid}/cmdline"]).stdout.rstrip(b"\0").split(b"\0")
+    return found if words[3:] == [word.encode() for word in ("--port", str(port), *options)] else None
 
 
 def _make_room(model: InstalledModel, home: str, board: _Board) -> None:

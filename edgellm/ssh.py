@@ -50,7 +50,7 @@ class SshRemote(Remote):
         ask_hidden: Ask | None = None,
     ) -> None:
         self.name = f"{name} ({address})" if name else str(address)
-        if sys.stdin.isatty() and sys.stderr.isatty():
+        if _somebody_is_there():
             ask, ask_hidden = ask or _ask_on_terminal, ask_hidden or getpass.getpass
         self._login = Login(self.name, ask, ask_hidden, config_path)
         try:
@@ -195,6 +195,12 @@ class Watchdog:
                 self.expired = True
                 self._cut()
                 return
+
+
+def _somebody_is_there() -> bool:
+    """Whether a question can be asked. A worker of Ansible has a standard input that is closed, or none."""
+    streams = (sys.stdin, sys.stderr)
+    return all(stream is not None and not stream.closed and stream.isatty() for stream in streams)
 
 
 def _ask_on_terminal(question: str) -> str:

@@ -10,6 +10,7 @@ import argparse
 import json
 from dataclasses import asdict
 
+from edgellm import fleet_cli
 from edgellm.board_session import DeployedModel, DeployedSlot, Survey, ask_once, read_survey
 from edgellm.boards import find_board
 from edgellm.connection import connect
@@ -20,12 +21,19 @@ from edgellm.terminal import one_line, size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = "examples:\n  edgellm status --board kitchen\n  edgellm status --board kitchen --json | jq .models"
-    add_board(parser)
+    parser.epilog = (
+        "examples:\n  edgellm status --board kitchen\n  edgellm status --board kitchen --json | jq .models\n"
+    )
+    parser.epilog += "  edgellm status --fleet kitchens.toml"
+    add_board(parser, required=False)
+    fleet_cli.add_fleet(parser, "what each board of a fleet uses")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def main(args: argparse.Namespace) -> int:
+    fleet_cli.check_place(args)
+    if args.fleet is not None:
+        return fleet_cli.status(args)
     board = find_board(args.board, args.host)
     with connect(board, args.host) as remote:
         try:

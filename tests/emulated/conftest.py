@@ -69,12 +69,9 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
 
 
 @contextlib.contextmanager
-def running_server(directory: Path) -> Iterator[SshServer]:
-    """A server with its keys, its log and its home below `directory`."""
-    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
-    if sshd is None:
-        pytest.fail("these tests need sshd; `make test` installs openssh-server")
-    (directory / "home").mkdir()
+def running_server(directory: Path, config: str = "") -> Iterator[SshServer]:
+    """A server with its keys, its log and its home below `directory`. config: further lines of sshd_config."""
+    (directory / "home").mkdir(exist_ok=True)
     for name in ("host_key", "login"):
         make_key(directory / name)
     if os.geteuid() == 0:
@@ -93,11 +90,21 @@ KbdInteractiveAuthentication no
 PidFile none
 MaxStartups 100
 SetEnv HOME={directory}/home
-""")  # no Subsystem line: there is no sftp here, and nothing needs it
+{config}""")  # no Subsystem line: there is no sftp here, and nothing needs it
     host_key = (directory / "host_key.pub").read_text()
     (directory / "known_hosts").write_text(f"[127.0.0.1]:{port} {host_key}")
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen([sshd, "-D", "-e", "-f", str(directory / "config")], stderr=log)
+    server = SshServer(directory, port, start_server(directory, port))
+    try:
+        yield server
+    finally:
+        server.process.terminate()
+        server.process.wait()
+
+
+def start_server(directory: Path, port: int) -> subprocess.Popen[bytes]:
+    """Starts the server that is configured in `directory`, and waits until it listens."""
+    with (directory / "log").open("ab") as log:
+        process = subprocess.Popen([sshd_path(), "-D", "-e", "-f", str(directory / "config")], stderr=log)
     deadline = time.monotonic() + 20
     while True:
         try:
@@ -107,11 +114,14 @@ SetEnv HOME={directory}/home
             if process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"sshd did not start: {(directory / 'log').read_text()}")
             time.sleep(0.02)
-    try:
-        yield SshServer(directory, port, process)
-    finally:
-        process.terminate()
-        process.wait()
+    return process
+
+
+def sshd_path() -> str:
+    sshd = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
+    if sshd is None:
+        pytest.fail("these tests need sshd; `make test` installs openssh-server")
+    return sshd
 
 
 @dataclass

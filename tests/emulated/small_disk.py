@@ -25,6 +25,16 @@ class SmallDisk(LocalRemote):
         assert self._holder.stdout.readline() == b"mounted\n"
         self._prefix = ["nsenter", "-t", str(self._holder.pid), "--user", "--mount", "--preserve-credentials", "--"]
 
+    @property
+    def command_prefix(self) -> str:
+        """What makes a command of a shell run where the disk is."""
+        return " ".join(self._prefix)
+
+    @property
+    def seen_from_here(self) -> Path:
+        """The disk by way of a process that has it."""
+        return Path(f"/proc/{self._holder.pid}/root{self._home}")
+
     def leave(self, n_bytes: int) -> None:
         """Makes the disk so large that n_bytes are free."""
         used = int(self.script('df -Pk "$HOME" | { read -r h; read -r a b used d; echo "$used"; }').text)

@@ -10,7 +10,7 @@ import pytest
 from edgellm.cli import COMMANDS
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("boards", "crosscompile", "docs", "edgellm", "examples", "runtime_c", "tests")
+FOLDERS = ("ansible_collections", "boards", "crosscompile", "docs", "edgellm", "examples", "runtime_c", "tests")
 
 
 @pytest.mark.parametrize("folder", FOLDERS)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = sorted(path for package in ("edgellm", "crosscompile") for path in (ROOT / package).rglob("*.py"))
+PACKAGES = ("edgellm", "crosscompile", "ansible_collections")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
 def imports(path: Path) -> set[str]:

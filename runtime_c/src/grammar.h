@@ -20,7 +20,7 @@ enum {
     ELLM_GRAMMAR_BYTES = 1 << 18,  /* of a schema's or grammar's text */
     ELLM_GRAMMAR_REGION = 4 << 20, /* memory while one is compiled */
     ELLM_GRAMMAR_FAR = 32,         /* longer tokens are never picked: what is further away cannot matter to one */
-    ELLM_GRAMMAR_BLANKS = 32,      /* blanks in one place of a JSON text */
+    ELLM_GRAMMAR_BLANKS = 24,      /* a line's indent in a JSON text */
 };
 
 typedef uint16_t ellm_node_id;
@@ -121,7 +121,9 @@ ellm_node_id ellm_put_grammar(ellm_builder *b, const char *text, size_t n_bytes)
 
 /* ---- JSON's own grammar (grammar_json.c) ---- */
 
+/* A blank or a new line, or nothing; a colon and perhaps a blank. */
 ellm_node_id ellm_put_blanks(ellm_builder *b, ellm_node_id next);
+ellm_node_id ellm_put_colon(ellm_builder *b, ellm_node_id next);
 /* A string of so many characters with its quotes. */
 ellm_node_id ellm_put_string(ellm_builder *b, int64_t least, int64_t most, ellm_node_id next);
 ellm_node_id ellm_put_characters(ellm_builder *b, int64_t least, int64_t most, ellm_node_id next);

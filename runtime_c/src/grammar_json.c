@@ -1,4 +1,6 @@
-/* JSON's own grammar (RFC 8259), with an end to blanks and to numbers: an answer must not go on for ever. */
+/* JSON's own grammar (RFC 8259), with an end to blanks and to numbers: an answer must not go on for ever. Blanks stand
+ * where people and programs put them: one behind a colon, and behind commas and inside brackets one, or a line's end and
+ * an indent. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -6,19 +8,24 @@
 #include "grammar.h"
 #include "utf8.h"
 
-static ellm_node_id put_blank(ellm_builder *b, void *user, int64_t index, ellm_node_id next) {
+static ellm_node_id put_indent(ellm_builder *b, void *user, int64_t index, ellm_node_id next) {
     (void)user, (void)index;
-    return ellm_put_either(
-        b, ellm_put_bytes(b, ' ', ' ', next),
-        ellm_put_either(b, ellm_put_bytes(b, '\t', '\n', next), ellm_put_bytes(b, '\r', '\r', next)));
+    return ellm_put_either(b, ellm_put_bytes(b, ' ', ' ', next), ellm_put_bytes(b, '\t', '\t', next));
 }
 
 ellm_node_id ellm_put_blanks(ellm_builder *b, ellm_node_id next) {
     if (b->blanks == UINT32_MAX) {
+        ellm_node_id end = ELLM_NODE_END;
         b->blanks = ellm_rule_new(b, NULL, "");
-        b->rules[b->blanks].start = ellm_put_repeat(b, 0, ELLM_GRAMMAR_BLANKS, 0, put_blank, NULL, ELLM_NODE_END);
+        ellm_node_id indent = ellm_put_repeat(b, 0, ELLM_GRAMMAR_BLANKS, 0, put_indent, NULL, end);
+        ellm_node_id blank = ellm_put_either(b, ellm_put_bytes(b, ' ', ' ', end), ellm_put_bytes(b, '\n', '\n', indent));
+        b->rules[b->blanks].start = ellm_put_either(b, end, blank);
     }
     return ellm_put_call(b, b->blanks, next);
+}
+
+ellm_node_id ellm_put_colon(ellm_builder *b, ellm_node_id next) {
+    return ellm_put_bytes(b, ':', ':', ellm_put_either(b, next, ellm_put_bytes(b, ' ', ' ', next)));
 }
 
 /* ---- strings ---- */
@@ -209,10 +216,11 @@ static ellm_node_id put_either_text(ellm_builder *b, const char *text, ellm_node
 /* `open`, parts with commas between them, `close`. `part` emits one. */
 static ellm_node_id put_list(ellm_builder *b, char open, char close, ellm_node_id (*part)(ellm_builder *, ellm_node_id),
                              ellm_node_id next) {
-    ellm_node_id end = ellm_put_bytes(b, close, close, next), loop = ellm_put(b, ELLM_SPLIT, ELLM_NODE_FAIL, end);
+    ellm_node_id end = ellm_put_bytes(b, close, close, next);
+    ellm_node_id loop = ellm_put(b, ELLM_SPLIT, ELLM_NODE_FAIL, ellm_put_blanks(b, end));
     uint32_t rule = ellm_rule_new(b, NULL, "");
     b->rules[rule].start = part(b, ELLM_NODE_END);
-    ellm_node_id each = ellm_put_call(b, rule, ellm_put_blanks(b, loop));
+    ellm_node_id each = ellm_put_call(b, rule, loop);
     ellm_node_id comma = ellm_put_bytes(b, ',', ',', ellm_put_blanks(b, each));
     if (b->status == ELLM_OK) {
         b->grammar->nodes[loop].a = comma;
@@ -225,8 +233,7 @@ static ellm_node_id put_value(ellm_builder *b, ellm_node_id next) {
 }
 
 static ellm_node_id put_member(ellm_builder *b, ellm_node_id next) {
-    ellm_node_id colon = ellm_put_bytes(b, ':', ':', ellm_put_blanks(b, put_value(b, next)));
-    return ellm_put_string(b, 0, -1, ellm_put_blanks(b, colon));
+    return ellm_put_string(b, 0, -1, ellm_put_colon(b, put_value(b, next)));
 }
 
 static void make_value(ellm_builder *b) {

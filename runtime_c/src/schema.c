@@ -464,8 +464,7 @@ static ellm_node_id put_element(ellm_builder *b, void *user, int64_t index, ellm
     } else {
         schema = e->items;
     }
-    ellm_node_id behind = ellm_put_blanks(b, next);
-    ellm_node_id at = schema == NULL ? ellm_put_any(b, behind) : call(e->r, schema, e->place, key, behind);
+    ellm_node_id at = schema == NULL ? ellm_put_any(b, next) : call(e->r, schema, e->place, key, next);
     return index == 0 ? at : ellm_put_bytes(b, ',', ',', ellm_put_blanks(b, at));
 }
 
@@ -484,7 +483,7 @@ static ellm_node_id put_arrays(reader *r, const ellm_json *schema, const char *p
     if (is_no(e.items)) {
         most = most < 0 || most > n_prefix ? n_prefix : most;
     }
-    ellm_node_id end = ellm_put_bytes(r->b, ']', ']', next);
+    ellm_node_id end = ellm_put_blanks(r->b, ellm_put_bytes(r->b, ']', ']', next));
     int64_t alike = n_prefix > 1 ? n_prefix : 1;
     ellm_node_id all = most == 0 && least == 0 ? end : ellm_put_repeat(r->b, least, most, alike, put_element, &e, end);
     return ellm_put_bytes(r->b, '[', '[', ellm_put_blanks(r->b, all));
@@ -543,10 +542,6 @@ static bool read_members(reader *r, const ellm_json *schema, const char *place, 
     return true;
 }
 
-static ellm_node_id put_colon(reader *r, ellm_node_id value) {
-    return ellm_put_blanks(r->b, ellm_put_bytes(r->b, ':', ':', ellm_put_blanks(r->b, value)));
-}
-
 static uint32_t put_member(reader *r, const members *m, size_t i, const char *place) {
     ellm_builder *b = r->b;
     uint32_t rule = ellm_rule_new(b, NULL, "");
@@ -554,7 +549,7 @@ static uint32_t put_member(reader *r, const members *m, size_t i, const char *pl
     ellm_node_id value = m->schemas[i] == NULL
                              ? ellm_put_any(b, ELLM_NODE_END)
                              : call(r, m->schemas[i], place_of(r, place, "properties"), key, ELLM_NODE_END);
-    ellm_node_id start = value == ELLM_NODE_FAIL ? value : ellm_put_name(b, m->names[i], put_colon(r, value));
+    ellm_node_id start = value == ELLM_NODE_FAIL ? value : ellm_put_name(b, m->names[i], ellm_put_colon(b, value));
     b->rules[rule].start = start;
     return rule;
 }
@@ -574,16 +569,16 @@ static ellm_node_id put_objects(reader *r, const ellm_json *schema, const char *
     if (is_open && m->n == 0 && (more == NULL || more->kind == ELLM_JSON_BOOL)) {
         return ellm_put_any_object(b, next);
     }
-    ellm_node_id end = ellm_put_bytes(b, '}', '}', next), later = end, first = end;
+    ellm_node_id end = ellm_put_blanks(b, ellm_put_bytes(b, '}', '}', next)), later = end, first = end;
     if (is_open) { /* any number of others */
         uint32_t rule = ellm_rule_new(b, NULL, "");
         bool is_any = more == NULL || more->kind == ELLM_JSON_BOOL;
         ellm_node_id value =
             is_any ? ellm_put_any(b, ELLM_NODE_END) : call(r, more, place, "additionalProperties", ELLM_NODE_END);
         ellm_node_id start =
-            value == ELLM_NODE_FAIL ? value : ellm_put_other_name(b, m->names, m->n, put_colon(r, value));
+            value == ELLM_NODE_FAIL ? value : ellm_put_other_name(b, m->names, m->n, ellm_put_colon(b, value));
         later = ellm_put(b, ELLM_SPLIT, ELLM_NODE_FAIL, end);
-        ellm_node_id each = ellm_put_call(b, rule, ellm_put_blanks(b, later));
+        ellm_node_id each = ellm_put_call(b, rule, later);
         ellm_node_id comma = ellm_put_bytes(b, ',', ',', ellm_put_blanks(b, each));
         if (b->status != ELLM_OK) {
             return ELLM_NODE_FAIL;
@@ -594,7 +589,7 @@ static ellm_node_id put_objects(reader *r, const ellm_json *schema, const char *
     }
     for (size_t i = m->n; i-- > 0 && b->status == ELLM_OK;) {
         uint32_t rule = put_member(r, m, i, place);
-        ellm_node_id each = ellm_put_call(b, rule, ellm_put_blanks(b, later));
+        ellm_node_id each = ellm_put_call(b, rule, later);
         ellm_node_id comma = ellm_put_bytes(b, ',', ',', ellm_put_blanks(b, each));
         bool needed = m->required[i];
         later = ellm_put_either(b, comma, needed ? (ellm_node_id)ELLM_NODE_FAIL : later);

@@ -41,7 +41,7 @@ typedef struct sample {
 
 static const sample schemas[] = {
     {"true",
-     {"1", "-0", "0.5e-3", "\"\"", "[]", "{}", "[1, {\"a\" : [true,false,null]}]", "\"\\u00e9\\ud83d\\ude00\\n\"",
+     {"1", "-0", "0.5e-3", "\"\"", "[]", "{}", "[1, {\"a\": [true,false,null]}]", "\"\\u00e9\\ud83d\\ude00\\n\"",
       "\"\xc3\xa9\""},
      {"", "01", "1.", "+1", "[1,]", "{\"a\"}", "nul", "\"\\x\"", "\"\n\"", "\"\xff\"", "\"\\ud800\"",
       "\"\xed\xa0\x80\""}},
@@ -68,7 +68,7 @@ static const sample schemas[] = {
     {"{\"type\":\"string\",\"enum\":[\"a\",1]}", {"\"a\""}, {"1"}},
     {"{\"const\":-7}", {"-7"}, {"7", "-70", "-7.0"}},
     {"{\"type\":\"array\",\"items\":{\"type\":\"integer\"},\"minItems\":2,\"maxItems\":3}",
-     {"[1,2]", "[ 1 , 2 , 3 ]"},
+     {"[1,2]", "[ 1, 2, 3 ]", "[\n  1,\n  2\n]"},
      {"[]", "[1]", "[1,2,3,4]", "[1,\"a\"]"}},
     {"{\"type\":\"array\",\"prefixItems\":[{\"type\":\"integer\"},{\"type\":\"string\"}],\"items\":{\"type\":\"null\"}"
      "}",
@@ -77,7 +77,7 @@ static const sample schemas[] = {
     {"{\"type\":\"array\",\"prefixItems\":[{\"type\":\"integer\"}],\"items\":false,\"minItems\":1}",
      {"[1]"},
      {"[]", "[1,1]"}},
-    {"{\"type\":\"array\",\"maxItems\":0}", {"[]", "[ ]"}, {"[1]"}},
+    {"{\"type\":\"array\",\"maxItems\":0}", {"[]", "[ ]", "[\n]"}, {"[1]"}},
     {"{\"type\":[\"string\",\"null\"],\"maxLength\":2}",
      {"null", "\"\"", "\"ab\"", "\"\xc3\xa9\xf0\x9f\x98\x80\"", "\"\\ud83d\\ude00\\n\""},
      {"\"abc\"", "1"}},

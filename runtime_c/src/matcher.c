@@ -523,6 +523,10 @@ ellm_status ellm_matcher_accept(ellm_matcher *m, int32_t token) {
     return good ? ELLM_OK : m->grammar->cache->status != ELLM_OK ? m->grammar->cache->status : ELLM_GRAMMAR_STUCK;
 }
 
+bool ellm_matcher_is_given_up(const ellm_matcher *m) {
+    return m->grammar->cache->status != ELLM_OK;
+}
+
 bool ellm_matcher_may_end(const ellm_matcher *m) {
     return m->now.may_end;
 }

@@ -24,6 +24,8 @@ ellm_status ellm_vocabulary_make(const ellm_tokenizer *tokenizer, int32_t n_toke
 ellm_status ellm_matcher_mask(ellm_matcher *m, const uint64_t **mask, uint32_t *n_allowed);
 /* Feeds bytes. False, and nothing changed, if they may not follow. */
 bool ellm_matcher_feed(ellm_matcher *m, const uint8_t *text, size_t n_bytes);
+/* Whether the last call failed because there were too many ways, or no memory: not for what the bytes were. */
+bool ellm_matcher_is_given_up(const ellm_matcher *m);
 /* Whether the text may end here. */
 bool ellm_matcher_may_end(const ellm_matcher *m);
 /* Masks looked for, and those of them that were not there yet. */

@@ -153,6 +153,11 @@ ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t
 int32_t ellm_session_length(const ellm_context *context, int32_t slot);
 ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t length);
 
+/* Makes session `to` hold the first `length` positions of `from`, in place of its own, without computing or copying them:
+ * the same bits. What either appends afterwards is its own. ELLM_USAGE where `from` does not hold them; with a sliding
+ * window, also where it gave up what they would show, and then `to` is empty. */
+ellm_status ellm_session_share(ellm_context *context, int32_t from, int32_t to, int32_t length);
+
 /* A flag another thread or a signal handler may set; eval then returns ELLM_CANCELLED between two steps of the
  * plan's rows (positions of finished steps stay). Cleared by the next call of eval's caller with false. */
 void ellm_context_cancel(ellm_context *context, bool cancel);

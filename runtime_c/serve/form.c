@@ -25,7 +25,8 @@ static ellm_node_id put_call(ellm_builder *b, const ellm_json *tool, int index, 
     snprintf(place, sizeof place, "tools/%d/function/parameters", index);
     ellm_node_id end = ellm_put_blanks(b, ellm_put_text(b, close, sizeof close - 1, next));
     end = ellm_put_blanks(b, ellm_put_bytes(b, '}', '}', end));
-    ellm_node_id arguments = parameters != NULL ? ellm_put_schema(b, parameters, place, end) : ellm_put_text(b, "{}", 2, end);
+    ellm_node_id arguments =
+        parameters != NULL ? ellm_put_schema(b, parameters, place, end) : ellm_put_text(b, "{}", 2, end);
     ellm_node_id second = ellm_put_blanks(b, put_key(b, "arguments", arguments));
     ellm_node_id name = ellm_put_json(b, member(function, "name"), ellm_put_bytes(b, ',', ',', second));
     ellm_node_id inner = ellm_put_bytes(b, '{', '{', ellm_put_blanks(b, put_key(b, "name", name)));
@@ -54,7 +55,8 @@ static ellm_node_id put_calls(parsing *p, ellm_builder *b, const form *f, const 
     for (const ellm_json *tool = tools->first; tool != NULL && b->status == ELLM_OK; tool = tool->next, index++) {
         const ellm_json *name = member(member(tool, "function"), "name");
         bool is_wanted = name != NULL
-                         && (f->called == NULL || (ellm_json_text(f->called, 256) != NULL && ellm_json_equals(name, f->called->text)));
+                         && (f->called == NULL
+                             || (ellm_json_text(f->called, 256) != NULL && ellm_json_equals(name, f->called->text)));
         if (is_wanted) {
             found = true;
             any = ellm_put_either(b, any, put_call(b, tool, index, ELLM_NODE_END));
@@ -62,7 +64,8 @@ static ellm_node_id put_calls(parsing *p, ellm_builder *b, const form *f, const 
     }
     if (!found) {
         parsing_note(p, 400, f->called != NULL ? "tool_choice" : "tools",
-                     f->called != NULL ? "'tool_choice' names a function that is not among the 'tools'" : "there are no 'tools' to call");
+                     f->called != NULL ? "'tool_choice' names a function that is not among the 'tools'"
+                                       : "there are no 'tools' to call");
     }
     b->rules[c.rule].start = any;
     return ellm_put_repeat(b, 1, f->several && f->called == NULL ? most_calls : 1, 1, put_another, &c, ELLM_NODE_END);
@@ -102,7 +105,9 @@ static void key_of(const form *f, char key[65]) {
 }
 
 static const char *param_of(const form *f, const char *text) {
-    return f->must_call != NULL || strncmp(text, "tools/", 6) == 0 ? "tools" : f->grammar != NULL ? "grammar" : f->param;
+    return f->must_call != NULL || strncmp(text, "tools/", 6) == 0 ? "tools"
+           : f->grammar != NULL                                    ? "grammar"
+                                                                   : f->param;
 }
 
 static ellm_grammar *compile(parsing *p, const form *f) {

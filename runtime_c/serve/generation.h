@@ -26,7 +26,7 @@ typedef struct generation_options {
     ellm_logit_bias *biases;
     char *stops[MOST_STOPS];
     int n_stops;
-    int n_likely; /* of each token's note; negative: no notes */
+    int n_likely;          /* of each token's note; negative: no notes */
     ellm_grammar *grammar; /* NULL: any text; this generation's own use of it */
     const ellm_vocabulary *vocabulary;
 } generation_options;
@@ -47,7 +47,7 @@ typedef struct generation {
     ellm_sampler *sampler;
     ellm_matcher *matcher;
     ellm_status picked; /* how the last pick went */
-    float *plain; /* (vocab,) logits as the model gave them, where notes are wanted */
+    float *plain;       /* (vocab,) logits as the model gave them, where notes are wanted */
     token_note note;
     ellm_stream stream;
     stops filter;

@@ -149,7 +149,8 @@ static bool parse_tools(parsing *p, const ellm_json **tools, form *f) {
     } else if (ellm_json_equals(wanted, "required") || name != NULL) {
         f->must_call = *tools;
         f->called = name;
-        return *tools != NULL || parsing_fail(p, 400, "tool_choice", "'tool_choice' wants a call, and there are no 'tools'");
+        return *tools != NULL
+               || parsing_fail(p, 400, "tool_choice", "'tool_choice' wants a call, and there are no 'tools'");
     } else if (wanted != NULL && !ellm_json_equals(wanted, "auto")) {
         return parsing_fail(p, 400, "tool_choice",
                             "'tool_choice' is \"auto\", \"none\", \"required\" or "
@@ -168,7 +169,8 @@ static bool parse_format(parsing *p, form *f) {
     } else if (ellm_json_equals(type, "json_schema")) {
         f->schema = member(member(format, "json_schema"), "schema");
         if (f->schema == NULL) {
-            return parsing_fail(p, 400, "response_format", "'response_format' wants {\"json_schema\":{\"schema\":...}}");
+            return parsing_fail(p, 400, "response_format",
+                                "'response_format' wants {\"json_schema\":{\"schema\":...}}");
         }
     } else if (format != NULL && !ellm_json_equals(type, "text")) {
         return parsing_fail(p, 400, "response_format",

@@ -18,7 +18,8 @@ ellm_node_id ellm_put_blanks(ellm_builder *b, ellm_node_id next) {
         ellm_node_id end = ELLM_NODE_END;
         b->blanks = ellm_rule_new(b, NULL, "");
         ellm_node_id indent = ellm_put_repeat(b, 0, ELLM_GRAMMAR_BLANKS, 0, put_indent, NULL, end);
-        ellm_node_id blank = ellm_put_either(b, ellm_put_bytes(b, ' ', ' ', end), ellm_put_bytes(b, '\n', '\n', indent));
+        ellm_node_id blank =
+            ellm_put_either(b, ellm_put_bytes(b, ' ', ' ', end), ellm_put_bytes(b, '\n', '\n', indent));
         b->rules[b->blanks].start = ellm_put_either(b, end, blank);
     }
     return ellm_put_call(b, b->blanks, next);

@@ -243,7 +243,8 @@ static uint32_t state_of(ellm_grammar_cache *c, const ways *w) {
     uint32_t size = c->cap_states * 2, slot = hash_of(w->data, w->n) % size;
     for (; c->table[slot] != 0; slot = (slot + 1) % size) {
         const state *s = &c->states[c->table[slot]];
-        if (s->n == w->n && s->may_end == w->may_end && memcmp(c->pool + s->at, w->data, w->n * sizeof *w->data) == 0) {
+        if (s->n == w->n && s->may_end == w->may_end
+            && (w->n == 0 || memcmp(c->pool + s->at, w->data, w->n * sizeof *w->data) == 0)) {
             return c->table[slot];
         }
     }
@@ -264,8 +265,10 @@ static uint32_t state_of(ellm_grammar_cache *c, const ways *w) {
     uint32_t id = c->n_states++;
     c->table[slot] = id;
     c->states[id] = (state){.at = (uint32_t)c->n_pool, .n = (uint32_t)w->n, .count = w->count, .may_end = w->may_end};
-    memcpy(c->pool + c->n_pool, w->data, w->n * sizeof *w->data);
-    c->n_pool += w->n;
+    if (w->n > 0) {
+        memcpy(c->pool + c->n_pool, w->data, w->n * sizeof *w->data);
+        c->n_pool += w->n;
+    }
     memset(c->steps + (size_t)id * c->n_kinds, 0xFF, c->n_kinds * sizeof *c->steps);
     return id;
 }

@@ -281,7 +281,8 @@ size_t ellm_tokenizer_bytes(const ellm_tokenizer *t, uint32_t token, uint8_t *te
     if (token > INT32_MAX || !is_shown(t, (int32_t)token, true)) {
         return 0;
     }
-    bool is_bytes = t->mode == DECODE_BYTES || (t->mode == DECODE_FALLBACK && (t->token_flags[token] & TOKEN_BYTE) != 0);
+    bool is_bytes =
+        t->mode == DECODE_BYTES || (t->mode == DECODE_FALLBACK && (t->token_flags[token] & TOKEN_BYTE) != 0);
     if (is_bytes) { /* that may be a part of a character */
         size_t n = t->mode == DECODE_BYTES ? t->text_ends[token + 1] - t->text_ends[token] : 1;
         if (n > 0 && n <= cap) {

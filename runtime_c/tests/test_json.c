@@ -151,7 +151,8 @@ static void test_suite(void) {
     }
     CHECK(directory != NULL && closedir(directory) == 0 && n_files == 316);
     ellm_json *value;
-    memset(text, '[', 100000); /* n_structure_100000_opening_arrays and n_structure_open_array_object, left out for size */
+    memset(text, '[',
+           100000); /* n_structure_100000_opening_arrays and n_structure_open_array_object, left out for size */
     CHECK(ellm_json_read(text, 100000, &region, ELLM_USAGE, "test", &value, NULL) != ELLM_OK);
     for (size_t i = 0; i < 250000; i++) {
         text[i] = "[{\"\":"[i % 5];

@@ -14,12 +14,15 @@
 #include "matcher.h"
 #include "vocabulary.h"
 
-static const char schema[] =
-    "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\",\"maxLength\":40},\"note\":{\"type\":\"string\"},"
-    "\"level\":{\"type\":\"integer\",\"minimum\":0,\"maximum\":100},\"share\":{\"type\":\"number\",\"minimum\":0,\"maximum\":1},"
-    "\"room\":{\"enum\":[\"kitchen\",\"bedroom\",\"hall\"]},\"tags\":{\"type\":\"array\",\"items\":{\"type\":\"string\",\"maxLength\":20},"
-    "\"maxItems\":5},\"at\":{\"type\":\"string\",\"format\":\"date-time\"},\"inner\":{\"anyOf\":[{\"$ref\":\"#\"},{\"type\":\"null\"}]}},"
-    "\"required\":[\"name\",\"note\",\"level\",\"share\",\"room\",\"tags\",\"at\",\"inner\"]}";
+static const char schema[] = "{\"type\":\"object\",\"properties\":{\"name\":{\"type\":\"string\",\"maxLength\":40},"
+                             "\"note\":{\"type\":\"string\"},"
+                             "\"level\":{\"type\":\"integer\",\"minimum\":0,\"maximum\":100},\"share\":{\"type\":"
+                             "\"number\",\"minimum\":0,\"maximum\":1},"
+                             "\"room\":{\"enum\":[\"kitchen\",\"bedroom\",\"hall\"]},\"tags\":{\"type\":\"array\","
+                             "\"items\":{\"type\":\"string\",\"maxLength\":20},"
+                             "\"maxItems\":5},\"at\":{\"type\":\"string\",\"format\":\"date-time\"},\"inner\":{"
+                             "\"anyOf\":[{\"$ref\":\"#\"},{\"type\":\"null\"}]}},"
+                             "\"required\":[\"name\",\"note\",\"level\",\"share\",\"room\",\"tags\",\"at\",\"inner\"]}";
 
 static double now_us(void) {
     struct timespec t;
@@ -123,11 +126,12 @@ int main(int argc, char **argv) {
         for (int k = 0; k < 100 && logits != NULL; k++) {
             answer(grammar, v, logits, &c);
         }
-        printf("%s: %d tokens, ordered in %.1f ms; the schema compiled in %.2f ms; of %llu masks %llu were made, in %.0f us each "
+        printf("%s: %d tokens, ordered in %.1f ms; the schema compiled in %.2f ms; of %llu masks %llu were made, in "
+               "%.0f us each "
                "(the longest in %.0f), the others found and applied in %.1f us; accepting a token %.2f us\n",
-               argv[i], (int)v->n_tokens, (ordered - start) / 1e3, (compiled - ordered) / 1e3, (unsigned long long)c.n_tokens,
-               (unsigned long long)c.n_made, c.made_us / (double)c.n_made, c.most_us, c.found_us / (double)c.n_found,
-               c.accept_us / (double)c.n_tokens);
+               argv[i], (int)v->n_tokens, (ordered - start) / 1e3, (compiled - ordered) / 1e3,
+               (unsigned long long)c.n_tokens, (unsigned long long)c.n_made, c.made_us / (double)c.n_made, c.most_us,
+               c.found_us / (double)c.n_found, c.accept_us / (double)c.n_tokens);
         free(logits);
         ellm_grammar_close(grammar);
         ellm_vocabulary_close(v);

@@ -159,8 +159,9 @@ def main(argv: list[str] | None = None) -> int:
     wrong = [result for result in results if result not in ("good", "cut")]
     for result in wrong[:20]:
         print(result, file=sys.stderr)
-    print(f"{results.count('good')} answers satisfy their schema, {results.count('cut')} were cut off, {len(wrong)} do not")
-    return int(bool(wrong) or ended != 0 or results.count("good") < args.n // 2)
+    good, cut = results.count("good"), results.count("cut")
+    print(f"{good} answers satisfy their schema, {cut} were cut off, {len(wrong)} do not")
+    return int(bool(wrong) or ended != 0 or good < args.n // 2)
 
 
 if __name__ == "__main__":

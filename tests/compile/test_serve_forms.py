@@ -1,4 +1,4 @@
-"""Answers of a form, from edgellm-rt serve: schemas, grammars and forced calls, as the official clients ask for them."""
+"""Answers of a form, from edgellm-rt serve: schemas, grammars and forced calls, as the official clients ask."""
 
 from __future__ import annotations
 
@@ -225,6 +225,18 @@ def test_ollama_structured_outputs(local: ollama.Client, model: str) -> None:
 
 
 # ---- many, and the command line ----
+
+
+def test_answers_to_one_prompt_share_what_is_computed(client: openai.OpenAI, model: str) -> None:
+    """Four sessions, one long prompt: computed once between them, though none of them has an earlier answer to keep."""
+    kwargs: dict[str, Any] = {"model": model, "messages": asked("is the lamp on? " * 20), "temperature": 0}
+    answer = client.chat.completions.create(**kwargs, n=4, max_tokens=8)
+    assert len({choice.message.content for choice in answer.choices}) == 1
+    again = client.chat.completions.create(**kwargs, max_tokens=8)
+    assert again.choices[0].message.content == answer.choices[0].message.content
+    assert again.usage is not None
+    assert again.usage.prompt_tokens_details is not None
+    assert again.usage.prompt_tokens_details.cached_tokens == again.usage.prompt_tokens - 1
 
 
 def test_random_schemas(server: Server) -> None:

@@ -88,7 +88,7 @@ def sampling_argv(args: argparse.Namespace) -> list[str]:
 
 
 def _form_argv(args: argparse.Namespace) -> list[str]:
-    """What the answer must be, as text: the file lies on this machine. The runtime takes text that begins so for itself."""
+    """What the answer must be, as text: the file lies on this machine. The runtime tells text from a file."""
     argv: list[str] = []
     for option, path in (("--json-schema", args.json_schema), ("--grammar", args.grammar)):
         if path is None:

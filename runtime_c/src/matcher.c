@@ -1,5 +1,4 @@
-/* A set of ways is a row of 16-bit numbers, for each way: its node, how many calls it is within, and where each of them
- * goes on, the outermost first. After a step every way's node takes a byte; whether the text may end is kept beside. */
+/* States and masks, kept with the grammar, and answers. */
 #include "matcher.h"
 
 #include <math.h>
@@ -7,41 +6,7 @@
 #include <string.h>
 
 #include "vocabulary.h"
-
-enum { n_slots = 4096, most_states = 60000, dead = 0, unknown = 0xFFFF, first_state = 1 };
-
-typedef struct ways {
-    uint16_t *data;
-    size_t n, cap; /* numbers */
-    uint32_t count;
-    bool may_end;
-} ways;
-
-typedef struct state {
-    uint32_t at, n, count; /* in `pool` */
-    uint32_t mask;         /* in `masks`, + 1; 0: not made */
-    uint32_t n_allowed;
-    bool may_end;
-} state;
-
-struct ellm_grammar_cache {
-    uint16_t kinds[256]; /* bytes that no node tells apart have one */
-    uint32_t n_kinds;
-    state *states;
-    uint16_t *steps; /* (states, n_kinds) */
-    uint32_t n_states, cap_states;
-    uint16_t *pool;
-    size_t n_pool, cap_pool;
-    uint64_t *masks; /* (n_masks, words of a mask) */
-    size_t n_masks, cap_masks;
-    const ellm_vocabulary *vocabulary; /* whose masks those are */
-    uint32_t *table;                   /* states by what they hold: a hash table of twice cap_states */
-    ways work, next;
-    uint32_t seen[n_slots], seen_at[n_slots], round; /* of the ways of one step */
-    uint64_t n_looked, n_made;
-    int64_t work_left;
-    ellm_status status;
-};
+#include "ways.h"
 
 struct ellm_matcher {
     ellm_grammar *grammar;
@@ -49,128 +14,6 @@ struct ellm_matcher {
     ways now, other;
     uint64_t n_masks, n_made;
 };
-
-/* ---- sets of ways ---- */
-
-static bool reserve(ellm_grammar_cache *c, ways *w, size_t more) {
-    if (w->n + more > w->cap) {
-        size_t cap = (w->n + more) * 2 + 64;
-        uint16_t *larger = realloc(w->data, cap * sizeof *larger);
-        if (larger == NULL) {
-            c->status = ELLM_NO_MEMORY;
-            return false;
-        }
-        w->data = larger;
-        w->cap = cap;
-    }
-    return true;
-}
-
-static uint32_t hash_of(const uint16_t *data, size_t n) { /* FNV-1a over 16 bits */
-    uint32_t hash = 2166136261u;
-    for (size_t i = 0; i < n; i++) {
-        hash = (hash ^ data[i]) * 16777619u;
-    }
-    return hash ^ hash >> 15;
-}
-
-/* Adds the way at `node` within `depth` calls, the frames of which stand in `frames`, unless it is there or leads nowhere. */
-static void add_way(const ellm_grammar *g, ways *w, ellm_node_id node, const uint16_t *frames, size_t depth) {
-    ellm_grammar_cache *c = g->cache;
-    if (g->nodes[node].need + depth > ELLM_GRAMMAR_DEPTH || c->status != ELLM_OK) {
-        return;
-    }
-    c->work_left--;
-    uint16_t new[ELLM_GRAMMAR_DEPTH + 2] = {node, (uint16_t)depth}; /* `frames` may lie in what is about to move */
-    if (depth > 0) {
-        memcpy(new + 2, frames, depth * sizeof *new);
-    }
-    if (!reserve(c, w, depth + 2)) {
-        return;
-    }
-    uint16_t *way = w->data + w->n;
-    memcpy(way, new, (depth + 2) * sizeof *new);
-    uint32_t slot = hash_of(way, depth + 2) % n_slots;
-    for (; c->seen[slot] == c->round; slot = (slot + 1) % n_slots) {
-        const uint16_t *seen = w->data + c->seen_at[slot];
-        if (seen[0] == node && seen[1] == depth && memcmp(seen + 2, way + 2, depth * sizeof *way) == 0) {
-            return;
-        }
-    }
-    if (++w->count > ELLM_MOST_WAYS || c->work_left < 0) {
-        c->status = ELLM_GRAMMAR_LIMIT;
-        return;
-    }
-    c->seen[slot] = c->round;
-    c->seen_at[slot] = (uint32_t)w->n;
-    w->n += depth + 2;
-}
-
-static void begin(ellm_grammar_cache *c, ways *w) {
-    w->n = w->count = 0;
-    w->may_end = false;
-    if (++c->round == 0) {
-        memset(c->seen, 0, sizeof c->seen);
-        c->round = 1;
-    }
-}
-
-/* Follows what takes no byte from all ways in `work`; those that take one come to `out`. */
-static void follow(const ellm_grammar *g, ways *work, ways *out) {
-    ellm_grammar_cache *c = g->cache;
-    out->n = out->count = 0;
-    out->may_end = false;
-    for (size_t at = 0; at < work->n && c->status == ELLM_OK;) {
-        uint16_t way[ELLM_GRAMMAR_DEPTH + 2];
-        size_t depth = work->data[at + 1];
-        memcpy(way, work->data + at, (depth + 2) * sizeof *way);
-        const ellm_node *node = &g->nodes[way[0]];
-        at += depth + 2;
-        switch ((ellm_node_kind)node->kind) {
-        case ELLM_FAIL: break;
-        case ELLM_BYTES:
-            if (reserve(c, out, depth + 2)) {
-                memcpy(out->data + out->n, way, (depth + 2) * sizeof *way);
-                out->n += depth + 2;
-                out->count++;
-            }
-            break;
-        case ELLM_SPLIT:
-            add_way(g, work, node->a, way + 2, depth);
-            add_way(g, work, node->b, way + 2, depth);
-            break;
-        case ELLM_CALL:
-            if (node->b == ELLM_NODE_END) { /* nothing is left to do behind it */
-                add_way(g, work, node->a, way + 2, depth);
-            } else if (depth < ELLM_GRAMMAR_DEPTH && g->nodes[node->b].need != ELLM_NO_END) {
-                way[2 + depth] = node->b;
-                add_way(g, work, node->a, way + 2, depth + 1);
-            }
-            break;
-        case ELLM_END:
-            if (depth == 0) {
-                out->may_end = true;
-            } else {
-                add_way(g, work, way[2 + depth - 1], way + 2, depth - 1);
-            }
-            break;
-        }
-    }
-}
-
-/* The ways after `byte` from the ways in data[0, n). */
-static void step(const ellm_grammar *g, const uint16_t *data, size_t n, uint8_t byte, ways *out) {
-    ellm_grammar_cache *c = g->cache;
-    begin(c, &c->work);
-    for (size_t at = 0; at < n && c->status == ELLM_OK; at += data[at + 1] + 2u) {
-        const ellm_node *node = &g->nodes[data[at]];
-        c->work_left--;
-        if (byte >= node->least && byte <= node->most) {
-            add_way(g, &c->work, node->a, data + at + 2, data[at + 1]);
-        }
-    }
-    follow(g, &c->work, out);
-}
 
 /* ---- states ---- */
 
@@ -223,7 +66,7 @@ static bool grow_states(ellm_grammar_cache *c) {
     c->table = table;
     c->cap_states = cap;
     for (uint32_t i = first_state; i < c->n_states; i++) {
-        uint32_t slot = hash_of(c->pool + states[i].at, states[i].n) % (cap * 2);
+        uint32_t slot = ways_hash(c->pool + states[i].at, states[i].n) % (cap * 2);
         while (table[slot] != 0) {
             slot = (slot + 1) % (cap * 2);
         }
@@ -240,7 +83,7 @@ static uint32_t state_of(ellm_grammar_cache *c, const ways *w) {
     if (c->n_states + 1 >= c->cap_states && !grow_states(c)) {
         return dead;
     }
-    uint32_t size = c->cap_states * 2, slot = hash_of(w->data, w->n) % size;
+    uint32_t size = c->cap_states * 2, slot = ways_hash(w->data, w->n) % size;
     for (; c->table[slot] != 0; slot = (slot + 1) % size) {
         const state *s = &c->states[c->table[slot]];
         if (s->n == w->n && s->may_end == w->may_end
@@ -277,7 +120,7 @@ static uint32_t state_after(const ellm_grammar *g, uint32_t from, uint8_t byte) 
     ellm_grammar_cache *c = g->cache;
     size_t place = (size_t)from * c->n_kinds + c->kinds[byte];
     if (c->steps[place] == unknown) {
-        step(g, c->pool + c->states[from].at, c->states[from].n, byte, &c->next);
+        ways_step(g, c->pool + c->states[from].at, c->states[from].n, byte, &c->next);
         uint32_t to = state_of(c, &c->next);
         if (c->status != ELLM_OK) {
             return dead;
@@ -317,14 +160,14 @@ static void tidy(ellm_grammar_cache *c, const ellm_vocabulary *v) {
 static uint32_t state_now(ellm_matcher *m) {
     const ellm_grammar *g = m->grammar;
     ellm_grammar_cache *c = g->cache;
-    begin(c, &c->work);
+    ways_begin(c, &c->work);
     for (size_t at = 0; at < m->now.n; at += m->now.data[at + 1] + 2u) {
         uint16_t frames[ELLM_GRAMMAR_DEPTH];
         size_t depth = m->now.data[at + 1];
         for (size_t i = 0; i < depth; i++) {
             frames[i] = g->nodes[m->now.data[at + 2 + i]].like;
         }
-        add_way(g, &c->work, m->now.data[at], frames, depth);
+        ways_add(g, &c->work, m->now.data[at], frames, depth);
     }
     c->work.may_end = m->now.may_end;
     return state_of(c, &c->work);
@@ -461,9 +304,9 @@ ellm_status ellm_matcher_open(ellm_grammar *grammar, const ellm_vocabulary *voca
     m->vocabulary = vocabulary;
     c->status = ELLM_OK;
     c->work_left = ELLM_MASK_WORK;
-    begin(c, &c->work);
-    add_way(grammar, &c->work, grammar->root, NULL, 0);
-    follow(grammar, &c->work, &m->now);
+    ways_begin(c, &c->work);
+    ways_add(grammar, &c->work, grammar->root, NULL, 0);
+    ways_follow(grammar, &c->work, &m->now);
     ellm_status status = c->status;
     if (status != ELLM_OK) {
         ellm_matcher_close(m);
@@ -486,7 +329,7 @@ bool ellm_matcher_feed(ellm_matcher *m, const uint8_t *text, size_t n_bytes) {
     ways before = {0}, *from = &m->now, *to = &m->other;
     c->status = ELLM_OK;
     c->work_left = ELLM_MASK_WORK;
-    if (n_bytes > 1 && !reserve(c, &before, m->now.n)) {
+    if (n_bytes > 1 && !ways_reserve(c, &before, m->now.n)) {
         return false;
     }
     if (n_bytes > 1 && m->now.n > 0) { /* to go back to */
@@ -497,7 +340,7 @@ bool ellm_matcher_feed(ellm_matcher *m, const uint8_t *text, size_t n_bytes) {
     before.may_end = m->now.may_end;
     size_t i = 0;
     for (; i < n_bytes; i++) {
-        step(m->grammar, from->data, from->n, text[i], to);
+        ways_step(m->grammar, from->data, from->n, text[i], to);
         if (c->status != ELLM_OK || (to->count == 0 && !to->may_end)) {
             break;
         }

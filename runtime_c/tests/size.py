@@ -48,8 +48,9 @@ GRAMMARS = (
     "pattern",
     "schema",
     "schema_choice",
+    "schema_lists",
     "matcher",
-    "matcher_cache",
+    "ways",
     "vocabulary",
     "constrained",
 )

@@ -2,9 +2,9 @@
 
     python -m tests.campaigns.schema [BUNDLE] --n 1000 --seed 1
 
-Serves the bundle (the demo model, compiled for this machine, where none is given) and asks for an answer to each schema
-at temperature 1. `jsonschema` judges, formats included. Answers that max_tokens cut off are counted apart; whatever else
-is no JSON, or does not satisfy its schema, is printed with its schema and makes the campaign fail.
+Serves the bundle (the demo model, compiled for this machine, where none is given) and asks for an answer to each
+schema at temperature 1. `jsonschema` judges, formats included. Answers that max_tokens cut off are counted apart;
+whatever else is no JSON, or does not satisfy its schema, is printed with its schema and makes the campaign fail.
 """
 
 from __future__ import annotations

@@ -189,7 +189,7 @@ ellm_node_id ellm_put_repeat(ellm_builder *b, int64_t least, int64_t most, int64
 /* How a node gets to its rule's end with the fewest frames, by what is known of others. */
 static uint8_t need_of(const ellm_node *nodes, const ellm_node *n) {
     uint8_t a = nodes[n->a].need, other = nodes[n->b].need;
-    switch ((ellm_node_kind)n->kind) {
+    switch (n->kind) {
     case ELLM_FAIL: return ELLM_NO_END;
     case ELLM_END: return 0;
     case ELLM_BYTES: return a;

@@ -158,6 +158,7 @@ ellm_node_id ellm_put_other_name(ellm_builder *b, const char *const *names, size
     }
     if (own == NULL) {
         ellm_builder_fail(b, ELLM_GRAMMAR_LIMIT, "it is too large: too many names");
+        return ELLM_NODE_FAIL;
     }
     size_t n = 0;
     for (size_t i = 0; i < n_names && b->status == ELLM_OK; i++) {

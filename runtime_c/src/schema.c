@@ -5,6 +5,7 @@
  * is emitted once, so that the grammar is no longer than the text, whatever refers to what. Keywords that are not known
  * are refused: an answer that ignores one would be wrong. runtime_c/serve/README.md lists those that are. */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "schema_parts.h"
@@ -82,9 +83,7 @@ const char *schema_place(schema_reader *r, const char *place, const char *key) {
         ellm_builder_fail(r->b, ELLM_GRAMMAR_LIMIT, "it is too large");
         return place;
     }
-    memcpy(text, place, n);
-    text[n] = '/';
-    memcpy(text + n + 1, key, more);
+    snprintf(text, n + more + 2, "%s/%.*s", place, (int)more, key);
     return text;
 }
 
@@ -112,10 +111,10 @@ static const ellm_json *step_to(const ellm_json *from, const char *at, size_t n)
     char key[512];
     size_t n_key = 0;
     for (size_t i = 0; i < n && n_key + 1 < sizeof key; i++) {
-        unsigned code = 0;
         char c = at[i];
-        if (c == '%' && i + 2 < n && sscanf(at + i + 1, "%2x", &code) == 1) {
-            c = (char)code;
+        if (c == '%' && i + 2 < n) {
+            const char digits[3] = {at[i + 1], at[i + 2], '\0'};
+            c = (char)strtoul(digits, NULL, 16);
             i += 2;
         } else if (c == '~' && i + 1 < n) {
             c = at[++i] == '1' ? '/' : '~';

@@ -246,7 +246,7 @@ ellm_status ellm_matcher_mask(ellm_matcher *m, const uint64_t **mask, uint32_t *
     }
     m->n_masks++;
     if (c->status == ELLM_OK && c->states[id].mask == 0) {
-        if (c->n_masks == c->cap_masks) {
+        if (c->n_masks == c->cap_masks || c->masks == NULL) {
             size_t cap = c->cap_masks * 2 + 4;
             uint64_t *larger = realloc(c->masks, cap * n_words * sizeof *larger);
             if (larger == NULL) {

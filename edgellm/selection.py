@@ -6,11 +6,15 @@ import argparse
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from edgellm.boards import find_board
 from edgellm.connection import connect
+from edgellm.errors import UsageError
 from edgellm.remembered import recall
 from edgellm.runtime_program import InstalledModel, find_model
+
+_FORM_CAP_BYTES = 100_000  # Linux takes 128 KiB in one argument of a command
 
 
 def add_board(parser: argparse.ArgumentParser, required: bool = True) -> None:
@@ -65,6 +69,8 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-p", type=_number(0, 1), metavar="P", help="… at least P times as likely as the likeliest")
     group.add_argument("--seed", type=_count(0), metavar="N", help="the same seed gives the same answer on every board")
     group.add_argument("--stop", action="append", metavar="TEXT", help="stop before TEXT; can be given several times")
+    group.add_argument("--json-schema", metavar="FILE", help="the answer is JSON that satisfies the schema in FILE")
+    group.add_argument("--grammar", metavar="FILE", help="the answer is as the grammar in FILE says, a subset of GBNF")
     group.add_argument("--threads", type=_count(1), metavar="N", help="threads on the board")
     group.add_argument("--context", type=_count(1), metavar="N", help="positions to make room for")
 
@@ -78,4 +84,24 @@ def sampling_argv(args: argparse.Namespace) -> list[str]:
             argv += ["-n" if name == "n" else "--" + name.replace("_", "-"), value]
     for text in args.stop or ():
         argv += ["--stop", text]
+    return argv + _form_argv(args)
+
+
+def _form_argv(args: argparse.Namespace) -> list[str]:
+    """What the answer must be, as text: the file lies on this machine. The runtime tells text from a file."""
+    argv: list[str] = []
+    for option, path in (("--json-schema", args.json_schema), ("--grammar", args.grammar)):
+        if path is None:
+            continue
+        try:
+            text = Path(path).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise UsageError(f"{option} {path}: {getattr(error, 'strerror', None) or 'not UTF-8'}") from error
+        if option == "--json-schema" and not text.startswith("{"):
+            raise UsageError(f"{option} {path}: a schema is a JSON object")
+        if option == "--grammar" and "::=" not in text:
+            raise UsageError(f'{option} {path}: a grammar has rules, as in \'root ::= "yes" | "no"\'')
+        if len(text.encode()) > _FORM_CAP_BYTES:
+            raise UsageError(f"{option} {path}: more than {_FORM_CAP_BYTES} bytes")
+        argv += [option, text]
     return argv

@@ -40,6 +40,10 @@ ellm_status engine_open(engine *e, const settings *s, ellm_lookup_mode lookup, e
     if (status != ELLM_OK) {
         return ellm_fail(error, status, "the lookup of tokens: %s", ellm_status_text(status));
     }
+    status = constrained_open(&e->form, s, e->model, error);
+    if (status != ELLM_OK) {
+        return status;
+    }
     e->context_length = ellm_context_length(e->context);
     e->logits = calloc((size_t)e->info.vocab_size, sizeof *e->logits);
     e->held = calloc((size_t)e->context_length, sizeof *e->held);
@@ -55,6 +59,7 @@ void engine_close(engine *e) {
     interrupts_cancel(NULL);
     ellm_lookup_close(e->lookup);
     ellm_context_close(e->context);
+    constrained_close(&e->form);
     ellm_model_close(e->model);
     free(e->logits);
     free(e->held);
@@ -173,25 +178,39 @@ ellm_sampler_options engine_sampling(const engine *e, const settings *s) {
     return options;
 }
 
+/* The next token, as the grammar allows if there is one. */
+static ellm_status pick(engine *e, ellm_sampler *sampler, ellm_matcher *matcher, int32_t *token, ellm_error *error) {
+    ellm_status status = matcher != NULL ? ellm_matcher_apply(matcher, e->logits) : ELLM_OK;
+    if (status == ELLM_OK) {
+        *token = ellm_sampler_pick(sampler, e->logits);
+        ellm_sampler_accept(sampler, *token);
+        status = matcher != NULL ? ellm_matcher_accept(matcher, *token) : ELLM_OK;
+    }
+    return status == ELLM_OK ? status : ellm_fail(error, status, "the grammar: %s", ellm_status_text(status));
+}
+
 /* Picks, streams and appends until something ends the answer. */
-static ellm_status generate_tokens(engine *e, const answer_request *r, ellm_sampler *sampler, stops *filter,
-                                   ellm_stream *stream, answer *a, ellm_error *error) {
+static ellm_status generate_tokens(engine *e, const answer_request *r, ellm_sampler *sampler, ellm_matcher *matcher,
+                                   stops *filter, ellm_stream *stream, answer *a, ellm_error *error) {
     char text[most_text_per_token];
     size_t n_bytes;
     a->reason = "length";
     while (r->most_tokens < 0 || (int64_t)a->n_ids < r->most_tokens) {
         double start = clock_ms();
-        int32_t token = ellm_sampler_pick(sampler, e->logits);
+        int32_t token = 0;
+        ellm_status status = pick(e, sampler, matcher, &token, error);
+        if (status != ELLM_OK) {
+            return status;
+        }
         a->ids[a->n_ids++] = token;
         if (a->n_ids == 1) {
             a->first_token_ms = a->prefill_ms + clock_ms() - start;
         }
-        ellm_sampler_accept(sampler, token);
         if (!r->ignore_stop && ellm_token_is_stop(e->model, token)) {
             a->reason = "stop";
             break;
         }
-        ellm_status status = ellm_stream_push(e->model, stream, token, text, sizeof text, &n_bytes);
+        status = ellm_stream_push(e->model, stream, token, text, sizeof text, &n_bytes);
         if (status != ELLM_OK) {
             return ellm_fail(error, status, "token %d cannot be shown: %s", (int)token, ellm_status_text(status));
         }
@@ -199,7 +218,7 @@ static ellm_status generate_tokens(engine *e, const answer_request *r, ellm_samp
         if (status != ELLM_OK) {
             return status;
         }
-        if (filter->stopped) {
+        if (filter->stopped || (matcher != NULL && ellm_matcher_is_done(matcher))) {
             a->reason = "stop";
             break;
         }
@@ -235,7 +254,14 @@ static ellm_status generate(engine *e, const answer_request *r, ellm_sampler *sa
     if (status != ELLM_OK) {
         return ellm_fail(error, status, "the lookup of tokens cannot begin");
     }
-    status = generate_tokens(e, r, sampler, filter, &stream, a, error);
+    ellm_matcher *matcher = NULL;
+    if (e->form.grammar != NULL) {
+        ellm_stream_exact(&stream);
+        status = ellm_matcher_open(e->form.grammar, e->form.vocabulary, &matcher);
+    }
+    status = status == ELLM_OK ? generate_tokens(e, r, sampler, matcher, filter, &stream, a, error)
+                               : ellm_fail(error, status, "the grammar: %s", ellm_status_text(status));
+    ellm_matcher_close(matcher);
     ellm_lookup_end(e->lookup);
     ellm_lookup_get_stats(e->lookup, &a->lookup);
     if (status != ELLM_OK) {

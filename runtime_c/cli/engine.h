@@ -3,6 +3,7 @@
 #define EDGELLM_RT_ENGINE_H
 
 #include "buffer.h"
+#include "constrained.h"
 #include "program.h"
 
 typedef struct engine {
@@ -15,6 +16,7 @@ typedef struct engine {
     int32_t *held; /* tokens in the KV cache, (context_length,) */
     size_t n_held;
     double load_ms;
+    constrained form; /* of every answer */
 } engine;
 
 /* Opens bundle and context as the options say; `lookup` where they say nothing. Close it also after a failure. */

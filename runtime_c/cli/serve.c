@@ -15,6 +15,7 @@
 
 #include "buffer.h"
 #include "file.h"
+#include "form.h"
 #include "json.h"
 #include "model.h"
 #include "serve.h"
@@ -150,6 +151,7 @@ ellm_status serve_main(const settings *s, ellm_error *error) {
         describe(&h);
         status = serve(&h, error);
     }
+    form_forget(&h.service);
     ellm_context_close(h.context);
     ellm_model_close(h.model);
     return status;

@@ -42,6 +42,9 @@ extern "C" {
     X(CONTEXT_FULL, 41, "the context is full")                                               \
     X(BUFFER_SMALL, 42, "the caller's buffer is too small")                                  \
     X(CANCELLED, 43, "cancelled")                                                            \
+    X(GRAMMAR_INVALID, 44, "the grammar or schema is malformed, or has what is not supported")                 \
+    X(GRAMMAR_LIMIT, 45, "the grammar or schema is too large, or has too many readings")                       \
+    X(GRAMMAR_STUCK, 46, "the vocabulary cannot write what the grammar wants")                                 \
     X(BOARD_BUSY, 50, "somebody else changes what is deployed here")                         \
     X(BOARD_REFUSED, 51, "the model does not prove itself on this board")                    \
     X(INTERNAL, 99, "internal error")                                                        \
@@ -150,6 +153,11 @@ ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t
 int32_t ellm_session_length(const ellm_context *context, int32_t slot);
 ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t length);
 
+/* Makes session `to` hold the first `length` positions of `from`, in place of its own, without computing or copying them:
+ * the same bits. What either appends afterwards is its own. ELLM_USAGE where `from` does not hold them; with a sliding
+ * window, also where it gave up what they would show, and then `to` is empty. */
+ellm_status ellm_session_share(ellm_context *context, int32_t from, int32_t to, int32_t length);
+
 /* A flag another thread or a signal handler may set; eval then returns ELLM_CANCELLED between two steps of the
  * plan's rows (positions of finished steps stay). Cleared by the next call of eval's caller with false. */
 void ellm_context_cancel(ellm_context *context, bool cancel);
@@ -254,6 +262,36 @@ void ellm_sampler_accept(ellm_sampler *sampler, int32_t token);
 int32_t ellm_sampler_pick(ellm_sampler *sampler, float *logits);
 /* The manifest's recommended options (generation_config.json); greedy where it has none. */
 void ellm_model_sampler_options(const ellm_model *model, ellm_sampler_options *options);
+
+/* ---- constrained answers --------------------------------------------------------------------------------- */
+
+/* What an answer may be: an automaton over bytes. Compiled from text that nobody vouches for: size, depth and work are
+ * bounded. One thread at a time may use what was opened with it; share it to have it in several places. */
+typedef struct ellm_grammar ellm_grammar;
+/* A JSON schema; and a grammar's text (a subset of GBNF, src/grammar_text.c). GRAMMAR_INVALID names the keyword and its
+ * place, or the line. */
+ellm_status ellm_grammar_open_schema(const char *json, size_t n_bytes, ellm_grammar **grammar, ellm_error *error);
+ellm_status ellm_grammar_open_text(const char *text, size_t n_bytes, ellm_grammar **grammar, ellm_error *error);
+/* The same grammar for another user, who closes it, too. Users may be in different threads. */
+ellm_grammar *ellm_grammar_share(ellm_grammar *grammar);
+void ellm_grammar_close(ellm_grammar *grammar);
+
+/* The model's tokens as bytes, in order. Made once; must outlive its matchers. */
+typedef struct ellm_vocabulary ellm_vocabulary;
+ellm_status ellm_vocabulary_open(const ellm_model *model, ellm_vocabulary **vocabulary);
+void ellm_vocabulary_close(ellm_vocabulary *vocabulary);
+
+/* Follows one answer. Before each pick, `apply` makes the logits (vocab,) of all tokens that may not follow -infinity;
+ * then `accept` the token that was picked. GRAMMAR_STUCK if none may follow, or that one may not. */
+typedef struct ellm_matcher ellm_matcher;
+ellm_status ellm_matcher_open(ellm_grammar *grammar, const ellm_vocabulary *vocabulary, ellm_matcher **matcher);
+void ellm_matcher_close(ellm_matcher *matcher);
+ellm_status ellm_matcher_apply(ellm_matcher *matcher, float *logits);
+ellm_status ellm_matcher_accept(ellm_matcher *matcher, int32_t token);
+/* True once the answer is complete and nothing may follow. */
+bool ellm_matcher_is_done(const ellm_matcher *matcher);
+/* Makes a fresh stream show an answer's first token like any other: some tokenizers drop its blank. */
+void ellm_stream_exact(ellm_stream *stream);
 
 #ifdef __cplusplus
 }

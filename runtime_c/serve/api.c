@@ -214,7 +214,8 @@ static void keep_call(void *user, const char *name, size_t n_name, const ellm_js
 static bool fail(exchange *e, const choice *c, reply *r) {
     const format *f = format_of(e->kind);
     const char *text = ellm_status_text(c->news.failed);
-    bool is_mine = c->news.failed != ELLM_USAGE && c->news.failed != ELLM_TOKEN_RANGE;
+    bool is_mine = c->news.failed != ELLM_USAGE && c->news.failed != ELLM_TOKEN_RANGE
+                   && c->news.failed != ELLM_GRAMMAR_LIMIT && c->news.failed != ELLM_GRAMMAR_STUCK;
     if (!r->is_stream) {
         api_fail(r, f->path, c->news.failed == ELLM_CANCELLED ? 503 : is_mine ? 500 : 400, text);
         return true;

@@ -14,8 +14,16 @@
 enum {
     MOST_CHOICES = 16,
     REQUEST_REGION = 32 << 20,
+    KNOWN_FORMS = 8,
     STUCK_MS = 60 * 1000, /* a step that takes longer is stuck */
 };
+
+/* A grammar, by the SHA-256 of what was asked for. */
+typedef struct known_form {
+    ellm_grammar *grammar; /* NULL: none */
+    char key[65];
+    uint64_t used; /* a count */
+} known_form;
 
 /* What every request is answered from; lives as long as the server. */
 typedef struct service {
@@ -28,6 +36,9 @@ typedef struct service {
     const char *sha256;            /* of its manifest */
     int64_t n_parameters, created; /* created: when the bundle was made, seconds since 1970 */
     uint64_t n_seeds;              /* drawn so far */
+    ellm_vocabulary *vocabulary;   /* made for the first answer that has a form */
+    known_form forms[KNOWN_FORMS]; /* compiled before */
+    uint64_t n_forms;              /* asked for so far */
     bool is_stopping;
 } service;
 

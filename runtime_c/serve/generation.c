@@ -25,6 +25,8 @@ generation *generation_new(const ellm_model *model) {
 void generation_free(generation *g) {
     if (g != NULL) {
         ellm_sampler_close(g->sampler);
+        ellm_matcher_close(g->matcher);
+        ellm_grammar_close(g->options.grammar);
         free(g->plain);
         free(g->options.biases);
         for (int i = 0; i < g->options.n_stops; i++) {
@@ -52,6 +54,9 @@ generation *generation_again(const generation *g, uint64_t seed) {
     other->options = *o;
     other->options.sampling.seed = seed;
     other->options.n_stops = 0;
+    if (o->grammar != NULL) {
+        ellm_grammar_share(o->grammar);
+    }
     other->n_prompt = g->n_prompt;
     other->prompt = copy_of(g->prompt, g->n_prompt * sizeof *g->prompt);
     other->options.biases = copy_of(o->biases, o->sampling.n_bias * sizeof *o->biases);
@@ -85,6 +90,10 @@ ellm_status generation_begin(generation *g) {
     ellm_status status = ellm_sampler_open(info.vocab_size, &o->sampling, &g->sampler);
     for (size_t i = 0; i < g->n_prompt && status == ELLM_OK; i++) {
         ellm_sampler_accept(g->sampler, g->prompt[i]);
+    }
+    if (status == ELLM_OK && o->grammar != NULL) {
+        ellm_stream_exact(&g->stream);
+        status = ellm_matcher_open(o->grammar, o->vocabulary, &g->matcher);
     }
     if (o->n_likely >= 0) {
         g->plain = calloc((size_t)info.vocab_size, sizeof *g->plain);
@@ -170,8 +179,13 @@ int32_t generation_pick(generation *g, float *logits) {
     if (g->plain != NULL) { /* the sampler changes the logits */
         memcpy(g->plain, logits, (size_t)info.vocab_size * sizeof *logits);
     }
+    g->picked = g->matcher != NULL ? ellm_matcher_apply(g->matcher, logits) : ELLM_OK;
+    if (g->picked != ELLM_OK) {
+        return 0;
+    }
     int32_t token = ellm_sampler_pick(g->sampler, logits);
     ellm_sampler_accept(g->sampler, token);
+    g->picked = g->matcher != NULL ? ellm_matcher_accept(g->matcher, token) : ELLM_OK;
     if (g->plain != NULL) {
         take_note(g, token, info.vocab_size);
     }
@@ -179,6 +193,10 @@ int32_t generation_pick(generation *g, float *logits) {
 }
 
 void generation_push(generation *g, int32_t token, bool is_full) {
+    if (g->picked != ELLM_OK) {
+        generation_fail(g, g->picked);
+        return;
+    }
     if (g->n_tokens++ == 0) {
         g->times.first = clock_ms();
     }
@@ -198,7 +216,7 @@ void generation_push(generation *g, int32_t token, bool is_full) {
     }
     if (status != ELLM_OK) {
         generation_fail(g, status);
-    } else if (g->filter.stopped) {
+    } else if (g->filter.stopped || (g->matcher != NULL && ellm_matcher_is_done(g->matcher))) {
         end(g, ENDED_STOP);
     } else if (is_full || (o->most_tokens >= 0 && (int64_t)g->n_tokens >= o->most_tokens)) {
         end(g, ENDED_LENGTH);

@@ -26,7 +26,9 @@ typedef struct generation_options {
     ellm_logit_bias *biases;
     char *stops[MOST_STOPS];
     int n_stops;
-    int n_likely; /* of each token's note; negative: no notes */
+    int n_likely;          /* of each token's note; negative: no notes */
+    ellm_grammar *grammar; /* NULL: any text; this generation's own use of it */
+    const ellm_vocabulary *vocabulary;
 } generation_options;
 
 typedef enum generation_reason { GENERATING, ENDED_STOP, ENDED_LENGTH, ENDED_FAILED } generation_reason;
@@ -43,7 +45,9 @@ typedef struct generation {
 
     const ellm_model *model;
     ellm_sampler *sampler;
-    float *plain; /* (vocab,) logits as the model gave them, where notes are wanted */
+    ellm_matcher *matcher;
+    ellm_status picked; /* how the last pick went */
+    float *plain;       /* (vocab,) logits as the model gave them, where notes are wanted */
     token_note note;
     ellm_stream stream;
     stops filter;
@@ -62,7 +66,7 @@ generation *generation_again(const generation *g, uint64_t seed);
 
 /* Before the first token. USAGE or TOKEN_RANGE where the sampler cannot be set up like this. */
 ellm_status generation_begin(generation *g);
-/* Picks the next token from its logits, (vocab,), which change. */
+/* Picks the next token from its logits, (vocab,), which change. A failure shows when it is pushed. */
 int32_t generation_pick(generation *g, float *logits);
 /* Appends the text of that token. `is_full`: no position is left for it. The token is only to be computed further while
  * g->reason is GENERATING. */

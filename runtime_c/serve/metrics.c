@@ -102,7 +102,7 @@ void metrics_put(const metrics *m, const batch_stats *s, buffer *b) {
     put_number(b, "answers_failed_total", "counter", "... of them failed.", (double)s->n_failed);
     put_number(b, "answers_dropped_total", "counter", "Answers given up because nobody waits.", (double)s->n_dropped);
     put_number(b, "prompt_tokens_total", "counter", "Tokens of prompts.", (double)s->n_prompt_tokens);
-    put_number(b, "prompt_tokens_reused_total", "counter", "... of them kept from an earlier answer.",
+    put_number(b, "prompt_tokens_reused_total", "counter", "... of them kept or shared, not computed.",
                (double)s->n_reused_tokens);
     put_number(b, "tokens_total", "counter", "Tokens of answers.", (double)s->n_tokens);
     put_number(b, "steps_total", "counter", "Steps computed; one reads the weights once.", (double)s->n_steps);

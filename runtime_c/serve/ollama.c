@@ -8,6 +8,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "form.h"
 #include "formats.h"
 #include "json_write.h"
 #include "program.h"
@@ -151,10 +152,7 @@ static bool parse_options(parsing *p, generation *g) {
 }
 
 static bool refuse_unknown(parsing *p) {
-    const ellm_json *format = member(p->body, "format"), *think = member(p->body, "think");
-    if (format != NULL && !(format->kind == ELLM_JSON_STRING && format->count == 0)) {
-        return parsing_fail(p, 400, "format", "this server has no constrained output: leave 'format' out");
-    }
+    const ellm_json *think = member(p->body, "think");
     if (think != NULL && !(think->kind == ELLM_JSON_BOOL && think->integer == 0)) {
         return parsing_fail(p, 400, "think", "this server does not tell thoughts from answers: leave 'think' out");
     }
@@ -190,6 +188,21 @@ static exchange *begin(parsing *p, api_kind kind, bool stream, generation *g) {
     return e;
 }
 
+/* format: "json", or a schema; or a grammar, which Ollama's API does not have. */
+static bool parse_format(parsing *p, const ellm_json *tools, generation *g) {
+    const ellm_json *format = member(p->body, "format");
+    form f = {.param = "format", .grammar = member(p->body, "grammar"), .may_call = tools, .several = true};
+    if (format != NULL && format->kind == ELLM_JSON_STRING && format->count > 0) {
+        f.is_object = true;
+        if (!ellm_json_equals(format, "json")) {
+            return parsing_fail(p, 400, "format", "'format' is \"json\" or a JSON schema");
+        }
+    } else if (format != NULL && format->kind != ELLM_JSON_STRING) {
+        f.schema = format;
+    }
+    return form_apply(p, &f, g);
+}
+
 /* An empty generation, and what all requests share. */
 static generation *parse_common(parsing *p, bool *stream) {
     generation *g = generation_new(p->service->model);
@@ -214,7 +227,7 @@ exchange *ollama_chat(parsing *p, reply *r) {
         generation_free(g);
         return answer_loaded(p->service, true, r);
     }
-    if (!parse_messages(p, messages, tools, true, g)) {
+    if (!parse_messages(p, messages, tools, true, g) || !parse_format(p, tools, g)) {
         generation_free(g);
         return NULL;
     }
@@ -260,7 +273,8 @@ exchange *ollama_text(parsing *p, reply *r) {
     raw = raw || !ellm_model_has_chat_template(p->service->model);
     good = good
            && (raw ? parse_text(p, prompt->text, prompt->count, true, g) && check_room(p, g)
-                   : parse_question(p, prompt, member(p->body, "system"), g));
+                   : parse_question(p, prompt, member(p->body, "system"), g))
+           && parse_format(p, NULL, g);
     if (!good) {
         generation_free(g);
         return NULL;

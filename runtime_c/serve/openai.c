@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "form.h"
 #include "formats.h"
 #include "json_write.h"
 
@@ -96,12 +97,7 @@ static bool parse_biases(parsing *p, generation *g) {
 
 /* What would change the answer and is not there. */
 static bool refuse_unknown(parsing *p) {
-    const ellm_json *format = member(p->body, "response_format");
     static const char *const others[] = {"functions", "function_call", "audio", "suffix", "echo", "best_of"};
-    if (format != NULL && !ellm_json_equals(member(format, "type"), "text")) {
-        return parsing_fail(p, 400, "response_format",
-                            "this server has no constrained output: only {\"type\":\"text\"}");
-    }
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         const ellm_json *value = member(p->body, others[i]);
         bool says_no = value != NULL
@@ -137,18 +133,50 @@ static exchange *begin(parsing *p, api_kind kind, const shared *s, generation *c
 
 /* ---- chat ---- */
 
-/* Whether tools are offered. What would force a call is refused: nothing here constrains an answer yet. */
-static bool parse_tools(parsing *p, const ellm_json **tools) {
+/* The tools that are offered, and whether the answer must call one of them: {"function":{"name":...}} a certain one. */
+static bool parse_tools(parsing *p, const ellm_json **tools, form *f) {
     const ellm_json *wanted = member(p->body, "tool_choice");
+    const ellm_json *name = member(member(wanted, "function"), "name");
     *tools = member(p->body, "tools");
-    if (wanted == NULL || ellm_json_equals(wanted, "auto")) {
-        return true;
+    f->several = true;
+    if (!parse_bool(p, p->body, "parallel_tool_calls", &f->several)) {
+        return false;
     }
-    if (ellm_json_equals(wanted, "none")) {
+    if (*tools != NULL && (wanted == NULL || ellm_json_equals(wanted, "auto"))) {
+        f->may_call = *tools;
+    } else if (ellm_json_equals(wanted, "none")) {
         *tools = NULL;
-        return true;
+    } else if (ellm_json_equals(wanted, "required") || name != NULL) {
+        f->must_call = *tools;
+        f->called = name;
+        return *tools != NULL
+               || parsing_fail(p, 400, "tool_choice", "'tool_choice' wants a call, and there are no 'tools'");
+    } else if (wanted != NULL && !ellm_json_equals(wanted, "auto")) {
+        return parsing_fail(p, 400, "tool_choice",
+                            "'tool_choice' is \"auto\", \"none\", \"required\" or "
+                            "{\"type\":\"function\",\"function\":{\"name\":...}}");
     }
-    return parsing_fail(p, 400, "tool_choice", "'tool_choice' can be \"auto\" or \"none\" here: calls are not forced");
+    return true;
+}
+
+/* response_format: text, json_object, or json_schema; or a grammar, which OpenAI's API does not have. */
+static bool parse_format(parsing *p, form *f) {
+    const ellm_json *format = member(p->body, "response_format"), *type = member(format, "type");
+    f->param = "response_format";
+    f->grammar = member(p->body, "grammar");
+    if (ellm_json_equals(type, "json_object")) {
+        f->is_object = true;
+    } else if (ellm_json_equals(type, "json_schema")) {
+        f->schema = member(member(format, "json_schema"), "schema");
+        if (f->schema == NULL) {
+            return parsing_fail(p, 400, "response_format",
+                                "'response_format' wants {\"json_schema\":{\"schema\":...}}");
+        }
+    } else if (format != NULL && !ellm_json_equals(type, "text")) {
+        return parsing_fail(p, 400, "response_format",
+                            "'response_format' is of type \"text\", \"json_object\" or \"json_schema\"");
+    }
+    return true;
 }
 
 exchange *openai_chat(parsing *p) {
@@ -156,6 +184,7 @@ exchange *openai_chat(parsing *p) {
     bool logprobs = false;
     int64_t n_likely = 0;
     const ellm_json *tools = NULL;
+    form f = {0};
     generation *g = generation_new(p->service->model);
     if (g == NULL) {
         parsing_note(p, 500, NULL, "memory ran out");
@@ -164,8 +193,9 @@ exchange *openai_chat(parsing *p) {
     bool good = parse_shared(p, g, &s)
                 && parse_int(p, p->body, "max_completion_tokens", 1, INT32_MAX, &g->options.most_tokens)
                 && parse_bool(p, p->body, "logprobs", &logprobs)
-                && parse_int(p, p->body, "top_logprobs", 0, MOST_LIKELY, &n_likely) && parse_tools(p, &tools)
-                && parse_messages(p, member(p->body, "messages"), tools, false, g);
+                && parse_int(p, p->body, "top_logprobs", 0, MOST_LIKELY, &n_likely) && parse_tools(p, &tools, &f)
+                && parse_format(p, &f) && parse_messages(p, member(p->body, "messages"), tools, false, g)
+                && form_apply(p, &f, g);
     if (!good) {
         generation_free(g);
         return NULL;
@@ -211,8 +241,9 @@ static bool parse_one(parsing *p, const ellm_json *prompt, shared *s, generation
         return parsing_fail(p, 500, NULL, "memory ran out");
     }
     g->options.most_tokens = 16; /* as OpenAI's */
+    form f = {0};
     bool good = parse_shared(p, g, s) && parse_int(p, p->body, "logprobs", 0, MOST_LIKELY, &n_likely)
-                && parse_prompt(p, prompt, g);
+                && parse_format(p, &f) && parse_prompt(p, prompt, g) && form_apply(p, &f, g);
     g->options.n_likely = (int)n_likely;
     return good;
 }

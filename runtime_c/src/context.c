@@ -96,7 +96,8 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     }
     uint64_t pointers = lay_out(&total, plan->n_states * sizeof *kv->states);
     uint64_t lengths = lay_out(&total, sessions * 4), pending = lay_out(&total, sessions * 4);
-    uint64_t free_blocks = lay_out(&total, blocks * 4), rows = lay_out(&total, ELLM_STEP_ROWS * sizeof(ellm_row));
+    uint64_t free_blocks = lay_out(&total, blocks * 4), n_users = lay_out(&total, blocks * 4);
+    uint64_t rows = lay_out(&total, ELLM_STEP_ROWS * sizeof(ellm_row));
 
     uint64_t available = ellm_available_bytes();
     if (total > available || total > SIZE_MAX / 2) {
@@ -122,6 +123,7 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     kv->table = context->inputs[ELLM_INPUT_BLOCK_TABLE];
     kv->lengths = (int32_t *)(void *)(base + lengths);
     kv->free_blocks = (int32_t *)(void *)(base + free_blocks);
+    kv->n_users = (int32_t *)(void *)(base + n_users);
     context->pending = (int32_t *)(void *)(base + pending);
     context->rows = (ellm_row *)(void *)(base + rows);
     ellm_kv_init(kv);
@@ -470,6 +472,13 @@ ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t l
         return ELLM_USAGE;
     }
     return ELLM_OK;
+}
+
+ellm_status ellm_session_share(ellm_context *context, int32_t from, int32_t to, int32_t length) {
+    const ellm_kv *kv = &context->kv;
+    bool good = from >= 0 && from < kv->n_sessions && to >= 0 && to < kv->n_sessions && from != to && length >= 0
+                && length <= kv->lengths[from];
+    return good && ellm_kv_share(&context->kv, from, to, length) ? ELLM_OK : ELLM_USAGE;
 }
 
 void ellm_context_settle(ellm_context *context, bool fit) {

@@ -186,23 +186,26 @@ static bool read_string(struct reader *reader, const char **text, uint32_t *byte
 
 /* ---- numbers ---- */
 
-/* strtod with a point for a point, whatever the process's locale. */
-static bool parse_real(const char *text, size_t bytes, double *result) {
-    char copy[64];
-    size_t n = 0;
+/* strtod with a point for a point, whatever the process's locale, and for as many digits as there are. */
+static bool parse_real(struct reader *reader, const char *text, size_t bytes, double *result) {
     const char *point = localeconv()->decimal_point;
-    for (size_t i = 0; i < bytes; i++) {
-        const char *piece = text[i] == '.' ? point : &text[i];
-        size_t piece_bytes = text[i] == '.' ? strlen(point) : 1;
-        if (n + piece_bytes >= sizeof copy) {
-            return false;
+    size_t n = 0, n_point = strlen(point);
+    char short_copy[64], *copy = short_copy;
+    if (bytes + n_point >= sizeof short_copy) {
+        copy = ellm_region_alloc(reader->region, bytes + n_point + 1, 1);
+        if (copy == NULL) {
+            return exhausted(reader);
         }
-        memcpy(copy + n, piece, piece_bytes);
+    }
+    for (size_t i = 0; i < bytes; i++) { /* a number has one point at most */
+        size_t piece_bytes = text[i] == '.' ? n_point : 1;
+        memcpy(copy + n, text[i] == '.' ? point : &text[i], piece_bytes);
         n += piece_bytes;
     }
     copy[n] = '\0';
     *result = strtod(copy, NULL);
-    return *result <= 1.7976931348623157e308 && *result >= -1.7976931348623157e308;
+    return (*result <= 1.7976931348623157e308 && *result >= -1.7976931348623157e308)
+           || wrong(reader, "a number is too large");
 }
 
 static const char *skip_digits(const char *at, const char *end) {
@@ -250,7 +253,7 @@ static bool read_number(struct reader *reader, ellm_json *value) {
         return true;
     }
     value->kind = ELLM_JSON_REAL;
-    return parse_real(begin, (size_t)(at - begin), &value->real) || wrong(reader, "a number is too large or too long");
+    return parse_real(reader, begin, (size_t)(at - begin), &value->real);
 }
 
 /* ---- the tree ---- */
@@ -283,6 +286,20 @@ static bool read_value(struct reader *reader, ellm_json *value) {
     return wrong(reader, "a value was expected");
 }
 
+/* Names are compared as they end: one that holds NULs has U+FFFD in their places, and is like no other. */
+static bool replace_nuls(struct reader *reader, const char **key, size_t bytes) {
+    char *copy = ellm_region_alloc(reader->region, 3 * bytes + 1, 1), *out = copy;
+    if (copy == NULL) {
+        return exhausted(reader);
+    }
+    for (size_t i = 0; i < bytes; i++) {
+        out = (*key)[i] == '\0' ? utf8_write(out, 0xfffd) : (*out = (*key)[i], out + 1);
+    }
+    *out = '\0';
+    *key = copy;
+    return true;
+}
+
 /* The opening of a member or element of `parent`: its key, up to the value. */
 static bool read_key(struct reader *reader, const ellm_json *parent, ellm_json *value) {
     if (parent->kind != ELLM_JSON_OBJECT) {
@@ -292,8 +309,8 @@ static bool read_key(struct reader *reader, const ellm_json *parent, ellm_json *
     if (!read_string(reader, &value->key, &bytes)) {
         return false;
     }
-    if (memchr(value->key, '\0', bytes) != NULL) {
-        return wrong(reader, "a name holds a NUL");
+    if (memchr(value->key, '\0', bytes) != NULL && !replace_nuls(reader, &value->key, bytes)) {
+        return false;
     }
     skip_space(reader);
     if (!take_char(reader, ':')) {

@@ -1,7 +1,7 @@
 /* json.h: a strict JSON reader (RFC 8259) for files and messages that nobody vouches for.
  *
  * The text becomes a tree in a region. Depth and size are bounded, nothing recurses, strings are checked to be
- * UTF-8 and are unescaped (lone surrogates become U+FFFD). Of two members with one name the last counts. */
+ * UTF-8 and are unescaped (lone surrogates become U+FFFD, and so do NULs in names). Of two members with one name the last counts. */
 #ifndef ELLM_JSON_H
 #define ELLM_JSON_H
 

@@ -24,35 +24,75 @@ static int32_t *session_table(const ellm_kv *kv, int32_t slot) {
 
 static void release(ellm_kv *kv, int32_t *entry) {
     if (*entry >= 0) {
-        kv->free_blocks[kv->n_free++] = *entry;
+        if (--kv->n_users[*entry] == 0) {
+            kv->free_blocks[kv->n_free++] = *entry;
+        }
         *entry = -1;
     }
 }
 
 void ellm_kv_init(ellm_kv *kv) {
     memset(kv->table, 0xff, (size_t)kv->n_sessions * (size_t)kv->table_cap * sizeof *kv->table);
+    memset(kv->n_users, 0, (size_t)kv->n_blocks * sizeof *kv->n_users);
     memset(kv->lengths, 0, (size_t)kv->n_sessions * sizeof *kv->lengths);
     kv->n_free = kv->n_touched = 0;
 }
 
-bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position) {
-    int32_t *entry = &session_table(kv, slot)[position / ELLM_BLOCK];
-    if (*entry >= 0) {
-        return true;
-    }
+/* A zeroed block; -1 if there is none. */
+static int32_t take_block(ellm_kv *kv) {
+    int32_t block = -1;
     if (kv->n_free > 0) {
-        int32_t block = kv->free_blocks[--kv->n_free];
+        block = kv->free_blocks[--kv->n_free];
         for (uint32_t i = 0; i < kv->plan->n_states; i++) {
             size_t bytes = (size_t)kv->plan->state_bytes[i];
             memset(kv->states[i] + (size_t)block * bytes, 0, bytes);
         }
-        *entry = block;
+    } else if (kv->n_touched < kv->n_blocks) {
+        block = kv->n_touched++;
+    }
+    if (block >= 0) {
+        kv->n_users[block] = 1;
+    }
+    return block;
+}
+
+bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position) {
+    int32_t *entry = &session_table(kv, slot)[position / ELLM_BLOCK], shared = *entry;
+    if (shared >= 0 && kv->n_users[shared] == 1) {
         return true;
     }
-    if (kv->n_touched == kv->n_blocks) {
+    int32_t block = take_block(kv);
+    if (block < 0) {
         return false;
     }
-    *entry = kv->n_touched++;
+    *entry = block;
+    if (shared >= 0) {
+        kv->n_users[shared]--;
+        for (uint32_t i = 0; i < kv->plan->n_states; i++) {
+            size_t bytes = (size_t)kv->plan->state_bytes[i];
+            memcpy(kv->states[i] + (size_t)block * bytes, kv->states[i] + (size_t)shared * bytes, bytes);
+        }
+    }
+    return true;
+}
+
+bool ellm_kv_share(ellm_kv *kv, int32_t from, int32_t to, int32_t length) {
+    int32_t *source = session_table(kv, from), *table = session_table(kv, to);
+    int32_t first = first_visible(kv, length), end = (length + ELLM_BLOCK - 1) / ELLM_BLOCK;
+    for (int32_t i = 0; i < kv->table_cap; i++) {
+        release(kv, &table[i]);
+    }
+    kv->lengths[to] = 0;
+    for (int32_t i = first; i < end; i++) {
+        if (source[i] < 0) {
+            return false;
+        }
+    }
+    for (int32_t i = first; i < end; i++) {
+        table[i] = source[i];
+        kv->n_users[source[i]]++;
+    }
+    kv->lengths[to] = length;
     return true;
 }
 

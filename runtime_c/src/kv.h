@@ -1,4 +1,5 @@
-/* kv.h: the KV cache: one pool of blocks of 64 positions, and a table per session that says which are its own. */
+/* kv.h: the KV cache: one pool of blocks of 64 positions, and a table per session that says which are its own. Sessions
+ * that begin alike may share blocks; whoever writes into a shared one gets a copy of his own. */
 #ifndef ELLM_KV_H
 #define ELLM_KV_H
 
@@ -12,6 +13,7 @@ typedef struct ellm_kv {
     int32_t *table;                          /* (n_sessions, table_cap), -1: no block */
     int32_t *lengths;                        /* positions each session holds */
     int32_t *free_blocks;                    /* blocks used before and free again, n_free of them */
+    int32_t *n_users;                        /* (n_blocks,) sessions that have the block in their tables */
     int32_t n_free, n_touched;               /* blocks from n_touched on were never used and are zero */
 } ellm_kv;
 
@@ -21,12 +23,16 @@ int32_t ellm_kv_session_blocks(int32_t context_length, int32_t window, int32_t s
 
 /* Empties every session. The memory must be there, the states zero. */
 void ellm_kv_init(ellm_kv *kv);
-/* Gives the session a zeroed block for `position` if it has none. False if the pool is empty. */
+/* Gives the session a zeroed block for `position` if it has none, and a copy if others have it, too. False if the pool is
+ * empty; it is not while every session keeps to what it may hold. */
 bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position);
 /* The session now holds `length` positions: returns the blocks that no later row can see. */
 void ellm_kv_advance(ellm_kv *kv, int32_t slot, int32_t length);
 /* Most positions that the session can take, up to context_length in all, and be cut back by again. */
 int32_t ellm_kv_spare(const ellm_kv *kv, int32_t slot, int32_t context_length);
+/* Makes `to` hold the first `length` positions of `from`, in place of its own. False, and `to` empty, if `from` has them no
+ * more. */
+bool ellm_kv_share(ellm_kv *kv, int32_t from, int32_t to, int32_t length);
 /* Cuts the session back. False if its window would show positions that are gone. */
 bool ellm_kv_truncate(ellm_kv *kv, int32_t slot, int32_t length);
 

@@ -24,4 +24,8 @@ ellm_status ellm_tokenizer_push(const ellm_tokenizer *tokenizer, ellm_stream *st
 ellm_status ellm_tokenizer_flush(const ellm_tokenizer *tokenizer, ellm_stream *stream, char *text, size_t cap,
                                  size_t *n_bytes);
 
+/* The bytes that a token adds to a text, as they are decoded behind others. 0: none, or more than `cap`, or it is
+ * special. */
+size_t ellm_tokenizer_bytes(const ellm_tokenizer *tokenizer, uint32_t token, uint8_t *text, size_t cap);
+
 #endif

@@ -273,3 +273,28 @@ ellm_status ellm_tokenizer_flush(const ellm_tokenizer *t, ellm_stream *stream, c
     finish(&to);
     return deliver(&to, &changed, stream, n_bytes);
 }
+
+size_t ellm_tokenizer_bytes(const ellm_tokenizer *t, uint32_t token, uint8_t *text, size_t cap) {
+    ellm_stream stream = {.skip_special = true};
+    sink to = {.t = t, .stream = &stream, .text = (char *)text, .cap = cap};
+    ellm_stream_exact(&stream);
+    if (token > INT32_MAX || !is_shown(t, (int32_t)token, true)) {
+        return 0;
+    }
+    bool is_bytes =
+        t->mode == DECODE_BYTES || (t->mode == DECODE_FALLBACK && (t->token_flags[token] & TOKEN_BYTE) != 0);
+    if (is_bytes) { /* that may be a part of a character */
+        size_t n = t->mode == DECODE_BYTES ? t->text_ends[token + 1] - t->text_ends[token] : 1;
+        if (n > 0 && n <= cap) {
+            memcpy(text, t->text + t->text_ends[token], n);
+        }
+        return n <= cap ? n : 0;
+    }
+    add_token(&to, token);
+    return to.n <= cap ? to.n : 0;
+}
+
+void ellm_stream_exact(ellm_stream *stream) {
+    stream->started = true;
+    stream->n_printed |= STRIP_DONE;
+}

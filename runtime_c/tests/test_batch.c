@@ -249,6 +249,51 @@ static void test_reuse_and_failure(const ellm_model *model) {
     close_bench(&b);
 }
 
+/* Sessions that begin alike share what is computed, while it is used and afterwards, and none sees what others append. */
+static void test_sharing(const ellm_model *model, bool has_window) {
+    enum { n_alike = 3 };
+    buffer alone[n_alike] = {{0}}, notes = {0};
+    bench b = open_bench(model, 1, n_alike);
+    for (int i = 0; i < n_alike; i++) {
+        generation *g = ask(model, 4, n_tokens);
+        g->options.sampling.seed = (uint64_t)i;
+        CHECK(batch_submit(b.batch, &g, 1));
+        finish(&b, g, &alone[i], &notes);
+        batch_drop(b.batch, g);
+    }
+    close_bench(&b);
+    b = open_bench(model, n_alike + 1, n_alike);
+    for (int round = 0; round < 3; round++) { /* first all together, then with something else in between */
+        generation *all[n_alike], *other = ask(model, 5 + round, round == 1 ? 150 : 5);
+        size_t n_reused = 0;
+        for (int i = 0; i < n_alike; i++) {
+            all[i] = ask(model, 4, n_tokens);
+            all[i]->options.sampling.seed = (uint64_t)i;
+        }
+        CHECK(batch_submit(b.batch, all, n_alike) && batch_submit(b.batch, &other, 1));
+        for (int i = 0; i < n_alike; i++) {
+            buffer text = {0};
+            batch_news news = finish(&b, all[i], &text, &notes);
+            n_reused += news.n_reused;
+            CHECK(news.reason == ENDED_LENGTH && text.n == alone[i].n && memcmp(text.data, alone[i].data, text.n) == 0);
+            CHECK(news.n_reused < news.n_prompt);
+            batch_drop(b.batch, all[i]);
+            buffer_free(&text);
+        }
+        size_t n_prompt = 20 + 4 * 17;
+        if (round == 0 || !has_window) { /* one of them computes it, or they take turns */
+            CHECK(n_reused >= (n_alike - 1) * (n_prompt - 64));
+        }
+        CHECK(round == 0 || has_window || n_reused >= n_alike * (n_prompt - 1) - n_prompt);
+        batch_drop(b.batch, other);
+    }
+    close_bench(&b);
+    for (int i = 0; i < n_alike; i++) {
+        buffer_free(&alone[i]);
+    }
+    buffer_free(&notes);
+}
+
 int main(void) {
     struct toy toy;
     ellm_error error = {""};
@@ -263,6 +308,16 @@ int main(void) {
         test_queue(model);
         test_dropping(model);
         test_reuse_and_failure(model);
+        test_sharing(model, false);
+        ellm_model_close(model);
+    }
+    toy_close(&toy);
+    toy_open(&toy, 70); /* a window: blocks that nobody sees any more are given back, shared ones by the last */
+    toy_compile(&toy, toy_kernels, "-DWINDOW=70 -DADD==");
+    toy_write(&toy);
+    CHECK_STATUS(ellm_model_open(toy.directory, &model, &error), ELLM_OK, error, "");
+    if (model != NULL) {
+        test_sharing(model, true);
         ellm_model_close(model);
     }
     toy_close(&toy);

@@ -234,6 +234,24 @@ def test_sampling_options_reach_the_runtime_and_are_checked() -> None:
             parser.parse_args(wrong.split())
 
 
+def test_a_form_is_read_here_and_sent_as_text(tmp_path):
+    parser = argparse.ArgumentParser()
+    add_sampling(parser)
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar"
+    schema.write_text('{"type": "integer"}\n')
+    grammar.write_text('root ::= "yes"\n')
+    given = parser.parse_args(["--json-schema", str(schema)])
+    assert sampling_argv(given) == ["--json-schema", '{"type": "integer"}']
+    assert sampling_argv(parser.parse_args(["--grammar", str(grammar)])) == ["--grammar", 'root ::= "yes"']
+    for option, path, said in (
+        ("--json-schema", grammar, "a JSON object"),
+        ("--grammar", schema, "has rules"),
+        ("--grammar", tmp_path / "nowhere", "No such file"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            sampling_argv(parser.parse_args([option, str(path)]))
+
+
 def test_a_tunnel_may_be_silent() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         tunnel = LocalRemote().tunnel(listener.getsockname()[1])

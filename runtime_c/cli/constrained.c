@@ -15,7 +15,9 @@ static ellm_status read_file(const char *option, const char *path, buffer *text,
     if (file == NULL) {
         return ellm_fail(error, ELLM_USAGE, "%s %.200s: %s", option, path, strerror(errno));
     }
-    for (size_t n; text->n <= most_bytes && (n = fread(piece, 1, sizeof piece, file)) > 0;) {
+    size_t n = sizeof piece;
+    while (n == sizeof piece && text->n <= most_bytes) {
+        n = fread(piece, 1, sizeof piece, file);
         buffer_put(text, piece, n);
     }
     bool good = ferror(file) == 0;

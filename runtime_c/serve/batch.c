@@ -140,11 +140,11 @@ static size_t put_row(batch *b, size_t n, seat *s, int32_t token, bool wants_log
 
 /* Takes over from another session what that one holds of the prompt, and this one does not: the answers to one prompt
  * compute it once between them. */
-static void share(batch *b, seat *s) {
+static void share(batch *b, seat *s, generation *who) {
     int32_t most = s->n_done;
     seat *source = NULL;
     for (int32_t i = 0; i < b->options.n_sessions; i++) {
-        int32_t n = &b->seats[i] == s ? 0 : common(&b->seats[i], s->who), there = ellm_session_length(b->context, i);
+        int32_t n = &b->seats[i] == s ? 0 : common(&b->seats[i], who), there = ellm_session_length(b->context, i);
         n = n < there ? n : there; /* the rest is about to be computed */
         if (n > most) {
             most = n;
@@ -156,12 +156,12 @@ static void share(batch *b, seat *s) {
     }
     bool good = ellm_session_share(b->context, (int32_t)(source - b->seats), (int32_t)(s - b->seats), most) == ELLM_OK;
     if (good) {
-        memcpy(s->held + s->n_done, s->who->prompt + s->n_done, (size_t)(most - s->n_done) * sizeof *s->held);
-        s->who->n_reused += (size_t)(most - s->n_done);
+        memcpy(s->held + s->n_done, who->prompt + s->n_done, (size_t)(most - s->n_done) * sizeof *s->held);
+        who->n_reused += (size_t)(most - s->n_done);
         s->n_held = s->n_done = most;
     } else { /* a window has closed over it, and this session's own positions are gone */
         s->n_held = s->n_done = ellm_session_length(b->context, (int32_t)(s - b->seats));
-        s->who->n_reused = 0;
+        who->n_reused = 0;
     }
 }
 
@@ -180,8 +180,8 @@ static size_t gather(batch *b) {
         int32_t i = (b->turn + k) % n_seats;
         seat *s = &b->seats[i];
         int32_t n_prompt = s->who != NULL ? (int32_t)s->who->n_prompt : 0;
-        if (s->n_done < n_prompt) {
-            share(b, s);
+        if (s->who != NULL && s->n_done < n_prompt) {
+            share(b, s, s->who);
         }
         for (; n < most && s->n_done < n_prompt && s->who != NULL; s->n_done++) {
             n = put_row(b, n, s, s->who->prompt[s->n_done], s->n_done + 1 == n_prompt);

@@ -264,8 +264,8 @@ ellm_status ellm_matcher_mask(ellm_matcher *m, const uint64_t **mask, uint32_t *
             c->states[id].n_allowed = count_bits(made, n_words);
         }
     }
-    if (c->status != ELLM_OK) {
-        return c->status;
+    if (c->status != ELLM_OK || c->masks == NULL) {
+        return c->status != ELLM_OK ? c->status : ELLM_NO_MEMORY;
     }
     *mask = c->masks + (c->states[id].mask - 1) * n_words;
     *n_allowed = c->states[id].n_allowed;

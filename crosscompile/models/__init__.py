@@ -3,17 +3,47 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from crosscompile.errors import ConfigError
-from crosscompile.models.architecture import Architecture
-from crosscompile.models.llama import LLAMA
+from crosscompile.models.design import Design
 
-ARCHITECTURES: dict[str, Architecture] = {
-    "LlamaForCausalLM": LLAMA,
-    "MistralForCausalLM": LLAMA,
+if TYPE_CHECKING:
+    from crosscompile.models.architecture import Architecture
+
+
+@dataclass(frozen=True)
+class Family:
+    """One line of the table: an architecture that config.json may name.
+
+    title     what people call it; special: what it has that Llama has not
+    parser    "module.function" of crosscompile.models.families: config.json -> Design
+    """
+
+    title: str
+    parser: str
+    special: str = ""
+
+    def design(self, config: Mapping[str, Any]) -> Design:
+        """The Design of a config.json. Raises ConfigError for what is not supported."""
+        module, _, name = self.parser.partition(".")
+        made: Design = getattr(importlib.import_module(f"crosscompile.models.families.{module}"), name)(config)
+        return made
+
+
+FAMILIES: dict[str, Family] = {
+    "LlamaForCausalLM": Family("Llama 1–3.x, Vicuna, TinyLlama, SmolLM2", "llama.llama"),
+    "MistralForCausalLM": Family("Mistral", "llama.mistral", "sliding window"),
+    "Qwen2ForCausalLM": Family("Qwen2, Qwen2.5", "llama.qwen2", "biases of queries, keys and values"),
+    "Qwen3ForCausalLM": Family("Qwen3", "llama.qwen3", "norms of queries and keys"),
+    "SmolLM3ForCausalLM": Family("SmolLM3", "llama.smollm3", "layers without RoPE"),
+    "Phi3ForCausalLM": Family("Phi-3, Phi-3.5, Phi-4", "llama.phi3", "fused weights, LongRoPE, partial RoPE"),
+    "GraniteForCausalLM": Family("Granite 3", "llama.granite", "multipliers"),
+    "Olmo2ForCausalLM": Family("OLMo 2", "llama.olmo2", "norms behind attention and feed-forward"),
 }
 """Built in; more come from installed packages through the entry-point group `edgellm.architectures`."""
 
@@ -22,24 +52,36 @@ ENTRY_POINTS = "edgellm.architectures"
 
 def architecture_for(config: Mapping[str, Any]) -> tuple[str, Architecture]:
     """Name and table entry of a checkpoint's architecture. ConfigError names the nearest one that is known."""
-    names = config.get("architectures")
-    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
-        raise ConfigError(f"config.json: 'architectures' must name exactly one architecture, not {names!r}")
-    name = names[0]
-    known = dict(ARCHITECTURES)
+    from crosscompile.models.architecture import Architecture
+    from crosscompile.models.decoder import network
+
+    name = name_of(config)
+    if name in FAMILIES:
+        family = FAMILIES[name]
+        return name, Architecture(lambda config, kv: network(family.design(config), kv))
     for point in entry_points(group=ENTRY_POINTS):
-        if point.name == name and name not in known:
+        if point.name == name:
             loaded = point.load()
             if not isinstance(loaded, Architecture):
                 raise ConfigError(
                     f"entry point {ENTRY_POINTS}:{name} gives a {type(loaded).__name__}, not Architecture"
                 )
-            known[name] = loaded
-    if name in known:
-        return name, known[name]
-    near = difflib.get_close_matches(name, known, 1, 0.0)[0]
-    raise ConfigError(
-        f"config.json: architecture {name!r} is not supported; supported are {', '.join(known)}. The nearest is "
+            return name, loaded
+    raise unknown(name, config)
+
+
+def name_of(config: Mapping[str, Any]) -> str:
+    """The one architecture that config.json names."""
+    names = config.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
+        raise ConfigError(f"config.json: 'architectures' must name exactly one architecture, not {names!r}")
+    return names[0]
+
+
+def unknown(name: str, config: Mapping[str, Any]) -> ConfigError:
+    near = difflib.get_close_matches(name, FAMILIES, 1, 0.0)[0]
+    return ConfigError(
+        f"config.json: architecture {name!r} is not supported; supported are {', '.join(FAMILIES)}. The nearest is "
         f"{near}: if the network is the same, change 'architectures', else add it through "
         f"the entry point {ENTRY_POINTS}"
     )

@@ -44,6 +44,13 @@ FAMILIES: dict[str, Family] = {
     "Phi3ForCausalLM": Family("Phi-3, Phi-3.5, Phi-4", "llama.phi3", "fused weights, LongRoPE, partial RoPE"),
     "GraniteForCausalLM": Family("Granite 3", "llama.granite", "multipliers"),
     "Olmo2ForCausalLM": Family("OLMo 2", "llama.olmo2", "norms behind attention and feed-forward"),
+    "GemmaForCausalLM": Family("Gemma", "gemma.gemma", "GELU, scaled embeddings"),
+    "Gemma2ForCausalLM": Family("Gemma 2", "gemma.gemma2", "alternating windows, soft caps, norms around"),
+    "Gemma3ForCausalLM": Family("Gemma 3 (text)", "gemma.gemma3", "windows with a RoPE of their own, norms of queries and keys"),
+    "StableLmForCausalLM": Family("StableLM", "parallel.stablelm", "layer norms, partial RoPE"),
+    "GPT2LMHeadModel": Family("GPT-2", "parallel.gpt2", "a table of positions, transposed matrices"),
+    "GPTNeoXForCausalLM": Family("GPT-NeoX, Pythia", "parallel.gpt_neox", "parallel residual, partial RoPE"),
+    "FalconForCausalLM": Family("Falcon", "parallel.falcon", "parallel blocks, multi-query"),
 }
 """Built in; more come from installed packages through the entry-point group `edgellm.architectures`."""
 

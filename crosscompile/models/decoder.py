@@ -132,27 +132,12 @@ class PlainFeedForward(nn.Module):
         return self.down_proj(self.activation(self.up_proj(x)))
 
 
-NORMS = {
-    "before": ("input_layernorm", "post_attention_layernorm"),
-    "after": ("post_attention_layernorm", "post_feedforward_layernorm"),
-    "around": (
-        "input_layernorm",
-        "post_attention_layernorm",
-        "pre_feedforward_layernorm",
-        "post_feedforward_layernorm",
-    ),
-    "parallel": ("input_layernorm", "post_attention_layernorm"),
-    "parallel shared": ("input_layernorm",),
-}
-"""The norms of a block by Design.arrangement, in the order of their use."""
-
-
 class Block(nn.Module):
     """One transformer block."""
 
     def __init__(self, made: Design, layer: design.Layer, kv: str, feed_forward: type[nn.Module]) -> None:
         self.arrangement = made.arrangement
-        names = NORMS[made.arrangement]  # in the order of their use, in which the weights are stored
+        names = design.NORMS[made.arrangement]  # in the order of their use, in which the weights are stored
         first = [name for name in names if name == "input_layernorm"]
         for name in first:
             setattr(self, name, norm_of(made))
@@ -162,7 +147,7 @@ class Block(nn.Module):
         self.mlp = feed_forward(made)
 
     def forward(self, x: Tensor, rows_: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        norms = [getattr(self, name) for name in NORMS[self.arrangement]]
+        norms = [getattr(self, name) for name in design.NORMS[self.arrangement]]
         if self.arrangement.startswith("parallel"):
             h = norms[0](x)
             mixed, k, v = self.self_attn(h, rows_, k, v)

@@ -17,6 +17,21 @@ from crosscompile.pieces import Sources
 EMBEDDING, POSITIONS, HEAD = "model.embed_tokens.weight", "model.embed_positions.weight", "lm_head.weight"
 
 
+NORMS = {
+    "before": ("input_layernorm", "post_attention_layernorm"),
+    "after": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "around": (
+        "input_layernorm",
+        "post_attention_layernorm",
+        "pre_feedforward_layernorm",
+        "post_feedforward_layernorm",
+    ),
+    "parallel": ("input_layernorm", "post_attention_layernorm"),
+    "parallel shared": ("input_layernorm",),
+}
+"""The norms of a block by Design.arrangement, in the order of their use."""
+
+
 @dataclass(frozen=True)
 class Norm:
     """kind: "rms", or "layer", which subtracts the mean; bias: added at the end, "layer" only."""

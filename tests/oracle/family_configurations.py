@@ -26,6 +26,7 @@ SIZES: dict[str, Any] = {
 """Groups of three query heads; rows of the head that no row group divides."""
 ONE_KV = {"num_key_value_heads": 1, "head_dim": 32, "num_attention_heads": 5}
 """Five heads share one, and together they are wider than the hidden rows."""
+THREE = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 64}
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 LLAMA3 = {
     "rope_type": "llama3",
@@ -44,6 +45,19 @@ def longrope(half: int, **more: Any) -> dict[str, Any]:
     factors = {"short_factor": [1.0 + i / half for i in range(half)], "long_factor": [2.0 + i for i in range(half)]}
     return {"rope_type": "longrope", "rope_theta": 10000.0, **factors, **more}
 
+
+GPT2: dict[str, Any] = {
+    "n_embd": 96,
+    "n_layer": 3,
+    "n_head": 6,
+    "n_positions": 256,
+    **{key: SIZES[key] for key in ("vocab_size", "bos_token_id", "eos_token_id")},
+}
+FALCON: dict[str, Any] = {
+    "ffn_hidden_size": 160,
+    "num_kv_heads": None,
+    **{key: value for key, value in SIZES.items() if key not in ("intermediate_size", "num_key_value_heads")},
+}
 
 Configuration = tuple[str, dict[str, Any]]
 """transformers' model type, and what differs from its defaults."""
@@ -103,4 +117,80 @@ FAMILIES: dict[str, Configuration] = {
         {**SIZES, **UNTIED, "attention_bias": True, "mlp_bias": True, "residual_multiplier": 0.5, "attention_multiplier": 0.25},
     ),
     "granite-llama3": ("granite", {**SIZES, **TIED, "logits_scaling": 3.0, "attention_multiplier": 0.2, "rope_parameters": LLAMA3}),
+    "gemma-tied": ("gemma", {**SIZES, "head_dim": 32}),
+    "gemma-untied": ("gemma", {**SIZES, **ONE_KV, **UNTIED, "attention_bias": True}),
+    "gemma-wide": ("gemma", {**SIZES, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256}),
+    "gemma2-windows": ("gemma2", {**SIZES, "head_dim": 32, "sliding_window": 40, "query_pre_attn_scalar": 24}),
+    "gemma2-caps": (
+        "gemma2",
+        {**SIZES, **THREE, "sliding_window": 70, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 5.0},
+    ),
+    "gemma2-no-caps": (
+        "gemma2",
+        {
+            **SIZES,
+            **UNTIED,
+            "head_dim": 16,
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "attention_bias": True,
+            "layer_types": ["full_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 33,
+        },
+    ),
+    "gemma3-pattern": ("gemma3_text", {**SIZES, "num_hidden_layers": 7, "head_dim": 32, "sliding_window": 40}),
+    "gemma3-scaled": (
+        "gemma3_text",
+        {
+            **SIZES,
+            **THREE,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "sliding_window": 64,
+            "rope_parameters": {
+                "full_attention": LINEAR,
+                "sliding_attention": {"rope_type": "default", "rope_theta": 5000.0},
+            },
+        },
+    ),
+    "gemma3-caps": (
+        "gemma3_text",
+        {**SIZES, **UNTIED, "head_dim": 48, "sliding_window": 30, "final_logit_softcapping": 4.0, "attention_bias": True},
+    ),
+    "stablelm-plain": ("stablelm", {**SIZES, **UNTIED, "num_key_value_heads": 6, "head_dim": None}),
+    "stablelm-biases": (
+        "stablelm",
+        {**SIZES, **TIED, "use_qkv_bias": True, "num_attention_heads": 3, "num_key_value_heads": 1},
+    ),
+    "stablelm-parallel": (
+        "stablelm",
+        {
+            **SIZES,
+            **UNTIED,
+            "use_parallel_residual": True,
+            "qk_layernorm": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "gpt2-tied": ("gpt2", {**GPT2}),
+    "gpt2-untied": ("gpt2", {**GPT2, **UNTIED, "n_head": 3, "n_inner": 160, "activation_function": "gelu"}),
+    "gpt2-unscaled": ("gpt2", {**GPT2, "n_head": 2, "scale_attn_weights": False, "n_positions": 150}),
+    "gpt-neox-parallel": ("gpt_neox", {**SIZES, "num_attention_heads": 3}),
+    "gpt-neox-sequential": ("gpt_neox", {**SIZES, "use_parallel_residual": False, "attention_bias": False}),
+    "gpt-neox-tied": (
+        "gpt_neox",
+        {
+            **SIZES,
+            **TIED,
+            "hidden_act": "gelu_new",
+            "num_attention_heads": 2,
+            "rope_parameters": {**LINEAR, "partial_rotary_factor": 0.5},
+        },
+    ),
+    "falcon-multi-query": ("falcon", {**FALCON}),
+    "falcon-new": ("falcon", {**FALCON, "new_decoder_architecture": True, "num_kv_heads": 2}),
+    "falcon-one-norm": (
+        "falcon",
+        {**FALCON, **UNTIED, "new_decoder_architecture": True, "num_kv_heads": 3, "num_ln_in_parallel_attn": 1},
+    ),
+    "falcon-sequential": ("falcon", {**FALCON, "multi_query": False, "parallel_attn": False, "bias": True}),
 }

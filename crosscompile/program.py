@@ -26,6 +26,10 @@ from crosscompile.plan import Kernels, Weights, read_function, write_plan
 from crosscompile.target import Target
 
 
+GATES = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
+"""What decides which experts a token goes to: small, and not to be rounded to integers."""
+
+
 @dataclass(frozen=True)
 class Ladder:
     """Row counts that functions exist for. A prompt is covered by the largest that fit, its tail by masking.
@@ -221,6 +225,8 @@ def place_parameter(name: str, shape: tuple[int, ...], network: Network, scheme:
     """Where and how a parameter is stored. A tied head shares the embedding's tensor if it is packed alike."""
     if len(shape) == 1:
         return Stored(name, "vec", shape)
+    if name.endswith(GATES):
+        return Stored(name, target.tier.packing("f32" if scheme.body == "f32" else "f16"), shape)
     kinds = {EMBEDDING: scheme.embedding, POSITIONS: scheme.embedding, HEAD: scheme.head}
     packing = target.tier.packing(WEIGHT_KINDS[kinds.get(name, scheme.body)])
     if name == HEAD and network.tied and scheme.embedding == scheme.head:

@@ -51,6 +51,10 @@ FAMILIES: dict[str, Family] = {
     "GPT2LMHeadModel": Family("GPT-2", "parallel.gpt2", "a table of positions, transposed matrices"),
     "GPTNeoXForCausalLM": Family("GPT-NeoX, Pythia", "parallel.gpt_neox", "parallel residual, partial RoPE"),
     "FalconForCausalLM": Family("Falcon", "parallel.falcon", "parallel blocks, multi-query"),
+    "MixtralForCausalLM": Family("Mixtral", "mixtures.mixtral", "mixture of experts"),
+    "OlmoeForCausalLM": Family("OLMoE", "mixtures.olmoe", "mixture of experts, norms of queries and keys"),
+    "Qwen2MoeForCausalLM": Family("Qwen1.5-MoE, Qwen2-MoE", "mixtures.qwen2_moe", "mixture of experts, one shared by all tokens"),
+    "Qwen3MoeForCausalLM": Family("Qwen3-MoE", "mixtures.qwen3_moe", "mixture of experts, norms of queries and keys"),
 }
 """Built in; more come from installed packages through the entry-point group `edgellm.architectures`."""
 

@@ -15,6 +15,7 @@ from crosscompile.kernels.rows import gather
 from crosscompile.models import design
 from crosscompile.models.architecture import Network, constant
 from crosscompile.models.design import Design
+from crosscompile.models.experts import Mixture
 from crosscompile.models.rope import Rope
 
 Tensor = Any
@@ -144,7 +145,8 @@ class Block(nn.Module):
         self.self_attn = Attention(made, layer, kv)
         for name in names[len(first) :]:
             setattr(self, name, norm_of(made))
-        self.mlp = feed_forward(made)
+        mixture = layer.experts
+        self.mlp = Mixture(made, mixture, feed_forward, _ACTIVATIONS[made.activation]) if mixture else feed_forward(made)
 
     def forward(self, x: Tensor, rows_: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         norms = [getattr(self, name) for name in design.NORMS[self.arrangement]]

@@ -15,7 +15,7 @@ import tvm
 from tvm import relax
 
 from crosscompile.errors import ConfigError
-from crosscompile.kernels import elementwise, rows
+from crosscompile.kernels import elementwise, experts, rows
 from crosscompile.kernels.embed import embed
 from crosscompile.kernels.linear import float_linear, quantized_linear
 from crosscompile.packing import Packing
@@ -41,6 +41,7 @@ class _Rewriter:
     parameters: dict[str, list[Any]] = field(default_factory=dict)  # bundle tensor -> its new parameters
     names: dict[Any, str] = field(default_factory=dict)  # parameter variable of the old function -> its name
     origin: dict[Any, Any] = field(default_factory=dict)  # variable of the old function -> call that made it
+    inputs: dict[str, Any] = field(default_factory=dict)  # by name, of the new function
     quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # (old variable, form) -> its quantized rows
 
     def value(self, expr: Any) -> Any:
@@ -145,6 +146,37 @@ class _Rewriter:
             function = float_linear(n, padded, columns, stored.packing)
         return self.call(f"linear_{form.kind}", function, args, outputs)
 
+    def mixture(self, var: Any, call: Any) -> Any:
+        """The parts of a mixture of experts that crosscompile/models/experts.py names."""
+        name, *numbers = str(call.args[0].global_symbol).split(":")
+        args = list(call.args[1].fields)
+        if name == "ellm.route":
+            total, used, normalized = map(int, numbers)
+            logits = self.value(args[0])
+            n, padded = _shape(logits)
+            function = experts.route(n, padded, total, used, bool(normalized))
+            chosen = [((n * used,), "int32"), ((n * used,), "float32")]
+            return self.call("route", function, [logits, self.inputs["positions"]], chosen)
+        if name == "ellm.experts":
+            total, each = map(int, numbers)
+            x, weight, ids = args
+            stored = self.stored[self.names[weight]]
+            form, (out, columns) = Packing.parse(stored.packing), stored.shape
+            rows_, out = _shape(ids)[0], out // total
+            quantized = form.kind in ("w4", "w8")
+            given = self.quantize(x, rows.Form.for_weights(self.tier, stored.packing)) if quantized else [self.value(x)]
+            tokens = self.inputs["tokens"]
+            n = _shape(tokens)[0]
+            function = experts.expert_linear(n, rows_, each, out, total, columns, self.tier, stored.packing)
+            given = [*given, self.value(ids), tokens, *self.weight(weight)]
+            return self.call(f"experts_{form.kind}", function, given, [((rows_, out), "float32")])
+        assert name == "ellm.combine", name
+        values = self.values_of(args)
+        n, columns = _shape(var)
+        gate = _shape(values[3])[1] if len(values) > 2 else 0
+        function = experts.combine(n, _shape(values[0])[0] // n, columns, gate)
+        return self.call("combine", function, values, [((n, columns), "float32")])
+
     def embedded(self, call: Any, n: int, columns: int, times: float) -> Any:
         """Rows of a table by tokens, or by positions, which may be -1."""
         table, ids = call.args
@@ -200,12 +232,18 @@ class _Rewriter:
                 call = relax.Call(value.op, args, value.attrs, value.ty_args)
                 self.values[var] = self.builder.emit(call)
                 return
+            if value.op.name == "relax.call_dps_packed":
+                self.values[var] = self.mixture(var, value)
+                return
             made = self.operator(var, value)
             if made is not None:
                 self.values[var] = made
         elif isinstance(value, relax.TupleGetItem):
             if value.tuple_value in self.values:
-                self.values[var] = self.builder.emit(relax.TupleGetItem(self.values[value.tuple_value], value.index))
+                whole = self.values[value.tuple_value]
+                is_taken_apart = isinstance(whole, tuple)
+                item = whole[value.index] if is_taken_apart else self.builder.emit(relax.TupleGetItem(whole, value.index))
+                self.values[var] = item
         else:
             self.values[var] = self.value(value)
 
@@ -262,6 +300,7 @@ def lower_operators(
     rewriter.names = dict(zip(old.params[len(inputs) :], names, strict=True))
     fresh = [relax.Var(p.name, p.ty) for p in inputs]
     rewriter.values.update(zip(inputs, fresh, strict=True))
+    rewriter.inputs = {p.name: p for p in fresh}
     builder = rewriter.builder
     with builder.function(function):
         with builder.dataflow():

@@ -59,6 +59,8 @@ FALCON: dict[str, Any] = {
     **{key: value for key, value in SIZES.items() if key not in ("intermediate_size", "num_key_value_heads")},
 }
 
+MOE = {"num_experts": 17, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
+
 Configuration = tuple[str, dict[str, Any]]
 """transformers' model type, and what differs from its defaults."""
 
@@ -193,4 +195,39 @@ FAMILIES: dict[str, Configuration] = {
         {**FALCON, **UNTIED, "new_decoder_architecture": True, "num_kv_heads": 3, "num_ln_in_parallel_attn": 1},
     ),
     "falcon-sequential": ("falcon", {**FALCON, "multi_query": False, "parallel_attn": False, "bias": True}),
+    "mixtral-window": ("mixtral", {**SIZES, **UNTIED, "num_local_experts": 5, "sliding_window": 40}),
+    "mixtral-tied": ("mixtral", {**SIZES, **TIED, "num_local_experts": 4, "num_experts_per_tok": 3}),
+    "mixtral-one": ("mixtral", {**SIZES, **ONE_KV, "num_local_experts": 3, "num_experts_per_tok": 1}),
+    "olmoe-plain": ("olmoe", {**SIZES, **UNTIED, "num_experts": 18, "num_experts_per_tok": 4}),
+    "olmoe-normalized": ("olmoe", {**SIZES, **TIED, "num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "olmoe-biases": ("olmoe", {**SIZES, **UNTIED, "num_experts": 4, "num_experts_per_tok": 4, "attention_bias": True}),
+    "qwen2-moe-shared": ("qwen2_moe", {**SIZES, **UNTIED, **MOE, "shared_expert_intermediate_size": 64}),
+    "qwen2-moe-some": (
+        "qwen2_moe",
+        {
+            **SIZES,
+            **TIED,
+            **MOE,
+            "shared_expert_intermediate_size": 96,
+            "mlp_only_layers": [1],
+            "norm_topk_prob": True,
+            "qkv_bias": False,
+        },
+    ),
+    "qwen2-moe-windows": (
+        "qwen2_moe",
+        {
+            **SIZES,
+            **MOE,
+            "num_hidden_layers": 4,
+            "shared_expert_intermediate_size": 32,
+            "decoder_sparse_step": 2,
+            "use_sliding_window": True,
+            "sliding_window": 40,
+            "max_window_layers": 3,
+        },
+    ),
+    "qwen3-moe-plain": ("qwen3_moe", {**SIZES, **UNTIED, **MOE, "head_dim": 32}),
+    "qwen3-moe-normalized": ("qwen3_moe", {**SIZES, **TIED, **MOE, **THREE, "norm_topk_prob": True, "attention_bias": True}),
+    "qwen3-moe-some": ("qwen3_moe", {**SIZES, **UNTIED, **MOE, "head_dim": 16, "decoder_sparse_step": 2}),
 }

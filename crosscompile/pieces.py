@@ -63,7 +63,7 @@ class Rows:
     def fits(self) -> bool:
         """Whether the tensor has the rows that are wanted of it."""
         n = self.info.shape[-1 if self.piece.transposed else 0] if self.info.shape else 0
-        return all(0 <= first and first + count <= n for first, count in self.piece.ranges)
+        return all(first >= 0 and first + count <= n for first, count in self.piece.ranges)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of `shape`, float32."""

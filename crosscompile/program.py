@@ -25,7 +25,6 @@ from crosscompile.pieces import Source
 from crosscompile.plan import Kernels, Weights, read_function, write_plan
 from crosscompile.target import Target
 
-
 GATES = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
 """What decides which experts a token goes to: small, and not to be rounded to integers."""
 

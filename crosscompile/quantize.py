@@ -90,8 +90,8 @@ def check_sources(checkpoint: Checkpoint, parameters: Iterable[Parameter]) -> No
         rows, inner = parameter.shape[0], tuple(parameter.shape[1:])
         for each in made:
             if len(each.shape) != len(parameter.shape) or each.shape[1:] != inner or not each.fits:
-                wanted = ["n", *map(str, inner)]
-                wanted = ", ".join(reversed(wanted) if each.piece.transposed else wanted)
+                sizes_ = ["n", *map(str, inner)]
+                wanted = ", ".join(reversed(sizes_) if each.piece.transposed else sizes_)
                 raise CheckpointError(
                     f"{each.info.file}: tensor {each.info.name!r} has shape {list(each.info.shape)}, config.json "
                     f"implies [{wanted}]; one of the two belongs to another model"
@@ -151,7 +151,9 @@ def _write_parameter(
         try:
             pieces = pack(parameter.packing, values)
         except QuantizeError as error:
-            raise QuantizeError(f"{' + '.join(piece_of(s).tensor for s in parameter.sources)}, rows from {first} on: {error}") from error
+            raise QuantizeError(
+                f"{' + '.join(piece_of(s).tensor for s in parameter.sources)}, rows from {first} on: {error}"
+            ) from error
         for suffix, piece in pieces.items():
             at = positions.get(suffix, 0)
             writer.write(parameter.name + suffix, at, piece)

@@ -103,7 +103,8 @@ class _At:
 def expert_linear(
     n: int, rows: int, each: int, out: int, total: int, columns: int, tier: Tier, packing: str
 ) -> tirx.PrimFunc:
-    """(x, ids (rows,) int32, tokens (n,) int32, w[, scale_w]) -> y (rows, out) f32: row i of y is expert ids[i] of row i / each.
+    """(x, ids (rows,) int32, tokens (n,) int32, w[, scale_w]) -> y (rows, out) f32: row i of y is
+    what expert ids[i] makes of row i / each of x.
 
     x: as a linear layer of this packing takes it, (rows / each, columns). w: of all experts, (total · out, columns).
     tokens: tells the runtime that rows of w are picked by token; it is not read. Sums go as in kernels/linear.py.

@@ -74,10 +74,13 @@ def rope_append(n: int, heads: Heads, turn: Turn) -> tirx.PrimFunc:
 
     def body(k: Builder) -> None:
         qkv = k.buffer("qkv", (n, width), "float32")
-        table = k.buffer("table", (n, turn.dim), "float32") if turn.dim else None
+        table: Any = k.buffer("table", (n, turn.dim), "float32") if turn.dim else None
         weights = []
         if turn.over:
-            weights = [k.buffer(f"w{part}", (h * heads.dim,), "float32") for part, h in zip("qk", (heads.query, heads.kv))]
+            weights = [
+                k.buffer(f"w{part}", (h * heads.dim,), "float32")
+                for part, h in zip("qk", (heads.query, heads.kv), strict=True)
+            ]
         cached = Cache.parameters(k, n, heads)
         q = k.buffer("q", (n, heads.query * heads.dim), "float32")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import gcd
 from typing import Any
 
 from tvm import tirx
@@ -191,14 +192,16 @@ def activated(n: int, columns: int, activation: str, form: Form | None) -> tirx.
 @cache
 def flatten(n: int, columns: int, cap: float) -> tirx.PrimFunc:
     """(x (n, columns) f32) -> cap · tanh x. The range that threads share is vectors, as rows are few and long."""
-    vectors = columns // LANES
+    lanes = gcd(columns, LANES)  # the rows of a vocabulary are padded to the tier's row group, which may be less
+    vectors = columns // lanes
 
     def body(k: Builder) -> None:
         x = k.buffer("x", (n, columns), "float32")
         y = k.buffer("y", (n, columns), "float32")
         with k.shared(n * vectors) as unit:
             m, c = k.divide(unit, vectors)
-            k.store(y, tanh(x[m, span(c * LANES)]) * constant(cap, LANES), m, span(c * LANES))
+            at = span(c * lanes, lanes)
+            k.store(y, tanh(x[m, at]) * constant(cap, lanes), m, at)
 
     return kernel("flatten", body)
 

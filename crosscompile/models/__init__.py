@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import importlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
@@ -46,14 +47,18 @@ FAMILIES: dict[str, Family] = {
     "Olmo2ForCausalLM": Family("OLMo 2", "llama.olmo2", "norms behind attention and feed-forward"),
     "GemmaForCausalLM": Family("Gemma", "gemma.gemma", "GELU, scaled embeddings"),
     "Gemma2ForCausalLM": Family("Gemma 2", "gemma.gemma2", "alternating windows, soft caps, norms around"),
-    "Gemma3ForCausalLM": Family("Gemma 3 (text)", "gemma.gemma3", "windows with a RoPE of their own, norms of queries and keys"),
+    "Gemma3ForCausalLM": Family(
+        "Gemma 3 (text)", "gemma.gemma3", "windows with a RoPE of their own, norms of queries and keys"
+    ),
     "StableLmForCausalLM": Family("StableLM", "parallel.stablelm", "layer norms, partial RoPE"),
     "GPT2LMHeadModel": Family("GPT-2", "parallel.gpt2", "a table of positions, transposed matrices"),
     "GPTNeoXForCausalLM": Family("GPT-NeoX, Pythia", "parallel.gpt_neox", "parallel residual, partial RoPE"),
     "FalconForCausalLM": Family("Falcon", "parallel.falcon", "parallel blocks, multi-query"),
     "MixtralForCausalLM": Family("Mixtral", "mixtures.mixtral", "mixture of experts"),
     "OlmoeForCausalLM": Family("OLMoE", "mixtures.olmoe", "mixture of experts, norms of queries and keys"),
-    "Qwen2MoeForCausalLM": Family("Qwen1.5-MoE, Qwen2-MoE", "mixtures.qwen2_moe", "mixture of experts, one shared by all tokens"),
+    "Qwen2MoeForCausalLM": Family(
+        "Qwen1.5-MoE, Qwen2-MoE", "mixtures.qwen2_moe", "mixture of experts, one shared by all tokens"
+    ),
     "Qwen3MoeForCausalLM": Family("Qwen3-MoE", "mixtures.qwen3_moe", "mixture of experts, norms of queries and keys"),
 }
 """Built in; more come from installed packages through the entry-point group `edgellm.architectures`."""
@@ -81,6 +86,11 @@ def architecture_for(config: Mapping[str, Any]) -> tuple[str, Architecture]:
     raise unknown(name, config)
 
 
+def installed() -> tuple[str, ...]:
+    """Architectures that installed packages add."""
+    return tuple(sorted({point.name for point in entry_points(group=ENTRY_POINTS)} - FAMILIES.keys()))
+
+
 def name_of(config: Mapping[str, Any]) -> str:
     """The one architecture that config.json names."""
     names = config.get("architectures")
@@ -89,10 +99,51 @@ def name_of(config: Mapping[str, Any]) -> str:
     return names[0]
 
 
+class _Asked(Mapping[str, Any]):
+    """config.json, noting which fields a family asks for."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config, self.asked = config, set[str]()
+
+    def __getitem__(self, key: str) -> Any:
+        self.asked.add(key)
+        return self._config[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._config
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def __len__(self) -> int:
+        return len(self._config)
+
+
+_NOT_THE_NETWORK = re.compile(
+    r"architectures|model_type|auto_map|(torch_)?dtype|transformers_version|use_cache|_.*|.*_token_id|.*dropout|.*_pdrop|"
+    r"initializer_.*|pretraining_tp|.*_aux_loss.*|output_.*|id2label|label2id|is_decoder|tokenizer_class|unsloth_.*"
+)
+"""Fields that change nothing about how logits are computed."""
+
+
 def unknown(name: str, config: Mapping[str, Any]) -> ConfigError:
-    near = difflib.get_close_matches(name, FAMILIES, 1, 0.0)[0]
+    """The error for an architecture that is not in the table: the nearest family, and what differs from it."""
+    like = {known: difflib.SequenceMatcher(None, name, known).ratio() for known in FAMILIES}
+    found = {}
+    for known, family in FAMILIES.items():
+        asked, why = _Asked(config), ""
+        try:
+            family.design(asked)
+        except ConfigError as error:
+            why = str(error).removeprefix("config.json: ")
+        left = sorted(k for k in config if k not in asked.asked and config[k] and not _NOT_THE_NETWORK.fullmatch(k))
+        found[known] = (bool(why), len(left) - 3 * like[known], left, why)
+    near = min(found, key=lambda known: found[known][:2])
+    _, _, left, why = found[near]
+    differs = [f"it does not know {', '.join(left)}"] if left else []
+    differs += [why] if why else []
     return ConfigError(
-        f"config.json: architecture {name!r} is not supported; supported are {', '.join(FAMILIES)}. The nearest is "
-        f"{near}: if the network is the same, change 'architectures', else add it through "
-        f"the entry point {ENTRY_POINTS}"
+        f"config.json: architecture {name!r} is not supported; `edgellm models` lists those that are. The nearest is "
+        f"{near}; {' and '.join(differs) or 'its configuration has the same fields'}. If the network is the same, "
+        f"change 'architectures', else add it through the entry point {ENTRY_POINTS} (crosscompile/EXTENDING.md)"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,7 @@ class Network:
     head          forward(hidden, rows) -> logits, an nn.Module
     sources       bundle parameter -> what of the checkpoint is stacked along rows, where that is not its namesake
     heads         of every layer with a KV cache, in order
+    shares        parameter -> how much of it one token reads, where that is not all
     """
 
     body: nn.Module
@@ -78,6 +79,7 @@ class Network:
     hidden_size: int
     context_length: int
     tied: bool
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 def constant(value: np.ndarray) -> Any:

@@ -146,7 +146,9 @@ class Block(nn.Module):
         for name in names[len(first) :]:
             setattr(self, name, norm_of(made))
         mixture = layer.experts
-        self.mlp = Mixture(made, mixture, feed_forward, _ACTIVATIONS[made.activation]) if mixture else feed_forward(made)
+        self.mlp = (
+            Mixture(made, mixture, feed_forward, _ACTIVATIONS[made.activation]) if mixture else feed_forward(made)
+        )
 
     def forward(self, x: Tensor, rows_: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         norms = [getattr(self, name) for name in design.NORMS[self.arrangement]]
@@ -249,4 +251,10 @@ def network(made: Design, kv: str, feed_forward: type[nn.Module] | None = None) 
         made.hidden,
         made.context,
         made.tied,
+        {
+            f"{prefix}mlp.experts.{name}.weight": layer.experts.used / layer.experts.total
+            for prefix, layer in zip(made.prefixes(), made.layers, strict=True)
+            for name in ("gate_up_proj", "down_proj")
+            if layer.experts
+        },
     )

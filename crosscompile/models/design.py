@@ -6,6 +6,7 @@ checkpoint each is made of.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -88,7 +89,8 @@ class Design:
     """A decoder, checked.
 
     kv_heads         that query heads share; head_dim: of one
-    scores           what scores are multiplied by; None: 1 / √head_dim. scores_cap: where tanh flattens them, 0 for never
+    scores           what scores are multiplied by; None: 1 / √head_dim
+    scores_cap       where tanh flattens scores, 0 for never
     arrangement      of norms and residuals in a block, from x:
                        "before"     y = x + attention(norm x); y + mlp(norm y)
                        "after"      y = x + norm(attention x); y + norm(mlp y)
@@ -151,6 +153,11 @@ def activation(config: Mapping[str, Any], *keys: str, default: str, known: tuple
             f"{'is' if len(names) == 1 else 'are'}"
         )
     return ACTIVATIONS.get(found, found)
+
+
+def with_fields(config: Mapping[str, Any], **fields: Any) -> Mapping[str, Any]:
+    """config.json with other values for some fields; the others are still read from it one by one."""
+    return ChainMap(fields, config)  # type: ignore[arg-type]  # it is never written to
 
 
 def integer(config: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:

@@ -169,7 +169,7 @@ class _Rewriter:
             n = _shape(tokens)[0]
             function = experts.expert_linear(n, rows_, each, out, total, columns, self.tier, stored.packing)
             given = [*given, self.value(ids), tokens, *self.weight(weight)]
-            return self.call(f"experts_{form.kind}", function, given, [((rows_, out), "float32")])
+            return self.call(f"experts{total}_{form.kind}", function, given, [((rows_, out), "float32")])
         assert name == "ellm.combine", name
         values = self.values_of(args)
         n, columns = _shape(var)
@@ -186,7 +186,8 @@ class _Rewriter:
 
     def scaled(self, call: Any, n: int, columns: int) -> Any:
         """A product with a constant: of an embedding, or of a tanh, behind whatever pads its rows."""
-        made, times = self.origin.get(call.args[0]), _scalar(call.args[1])
+        made: Any = self.origin.get(call.args[0])
+        times = _scalar(call.args[1])
         assert times is not None
         if _is(made, "relax.take"):
             return self.embedded(made, n, columns, times)
@@ -242,7 +243,9 @@ class _Rewriter:
             if value.tuple_value in self.values:
                 whole = self.values[value.tuple_value]
                 is_taken_apart = isinstance(whole, tuple)
-                item = whole[value.index] if is_taken_apart else self.builder.emit(relax.TupleGetItem(whole, value.index))
+                item = (
+                    whole[value.index] if is_taken_apart else self.builder.emit(relax.TupleGetItem(whole, value.index))
+                )
                 self.values[var] = item
         else:
             self.values[var] = self.value(value)

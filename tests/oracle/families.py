@@ -1,7 +1,7 @@
 """Writes tests/data/families.json and families.npz: checkpoints of every family as transformers saves them, and logits.
 
-Of a checkpoint, config.json and the names and shapes of its tensors are kept; values are drawn from a seed wherever they
-are needed. Logits are computed in float32, the whole text at once.
+Of a checkpoint, config.json and the names and shapes of its tensors are kept; values are drawn from a seed wherever
+they are needed. Logits are computed in float32, the whole text at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def saved(model_type: str, fields: dict[str, Any], folder: Path) -> dict[str, An
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     model.save_pretrained(folder)
     with safe_open(folder / "model.safetensors", "np") as file:
-        tensors = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}
+        tensors = {name: list(file.get_slice(name).get_shape()) for name in sorted(file.keys())}
     document = json.loads((folder / "config.json").read_text())
     document.pop("transformers_version")
     return {"config": document, "tensors": tensors}
@@ -66,7 +66,9 @@ def main() -> None:
         print(f"{name}: largest logit {np.abs(found).max():.3f}, spread {found.std():.3f}")
     checkpoints = {name: checkpoints[name] for name in FAMILIES}
     DATA.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in checkpoints.items()) + "\n}\n")
-    np.savez_compressed(LOGITS, **{key: expected[key] for name in FAMILIES for key in (f"{name}.some", f"{name}.whole")})
+    np.savez_compressed(
+        LOGITS, **{key: expected[key] for name in FAMILIES for key in (f"{name}.some", f"{name}.whole")}
+    )
     print(f"{DATA} {DATA.stat().st_size / 1e3:.0f} kB, {LOGITS} {LOGITS.stat().st_size / 1e3:.0f} kB")
 
 

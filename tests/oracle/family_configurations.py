@@ -1,6 +1,6 @@
-"""Small configurations of every family, each with something odd: what a family has that Llama has not, turned on and off.
+"""Small configurations of every family, each with something odd: what it has that Llama has not, on and off.
 
-Names are FAMILY-WHAT. Sizes are as small as the kernels allow; windows and original contexts are shorter than the text.
+Names are FAMILY-WHAT. Sizes are small; windows and original contexts are shorter than the text.
 """
 
 from __future__ import annotations
@@ -73,7 +73,10 @@ FAMILIES: dict[str, Configuration] = {
         "qwen2",
         {**SIZES, **UNTIED, "use_sliding_window": True, "sliding_window": 33, "max_window_layers": 1},
     ),
-    "qwen2-yarn": ("qwen2", {**SIZES, **UNTIED, "num_attention_heads": 3, "num_key_value_heads": 1, "rope_parameters": YARN}),
+    "qwen2-yarn": (
+        "qwen2",
+        {**SIZES, **UNTIED, "num_attention_heads": 3, "num_key_value_heads": 1, "rope_parameters": YARN},
+    ),
     "qwen3-tied": ("qwen3", {**SIZES, **TIED, "head_dim": 32}),
     "qwen3-biases": ("qwen3", {**SIZES, **ONE_KV, **UNTIED, "attention_bias": True}),
     "qwen3-yarn": ("qwen3", {**SIZES, **UNTIED, "head_dim": 16, "rope_parameters": YARN}),
@@ -82,7 +85,10 @@ FAMILIES: dict[str, Configuration] = {
         "smollm3",
         {**SIZES, **UNTIED, "no_rope_layers": [0, 1, 0], "use_sliding_window": True, "sliding_window": 50},
     ),
-    "smollm3-biases": ("smollm3", {**SIZES, **ONE_KV, **TIED, "attention_bias": True, "mlp_bias": True, "no_rope_layer_interval": 2}),
+    "smollm3-biases": (
+        "smollm3",
+        {**SIZES, **ONE_KV, **TIED, "attention_bias": True, "mlp_bias": True, "no_rope_layer_interval": 2},
+    ),
     "phi3-plain": ("phi3", {**SIZES, **UNTIED, "sliding_window": 40}),
     "phi3-long": (
         "phi3",
@@ -101,7 +107,10 @@ FAMILIES: dict[str, Configuration] = {
         },
     ),
     "olmo2-plain": ("olmo2", {**SIZES, **UNTIED}),
-    "olmo2-biases": ("olmo2", {**SIZES, **TIED, "num_attention_heads": 3, "num_key_value_heads": 1, "attention_bias": True}),
+    "olmo2-biases": (
+        "olmo2",
+        {**SIZES, **TIED, "num_attention_heads": 3, "num_key_value_heads": 1, "attention_bias": True},
+    ),
     "olmo2-linear": ("olmo2", {**SIZES, **UNTIED, "num_key_value_heads": 6, "rope_parameters": LINEAR}),
     "granite-tied": (
         "granite",
@@ -116,9 +125,19 @@ FAMILIES: dict[str, Configuration] = {
     ),
     "granite-biases": (
         "granite",
-        {**SIZES, **UNTIED, "attention_bias": True, "mlp_bias": True, "residual_multiplier": 0.5, "attention_multiplier": 0.25},
+        {
+            **SIZES,
+            **UNTIED,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "residual_multiplier": 0.5,
+            "attention_multiplier": 0.25,
+        },
     ),
-    "granite-llama3": ("granite", {**SIZES, **TIED, "logits_scaling": 3.0, "attention_multiplier": 0.2, "rope_parameters": LLAMA3}),
+    "granite-llama3": (
+        "granite",
+        {**SIZES, **TIED, "logits_scaling": 3.0, "attention_multiplier": 0.2, "rope_parameters": LLAMA3},
+    ),
     "gemma-tied": ("gemma", {**SIZES, "head_dim": 32}),
     "gemma-untied": ("gemma", {**SIZES, **ONE_KV, **UNTIED, "attention_bias": True}),
     "gemma-wide": ("gemma", {**SIZES, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 256}),
@@ -156,7 +175,14 @@ FAMILIES: dict[str, Configuration] = {
     ),
     "gemma3-caps": (
         "gemma3_text",
-        {**SIZES, **UNTIED, "head_dim": 48, "sliding_window": 30, "final_logit_softcapping": 4.0, "attention_bias": True},
+        {
+            **SIZES,
+            **UNTIED,
+            "head_dim": 48,
+            "sliding_window": 30,
+            "final_logit_softcapping": 4.0,
+            "attention_bias": True,
+        },
     ),
     "stablelm-plain": ("stablelm", {**SIZES, **UNTIED, "num_key_value_heads": 6, "head_dim": None}),
     "stablelm-biases": (
@@ -199,7 +225,10 @@ FAMILIES: dict[str, Configuration] = {
     "mixtral-tied": ("mixtral", {**SIZES, **TIED, "num_local_experts": 4, "num_experts_per_tok": 3}),
     "mixtral-one": ("mixtral", {**SIZES, **ONE_KV, "num_local_experts": 3, "num_experts_per_tok": 1}),
     "olmoe-plain": ("olmoe", {**SIZES, **UNTIED, "num_experts": 18, "num_experts_per_tok": 4}),
-    "olmoe-normalized": ("olmoe", {**SIZES, **TIED, "num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True}),
+    "olmoe-normalized": (
+        "olmoe",
+        {**SIZES, **TIED, "num_experts": 6, "num_experts_per_tok": 2, "norm_topk_prob": True},
+    ),
     "olmoe-biases": ("olmoe", {**SIZES, **UNTIED, "num_experts": 4, "num_experts_per_tok": 4, "attention_bias": True}),
     "qwen2-moe-shared": ("qwen2_moe", {**SIZES, **UNTIED, **MOE, "shared_expert_intermediate_size": 64}),
     "qwen2-moe-some": (
@@ -228,6 +257,9 @@ FAMILIES: dict[str, Configuration] = {
         },
     ),
     "qwen3-moe-plain": ("qwen3_moe", {**SIZES, **UNTIED, **MOE, "head_dim": 32}),
-    "qwen3-moe-normalized": ("qwen3_moe", {**SIZES, **TIED, **MOE, **THREE, "norm_topk_prob": True, "attention_bias": True}),
+    "qwen3-moe-normalized": (
+        "qwen3_moe",
+        {**SIZES, **TIED, **MOE, **THREE, "norm_topk_prob": True, "attention_bias": True},
+    ),
     "qwen3-moe-some": ("qwen3_moe", {**SIZES, **UNTIED, **MOE, "head_dim": 16, "decoder_sparse_step": 2}),
 }

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from crosscompile.models import design
-from crosscompile.models.design import Design, Layer, Norm, flag, integer, multiple, number
+from crosscompile.models.design import Design, Layer, Norm, flag, integer, multiple, number, with_fields
 from crosscompile.models.families.llama import stacked, windowed, with_head_norm
 from crosscompile.models.rope import Rope, rope_of
 from crosscompile.pieces import Piece
@@ -19,7 +19,7 @@ LOCAL_THETA, GLOBAL_THETA = 1e4, 1e6
 
 def _base(config: Mapping[str, Any], ropes: tuple[Rope, ...], context: int, arrangement: str) -> Design:
     hidden = multiple(config, "hidden_size", integer(config, "hidden_size"), 32)
-    heads, kv_heads, dim = design.head_sizes({"head_dim": 256, **_present(config)}, hidden)
+    heads, kv_heads, dim = design.head_sizes(_with_head_dim(config), hidden)
     biased = flag(config, "attention_bias")
     design.refuse(config, use_bidirectional_attention=False)
     made = Design(
@@ -49,43 +49,49 @@ def _base(config: Mapping[str, Any], ropes: tuple[Rope, ...], context: int, arra
     return replace(made, sources=sources)
 
 
-def _present(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: config[key] for key in config if config[key] is not None}
+def _with_head_dim(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return with_fields(config, head_dim=config.get("head_dim") or 256)
 
 
 def gemma(config: Mapping[str, Any]) -> Design:
     """hidden_act was wrong in the first checkpoints: whatever it says, the tanh approximation is meant."""
-    fields = {key: config[key] for key in config if key != "hidden_act"}
-    return _base(fields, (rope_of({"head_dim": 256, **_present(config)}),), 8192, "before")
+    fields = with_fields(config, hidden_act=None)
+    return _base(fields, (rope_of(_with_head_dim(config)),), 8192, "before")
 
 
 def gemma2(config: Mapping[str, Any]) -> Design:
     """Norms around attention and feed-forward; every other layer sees a window; tanh flattens scores and logits."""
-    made = _base(config, (rope_of({"head_dim": 256, **_present(config)}),), 8192, "around")
+    made = _base(config, (rope_of(_with_head_dim(config)),), 8192, "around")
     made = replace(made, scores_cap=_cap(config, "attn_logit_softcapping", 50.0))
     made = _capped(config, made, 30.0)
     n = len(made.layers)
     kinds = design.layer_kinds(config, n, [index % 2 == 0 for index in range(n)])
-    return windowed(made, design.window({"sliding_window": 4096, **config}), kinds)
+    return windowed(made, _window(config), kinds)
 
 
 def gemma3(config: Mapping[str, Any]) -> Design:
     """Gemma 2 with norms of queries and keys in place of the first cap; windowed layers have a RoPE of their own."""
-    whole = {"head_dim": 256, **_present(config)}
+    whole = _with_head_dim(config)
     kinds = ("full_attention", "sliding_attention")
     if any(isinstance(entry, dict) for entry in (whole.get("rope_parameters") or {}).values()):
-        ropes = tuple(rope_of(whole, kind, theta) for kind, theta in zip(kinds, (GLOBAL_THETA, LOCAL_THETA), strict=True))
+        ropes = tuple(
+            rope_of(whole, kind, theta) for kind, theta in zip(kinds, (GLOBAL_THETA, LOCAL_THETA), strict=True)
+        )
     else:
-        local = {key: value for key, value in whole.items() if key not in ("rope_scaling", "rope_parameters")}
         theta = number(config, "rope_local_base_freq", LOCAL_THETA)
-        ropes = (rope_of(whole, theta=GLOBAL_THETA), rope_of({**local, "rope_theta": theta}))
+        local = with_fields(whole, rope_scaling=None, rope_parameters=None, rope_theta=theta)
+        ropes = (rope_of(whole, theta=GLOBAL_THETA), rope_of(local))
     made = _base(config, ropes, 131072, "around")
     made = with_head_norm(replace(made, scores_cap=_cap(config, "attn_logit_softcapping", 0.0)), plus=1.0)
     made = _capped(config, made, 0.0)
     n, every = len(made.layers), integer(config, "sliding_window_pattern", 6)
     limited = design.layer_kinds(config, n, [(index + 1) % every != 0 for index in range(n)])
     made = replace(made, layers=tuple(Layer(rope=1 if one else 0) for one in limited))
-    return windowed(made, design.window({"sliding_window": 4096, **config}), limited)
+    return windowed(made, _window(config), limited)
+
+
+def _window(config: Mapping[str, Any]) -> int:
+    return design.window(with_fields(config, sliding_window=config.get("sliding_window", 4096)))
 
 
 def _cap(config: Mapping[str, Any], key: str, default: float) -> float:

@@ -1,4 +1,4 @@
-"""Llama 1, 2 and 3.x, and what differs from it in a few fields: Mistral, Qwen2, Qwen3, SmolLM3, Phi-3, Granite, OLMo 2."""
+"""Llama, and what differs from it in a few fields: Mistral, Qwen2, Qwen3, SmolLM3, Phi-3, Granite, OLMo 2."""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ def _experts(config: Mapping[str, Any], total_key: str, width_key: str, normaliz
     other = "num_local_experts" if config.get(total_key) is None else total_key  # as transformers 5 writes it
     total, used = integer(config, other), integer(config, "num_experts_per_tok", 2)
     if total >= TOTAL_CAP or used > total:
-        raise ConfigError(f"config.json: {used} of {total} experts a token: at most all of {TOTAL_CAP - 1} are supported")
+        raise ConfigError(
+            f"config.json: {used} of {total} experts a token: at most all of {TOTAL_CAP - 1} are supported"
+        )
     width = multiple(config, width_key, integer(config, width_key), 32)
     return Experts(total, used, width, normalized, shared)
 
@@ -38,7 +40,7 @@ def _mixed(made: Design, mixture: Experts, sparse: list[bool], name: Callable[[i
         stacks = {"gate_up_proj": ("gate", "up"), "down_proj": ("down",)}
         for stack, kinds in stacks.items():
             names = (f"{prefix}{name(expert, kind)}.weight" for expert in range(mixture.total) for kind in kinds)
-            sources[f"{prefix}mlp.{stack}.weight"] = tuple(names)
+            sources[f"{prefix}mlp.experts.{stack}.weight"] = tuple(names)
         sources[f"{prefix}mlp.gate.weight"] = (f"{prefix}{gate}.weight",)
         if mixture.shared:
             shared = f"{prefix}mlp.shared_expert."

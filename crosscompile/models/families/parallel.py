@@ -1,4 +1,4 @@
-"""Decoders with layer norms, and most with attention and feed-forward side by side: StableLM, GPT-NeoX, Falcon, GPT-2."""
+"""Layer norms, and mostly attention and feed-forward side by side: StableLM, GPT-NeoX, Falcon, GPT-2."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from crosscompile.models.design import (
     flag,
     integer,
     multiple,
+    with_fields,
 )
 from crosscompile.models.families.llama import stacked
 from crosscompile.models.rope import Rope, rope_of
@@ -124,7 +125,7 @@ def falcon(config: Mapping[str, Any]) -> Design:
         head_dim=dim,
         layers=(Layer(),) * integer(config, "num_hidden_layers"),
         norm=Norm(design.epsilon(config, "layer_norm_epsilon", 1e-5), "layer", bias=True),
-        ropes=(rope_of({**config, **sizes}),),
+        ropes=(rope_of(with_fields(config, **sizes)),),
         tied=flag(config, "tie_word_embeddings", True),
         qkv_bias=biased,
         o_bias=biased,

@@ -15,6 +15,8 @@ import numpy as np
 from crosscompile.errors import ConfigError
 
 DEFAULT_THETA = 10000.0
+_OTHER_NAMES = {"su": "longrope"}
+"""What the first configurations called a type."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +47,7 @@ def _number(parameters: Mapping[str, Any], key: str, default: float | None = Non
 
 def _kind(parameters: Mapping[str, Any]) -> str:
     kind = parameters.get("rope_type", parameters.get("type", "default"))
-    return "default" if kind is None else str(kind)
+    return "default" if kind is None else _OTHER_NAMES.get(str(kind), str(kind))
 
 
 def _merged(config: Mapping[str, Any], kind: str | None = None, theta: float = DEFAULT_THETA) -> dict[str, Any]:
@@ -180,8 +182,6 @@ ROPE_TYPES: dict[str, Callable[[Mapping[str, Any], int, int], tuple[np.ndarray, 
     "yarn": _yarn,
     "longrope": _longrope,
 }
-_OTHER_NAMES = {"su": "longrope"}
-"""What the first configurations called a type."""
 
 
 def rope_parameters(config: Mapping[str, Any]) -> tuple[np.ndarray, float]:
@@ -209,7 +209,7 @@ def rope_of(
     override: parameters that this architecture fixes. Raises ConfigError for what is not supported.
     """
     parameters = {**_merged(config, kind, theta), **(override or {})}
-    name = _OTHER_NAMES.get(_kind(parameters), _kind(parameters))
+    name = _kind(parameters)
     if name not in ROPE_TYPES:
         raise ConfigError(f"config.json: rope_type {name!r} is not supported; supported are {', '.join(ROPE_TYPES)}")
     heads = config.get("num_attention_heads")

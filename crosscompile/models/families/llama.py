@@ -79,7 +79,8 @@ def stacked(made: Design) -> Sources:
 
 
 def windowed(made: Design, size: int, kinds: list[bool]) -> Design:
-    """The same with a window in the layers that `kinds` says."""
+    """The same with a window in the layers that `kinds` says; one as wide as the context is none."""
+    size = size if size < made.context else 0
     layers = (replace(layer, window=size if limited else 0) for layer, limited in zip(made.layers, kinds, strict=True))
     return replace(made, layers=tuple(layers))
 

@@ -2,7 +2,7 @@
 
 Each function takes and returns TIR expressions of float32, scalar or vector. Nothing relies on the compiler
 contracting a multiply and an add: where one rounding is meant, `fma` says so, and a product is never the operand of
-a plain addition. Polynomials are Cephes' single-precision ones (expf.c, sinf.c).
+a plain addition. Polynomials are Cephes' single-precision ones (expf.c, sinf.c, tanhf.c, ndtrf.c).
 """
 
 from __future__ import annotations
@@ -99,6 +99,105 @@ def exp(x: Expr) -> Expr:
 def silu(x: Expr) -> Expr:
     """x / (1 + e^-x)."""
     return x / (exp(constant(0.0, lanes_of(x)) - x) + constant(1.0, lanes_of(x)))
+
+
+def sigmoid(x: Expr) -> Expr:
+    """1 / (1 + e^-x)."""
+    one = constant(1.0, lanes_of(x))
+    return one / (exp(constant(0.0, lanes_of(x)) - x) + one)
+
+
+def polynomial(x: Expr, coefficients: tuple[float, ...]) -> Expr:
+    """Horner's rule, highest power first."""
+    n = lanes_of(x)
+    value = constant(coefficients[0], n)
+    for coefficient in coefficients[1:]:
+        value = fma(value, x, constant(coefficient, n))
+    return value
+
+
+def with_sign(size: Expr, of: Expr) -> Expr:
+    """A value ≥ 0 with the sign of another."""
+    return from_bits(bits(size) | (bits(of) & constant(-0x80000000, lanes_of(of), "int32")))
+
+
+TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+ERF = (
+    7.853861353153693e-5,
+    -8.010193625184903e-4,
+    5.188327685732524e-3,
+    -2.685381193529856e-2,
+    1.128358514861418e-1,
+    -3.761262582423300e-1,
+    1.128379165726710,
+)
+"""erf x / x in x², for |x| ≤ 1."""
+ERFC_NEAR = (
+    2.326819970068386e-2,
+    -1.387039388740657e-1,
+    3.687424674597105e-1,
+    -5.824733027278666e-1,
+    6.210004621745983e-1,
+    -4.944515323274145e-1,
+    3.404879937665872e-1,
+    -2.741127028184656e-1,
+    5.638259427386472e-1,
+)
+ERFC_FAR = (
+    -1.047766399936249e1,
+    1.297719955372516e1,
+    -7.495518717768503,
+    2.921019019210786,
+    -1.015265279202700,
+    4.218463358204948e-1,
+    -2.820767439740514e-1,
+    5.641895067754075e-1,
+)
+"""x · e^(x²) · erfc x in 1 / x², for 1 < x < 2 and for x ≥ 2."""
+
+
+def tanh(x: Expr) -> Expr:
+    """The hyperbolic tangent, within 2 ulp: a polynomial up to 0.625, then 1 - 2 / (e^2|x| + 1)."""
+    n = lanes_of(x)
+
+    def of(v: Expr, z: Expr, size: Expr) -> Expr:
+        near = fma(polynomial(z, TANH), z * v, v)
+        far = constant(1.0, n) - constant(2.0, n) / (exp(size * constant(2.0, n)) + constant(1.0, n))
+        return tirx.Select(size < constant(0.625, n), near, with_sign(far, v))
+
+    return let(x, lambda v: let(v * v, lambda z: let(magnitude(v), lambda size: of(v, z, size))))
+
+
+def erf(x: Expr) -> Expr:
+    """The error function, within 2·10⁻⁷: a polynomial up to 1, then 1 - erfc |x|."""
+    n = lanes_of(x)
+
+    def of(v: Expr, z: Expr, size: Expr) -> Expr:
+        near = polynomial(z, ERF) * v
+        inverse = constant(1.0, n) / tirx.Max(size, constant(1.0, n))
+
+        def tail(q: Expr, y: Expr) -> Expr:
+            ratio = tirx.Select(size < constant(2.0, n), polynomial(y, ERFC_NEAR), polynomial(y, ERFC_FAR))
+            return fma((exp(constant(0.0, n) - z) * q) * constant(-1.0, n), ratio, constant(1.0, n))
+
+        far = let(inverse, lambda q: let(q * q, lambda y: tail(q, y)))
+        return tirx.Select(size < constant(1.0, n), near, with_sign(far, v))
+
+    return let(x, lambda v: let(v * v, lambda z: let(magnitude(v), lambda size: of(v, z, size))))
+
+
+def gelu(x: Expr) -> Expr:
+    """x · Φ(x) = x / 2 · (1 + erf(x / √2))."""
+    n = lanes_of(x)
+    half = x * constant(0.5, n)
+    return half * (erf(x * constant(0.70710678118654752, n)) + constant(1.0, n))
+
+
+def gelu_tanh(x: Expr) -> Expr:
+    """x / 2 · (1 + tanh(√(2/π) · (x + 0.044715 x³))), as x / (1 + e^-2u)."""
+    n = lanes_of(x)
+    cubic = fma(x * x, constant(0.044715, n), constant(1.0, n))
+    return x / (exp((x * cubic) * constant(-1.5957691216057308, n)) + constant(1.0, n))
 
 
 def sin_cos(x: Expr, of: Callable[[Expr, Expr], Expr]) -> Expr:

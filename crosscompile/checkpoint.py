@@ -53,8 +53,15 @@ class Checkpoint:
     files: tuple[str, ...] = ()
 
     def info(self, name: str, shape: tuple[int, ...] | None = None) -> TensorInfo:
-        """The tensor's place. CheckpointError if it is missing, not a float type, or not of this shape."""
+        """The tensor's place. CheckpointError if it is missing, not a float type, or not of this shape.
+
+        A checkpoint of the network without its head, such as GPT-2's, names its tensors without the first part.
+        """
         tensor = self.tensors.get(name)
+        if tensor is None:
+            prefix, dot, bare = name.partition(".")
+            if dot and not any(other.startswith(prefix + dot) for other in self.tensors):
+                tensor = self.tensors.get(bare)
         if tensor is None:
             raise CheckpointError(
                 f"{self.path}: tensor {name!r} is missing, which config.json implies; the checkpoint is incomplete "

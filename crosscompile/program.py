@@ -18,10 +18,15 @@ from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.lower import FUNCTION, linear_layers, lower
 from crosscompile.models import architecture_for
 from crosscompile.models.architecture import WEIGHT_KINDS, Network, Scheme
+from crosscompile.models.design import EMBEDDING, HEAD, POSITIONS
 from crosscompile.packing import Packing
 from crosscompile.passes.lower_operators import Stored
+from crosscompile.pieces import Source
 from crosscompile.plan import Kernels, Weights, read_function, write_plan
 from crosscompile.target import Target
+
+GATES = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
+"""What decides which experts a token goes to: small, and not to be rounded to integers."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,7 @@ SHORT_LADDER = Ladder((1, 8), (1,))
 class Parameter:
     """One tensor of the bundle and where it comes from.
 
-    sources   checkpoint tensors stacked along rows; empty for a constant
+    sources   checkpoint tensors, or pieces of them, stacked along rows; empty for a constant
     shape     logical (out, in), before rows are padded; (length,) for vectors
     packing   runtime_c/FORMAT.md; "vec" is stored as it is, in float32
     shard     file below weights/, without the suffix
@@ -52,7 +57,7 @@ class Parameter:
     """
 
     name: str
-    sources: tuple[str, ...]
+    sources: tuple[Source, ...]
     shape: tuple[int, ...]
     packing: str
     shard: str
@@ -115,7 +120,7 @@ def compile_model(
     code, signatures = compile_kernels(kernels.functions, target)
     seconds["generate code"] = time.monotonic() - start
     states = states_of(network)
-    head_rows = Packing.parse(stored["lm_head.weight"].packing).padded_rows(network.vocab_size)
+    head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
     plan = write_plan(functions, kernels, signatures, weights, states, 4 * network.hidden_size, 4 * head_rows)
     parameters_ = parameters_of(stored, network, weights)
     count = sum(int(np.prod(p.shape)) for p in parameters_ if p.value is None)
@@ -219,10 +224,12 @@ def place_parameter(name: str, shape: tuple[int, ...], network: Network, scheme:
     """Where and how a parameter is stored. A tied head shares the embedding's tensor if it is packed alike."""
     if len(shape) == 1:
         return Stored(name, "vec", shape)
-    kinds = {"model.embed_tokens.weight": scheme.embedding, "lm_head.weight": scheme.head}
+    if name.endswith(GATES):
+        return Stored(name, target.tier.packing("f32" if scheme.body == "f32" else "f16"), shape)
+    kinds = {EMBEDDING: scheme.embedding, POSITIONS: scheme.embedding, HEAD: scheme.head}
     packing = target.tier.packing(WEIGHT_KINDS[kinds.get(name, scheme.body)])
-    if name == "lm_head.weight" and network.tied and scheme.embedding == scheme.head:
-        name = "model.embed_tokens.weight"
+    if name == HEAD and network.tied and scheme.embedding == scheme.head:
+        name = EMBEDDING
     return Stored(name, packing, shape)
 
 
@@ -242,7 +249,7 @@ def parameters_of(stored: Mapping[str, Stored], network: Network, weights: Weigh
             continue
         parts = place.tensor.split(".")
         shard = f"layer-{int(parts[2]):03}" if parts[:2] == ["model", "layers"] else "head"
-        shard = "embedding" if place.tensor == "model.embed_tokens.weight" else shard
+        shard = "embedding" if place.tensor in (EMBEDDING, POSITIONS) else shard
         sources = network.sources.get(place.tensor, (place.tensor,))
         made[place.tensor] = Parameter(place.tensor, tuple(sources), place.shape, place.packing, shard)
     for name, value in weights.constants.items():

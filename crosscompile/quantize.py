@@ -17,6 +17,7 @@ import numpy as np
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.errors import CheckpointError, QuantizeError
 from crosscompile.packing import Packing, pack
+from crosscompile.pieces import Rows, Source, piece_of
 from crosscompile.safetensors_stream import ShardWriter, Slot
 
 SLICE_ELEMENTS = 1 << 20
@@ -34,7 +35,7 @@ class Parameter(Protocol):
     @property
     def name(self) -> str: ...
     @property
-    def sources(self) -> tuple[str, ...]: ...
+    def sources(self) -> tuple[Source, ...]: ...
     @property
     def shape(self) -> tuple[int, ...]: ...
     @property
@@ -85,20 +86,21 @@ def check_sources(checkpoint: Checkpoint, parameters: Iterable[Parameter]) -> No
     for parameter in parameters:
         if parameter.value is not None:
             continue
-        infos = [checkpoint.info(name) for name in parameter.sources]
+        made = [Rows(checkpoint, source) for source in parameter.sources]
         rows, inner = parameter.shape[0], tuple(parameter.shape[1:])
-        for info in infos:
-            if len(info.shape) != len(parameter.shape) or info.shape[1:] != inner:
-                wanted = ", ".join(["n", *map(str, inner)])
+        for each in made:
+            if len(each.shape) != len(parameter.shape) or each.shape[1:] != inner or not each.fits:
+                sizes_ = ["n", *map(str, inner)]
+                wanted = ", ".join(reversed(sizes_) if each.piece.transposed else sizes_)
                 raise CheckpointError(
-                    f"{info.file}: tensor {info.name!r} has shape {list(info.shape)}, config.json implies [{wanted}]; "
-                    f"one of the two belongs to another model"
+                    f"{each.info.file}: tensor {each.info.name!r} has shape {list(each.info.shape)}, config.json "
+                    f"implies [{wanted}]; one of the two belongs to another model"
                 )
-        total = sum(info.shape[0] for info in infos)
+        total = sum(each.shape[0] for each in made)
         if total != rows:
-            sizes = " + ".join(f"{info.name} {list(info.shape)}" for info in infos)
+            sizes = " + ".join(f"{each.info.name} {list(each.shape)}" for each in made)
             raise CheckpointError(
-                f"{infos[0].file}: {sizes} gives {total} rows, config.json implies {rows}; "
+                f"{made[0].info.file}: {sizes} gives {total} rows, config.json implies {rows}; "
                 f"one of the two belongs to another model"
             )
 
@@ -107,12 +109,12 @@ def _slices(checkpoint: Checkpoint, parameter: Parameter, rows: int) -> Iterator
     """(first row, values) of at most `rows` rows of the sources stacked; all but the last have exactly `rows`."""
     pending: list[np.ndarray] = []
     held = first = 0
-    for name in parameter.sources:
-        n = checkpoint.info(name).shape[0]
-        at = 0
+    for source in parameter.sources:
+        name, stored = piece_of(source).tensor, Rows(checkpoint, source)
+        n, at = stored.shape[0], 0
         while at < n:
             take = min(rows - held, n - at)
-            values = checkpoint.read(name, slice(at, at + take))
+            values = stored.read(at, at + take)
             _check_finite(name, at, values)
             pending.append(values)
             held, at = held + take, at + take
@@ -149,7 +151,9 @@ def _write_parameter(
         try:
             pieces = pack(parameter.packing, values)
         except QuantizeError as error:
-            raise QuantizeError(f"{' + '.join(parameter.sources)}, rows from {first} on: {error}") from error
+            raise QuantizeError(
+                f"{' + '.join(piece_of(s).tensor for s in parameter.sources)}, rows from {first} on: {error}"
+            ) from error
         for suffix, piece in pieces.items():
             at = positions.get(suffix, 0)
             writer.write(parameter.name + suffix, at, piece)

@@ -16,6 +16,7 @@ import numpy as np
 
 from crosscompile import reference
 from crosscompile.checkpoint import Checkpoint
+from crosscompile.errors import ConfigError
 from crosscompile.packing import GROUP
 from crosscompile.reference import F32, KV_BLOCK
 from crosscompile.target import Tier
@@ -157,7 +158,16 @@ class Notes:
 
 
 def reference_values(checkpoint: Checkpoint, tokens: Sequence[int], scheme: reference.Scheme) -> Notes:
-    """Runs the NumPy reference (Llama family) and keeps what every operation computed."""
+    """Runs the NumPy reference (Llama and Mistral) and keeps what every operation computed.
+
+    Raises ConfigError for other families, whose steps it would get wrong.
+    """
+    names = checkpoint.config.get("architectures")
+    if not isinstance(names, list) or not set(names) <= {"LlamaForCausalLM", "MistralForCausalLM"}:
+        raise ConfigError(
+            f"config.json: the NumPy reference computes LlamaForCausalLM and MistralForCausalLM, not {names!r}; "
+            f"compare with this machine's own run: --reference host"
+        )
     notes = Notes(scheme)
 
     def note(name: str, *values: np.ndarray | tuple[np.ndarray, np.ndarray]) -> None:

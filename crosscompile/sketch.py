@@ -22,9 +22,9 @@ class Sketch:
 
     parameters       logical weights of the checkpoint
     weight_bytes     stored, all of them
-    lookup_bytes     of these, an embedding of which a step reads one row a token
+    lookup_bytes     of these, tables of which a step reads one row a token
     vector_bytes     norms, biases and constants
-    body, head       what each step reads whole
+    body, head       what each step reads whole, and of mixtures of experts what one token reads
     arena_bytes      intermediate values; kv_bytes_per_token: of the cache
     attention        query heads × head dimension, over all layers: products with a position's key, and with its value
     window           positions that attention sees, 0 for all

@@ -14,6 +14,7 @@ from crosscompile.kernels.kv_cache import KV_BLOCK
 from crosscompile.lower import lower
 from crosscompile.models import architecture_for
 from crosscompile.models.architecture import Network, Scheme
+from crosscompile.models.design import EMBEDDING, HEAD, POSITIONS
 from crosscompile.packing import Packing
 from crosscompile.passes.lower_operators import Stored
 from crosscompile.plan import Function, Kernels, Weights, arena_layout, read_function
@@ -43,7 +44,7 @@ def sketches(config: Mapping[str, Any], targets: Sequence[Target], scheme: Schem
     found = {}
     for target in targets:
         stored = {tensor: place_parameter(tensor, shape, network, scheme, target) for tensor, shape in shapes.items()}
-        head_rows = Packing.parse(stored["lm_head.weight"].packing).padded_rows(network.vocab_size)
+        head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
         arena = arena_layout(functions, 4 * network.hidden_size, 4 * head_rows)[2]
         found[target.tier.name] = _sketch(
             name, network, functions, parameters_of(stored, network, weights), stored, arena
@@ -60,17 +61,17 @@ def _sketch(
     arena: int,
 ) -> Sketch:
     sizes = {p.name: sum(slot.n_bytes for slot in stored_slots(p).values()) for p in parameters}
-    head, lookup = stored["lm_head.weight"].tensor, "model.embed_tokens.weight"
+    head, lookup = stored[HEAD].tensor, EMBEDDING
     matrices = [p for p in parameters if len(p.shape) == 2 and p.value is None]
     windows = {heads.window for heads in network.heads}
     return Sketch(
         architecture=name,
         parameters=sum(int(np.prod(p.shape, dtype=np.int64)) for p in parameters if p.value is None),
         weight_bytes=sum(sizes.values()),
-        lookup_bytes=0 if head == lookup else sizes[lookup],
+        lookup_bytes=(0 if head == lookup else sizes[lookup]) + sizes.get(POSITIONS, 0),
         vector_bytes=sum(sizes.values()) - sum(sizes[p.name] for p in matrices),
-        body=_matrices([p for p in matrices if p.name not in (lookup, head)], sizes),
-        head=_matrices([p for p in matrices if p.name == head], sizes),
+        body=_matrices([p for p in matrices if p.name not in (lookup, head, POSITIONS)], sizes, network.shares),
+        head=_matrices([p for p in matrices if p.name == head], sizes, {}),
         arena_bytes=arena,
         kv_bytes_per_token=sum(size for _, size in states_of(network)) // KV_BLOCK,
         attention=sum(heads.query * heads.dim for heads in network.heads),
@@ -102,12 +103,13 @@ def _function(
     return read_function(role, n, lowered, kernels.add(role, n, lowered), weights)
 
 
-def _matrices(parameters: list[Parameter], sizes: Mapping[str, int]) -> tuple[Matrix, ...]:
-    """Added up by kind; padding rows are multiplied too."""
+def _matrices(parameters: list[Parameter], sizes: Mapping[str, int], shares: Mapping[str, float]) -> tuple[Matrix, ...]:
+    """Added up by kind; padding rows are multiplied too. shares: of mixtures, what one token needs of them."""
     found: dict[str, tuple[int, int]] = {}
     for parameter in parameters:
-        form = Packing.parse(parameter.packing)
+        form, share = Packing.parse(parameter.packing), shares.get(parameter.name, 1.0)
         out, columns = parameter.shape
         products, n_bytes = found.get(form.kind, (0, 0))
-        found[form.kind] = (products + form.padded_rows(out) * columns, n_bytes + sizes[parameter.name])
+        products += round(form.padded_rows(out) * columns * share)
+        found[form.kind] = (products, n_bytes + round(sizes[parameter.name] * share))
     return tuple(Matrix(kind, *values) for kind, values in found.items())

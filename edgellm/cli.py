@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     "eval": Command("measure how much a scheme changes the model", "edgellm.evaluate_cli"),
     "plan": Command("predict speed and memory on every board, before any download", "edgellm.plan_cli"),
     "doctor": Command("look at this machine or a board, and say what to mend", "edgellm.doctor_cli"),
+    "models": Command("list the families of models that can be compiled", "edgellm.models_cli"),
     "boards": Command("list, show and add boards", "edgellm.boards_cli"),
     "keygen": Command("make a key to sign bundles with", "edgellm.keygen_cli"),
     "export": Command("put a bundle into one file, for people who never compile", "edgellm.export_cli"),

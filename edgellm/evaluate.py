@@ -201,7 +201,8 @@ def evaluate(
     target = host_target()
     if target is None:
         raise ModelError("schemes are compared by running them, and this machine's CPU has no tier to run")
-    limit = min(n_tokens, int(source.config.get("max_position_embeddings") or n_tokens))
+    longest = source.config.get("max_position_embeddings") or source.config.get("n_positions")
+    limit = min(n_tokens, int(longest or n_tokens))
     encoded = encode(source, texts, limit)
     if not encoded:
         raise UsageError(f"no text has anything to measure within its first {limit} tokens; give more or other texts")

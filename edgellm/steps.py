@@ -23,6 +23,7 @@ _ELEMENTS_PER_BYTE = {"w4": 2.0, "w8": 1.0, "f16": 0.5, "f32": 0.25}
 _LINEAR = re.compile(r"linear_(w4|w8|f16|f32)")
 _LAYER = re.compile(r"^model\.(layers\.\d+\.)?")
 _SYMBOL = re.compile(r"^(body|head)\d+_")
+_EXPERTS = re.compile(r"experts(\d+)_(w4|w8|f16|f32)")
 _NUMBERED = re.compile(r"(linear_(?:w4|w8|f16|f32))\d*|([a-z])\d+(?=_|$)")
 
 
@@ -54,7 +55,10 @@ class Step:
     @property
     def operation(self) -> str:
         """What the kernel computes, without the numbers that make symbols unique: "linear_w4", "rms_norm_quant"."""
-        return _NUMBERED.sub(r"\1\2", _SYMBOL.sub("", self.kernel))
+        bare = _SYMBOL.sub("", self.kernel)
+        if experts := _EXPERTS.match(bare):
+            return f"experts_{experts[2]}"
+        return _NUMBERED.sub(r"\1\2", bare)
 
     @property
     def place(self) -> str:
@@ -118,7 +122,8 @@ def work_of(step: Step, plan: Plan, n: int, first: int, rows: int, vocab: int, w
 
     n: rows of its function, padding included, which linear layers compute like any other. first, rows: position of the
     first row and how many are no padding; vocab: rows of the embedding; window: of the attention, 0 for none.
-    Look-ups touch n rows of their table. Attention reads whole blocks, those that some row sees, once.
+    Look-ups touch n rows of their table, mixtures as many experts as rows chose, if each chose others. Attention reads
+    whole blocks, those that some row sees, once.
     """
     sizes = dict.fromkeys("wasi", 0)
     for argument in step.arguments:
@@ -130,6 +135,12 @@ def work_of(step: Step, plan: Plan, n: int, first: int, rows: int, vocab: int, w
     if step.operation.startswith("gather"):
         written = sum(argument.n_bytes for argument in step.arguments if argument.access == "w")
         return Work(0, 2 * written + sizes["i"])
+    if experts := _EXPERTS.search(step.kernel):
+        ids = next(i for i, argument in enumerate(step.arguments) if argument.bind == "i") - 1
+        chosen, total = step.arguments[ids].n_bytes // 4, int(experts[1])
+        data = next(a.n_bytes for a in step.arguments if a.bind == "w") // total
+        read = sizes["w"] * min(chosen, total) // total
+        return Work(read, sizes["a"] + sizes["i"], 0, round(data * _ELEMENTS_PER_BYTE[experts[2]]) * chosen)
     states = sum(plan.state_bytes[int(a.value)] for a in step.arguments if a.bind == "s")
     kv_bytes, multiply_adds = 0, 0
     if states and any(argument.bind == "s" and argument.access != "r" for argument in step.arguments):

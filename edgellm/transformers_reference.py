@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from crosscompile import reference
+from crosscompile.checkpoint import read_config
 from crosscompile.reference_steps import Noted, Notes
 from edgellm.errors import ModelError, UsageError
 
@@ -24,6 +25,9 @@ def transformers_values(checkpoint: Path, tokens: Sequence[int], scheme: referen
     """
     if missing := [name for name in ("torch", "transformers") if importlib.util.find_spec(name) is None]:
         raise UsageError(f"--reference transformers needs {' and '.join(missing)}: pip install torch transformers")
+    known = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM")
+    if set(read_config(checkpoint).get("architectures") or ()) - set(known):
+        raise ModelError(f"--reference transformers knows {', '.join(known)}; compare with --reference host")
     import torch
     from transformers import AutoModelForCausalLM
 

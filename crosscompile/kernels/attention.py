@@ -13,7 +13,7 @@ from typing import Any
 
 from tvm import tirx
 
-from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, tree_max, tree_sum
+from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, tanh, tree_max, tree_sum
 from crosscompile.kernels.build import Builder, cast, divisor, kernel, span
 from crosscompile.kernels.kv_cache import KV_BLOCK, Cache, Heads
 
@@ -139,7 +139,7 @@ def _attend(k: Builder, layer: _Layer, tile: Tile, row: Expr, kv_head: Expr, hea
         return seen
 
     def score(block: Expr, following: Expr, base: Expr, most: Expr) -> None:
-        """scores = q · k / √dim of positions base to base + most, rounded up to whole tiles."""
+        """scores = q · k · factor of positions base to base + most, rounded up to whole tiles; flattened by tanh."""
         for i in range(len(queries)):
             k.fill(scores[i], KV_BLOCK, LOWEST)
         chunks, _ = k.divide(most, tile.lanes)
@@ -161,7 +161,9 @@ def _attend(k: Builder, layer: _Layer, tile: Tile, row: Expr, kv_head: Expr, hea
             for i, (t, _) in enumerate(queries):
                 for p in parts:
                     sum_ = sums[i][span(p * LANES)]
-                    scaled = (sum_ if bound[p] is None else sum_ * bound[p]) * constant(heads.dim**-0.5, LANES)
+                    scaled = (sum_ if bound[p] is None else sum_ * bound[p]) * constant(heads.scores, LANES)
+                    if heads.cap:
+                        scaled = tanh(scaled * constant(1.0 / heads.cap, LANES)) * constant(heads.cap, LANES)
                     seen = visible(v + p * LANES, t, base)
                     k.store(scores[i], tirx.Select(seen, scaled, constant(LOWEST, LANES)), span(v + p * LANES))
 

@@ -6,26 +6,36 @@ from functools import cache
 
 from tvm import tirx
 
-from crosscompile.arithmetic import Expr
+from crosscompile.arithmetic import Expr, constant
 from crosscompile.kernels.build import Builder, cast, kernel
 from crosscompile.kernels.dot import weight_dtype, weight_shape
 from crosscompile.packing import GROUP, Packing
 
 
 @cache
-def embed(n: int, vocab: int, columns: int, packing: str) -> tirx.PrimFunc:
-    """(tokens (n,) int32, w, [scale,]) -> x (n, columns) f32."""
+def embed(n: int, vocab: int, columns: int, packing: str, times: float = 1.0, padded: bool = False) -> tirx.PrimFunc:
+    """(tokens (n,) int32, w, [scale,]) -> x (n, columns) f32: rows of w, multiplied by `times`.
+
+    padded: there may be rows -1, which take row 0.
+    """
     form = Packing.parse(packing)
     groups = form.padded_rows(vocab) // form.rows
+
+    def place(k: Builder, token: Expr) -> tuple[Expr, Expr]:
+        """Row group and row in it."""
+        return k.divide(tirx.Max(token, tirx.const(0, "int32")) if padded else token, form.rows)
+
+    def larger(value: Expr) -> Expr:
+        return value if times == 1.0 else value * constant(times, 1)
 
     def floating(k: Builder) -> None:
         tokens = k.buffer("tokens", (n,), "int32")
         w = k.buffer("w", (groups, columns, form.rows), "float32" if form.kind == "f32" else "float16")
         x = k.buffer("x", (n, columns), "float32")
         with k.shared(n) as m:
-            g, r = k.divide(tokens[m], form.rows)
+            g, r = place(k, tokens[m])
             with k.loop(0, columns) as c:
-                k.store(x, cast("float32", w[g, c, r]), m, c)
+                k.store(x, larger(cast("float32", w[g, c, r])), m, c)
 
     def quantized(k: Builder) -> None:
         chunks, rows, chunk = weight_shape(form)
@@ -36,10 +46,10 @@ def embed(n: int, vocab: int, columns: int, packing: str) -> tirx.PrimFunc:
         x = k.buffer("x", (n, columns), "float32")
 
         def put(m: Expr, column: Expr, q: Expr, s: Expr) -> None:
-            k.store(x, cast("float32", q) * s, m, column)
+            k.store(x, larger(cast("float32", q) * s), m, column)
 
         with k.shared(n) as m:
-            g, r = k.divide(tokens[m], rows)
+            g, r = place(k, tokens[m])
             with k.loop(0, columns // GROUP) as b, k.loop(0, chunks) as c, k.loop(0, chunk) as i:
                 s = k.bind(cast("float32", scale[g, b, r]))
                 byte = k.bind(cast("int32", w[g, b, c, r, i]))

@@ -40,6 +40,8 @@ class Heads:
 
     dtype    of the cache: f32, f16 or i8
     window   positions visible to a row, 0 for all
+    factor   what scores are multiplied by; None: 1 / √dim
+    cap      where tanh flattens scores, 0 for never
     """
 
     query: int
@@ -47,6 +49,13 @@ class Heads:
     dim: int
     dtype: str
     window: int
+    factor: float | None = None
+    cap: float = 0.0
+
+    @property
+    def scores(self) -> float:
+        """What scores are multiplied by."""
+        return self.dim**-0.5 if self.factor is None else self.factor
 
 
 def state_shapes(heads: Heads) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""Kernels over whole rows: RMSNorm, SiLU · up, gathering, and activation quantization alone or behind one of them.
+"""Kernels over whole rows: norms, activations, gathering, and activation quantization alone or behind one of them.
 
 The range that threads share is the rows. A quantized row comes as q (n, B, 32) int8 or int16, scale (n, B) f32 and,
 where the weights that it meets have an offset, sum (n, B) int32: −8 · Σ q of each group, in the form that `Form` says.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from math import gcd
 from typing import Any
 
 from tvm import tirx
@@ -18,10 +19,13 @@ from crosscompile.arithmetic import (
     Expr,
     constant,
     fma,
+    gelu,
+    gelu_tanh,
     halves,
     integer_product,
     magnitude,
     silu,
+    tanh,
     tree_max,
     tree_sum,
 )
@@ -125,16 +129,81 @@ def rms_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.Pr
 
 
 @cache
-def silu_mul(n: int, columns: int, form: Form | None) -> tirx.PrimFunc:
-    """(gate_up (n, 2 · columns) f32, gate first) -> SiLU(gate) · up, (n, columns) f32, or q, scale[, sum]."""
+def layer_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.PrimFunc:
+    """(x (n, columns) f32, weight (columns,) f32, bias likewise) -> y (n, columns) f32, or q, scale[, sum]."""
+
+    def body(k: Builder) -> None:
+        x = k.buffer("x", (n, columns), "float32")
+        weight, bias = (k.buffer(name, (columns,), "float32") for name in ("weight", "bias"))
+        out = _outputs(k, n, columns, form)
+        sums = k.local(LANES)
+        with k.shared(n) as m:
+            k.fill(sums, LANES)
+            with k.loop(0, columns // LANES) as c:
+                k.store(sums, sums[span(0)] + x[m, span(c * LANES)], span(0))
+            mean = tirx.Broadcast(k.bind(tree_sum(sums[span(0)]) / constant(float(columns), 1)), LANES)
+            k.fill(sums, LANES)
+            with k.loop(0, columns // LANES) as c:
+                v = k.bind(x[m, span(c * LANES)] - mean)
+                k.store(sums, fma(v, v, sums[span(0)]), span(0))
+            variance = tree_sum(sums[span(0)]) / constant(float(columns), 1)
+            factor = k.bind(constant(1.0, 1) / tirx.sqrt(variance + constant(epsilon, 1)))
+            scaled = tirx.Broadcast(factor, LANES)
+
+            def value(m: Expr, c: Expr) -> Expr:
+                return fma((x[m, span(c)] - mean) * scaled, weight[span(c)], bias[span(c)])
+
+            _write_row(k, out, m, columns, value, form)
+
+    return kernel("layer_norm_quant" if form else "layer_norm", body)
+
+
+ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+
+
+@cache
+def gated(n: int, columns: int, activation: str, form: Form | None) -> tirx.PrimFunc:
+    """(gate_up (n, 2 · columns) f32, gate first) -> activation(gate) · up, (n, columns) f32, or q, scale[, sum]."""
+    act = ACTIVATIONS[activation]
 
     def body(k: Builder) -> None:
         x = k.buffer("gate_up", (n, 2 * columns), "float32")
         out = _outputs(k, n, columns, form)
         with k.shared(n) as m:
-            _write_row(k, out, m, columns, lambda m, c: silu(x[m, span(c)]) * x[m, span(c + columns)], form)
+            _write_row(k, out, m, columns, lambda m, c: act(x[m, span(c)]) * x[m, span(c + columns)], form)
 
-    return kernel("silu_mul_quant" if form else "silu_mul", body)
+    return kernel(f"{activation}_mul_quant" if form else f"{activation}_mul", body)
+
+
+@cache
+def activated(n: int, columns: int, activation: str, form: Form | None) -> tirx.PrimFunc:
+    """(x (n, columns) f32) -> activation(x), (n, columns) f32, or q, scale[, sum]."""
+    act = ACTIVATIONS[activation]
+
+    def body(k: Builder) -> None:
+        x = k.buffer("x", (n, columns), "float32")
+        out = _outputs(k, n, columns, form)
+        with k.shared(n) as m:
+            _write_row(k, out, m, columns, lambda m, c: act(x[m, span(c)]), form)
+
+    return kernel(f"{activation}_quant" if form else activation, body)
+
+
+@cache
+def flatten(n: int, columns: int, cap: float) -> tirx.PrimFunc:
+    """(x (n, columns) f32) -> cap · tanh x. The range that threads share is vectors, as rows are few and long."""
+    lanes = gcd(columns, LANES)  # the rows of a vocabulary are padded to the tier's row group, which may be less
+    vectors = columns // lanes
+
+    def body(k: Builder) -> None:
+        x = k.buffer("x", (n, columns), "float32")
+        y = k.buffer("y", (n, columns), "float32")
+        with k.shared(n * vectors) as unit:
+            m, c = k.divide(unit, vectors)
+            at = span(c * lanes, lanes)
+            k.store(y, tanh(x[m, at]) * constant(cap, lanes), m, at)
+
+    return kernel("flatten", body)
 
 
 @cache

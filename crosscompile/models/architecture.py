@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from tvm.relax.frontend import nn
 
 from crosscompile.errors import ConfigError
 from crosscompile.kernels.kv_cache import Heads
+from crosscompile.pieces import Source
 
 
 @dataclass(frozen=True)
@@ -65,34 +66,20 @@ class Network:
 
     body          forward(tokens, positions, slots, block_table, *states) -> (hidden, *states), an nn.Module
     head          forward(hidden, rows) -> logits, an nn.Module
-    sources       bundle parameter -> checkpoint tensors stacked along rows, where the names differ
+    sources       bundle parameter -> what of the checkpoint is stacked along rows, where that is not its namesake
     heads         of every layer with a KV cache, in order
+    shares        parameter -> how much of it one token reads, where that is not all
     """
 
     body: nn.Module
     head: nn.Module
-    sources: Mapping[str, tuple[str, ...]]
+    sources: Mapping[str, tuple[Source, ...]]
     heads: tuple[Heads, ...]
     vocab_size: int
     hidden_size: int
     context_length: int
     tied: bool
-
-
-def integer(config: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
-    """An integer of config.json; ConfigError names the field."""
-    value = config.get(key)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"config.json: {key!r} must be an integer of at least {least}, not {value!r}")
-    return value
-
-
-def multiple(config: Mapping[str, Any], key: str, value: int, of: int) -> int:
-    """Checks a size that kernels cut into groups."""
-    if value % of:
-        raise ConfigError(f"config.json: {key!r} is {value}; edgellm needs a multiple of {of}")
-    return value
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 def constant(value: np.ndarray) -> Any:

@@ -1,7 +1,7 @@
 """Replaces Relax operators by kernels: matmul becomes act_quant + quantized_linear, with packed parameters.
 
-Norms and SiLU · up that feed a quantized matmul become one kernel with the quantization (a prologue). What this leaves
-unused is removed by dead code elimination afterwards.
+Norms and activations that feed a quantized matmul become one kernel with the quantization (a prologue). What this
+leaves unused is removed by dead code elimination afterwards.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import tvm
 from tvm import relax
 
 from crosscompile.errors import ConfigError
-from crosscompile.kernels import elementwise, rows
+from crosscompile.kernels import elementwise, experts, rows
 from crosscompile.kernels.embed import embed
 from crosscompile.kernels.linear import float_linear, quantized_linear
 from crosscompile.packing import Packing
@@ -41,6 +41,7 @@ class _Rewriter:
     parameters: dict[str, list[Any]] = field(default_factory=dict)  # bundle tensor -> its new parameters
     names: dict[Any, str] = field(default_factory=dict)  # parameter variable of the old function -> its name
     origin: dict[Any, Any] = field(default_factory=dict)  # variable of the old function -> call that made it
+    inputs: dict[str, Any] = field(default_factory=dict)  # by name, of the new function
     quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # (old variable, form) -> its quantized rows
 
     def value(self, expr: Any) -> Any:
@@ -85,27 +86,47 @@ class _Rewriter:
             n, columns = _shape(var)
             outputs = [(shape, dtype) for _, shape, dtype in form.outputs(n, columns)]
             call: Any = self.origin.get(var)
-            if _is(call, "relax.nn.rms_norm"):
-                function = rows.rms_norm(n, columns, float(call.attrs.epsilon), form)
-                made = self.call("rms_norm_quant", function, [self.value(a) for a in call.args[:2]], outputs)
-            elif _is(call, "relax.multiply"):
-                gate_up = self.gated(call)
-                made = self.call("silu_mul_quant", rows.silu_mul(n, columns, form), [self.value(gate_up)], outputs)
+            prologue = self.prologue(call, n, columns)
+            if prologue is not None:
+                name, kernel, args = prologue
+                made = self.call(f"{name}_quant", kernel(form), args, outputs)
             else:
                 made = self.call("act_quant", rows.act_quant(n, columns, form), [self.value(var)], outputs)
             self.quantized[var, form] = made
         return self.quantized[var, form]
 
-    def gated(self, call: Any) -> Any:
-        """x of multiply(silu(split(x)[0]), split(x)[1]); ConfigError for other products."""
+    def prologue(
+        self, call: Any, n: int, columns: int
+    ) -> tuple[str, Callable[[rows.Form | None], Any], list[Any]] | None:
+        """(name, kernel for a form of its result, arguments) of what makes rows by itself; None for anything else."""
+        if _is(call, "relax.nn.rms_norm"):
+            epsilon = float(call.attrs.epsilon)
+            return "rms_norm", lambda form: rows.rms_norm(n, columns, epsilon, form), self.values_of(call.args[:2])
+        if _is(call, "relax.nn.layer_norm"):
+            epsilon = float(call.attrs.epsilon)
+            return "layer_norm", lambda form: rows.layer_norm(n, columns, epsilon, form), self.values_of(call.args[:3])
+        kind = next((kind for op, kind in _ACTIVATIONS.items() if _is(call, op)), None)
+        if kind is not None:
+            return kind, lambda form: rows.activated(n, columns, kind, form), self.values_of(call.args[:1])
+        if _is(call, "relax.multiply") and _scalar(call.args[1]) is None:
+            kind, source = self.gated(call)
+            return f"{kind}_mul", lambda form: rows.gated(n, columns, kind, form), [self.value(source)]
+        return None
+
+    def values_of(self, expressions: Sequence[Any]) -> list[Any]:
+        return [self.value(expression) for expression in expressions]
+
+    def gated(self, call: Any) -> tuple[str, Any]:
+        """(activation, x) of multiply(activation(split(x)[0]), split(x)[1]); ConfigError for other products."""
         left, right = (self.origin.get(a) for a in call.args)
-        if left is not None and _is(left, "relax.nn.silu"):
+        kind = next((kind for op, kind in _ACTIVATIONS.items() if _is(left, op)), None)
+        if kind is not None and left is not None:
             gate, up = self.origin.get(left.args[0]), right
             if isinstance(gate, relax.TupleGetItem) and isinstance(up, relax.TupleGetItem):
                 source: Any = self.origin.get(gate.tuple_value)
                 halves = (gate.index, up.index) == (0, 1) and gate.tuple_value.same_as(up.tuple_value)
                 if halves and _is(source, "relax.split"):
-                    return source.args[0]
+                    return kind, source.args[0]
         raise ConfigError("the architecture multiplies tensors in a way no kernel covers; SiLU(gate) · up is one")
 
     def matmul(self, var: Any, call: Any) -> Any:
@@ -125,32 +146,81 @@ class _Rewriter:
             function = float_linear(n, padded, columns, stored.packing)
         return self.call(f"linear_{form.kind}", function, args, outputs)
 
+    def mixture(self, var: Any, call: Any) -> Any:
+        """The parts of a mixture of experts that crosscompile/models/experts.py names."""
+        name, *numbers = str(call.args[0].global_symbol).split(":")
+        args = list(call.args[1].fields)
+        if name == "ellm.route":
+            total, used, normalized = map(int, numbers)
+            logits = self.value(args[0])
+            n, padded = _shape(logits)
+            function = experts.route(n, padded, total, used, bool(normalized))
+            chosen = [((n * used,), "int32"), ((n * used,), "float32")]
+            return self.call("route", function, [logits, self.inputs["positions"]], chosen)
+        if name == "ellm.experts":
+            total, each = map(int, numbers)
+            x, weight, ids = args
+            stored = self.stored[self.names[weight]]
+            form, (out, columns) = Packing.parse(stored.packing), stored.shape
+            rows_, out = _shape(ids)[0], out // total
+            quantized = form.kind in ("w4", "w8")
+            given = self.quantize(x, rows.Form.for_weights(self.tier, stored.packing)) if quantized else [self.value(x)]
+            tokens = self.inputs["tokens"]
+            n = _shape(tokens)[0]
+            function = experts.expert_linear(n, rows_, each, out, total, columns, self.tier, stored.packing)
+            given = [*given, self.value(ids), tokens, *self.weight(weight)]
+            return self.call(f"experts{total}_{form.kind}", function, given, [((rows_, out), "float32")])
+        assert name == "ellm.combine", name
+        values = self.values_of(args)
+        n, columns = _shape(var)
+        gate = _shape(values[3])[1] if len(values) > 2 else 0
+        function = experts.combine(n, _shape(values[0])[0] // n, columns, gate)
+        return self.call("combine", function, values, [((n, columns), "float32")])
+
+    def embedded(self, call: Any, n: int, columns: int, times: float) -> Any:
+        """Rows of a table by tokens, or by positions, which may be -1."""
+        table, ids = call.args
+        stored = self.stored[self.names[table]]
+        function = embed(n, *stored.shape, stored.packing, times, ids.name == "positions")
+        return self.call("embed", function, [self.value(ids), *self.weight(table)], [((n, columns), "float32")])
+
+    def scaled(self, call: Any, n: int, columns: int) -> Any:
+        """A product with a constant: of an embedding, or of a tanh, behind whatever pads its rows."""
+        made: Any = self.origin.get(call.args[0])
+        times = _scalar(call.args[1])
+        assert times is not None
+        if _is(made, "relax.take"):
+            return self.embedded(made, n, columns, times)
+        if _is(made, "relax.tanh"):
+            value = self.value(made.args[0])
+            shape = _shape(value)
+            return self.call("flatten", rows.flatten(*shape, times), [value], [(shape, "float32")])
+        raise ConfigError("the architecture multiplies by a constant where no kernel does; embeddings and tanh are")
+
     def operator(self, var: Any, call: Any) -> Any:
         """The new expression for one call of a Relax operator, or None where it stands for itself elsewhere."""
         name = call.op.name
-        n, *rest = _shape(var) if not isinstance(var.ty, relax.TupleType) else (0,)
+        if name in ("relax.permute_dims", "relax.split", "relax.tanh"):
+            return None  # consumed by matmul and multiply
+        n, *rest = _shape(var)
         if name == "relax.matmul":
             return self.matmul(var, call)
         if name == "relax.take":
-            table, tokens = call.args
-            stored = self.stored[self.names[table]]
-            function = embed(n, *stored.shape, stored.packing)
-            args = [self.value(tokens), *self.weight(table)]
-            return self.call("embed", function, args, [((n, rest[0]), "float32")])
-        if name == "relax.nn.rms_norm":
-            function = rows.rms_norm(n, rest[0], float(call.attrs.epsilon), None)
-            return self.call("rms_norm", function, [self.value(a) for a in call.args[:2]], [((n, rest[0]), "float32")])
-        if name == "relax.multiply":
-            function = rows.silu_mul(n, rest[0], None)
-            return self.call("silu_mul", function, [self.value(self.gated(call))], [((n, rest[0]), "float32")])
+            return self.embedded(call, n, rest[0], 1.0)
+        if name == "relax.multiply" and _scalar(call.args[1]) is not None:
+            return self.scaled(call, n, rest[0])
+        if name in _ACTIVATIONS and not isinstance(self.origin.get(call.args[0]), relax.Call):
+            return None  # the gate of a product, which takes it in
+        prologue = self.prologue(call, n, rest[0])
+        if prologue is not None:
+            name, kernel, args = prologue
+            return self.call(name, kernel(None), args, [((n, rest[0]), "float32")])
         if name == "relax.add":
             left, right = call.args
             bias = len(_shape(right)) == 1
             function = elementwise.add_bias(n, rest[0]) if bias else elementwise.add(n, rest[0])
             args = [self.value(left), self.value(right)]
             return self.call("bias_add" if bias else "residual_add", function, args, [((n, rest[0]), "float32")])
-        if name in ("relax.permute_dims", "relax.split", "relax.nn.silu"):
-            return None  # consumed by matmul and multiply
         made = operator_for(name)([_shape(argument) for argument in call.args], call.attrs)
         return self.call(name.rpartition(".")[2], made, [self.value(a) for a in call.args], [((n, *rest), "float32")])
 
@@ -163,12 +233,20 @@ class _Rewriter:
                 call = relax.Call(value.op, args, value.attrs, value.ty_args)
                 self.values[var] = self.builder.emit(call)
                 return
+            if value.op.name == "relax.call_dps_packed":
+                self.values[var] = self.mixture(var, value)
+                return
             made = self.operator(var, value)
             if made is not None:
                 self.values[var] = made
         elif isinstance(value, relax.TupleGetItem):
             if value.tuple_value in self.values:
-                self.values[var] = self.builder.emit(relax.TupleGetItem(self.values[value.tuple_value], value.index))
+                whole = self.values[value.tuple_value]
+                is_taken_apart = isinstance(whole, tuple)
+                item = (
+                    whole[value.index] if is_taken_apart else self.builder.emit(relax.TupleGetItem(whole, value.index))
+                )
+                self.values[var] = item
         else:
             self.values[var] = self.value(value)
 
@@ -190,6 +268,17 @@ def operator_for(name: str) -> Operator:
         f"the architecture uses operator {name}, for which there is no kernel; add one through the entry point "
         f"{OPERATORS} (crosscompile/EXTENDING.md)"
     )
+
+
+_ACTIVATIONS = {"relax.nn.silu": "silu", "relax.nn.gelu": "gelu", "relax.nn.gelu_tanh": "gelu_tanh"}
+"""Relax operators -> names in kernels/rows.py."""
+
+
+def _scalar(expr: Any) -> float | None:
+    """The value of a constant of one element."""
+    if isinstance(expr, tvm.ir.GenericConst) and expr.value.numpy().size == 1:
+        return float(expr.value.numpy())
+    return None
 
 
 def _is(expr: Any, name: str) -> bool:
@@ -214,6 +303,7 @@ def lower_operators(
     rewriter.names = dict(zip(old.params[len(inputs) :], names, strict=True))
     fresh = [relax.Var(p.name, p.ty) for p in inputs]
     rewriter.values.update(zip(inputs, fresh, strict=True))
+    rewriter.inputs = {p.name: p for p in fresh}
     builder = rewriter.builder
     with builder.function(function):
         with builder.dataflow():

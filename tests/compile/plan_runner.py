@@ -64,8 +64,11 @@ class PlanRunner:
             arguments += [ctypes.c_int64(value) for value in (*scalars, 0, kernel["groups"])]
             assert getattr(self.library, kernel["name"])(*arguments) == 0
 
-    def logits(self, tokens: Sequence[int], vocab: int, step: int) -> np.ndarray:
-        """Logits of every token, (n, vocab) float32, fed in pieces of the body function for `step` rows."""
+    def logits(self, tokens: Sequence[int], vocab: int, step: int, begin: int = 0) -> np.ndarray:
+        """Logits of every token, (n, vocab) float32, fed in pieces of the body function for `step` rows.
+
+        begin: position of the first token; those before it were fed earlier.
+        """
         functions = {(f["name"], f["n"]): f for f in self.plan["functions"]}
         head_rows = max(n for name, n in functions if name == "head")
         place = self.plan["logits"]
@@ -73,7 +76,7 @@ class PlanRunner:
         for start in range(0, len(tokens), step):
             piece = list(tokens[start : start + step])
             positions = np.full(step, -1, np.int32)
-            positions[: len(piece)] = np.arange(start, start + len(piece))
+            positions[: len(piece)] = begin + np.arange(start, start + len(piece))
             inputs = {
                 "tokens": np.array(piece + [0] * (step - len(piece)), np.int32),
                 "positions": positions,

@@ -140,8 +140,8 @@ def left_behind(cache: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"architectures": ["FalconForCausalLM"]}, "'FalconForCausalLM' is not supported"),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type 'longrope' is not supported"),
+        ({"architectures": ["BloomForCausalLM"]}, "'BloomForCausalLM' is not supported"),
+        ({"rope_scaling": {"rope_type": "odd", "factor": 2.0}}, "rope_type 'odd' is not supported"),
         ({"intermediate_size": 128}, "config.json implies"),
         ({"num_hidden_layers": 3}, "tensor 'model.layers.2"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported"),

@@ -25,12 +25,17 @@ def test_frequencies_equal_transformers(case):
     ("change", "text"),
     [
         (
-            {"rope_scaling": {"rope_type": "longrope", "factor": 4.0}},
-            "'longrope' is not supported; supported are default",
+            {"rope_scaling": {"rope_type": "proportional", "factor": 4.0}},
+            "'proportional' is not supported; supported are default",
         ),
         ({"rope_scaling": {"type": "linear"}}, "lack 'factor'"),
         ({"rope_scaling": {"type": "linear", "factor": "2"}}, "'factor' must be a positive number"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "lack 'low_freq_factor'"),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 4.0}}, "'short_factor' must be a list of 32 positive"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 32, "long_factor": [0.0] * 32}},
+            "'long_factor' must be a list of 32 positive",
+        ),
         ({"rope_scaling": [1]}, "rope_scaling must be an object"),
         ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "differs by layer type"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5 is not supported"),

@@ -82,13 +82,13 @@ def launcher(machine: Machine) -> Callable[[str | None], list[str]]:
     return lambda cpu: [str(emulator), "-cpu", cpu or "max", "-L", str(root)]
 
 
-def make_bundle(directory: Path, model: Path, tier: str, scheme: str) -> Path:
-    """A bundle without golden prompts and without the program. Only w4a8 gets functions for every row count."""
+def make_bundle(directory: Path, model: Path, tier: str, scheme: str, short: bool, stop_id: int = 257) -> Path:
+    """A bundle without golden prompts and without the program. short: functions for few row counts."""
     directory.mkdir()
     source = checkpoint.load(model)
     request = {"checkpoint": str(model), "output": str(directory), "tier": tier, "os": "linux", "dump": None}
     name, _, kv = scheme.partition(" ")
-    options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "short": scheme != "w4a8"}
+    options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "short": short}
     result = run_worker({**request, **options}, None, lambda stage, done, total: None)
     assert source.tokenizer_json is not None
     (directory / "tokenizer.bin").write_bytes(compile_tokenizer(source.tokenizer_json, source.tokenizer_config))
@@ -104,7 +104,7 @@ def make_bundle(directory: Path, model: Path, tier: str, scheme: str) -> Path:
             "cpu_features": list(target.tier.requires),
         },
         "memory": result["memory"],
-        "generation": {"stop_ids": [257]},
+        "generation": {"stop_ids": [stop_id]},
         "golden": [],
         "provenance": {"tool": "test_bits"},
     }
@@ -162,7 +162,7 @@ def test_logits_are_the_reference_to_the_bit(
     machine: Machine, scheme: str, model: Path, expected: Callable[[str], np.ndarray], tmp_path: Path
 ) -> None:
     prefix = launcher(machine)
-    bundle = make_bundle(tmp_path / "bundle", model, machine.tier, scheme)
+    bundle = make_bundle(tmp_path / "bundle", model, machine.tier, scheme, scheme != "w4a8")
     program = [*prefix(machine.cpu), str(build_runtime(target_of_tier(machine.tier)))]
     ids = tokens(CONFIG, N_TOKENS)
     for options in (("--threads", "1"), ("--threads", "3", "--step", "1"), ("--threads", "2", "--step", "13")):

@@ -1,0 +1,260 @@
+"""The network that a Design describes, as Relax modules: one set of blocks for all families."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.relax.frontend import nn
+from tvm.relax.frontend.nn import op
+
+from crosscompile.kernels.attention import attention
+from crosscompile.kernels.kv_cache import Heads
+from crosscompile.kernels.rotary import Turn, rope_append, rope_table
+from crosscompile.kernels.rows import gather
+from crosscompile.models import design
+from crosscompile.models.architecture import Network, constant
+from crosscompile.models.design import Design
+from crosscompile.models.experts import Mixture
+from crosscompile.models.rope import Rope
+
+Tensor = Any
+
+
+def heads_of(made: Design, layer: design.Layer, kv: str) -> Heads:
+    """The attention of one layer. kv: dtype of its cache."""
+    return Heads(made.heads, made.kv_heads, made.head_dim, kv, layer.window, made.scores, made.scores_cap)
+
+
+class LayerNorm(nn.Module):
+    """Layer normalization, with or without a bias."""
+
+    def __init__(self, width: int, norm: design.Norm) -> None:
+        self.width, self.epsilon = width, norm.epsilon
+        self.weight = nn.Parameter((width,))
+        self.bias = nn.Parameter((width,)) if norm.bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return op.layer_norm(x, self.width, self.weight, self.bias, self.epsilon)
+
+
+def norm_of(made: Design) -> nn.Module:
+    """A norm over hidden rows."""
+    if made.norm.kind == "layer":
+        return LayerNorm(made.hidden, made.norm)
+    return nn.RMSNorm(made.hidden, -1, made.norm.epsilon, bias=False)
+
+
+class Weights(nn.Module):
+    """A vector under a name of its own."""
+
+    def __init__(self, width: int) -> None:
+        self.weight = nn.Parameter((width,))
+
+
+def numbered(function: Any, number: int) -> Any:
+    """A kernel under a symbol of its own, where a network has several of the kind; the first keeps its name."""
+    return function.with_attr("global_symbol", f"{function.attrs['global_symbol']}{number + 1}") if number else function
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the block KV cache. QKV are one matmul."""
+
+    def __init__(self, made: Design, layer: design.Layer, kv: str) -> None:
+        kinds = list(dict.fromkeys((each.window, each.rope) for each in made.layers))
+        self.number = kinds.index((layer.window, layer.rope))
+        heads = heads_of(made, layer, kv)
+        self.heads, self.rope = heads, layer.rope
+        rotated = 0 if layer.rope is None else 2 * len(made.ropes[layer.rope].inv_freq)
+        self.turn = Turn(rotated)
+        width = (heads.query + 2 * heads.kv) * heads.dim
+        self.qkv_proj = nn.Linear(made.hidden, width, bias=made.qkv_bias)
+        self.o_proj = nn.Linear(heads.query * heads.dim, made.hidden, bias=made.o_bias)
+        if made.qk_norm is not None:
+            norm = made.qk_norm.norm
+            self.turn = Turn(rotated, made.qk_norm.over, norm.kind == "layer", norm.epsilon)
+            self.q_norm, self.k_norm = Weights(heads.query * heads.dim), Weights(heads.kv * heads.dim)
+
+    def forward(self, x: Tensor, rows_: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        n, heads = x.shape[0], self.heads
+        state = (rows_.positions, rows_.slots, rows_.block_table, k, v)
+        out = nn.Tensor.placeholder((n, heads.query * heads.dim), "float32")
+        turned = [] if self.rope is None else [rows_.ropes[self.rope]]
+        if self.turn.over:
+            turned += [self.q_norm.weight, self.k_norm.weight]
+        place = 4 + len(turned)
+        k, v, q = op.tensor_ir_inplace_op(
+            numbered(rope_append(n, heads, self.turn), self.number),
+            "rope_append",
+            [self.qkv_proj(x), *turned, *state],
+            inplace_indices=[place, place + 1, -1],
+            out=[k, v, out],
+        )
+        kernel = numbered(attention(n, heads), self.number)
+        mixed = op.tensor_ir_op(kernel, "attention", [q, *state[:3], k, v], out=out)
+        return self.o_proj(mixed), k, v
+
+
+@dataclass
+class Rows:
+    """What every layer is told about the rows of a step."""
+
+    positions: Tensor
+    slots: Tensor
+    block_table: Tensor
+    ropes: list[Tensor]
+
+
+_ACTIVATIONS = {"silu": op.silu, "gelu": op.gelu, "gelu_tanh": lambda x: op.gelu(x, "tanh")}
+
+
+class FeedForward(nn.Module):
+    """SwiGLU and its like. Gate and up are one matmul."""
+
+    def __init__(self, made: Design) -> None:
+        self.activation = _ACTIVATIONS[made.activation]
+        self.gate_up_proj = nn.Linear(made.hidden, 2 * made.intermediate, bias=made.mlp_bias)
+        self.down_proj = nn.Linear(made.intermediate, made.hidden, bias=made.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = op.split(self.gate_up_proj(x), 2, axis=-1)
+        return self.down_proj(self.activation(gate) * up)
+
+
+class PlainFeedForward(nn.Module):
+    """Two layers with an activation between them."""
+
+    def __init__(self, made: Design) -> None:
+        self.activation = _ACTIVATIONS[made.activation]
+        self.up_proj = nn.Linear(made.hidden, made.intermediate, bias=made.mlp_bias)
+        self.down_proj = nn.Linear(made.intermediate, made.hidden, bias=made.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.activation(self.up_proj(x)))
+
+
+class Block(nn.Module):
+    """One transformer block."""
+
+    def __init__(self, made: Design, layer: design.Layer, kv: str, feed_forward: type[nn.Module]) -> None:
+        self.arrangement = made.arrangement
+        names = design.NORMS[made.arrangement]  # in the order of their use, in which the weights are stored
+        first = [name for name in names if name == "input_layernorm"]
+        for name in first:
+            setattr(self, name, norm_of(made))
+        self.self_attn = Attention(made, layer, kv)
+        for name in names[len(first) :]:
+            setattr(self, name, norm_of(made))
+        mixture = layer.experts
+        self.mlp = (
+            Mixture(made, mixture, feed_forward, _ACTIVATIONS[made.activation]) if mixture else feed_forward(made)
+        )
+
+    def forward(self, x: Tensor, rows_: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        norms = [getattr(self, name) for name in design.NORMS[self.arrangement]]
+        if self.arrangement.startswith("parallel"):
+            h = norms[0](x)
+            mixed, k, v = self.self_attn(h, rows_, k, v)
+            return x + mixed + self.mlp(norms[1](x) if len(norms) > 1 else h), k, v
+        if self.arrangement == "after":
+            mixed, k, v = self.self_attn(x, rows_, k, v)
+            x = x + norms[0](mixed)
+            return x + norms[1](self.mlp(x)), k, v
+        mixed, k, v = self.self_attn(norms[0](x), rows_, k, v)
+        if self.arrangement == "around":
+            x = x + norms[1](mixed)
+            return x + norms[3](self.mlp(norms[2](x))), k, v
+        x = x + mixed
+        return x + self.mlp(norms[1](x)), k, v
+
+
+class Decoder(nn.Module):
+    """Embedding and blocks."""
+
+    def __init__(self, made: Design, kv: str, feed_forward: type[nn.Module]) -> None:
+        self.embed_tokens = nn.Embedding(made.vocab, made.hidden)
+        if made.positions:
+            self.embed_positions = nn.Embedding(made.positions, made.hidden)
+        self.layers = nn.ModuleList([Block(made, layer, kv, feed_forward) for layer in made.layers])
+
+
+class Body(nn.Module):
+    """tokens, positions, slots, block table and states to hidden rows and states."""
+
+    def __init__(self, made: Design, kv: str, feed_forward: type[nn.Module]) -> None:
+        self.model = Decoder(made, kv, feed_forward)
+        self.made = made
+
+    def forward(self, tokens: Tensor, positions: Tensor, slots: Tensor, block_table: Tensor, states: Any) -> Any:
+        ropes = [_table(rope, positions, block_table, i) for i, rope in enumerate(self.made.ropes)]
+        shared = Rows(positions, slots, block_table, ropes)
+        x, new = self.model.embed_tokens(tokens), list(states)
+        if self.made.embedding_scale != 1.0:
+            x = x * self.made.embedding_scale
+        if self.made.positions:
+            x = x + self.model.embed_positions(positions)
+        for i, layer in enumerate(self.model.layers):
+            x, new[2 * i], new[2 * i + 1] = layer(x, shared, new[2 * i], new[2 * i + 1])
+        return [x, *new]
+
+
+def _table(rope: Rope, positions: Tensor, block_table: Tensor, number: int) -> Tensor:
+    """Cosines and sines of all rows, one table for all layers that share a rotary embedding."""
+    n, half = positions.shape[0], len(rope.inv_freq)
+    out = nn.Tensor.placeholder((n, 2 * half), "float32")
+    args = [positions, constant(rope.inv_freq)]
+    if rope.long is not None:
+        args += [constant(rope.long), block_table]
+    kernel = rope_table(n, half, rope.scaling, rope.original if rope.long is not None else 0)
+    return op.tensor_ir_op(numbered(kernel, number), "rope_table", args, out=out)
+
+
+class Norm(nn.Module):
+    """Holds the final norm under its name."""
+
+    def __init__(self, made: Design) -> None:
+        self.norm = norm_of(made)
+
+
+class Head(nn.Module):
+    """Rows of hidden, chosen by index, to logits."""
+
+    def __init__(self, made: Design) -> None:
+        self.model = Norm(made)
+        self.cap = made.logits_cap
+        self.lm_head = nn.Linear(made.hidden, made.vocab, bias=False)
+
+    def forward(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        n, width = rows.shape[0], hidden.shape[1]
+        x = op.tensor_ir_op(
+            gather(n, hidden.shape[0], width),
+            "gather",
+            [hidden, rows],
+            out=nn.Tensor.placeholder((n, width), "float32"),
+        )
+        logits = self.lm_head(self.model.norm(x))
+        return op.tanh(logits) * self.cap if self.cap else logits
+
+
+def network(made: Design, kv: str, feed_forward: type[nn.Module] | None = None) -> Network:
+    """The network of a Design.
+
+    kv: dtype of the cache. feed_forward: the module of each layer's MLP, made from the Design; None: the Design's own.
+    """
+    chosen = feed_forward or (FeedForward if made.gated else PlainFeedForward)
+    return Network(
+        Body(made, kv, chosen),
+        Head(made),
+        made.sources,
+        tuple(heads_of(made, layer, kv) for layer in made.layers),
+        made.vocab,
+        made.hidden,
+        made.context,
+        made.tied,
+        {
+            f"{prefix}mlp.experts.{name}.weight": layer.experts.used / layer.experts.total
+            for prefix, layer in zip(made.prefixes(), made.layers, strict=True)
+            for name in ("gate_up_proj", "down_proj")
+            if layer.experts
+        },
+    )

@@ -1,0 +1,90 @@
+"""What a stored parameter is made of: tensors of the checkpoint, or rows of them, rearranged and scaled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from crosscompile.safetensors_stream import TensorInfo
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of a parameter that are not simply a tensor of the checkpoint.
+
+    transposed   the tensor is stored (in, out), as GPT-2's Conv1D has it
+    ranges       (first, count) of the tensor's rows in the order in which they are wanted; () for all
+    times, plus  what every value is multiplied by, and what is added then
+    """
+
+    tensor: str
+    transposed: bool = False
+    ranges: tuple[tuple[int, int], ...] = ()
+    times: float = 1.0
+    plus: float = 0.0
+
+
+Source = str | Piece
+Sources = dict[str, tuple[Source, ...]]
+"""Parameter -> what it is made of, stacked along rows. Parameters that are missing are tensors of the same name."""
+
+
+class Tensors(Protocol):
+    """What is read from (crosscompile.checkpoint.Checkpoint)."""
+
+    def info(self, name: str) -> TensorInfo: ...
+    def read(self, name: str, rows: slice | None = None) -> np.ndarray: ...
+
+
+def piece_of(source: Source) -> Piece:
+    """A plain name as a Piece."""
+    return source if isinstance(source, Piece) else Piece(source)
+
+
+class Rows:
+    """One source, read a few rows at a time. A transposed tensor is read once, and held as a whole.
+
+    shape: of what it contributes; () where the tensor has none. info: the tensor's place.
+    """
+
+    def __init__(self, tensors: Tensors, source: Source) -> None:
+        self.piece = piece_of(source)
+        self.tensors, self.info = tensors, tensors.info(self.piece.tensor)
+        shape = self.info.shape
+        stored = shape[::-1] if self.piece.transposed else shape
+        if stored and self.piece.ranges:
+            stored = (sum(count for _, count in self.piece.ranges), *stored[1:])
+        self.shape = stored
+        self.whole: np.ndarray | None = None
+
+    @property
+    def fits(self) -> bool:
+        """Whether the tensor has the rows that are wanted of it."""
+        n = self.info.shape[-1 if self.piece.transposed else 0] if self.info.shape else 0
+        return all(first >= 0 and first + count <= n for first, count in self.piece.ranges)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows [start, stop) of `shape`, float32."""
+        if not self.piece.ranges:
+            return self._changed(self._stored(start, stop))
+        found, at = [], 0
+        for first, count in self.piece.ranges:
+            low, high = max(start, at), min(stop, at + count)
+            if low < high:
+                found.append(self._stored(first + low - at, first + high - at))
+            at += count
+        return self._changed(found[0] if len(found) == 1 else np.concatenate(found))
+
+    def _stored(self, start: int, stop: int) -> np.ndarray:
+        if not self.piece.transposed:
+            return self.tensors.read(self.piece.tensor, slice(start, stop))
+        if self.whole is None:
+            self.whole = np.ascontiguousarray(self.tensors.read(self.piece.tensor).T)
+        return self.whole[start:stop]
+
+    def _changed(self, values: np.ndarray) -> np.ndarray:
+        if self.piece.times != 1.0:
+            values = values * np.float32(self.piece.times)
+        return values + np.float32(self.piece.plus) if self.piece.plus else values

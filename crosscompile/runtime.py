@@ -51,6 +51,8 @@ LINK_FLAGS = (
     "-Wl,-z,relro",
     "-Wl,-z,now",
 )
+SMALL_FLAGS = ("-Xclang", "-Oz")
+"""Of code that runs a few times per request: see is_small. By way of -Xclang, for zig cc takes -Oz for -Os."""
 AGENT_FLAGS = ("-DELLM_RPC",)
 SERVER_FLAGS = ("-DELLM_SERVE",)
 AGENT_LINK_FLAGS = ("-rdynamic", "-ldl")
@@ -69,6 +71,15 @@ def sources(agent: bool = True, server: bool = True) -> list[Path]:
     optional = (*(("rpc",) if agent else ()), *(("serve",) if server else ()))
     parts = ("include", "src", *optional, "cli", "third_party/monocypher")
     return [path for part in parts for path in sorted((root / part).glob("*.[ch]"))]
+
+
+def is_small(path: Path) -> bool:
+    """Whether a source is compiled for the least size: what stands around the library, and what reads texts once."""
+    if path.parent.name in ("cli", "serve", "rpc"):
+        return path.name != "bandwidth.c"  # measures
+    return path.parent.name == "src" and path.stem.startswith(
+        ("bundle", "grammar", "manifest", "pattern", "plan", "schema", "template")
+    )
 
 
 def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
@@ -118,21 +129,25 @@ def build_runtime(
     agent = agent and has_agent(target, libc)
     files = sources(agent, server)
     defines = [*(AGENT_FLAGS if agent else ()), *(SERVER_FLAGS if server else ())]
-    flags = [*COMPILE_FLAGS, *defines, *LINK_FLAGS, *(AGENT_LINK_FLAGS if agent else ())]
-    command = [*compiler(target, libc), *flags]
+    command = [*compiler(target, libc), *COMPILE_FLAGS, *defines]
+    link_flags = [*LINK_FLAGS, *(AGENT_LINK_FLAGS if agent else ())]
     ndk = find_ndk(target)
-    builder = (
-        [ndk.identity, *command[1:]] if ndk else [importlib.metadata.version("ziglang"), *command[4:]]
-    )  # without the compiler's path
+    builder = [
+        *([ndk.identity, *command[1:]] if ndk else [importlib.metadata.version("ziglang"), *command[4:]]),
+        *link_flags,
+        *SMALL_FLAGS,
+    ]  # without the compiler's path
     program = cache / _key(files, builder) / "edgellm-rt"
     if program.is_file():
         return program
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
         work = Path(name)
-        c_files = [str(path) for path in files if path.suffix == ".c"]
+        c_files = [path for path in files if path.suffix == ".c"]
+        small = _compile_small(command, c_files, work)
+        rest = [str(path) for path in c_files if not is_small(path)]
         threads = [] if ndk else ["-lpthread"]  # part of Android's libc
-        run_compiler([*command, *c_files, *threads, "-o", "edgellm-rt"], work)
+        run_compiler([*command, *link_flags, *rest, small, *threads, "-o", "edgellm-rt"], work)
         entry = work / "entry"
         entry.mkdir()
         shutil.move(work / "edgellm-rt", entry / "edgellm-rt")
@@ -143,6 +158,13 @@ def build_runtime(
             if not program.is_file():  # otherwise another process was faster, with the same content
                 raise
     return program
+
+
+def _compile_small(command: list[str], c_files: list[Path], work: Path) -> str:
+    """Compiles those of the files that are to be small; the object, in `work`. (With -c, zig cc keeps one of many.)"""
+    names = [str(path) for path in c_files if is_small(path)]
+    run_compiler([*command, *SMALL_FLAGS, "-r", *names, "-o", "small.o"], work)
+    return "small.o"
 
 
 def _key(files: list[Path], builder: list[str]) -> str:

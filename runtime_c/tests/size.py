@@ -16,8 +16,10 @@ from crosscompile.runtime import (
     COMPILE_FLAGS,
     LINK_FLAGS,
     SERVER_FLAGS,
+    SMALL_FLAGS,
     build_runtime,
     compiler,
+    is_small,
     run_compiler,
     sources,
 )
@@ -79,7 +81,12 @@ def parts(target: Target, work: Path) -> dict[str, int]:
     for index, path in enumerate(path for path in sources() if path.suffix == ".c"):
         objects[f"{index}.o"] = path
         run_compiler(
-            [*compiler(target), *COMPILE_FLAGS, *AGENT_FLAGS, *SERVER_FLAGS, "-c", str(path), "-o", f"{index}.o"], work
+            [
+                *(*compiler(target), *COMPILE_FLAGS, *AGENT_FLAGS, *SERVER_FLAGS),
+                *(SMALL_FLAGS if is_small(path) else ()),
+                *("-c", str(path), "-o", f"{index}.o"),
+            ],
+            work,
         )
     flags = [*COMPILE_FLAGS, *LINK_FLAGS, *AGENT_LINK_FLAGS, "-Wl,--print-gc-sections"]
     link = [*compiler(target), *flags, *objects, "-lpthread", "-o", "out"]

@@ -147,7 +147,7 @@ def build_runtime(
         small = _compile_small(command, c_files, work)
         rest = [str(path) for path in c_files if not is_small(path)]
         threads = [] if ndk else ["-lpthread"]  # part of Android's libc
-        run_compiler([*command, *link_flags, *rest, small, *threads, "-o", "edgellm-rt"], work)
+        run_compiler([*command, *link_flags, *rest, *small, *threads, "-o", "edgellm-rt"], work)
         entry = work / "entry"
         entry.mkdir()
         shutil.move(work / "edgellm-rt", entry / "edgellm-rt")
@@ -160,11 +160,13 @@ def build_runtime(
     return program
 
 
-def _compile_small(command: list[str], c_files: list[Path], work: Path) -> str:
-    """Compiles those of the files that are to be small; the object, in `work`. (With -c, zig cc keeps one of many.)"""
+def _compile_small(command: list[str], c_files: list[Path], work: Path) -> list[str]:
+    """Compiles those of the files that are to be small; objects, in `work`. (With -c, zig cc keeps one of many.)"""
     names = [str(path) for path in c_files if is_small(path)]
+    if not names:
+        return []
     run_compiler([*command, *SMALL_FLAGS, "-r", *names, "-o", "small.o"], work)
-    return "small.o"
+    return ["small.o"]
 
 
 def _key(files: list[Path], builder: list[str]) -> str:

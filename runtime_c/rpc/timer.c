@@ -1,5 +1,4 @@
 /* TVM's time evaluator: its loop, its meaning of every parameter, its result. */
-#include <math.h>
 #include <stdlib.h>
 
 #include "session.h"
@@ -67,7 +66,8 @@ static bool measure(rpc_kernel *kernel, const rpc_session *s, const rpc_value *v
     double ms = 0;
     for (int32_t n_zero = 0;;) {
         if (ms > 0) {
-            double next = fmax(timing->min_repeat_ms / (ms / *number) + 1, *number * 1.618);
+            double enough = timing->min_repeat_ms / (ms / *number) + 1, more = *number * 1.618;
+            double next = enough > more ? enough : more;
             *number = next < INT32_MAX ? (int32_t)next : INT32_MAX;
         }
         if (timing->flush_bytes > 0) {

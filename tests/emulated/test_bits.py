@@ -82,13 +82,24 @@ def launcher(machine: Machine) -> Callable[[str | None], list[str]]:
     return lambda cpu: [str(emulator), "-cpu", cpu or "max", "-L", str(root)]
 
 
-def make_bundle(directory: Path, model: Path, tier: str, scheme: str, short: bool, stop_id: int = 257) -> Path:
-    """A bundle without golden prompts and without the program. short: functions for few row counts."""
+def make_bundle(
+    directory: Path, model: Path, tier: str, scheme: str, short: bool | None = None, stop_id: int = 257
+) -> Path:
+    """A bundle without golden prompts and without the program.
+
+    short: functions for few row counts; None: all but w4a8 are short.
+    """
     directory.mkdir()
     source = checkpoint.load(model)
     request = {"checkpoint": str(model), "output": str(directory), "tier": tier, "os": "linux", "dump": None}
     name, _, kv = scheme.partition(" ")
-    options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "short": short}
+    options = {
+        "scheme": name,
+        "embedding": None,
+        "head": None,
+        "kv": kv or None,
+        "short": scheme != "w4a8" if short is None else short,
+    }
     result = run_worker({**request, **options}, None, lambda stage, done, total: None)
     assert source.tokenizer_json is not None
     (directory / "tokenizer.bin").write_bytes(compile_tokenizer(source.tokenizer_json, source.tokenizer_config))
@@ -162,7 +173,7 @@ def test_logits_are_the_reference_to_the_bit(
     machine: Machine, scheme: str, model: Path, expected: Callable[[str], np.ndarray], tmp_path: Path
 ) -> None:
     prefix = launcher(machine)
-    bundle = make_bundle(tmp_path / "bundle", model, machine.tier, scheme, scheme != "w4a8")
+    bundle = make_bundle(tmp_path / "bundle", model, machine.tier, scheme)
     program = [*prefix(machine.cpu), str(build_runtime(target_of_tier(machine.tier)))]
     ids = tokens(CONFIG, N_TOKENS)
     for options in (("--threads", "1"), ("--threads", "3", "--step", "1"), ("--threads", "2", "--step", "13")):

@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page
 from tests.browser.chromium import started
 from tests.server import Server, compile_demo
 
-PATIENCE_MS = 120_000
+PATIENCE_MS = 300_000
 
 
 @pytest.fixture(scope="session")

@@ -90,8 +90,8 @@ def test_what_is_served_is_the_source_and_is_small(server: Server) -> None:
     assert set(shown.splitlines()) <= stripped
     assert shown.count("innerHTML") == 0
     assert "unsafe" not in fields["Content-Security-Policy"]
-    twice = [subprocess.run([sys.executable, SOURCE / "embed.py", SOURCE / "chat.html"], capture_output=True, check=True)
-             for _ in range(2)]  # fmt: skip
+    step = [sys.executable, SOURCE / "embed.py", SOURCE / "chat.html"]
+    twice = [subprocess.run(step, capture_output=True, check=True) for _ in range(2)]
     assert twice[0].stdout == twice[1].stdout
     for plain in ({}, {"Accept": "text/html"}, {"Accept-Encoding": "gzip"}):  # programs get a line of text
         assert server.request("GET", "/", headers=plain)[2] == b"edgellm-rt is running\n"

@@ -26,7 +26,7 @@ _MARGIN = 2  # rows that stay free below an answer that grows
 
 
 class Prompt:
-    """Reads what the user says. Enter sends; Alt-Enter, Ctrl-J or a backslash before Enter begins a new line.
+    """Reads what the user says. Enter sends; Alt-Enter or a backslash before Enter begins a new line.
 
     commands: completed with Tab. history: a file that only the user can read, or None.
     """
@@ -62,6 +62,7 @@ def _keys() -> KeyBindings:
     keys = KeyBindings()
 
     @keys.add("enter")
+    @keys.add("c-j")  # what Enter was while the terminal did not belong to the prompt
     def send(event: KeyPressEvent) -> None:
         buffer = event.current_buffer
         if buffer.document.text_before_cursor.endswith("\\"):
@@ -71,7 +72,6 @@ def _keys() -> KeyBindings:
             buffer.validate_and_handle()
 
     @keys.add("escape", "enter")
-    @keys.add("c-j")
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import pexpect
 import pyte
 
-PATIENCE_S = 300
+PATIENCE_S = 120
 
 
 class Terminal:

@@ -28,8 +28,11 @@ def server(bundle: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """evil.example is this machine, as an attacker's name server would have it."""
-    with started("--host-resolver-rules=MAP evil.example 127.0.0.1") as browser:
+    """A browser for which evil.example is this machine, as an attacker's name server would have it, and which does not
+    itself keep foreign pages away from this machine, as older ones do not.
+    """
+    switches = ("--host-resolver-rules=MAP evil.example 127.0.0.1", "--disable-features=LocalNetworkAccessChecks")
+    with started(*switches) as browser:
         yield browser
 
 

@@ -124,7 +124,10 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None
     terminal.until("; stopped")
     terminal.type("is the front door locked\r")
     terminal.until(LOCKED)
-    terminal.type("half a line\x03/quit\r")  # clears what was typed
+    terminal.type("half a line\x03")  # clears what was typed
+    terminal.type("first\x1b\rsecond\r")  # Alt-Enter begins a new line
+    terminal.until("> first\n  second")
+    terminal.type("/quit\r")
     assert terminal.end() == 0
 
 

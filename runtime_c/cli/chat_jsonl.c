@@ -119,9 +119,9 @@ static bool is_history(const ellm_json *messages) {
 /* Another conversation takes the place of this one. */
 static ellm_status set_history(chat *c, dialogue *d, const ellm_json *messages, ellm_error *error) {
     if (!is_history(messages)) {
-        return send_error(d, ELLM_USAGE,
-                          "a history is {\"messages\":[...]}: perhaps one of role system, then user and assistant in turn",
-                          error);
+        return send_error(
+            d, ELLM_USAGE,
+            "a history is {\"messages\":[...]}: perhaps one of role system, then user and assistant in turn", error);
     }
     conversation_reset(&c->history);
     conversation_system(&c->history, "", 0);
@@ -160,7 +160,8 @@ static ellm_status handle(chat *c, dialogue *d, const buffer *line, ellm_error *
         status = set_history(c, d, ellm_json_get(message, "messages"), error);
     } else if (!ellm_json_equals(type, "cancel")) { /* a cancel that came too late is no mistake */
         status = send_error(d, ELLM_USAGE,
-                            "a message is {\"type\":\"user|system\",\"text\":...}, or of type history, cancel or reset", error);
+                            "a message is {\"type\":\"user|system\",\"text\":...}, or of type history, cancel or reset",
+                            error);
     }
     ellm_region_free(&region);
     return status;

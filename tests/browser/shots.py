@@ -11,7 +11,7 @@ from tests.browser.chromium import started
 from tests.server import SYSTEM, Server
 
 SIZES = {"chat-light": ("light", 900, 520), "chat-dark": ("dark", 420, 520)}
-QUESTIONS = ("which lights are on", "is the front door locked", "is the kitchen light on")
+QUESTIONS = ("which lights are on", "is the front door locked")
 
 
 def main(bundle: Path, folder: Path) -> None:

@@ -143,13 +143,13 @@ def test_ctrl_c_twice_leaves_a_board_that_is_stuck(terminal: Terminal) -> None:
 
 
 def test_a_full_context_is_explained(home: dict[str, str]) -> None:
-    with Terminal([*CHAT[:-1], "5", "--context", "64"], home) as terminal:
+    with Terminal([*CHAT[:-1], "5", "--context", "160"], home) as terminal:
         for _ in range(20):
             terminal.type("tell me everything about the lights\r")
             terminal.until("tok/s", terminal.seen().count("tok/s") + 1)
             if "context is full" in terminal.seen():
                 break
-        terminal.until("The model sees 64 positions")
+        terminal.until("The model sees 160 positions")
         terminal.type("/quit\r")
         assert terminal.end() == 0
 

@@ -39,8 +39,10 @@ lint: setup-lint ## ruff, mypy, clang-format, clang-tidy, taplo
 	.venv/bin/ruff format --check $(PYTHON_FILES)
 	.venv/bin/mypy
 	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
+	@$(MAKE) --silent --no-print-directory -C runtime_c page PYTHON=$(abspath $(PY))
 	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -DELLM_SERVE -Iruntime_c/include \
-	  -Iruntime_c/src -Iruntime_c/rpc -Iruntime_c/serve -Iruntime_c/cli -isystem runtime_c/third_party/monocypher
+	  -Iruntime_c/src -Iruntime_c/rpc -Iruntime_c/serve -Iruntime_c/cli \
+	  -Iruntime_c/build/page -isystem runtime_c/third_party/monocypher
 	.venv/bin/taplo fmt --check pyproject.toml boards/*.toml
 
 format: setup-lint ## put everything into house style

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Literal
 
@@ -82,6 +83,23 @@ def is_small(path: Path) -> bool:
     )
 
 
+def page_sources() -> tuple[Path, Path]:
+    """The server's chat page, and the script that makes a C header of it."""
+    folder = data_path("runtime_c") / "serve" / "page"
+    return folder / "chat.html", folder / "embed.py"
+
+
+def embed_page(directory: Path) -> None:
+    """Writes the header with the chat page to `directory`, which must be among the compiler's include paths."""
+    page, script = page_sources()
+    command = [sys.executable, str(script), str(page)]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S, check=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        raise CodegenError(f"{script}: the chat page cannot be embedded: {error}; see what it prints") from error
+    (directory / "page_data.h").write_text(done.stdout)
+
+
 def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
     """The command that compiles C for `target`, without files: zig cc, triple and include paths.
 
@@ -128,6 +146,7 @@ def build_runtime(
         cache = Path(root).expanduser() / "runtime"
     agent = agent and has_agent(target, libc)
     files = sources(agent, server)
+    content = [*files, *(page_sources() if server else ())]
     defines = [*(AGENT_FLAGS if agent else ()), *(SERVER_FLAGS if server else ())]
     command = [*compiler(target, libc), *COMPILE_FLAGS, *defines]
     link_flags = [*LINK_FLAGS, *(AGENT_LINK_FLAGS if agent else ())]
@@ -137,13 +156,18 @@ def build_runtime(
         *link_flags,
         *SMALL_FLAGS,
     ]  # without the compiler's path
-    program = cache / _key(files, builder) / "edgellm-rt"
+    if server:
+        builder.append(f"zlib {zlib.ZLIB_RUNTIME_VERSION}")  # what it makes of the page, another one may not
+    program = cache / _key(content, builder) / "edgellm-rt"
     if program.is_file():
         return program
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as name:
         work = Path(name)
         c_files = [path for path in files if path.suffix == ".c"]
+        if server:
+            embed_page(work)
+            command.append("-I.")
         small = _compile_small(command, c_files, work)
         rest = [str(path) for path in c_files if not is_small(path)]
         threads = [] if ndk else ["-lpthread"]  # part of Android's libc

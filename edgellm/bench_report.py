@@ -18,9 +18,10 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 760px; margin: 2rem auto
   background: #ffffff }
 h1 { font-size: 1.3rem } h2 { font-size: 1.05rem; margin-top: 2rem }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
-th, td { text-align: right; padding: 0.25rem 0.5rem; border-bottom: 1px solid #d0d7de }
+th, td { text-align: right; padding: 0.25rem 0.5rem; white-space: nowrap; border-bottom: 1px solid #d0d7de }
 th:first-child, td:first-child { text-align: left } th { color: #57606a; font-weight: 500 }
 dt { font-weight: 600 } dd { margin: 0 0 0.6rem } svg { max-width: 100%; height: auto }
+.plots svg { display: block; min-width: 34rem } /* smaller, nobody can read the numbers: phones scroll */
 .wide { overflow-x: auto } footer { color: #57606a; font-size: 0.9rem; margin-top: 2rem }
 @media (prefers-color-scheme: dark) {
   body { color: #e6edf3; background: #0d1117 } th, footer { color: #9198a1 } th, td { border-color: #3d444d }
@@ -53,16 +54,19 @@ def html(document: dict[str, Any]) -> str:
     parts = [
         '<!DOCTYPE html>\n<html xmlns="http://www.w3.org/1999/xhtml" lang="en"><head><meta charset="utf-8"/>',
         '<meta name="viewport" content="width=device-width"/>',
-        f"<title>{escape(title)}</title><style>{_PAGE_STYLE}{plot.STYLE}</style></head><body>",
+        f"<title>{escape(title)}</title><style>{_PAGE_STYLE}{plot.STYLE}</style></head><body><main>",
         f"<h1>{escape(title)}</h1>",
+        '<div class="wide plots" tabindex="0" role="region" aria-label="Plots">',
         *plots(document),
+        "</div>",
         "<h2>Figures</h2>",
-        f'<div class="wide"><table><thead>{_row(names, "th")}</thead><tbody>',
+        '<div class="wide" tabindex="0" role="region" aria-label="Figures">'
+        f"<table><thead>{_row(('figure', *names[1:]), 'th')}</thead><tbody>",
         *(_row(row, "td") for row in rows),
         "</tbody></table></div>",
         "<h2>About them</h2><dl>",
         *(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in bench_show.facts(document)),
-        "</dl>",
+        "</dl></main>",
         f"<footer>Medians of n samples; “of memory” is what decoding reads, weights and KV cache, as a share of what "
         f"the board's memory can be read at. edgellm {escape(document['edgellm'])}, "
         f"runtime {escape(model['runtime'])}, "

@@ -15,6 +15,9 @@ from edgellm.errors import CommandError, LinkError, RuntimeFailedError
 from edgellm.runtime_program import InstalledModel, failure
 from edgellm.terminal import one_line, printable
 
+Message = dict[str, str]
+"""role: "user" or "assistant"; content."""
+
 _LINE_CAP = 1 << 20
 _POLL_S = 0.1
 _ANSWER_S = 600.0  # a long prompt on a slow board is silent for minutes before the first token
@@ -54,6 +57,7 @@ class Chat:
         for piece in chat.ask("Hello"):
             print(piece, end="", flush=True)
 
+    system, messages: what was said so far; the board leaves out the oldest turns where they do not fit its context.
     model: from find_model or connect(...). argv: further options of `edgellm-rt chat`.
     Raises RuntimeFailedError if the model does not open, RemoteError if the board goes away.
     """
@@ -64,6 +68,8 @@ class Chat:
         self._process = model.remote.start(model.argv("chat", *options), silence_s=_ANSWER_S)
         self._buffer = bytearray()
         self.answer = Answer()
+        self.system = system
+        self.messages: list[Message] = []
         try:
             self.ready = self._expect("ready")
         except BaseException:
@@ -73,14 +79,22 @@ class Chat:
     def ask(self, text: str, cancelled: Callable[[], bool] = lambda: False) -> Iterator[str]:
         """Says `text` and yields the answer as it comes; `answer.done` is set at the end.
 
-        cancelled: asked ten times a second; once it is true the board is told to stop, and the answer ends.
+        cancelled: asked ten times a second or more; once it is true the board is told to stop, and the answer ends.
         Raises RuntimeFailedError if this one message cannot be answered; the conversation goes on.
         """
         self.answer = Answer()
         self._send(type="user", text=text)
+        said: list[str] = []
+        try:
+            yield from self._answer(said, cancelled)
+        finally:
+            if any(said):  # as the board does: without an answer, the question is taken back
+                self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": "".join(said)}]
+
+    def _answer(self, said: list[str], cancelled: Callable[[], bool]) -> Iterator[str]:
         told = False
         while self.answer.done is None:
-            if not told and cancelled():
+            if cancelled() and not told:
                 self._send(type="cancel")
                 told = True
             message = self._receive(_POLL_S)
@@ -88,7 +102,8 @@ class Chat:
                 continue
             kind = message["type"]
             if kind == "text":
-                yield printable(self._text(message))
+                said.append(self._text(message))
+                yield printable(said[-1])
             elif kind == "notice":
                 self.answer.notices.append(one_line(self._text(message)))
             elif kind == "error":
@@ -99,6 +114,34 @@ class Chat:
     def reset(self) -> None:
         """Forgets everything but the system prompt."""
         self._send(type="reset")
+        self.messages = []
+
+    def set_system(self, text: str) -> None:
+        """Another system prompt, from the next question on; "" for none."""
+        self._send(type="system", text=text)
+        self.system = text or None
+
+    def set_history(self, system: str | None, messages: Sequence[Message]) -> None:
+        """Takes up another conversation: questions and answers in turn. Raises RuntimeFailedError if it is none."""
+        before = [{"role": "system", "content": system}] if system else []
+        self._send(type="history", messages=[*before, *messages])
+        try:
+            self._expect("history")
+        except RuntimeFailedError as error:
+            if error.name == "USAGE" and "history" not in str(error):  # it does not know the word
+                raise RuntimeFailedError(
+                    f"{self._remote.name}: the edgellm-rt there is too old for this; deploy the model again",
+                    "USAGE",
+                    -1,
+                ) from error
+            raise
+        self.system, self.messages = system, list(messages)
+
+    @property
+    def context(self) -> int:
+        """Positions that question, answer and history share; 0 if the board does not say."""
+        said = self.ready.get("context")
+        return said if type(said) is int and said > 0 else 0
 
     def close(self) -> None:
         self._process.close()
@@ -109,7 +152,7 @@ class Chat:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def _send(self, **message: str) -> None:
+    def _send(self, **message: object) -> None:
         try:
             self._process.write(json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
@@ -118,7 +161,7 @@ class Chat:
     def _expect(self, kind: str) -> dict[str, Any]:
         message = self._receive(_ANSWER_S)
         if message is None:
-            raise LinkError(f"{self._remote.name}: the model did not open within {_ANSWER_S:.0f} s; check the board")
+            raise LinkError(f"{self._remote.name}: no answer within {_ANSWER_S:.0f} s; check the board")
         if message["type"] == "error":
             raise self._failed(message)
         if message["type"] != kind:

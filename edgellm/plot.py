@@ -179,10 +179,9 @@ def curves(
 
 def stack(title: str, unit: str, parts: Sequence[tuple[str, float]]) -> str:
     """One bar across, of parts laid end to end, with their names below."""
-    height = 112
     total = sum(value for _, value in parts) or 1.0
-    lines = [_begin(title, height)]
-    x, text_x = 12.0, 12.0
+    lines = []
+    x, text_x, text_y = 12.0, 12.0, 82
     for i, (name, value) in enumerate(parts):
         width = value / total * (WIDTH - 24)
         lines.append(
@@ -190,10 +189,12 @@ def stack(title: str, unit: str, parts: Sequence[tuple[str, float]]) -> str:
             f"<title>{escape(name)}: {value:.6g} {escape(unit)}</title></rect>"
         )
         text = f"{name} {value:.1f} {unit}"
-        lines.append(f'<rect class="s{i % _SERIES}" x="{text_x:.1f}" y="82" width="10" height="10" rx="2"/>')
-        lines.append(f'<text x="{text_x + 15:.1f}" y="91">{escape(text)}</text>')
+        if text_x > 12 and text_x + 15 + 6.6 * len(text) > WIDTH:
+            text_x, text_y = 12.0, text_y + 20
+        lines.append(f'<rect class="s{i % _SERIES}" x="{text_x:.1f}" y="{text_y}" width="10" height="10" rx="2"/>')
+        lines.append(f'<text x="{text_x + 15:.1f}" y="{text_y + 9}">{escape(text)}</text>')
         x, text_x = x + width, text_x + 36 + 6.6 * len(text)
-    return "\n".join([*lines, "</svg>"])
+    return "\n".join([_begin(title, text_y + 30), *lines, "</svg>"])
 
 
 def page(plots: Sequence[str]) -> str:

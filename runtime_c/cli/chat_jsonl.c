@@ -98,6 +98,47 @@ static ellm_status answer_user(chat *c, dialogue *d, const ellm_json *text, ellm
     return status;
 }
 
+/* Whether `messages` are a conversation: perhaps a system prompt, then questions that each have an answer. */
+static bool is_history(const ellm_json *messages) {
+    bool asks = true;
+    if (messages == NULL || messages->kind != ELLM_JSON_ARRAY) {
+        return false;
+    }
+    for (const ellm_json *each = messages->first; each != NULL; each = each->next) {
+        const ellm_json *role = ellm_json_get(each, "role"), *text = ellm_json_get(each, "content");
+        bool is_system = each == messages->first && ellm_json_equals(role, "system");
+        if (text == NULL || text->kind != ELLM_JSON_STRING || (text->count == 0 && !is_system)
+            || (!is_system && !ellm_json_equals(role, asks ? "user" : "assistant"))) {
+            return false;
+        }
+        asks = is_system || !asks;
+    }
+    return asks;
+}
+
+/* Another conversation takes the place of this one. */
+static ellm_status set_history(chat *c, dialogue *d, const ellm_json *messages, ellm_error *error) {
+    if (!is_history(messages)) {
+        return send_error(
+            d, ELLM_USAGE,
+            "a history is {\"messages\":[...]}: perhaps one of role system, then user and assistant in turn", error);
+    }
+    conversation_reset(&c->history);
+    conversation_system(&c->history, "", 0);
+    for (const ellm_json *each = messages->first; each != NULL; each = each->next) {
+        const ellm_json *role = ellm_json_get(each, "role"), *text = ellm_json_get(each, "content");
+        if (ellm_json_equals(role, "system")) {
+            conversation_system(&c->history, text->text, text->count);
+        } else if (ellm_json_equals(role, "user")) {
+            conversation_ask(&c->history, text->text, text->count);
+        } else {
+            conversation_answer(&c->history, text->text, text->count);
+        }
+    }
+    buffer_print(&d->out, "{\"type\":\"history\",\"turns\":%zu", c->history.n_turns);
+    return send(d, error);
+}
+
 static ellm_status handle(chat *c, dialogue *d, const buffer *line, ellm_error *error) {
     ellm_region region;
     ellm_region_init(&region, region_limit);
@@ -115,9 +156,12 @@ static ellm_status handle(chat *c, dialogue *d, const buffer *line, ellm_error *
         conversation_system(&c->history, text->text, text->count);
     } else if (ellm_json_equals(type, "reset")) {
         conversation_reset(&c->history);
+    } else if (ellm_json_equals(type, "history")) {
+        status = set_history(c, d, ellm_json_get(message, "messages"), error);
     } else if (!ellm_json_equals(type, "cancel")) { /* a cancel that came too late is no mistake */
         status = send_error(d, ELLM_USAGE,
-                            "a message is {\"type\":\"user|system\",\"text\":...}, or of type cancel or reset", error);
+                            "a message is {\"type\":\"user|system\",\"text\":...}, or of type history, cancel or reset",
+                            error);
     }
     ellm_region_free(&region);
     return status;

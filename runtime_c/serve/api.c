@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "formats.h"
+#include "page.h"
 #include "program.h"
 
 /* ---- routes ---- */
@@ -16,6 +17,7 @@ typedef enum route_id {
     AT_HEALTH,
     AT_METRICS,
     AT_VERSION,
+    AT_BOARD,
     AT_MODELS,
     AT_MODEL,
     AT_CHAT,
@@ -47,6 +49,7 @@ static const route routes[] = {
     {"/v1/completions", AT_TEXT, true, false},
     {"/v1/embeddings", AT_ABSENT, true, false},
     {"/api/version", AT_VERSION, false, true},
+    {"/api/board", AT_BOARD, false, false},
     {"/api/tags", AT_TAGS, false, false},
     {"/api/ps", AT_PS, false, false},
     {"/api/show", AT_SHOW, true, false},
@@ -85,10 +88,6 @@ void api_fail(reply *r, const char *path, int status, const char *text) {
     }
 }
 
-static void put_text(reply *r, const char *text) {
-    reply_put(r, 200, "text/plain; charset=utf-8", "", text, strlen(text));
-}
-
 static void put_health(service *s, reply *r) {
     batch_stats stats;
     buffer b = {0};
@@ -108,6 +107,16 @@ static void put_metrics(service *s, reply *r) {
     batch_get_stats(s->batch, STUCK_MS, &stats);
     metrics_put(&s->metrics, &stats, &b);
     reply_put(r, 200, "text/plain; version=0.0.4; charset=utf-8", "", b.data, b.n);
+    buffer_free(&b);
+}
+
+static void put_board(service *s, reply *r) {
+    buffer b = {0};
+    if (s->sensors.read_at <= 0 || clock_ms() - s->sensors.read_at > SENSORS_MS) {
+        sensors_read(&s->sensors, "");
+    }
+    sensors_put(&s->sensors, &b);
+    reply_put(r, 200, "application/json", "Cache-Control: no-store\r\n", b.data, b.n);
     buffer_free(&b);
 }
 
@@ -166,10 +175,12 @@ exchange *api_handle(service *s, const http_request *request, const char *body, 
                  strstr(path, "embed") != NULL ? "this model gives no embeddings"
                                                : "models come to a board by `edgellm deploy`");
     } else if (found->posts ? request->method != HTTP_POST : !reads) {
+        r->allow = found->posts ? "Allow: POST\r\n" : "Allow: GET, HEAD\r\n";
         api_fail(r, path, 405, found->posts ? "this wants POST" : "this wants GET");
     } else {
         switch (found->id) {
-        case AT_ROOT: put_text(r, "edgellm-rt is running\n"); break;
+        case AT_ROOT: page_put(r, request); break;
+        case AT_BOARD: put_board(s, r); break;
         case AT_HEALTH: put_health(s, r); break;
         case AT_METRICS: put_metrics(s, r); break;
         case AT_VERSION: put_version(r); break;

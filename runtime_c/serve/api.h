@@ -9,6 +9,7 @@
 #include "json.h"
 #include "metrics.h"
 #include "reply.h"
+#include "sensors.h"
 #include "tool_calls.h"
 
 enum {
@@ -40,6 +41,7 @@ typedef struct service {
     known_form forms[KNOWN_FORMS]; /* compiled before */
     uint64_t n_forms;              /* asked for so far */
     bool is_stopping;
+    sensors sensors; /* as last read */
 } service;
 
 typedef enum api_kind { OPENAI_CHAT, OPENAI_TEXT, OLLAMA_CHAT, OLLAMA_TEXT } api_kind;

@@ -80,13 +80,12 @@ short connection_events(const connection *c) {
 
 /* ---- what a request may do ---- */
 
-/* A host with or without its port is this machine's own. */
-static bool is_loopback(const char *host, size_t n) {
-    char text[80];
-    if (n == 0 || n >= sizeof text) {
+/* The host of HOST[:PORT]. False if that is none. */
+static bool read_host(const char *data, size_t n, char text[80]) {
+    if (n == 0 || n >= 80) {
         return false;
     }
-    memcpy(text, host, n);
+    memcpy(text, data, n);
     text[n] = '\0';
     char *port = text[0] == '[' ? strchr(text, ']') : strchr(text, ':');
     if (port != NULL) {
@@ -96,22 +95,49 @@ static bool is_loopback(const char *host, size_t n) {
         }
         *port = '\0';
     }
-    size_t dots = strspn(text, "0123456789.");
-    return strcasecmp(text, "localhost") == 0 || strcmp(text, "[::1]") == 0
-           || (strncmp(text, "127.", 4) == 0 && text[dots] == '\0');
+    return true;
 }
 
-/* Without a token, a web page in somebody's browser must not be able to use the server: neither from its own origin, nor
- * by making its own name stand for this machine. */
+static bool is_loopback(const char *data, size_t n) {
+    char text[80];
+    return read_host(data, n, text)
+           && (strcasecmp(text, "localhost") == 0 || strcmp(text, "[::1]") == 0
+               || (strncmp(text, "127.", 4) == 0 && text[strspn(text, "0123456789.")] == '\0'));
+}
+
+/* An address, or a name that only this network gives: nobody outside can make it stand for this machine. */
+static bool is_near(const char *data, size_t n) {
+    static const char *const ends[] = {".local", ".lan", ".home", ".internal", ".home.arpa"};
+    char text[80];
+    if (!read_host(data, n, text)) {
+        return false;
+    }
+    bool near = text[0] == '[' || strchr(text, '.') == NULL || text[strspn(text, "0123456789.")] == '\0';
+    for (size_t i = 0; i < sizeof ends / sizeof *ends; i++) {
+        size_t n_text = strlen(text), n_end = strlen(ends[i]);
+        near = near || (n_text > n_end && strcasecmp(text + n_text - n_end, ends[i]) == 0);
+    }
+    return near;
+}
+
+/* Without a token, a foreign web page in somebody's browser must not be able to use the server: neither from its own
+ * origin, nor by making its own name stand for this machine. Programs send no Origin; browsers do with every POST, also to
+ * the page's own server. With a token nothing needs to be asked: foreign pages do not have it. */
 static bool is_welcome(const connection *c) {
     const http_request *r = &c->request;
-    if (!c->shared->is_local) {
+    if (c->shared->wants_token) {
         return true;
     }
-    const char *origin = r->origin.data;
-    const char *host = origin != NULL ? memmem(origin, r->origin.n, "://", 3) : NULL;
-    bool is_own = origin == NULL || (host != NULL && is_loopback(host + 3, (size_t)(origin + r->origin.n - host) - 3));
-    return is_own && (r->host.data == NULL || is_loopback(r->host.data, r->host.n));
+    const char *origin = r->origin.data, *scheme = origin != NULL ? memmem(origin, r->origin.n, "://", 3) : NULL;
+    const char *host = scheme != NULL ? scheme + 3 : NULL;
+    size_t n_host = host != NULL ? (size_t)(origin + r->origin.n - host) : 0;
+    if (c->shared->is_local) {
+        return (origin == NULL || is_loopback(host, n_host))
+               && (r->host.data == NULL || is_loopback(r->host.data, r->host.n));
+    }
+    return origin == NULL
+           || (host != NULL && n_host == r->host.n && strncasecmp(host, r->host.data, n_host) == 0
+               && is_near(host, n_host));
 }
 
 /* Takes the same time whatever the client sent: digests are compared, and all of them. */
@@ -183,7 +209,10 @@ static bool let_in(connection *c) {
         c->shared->service->metrics.n_refused++;
         refuse(c, 503, "too many connections; try again later");
     } else if (!is_welcome(c)) {
-        refuse(c, 403, "this server is for programs of its own machine: use localhost, or start it with --token-file");
+        refuse(c, 403,
+               c->shared->is_local
+                   ? "this server is for programs of its own machine: use localhost, or start it with --token-file"
+                   : "pages of other servers are not let in: use the board's address, or start it with --token-file");
     } else if (!is_open && c->shared->wants_token && !has_token(c)) {
         refuse(c, 401, "the token is missing or wrong: Authorization: Bearer TOKEN");
     } else if (r->n_body > SERVE_BODY_BYTES) {

@@ -188,6 +188,10 @@ static http_verdict read_field(const char *line, size_t n, http_request *request
         return keep_once(&request->authorization, value, fault);
     } else if (http_span_is(name, "expect")) {
         return keep_once(&seen->expect, value, fault);
+    } else if (http_span_is(name, "accept")) {
+        request->wants_html = request->wants_html || list_has(value, "text/html");
+    } else if (http_span_is(name, "accept-encoding")) { /* a weight beside it could be a refusal */
+        request->takes_gzip = request->takes_gzip || list_has(value, "gzip");
     } else if (http_span_is(name, "connection")) {
         seen->connection = list_has(seen->connection, "close") ? seen->connection : value;
     }

@@ -30,6 +30,7 @@ typedef struct http_request {
     char path[HTTP_PATH_BYTES];
     bool keep_alive, has_body, is_chunked, expects_continue;
     uint64_t n_body; /* where it is not chunked */
+    bool wants_html, takes_gzip;
     http_span host, origin, authorization;
 } http_request;
 

@@ -18,7 +18,7 @@ void ollama_fail(reply *r, int status, const char *text) {
     buffer_print(&b, "{\"error\":");
     buffer_put_string(&b, text);
     buffer_put(&b, "}", 1);
-    reply_put(r, status, "application/json", status == 503 ? "Retry-After: 1\r\n" : "", b.data, b.n);
+    reply_put(r, status, "application/json", reply_error_fields(r, status), b.data, b.n);
     buffer_free(&b);
 }
 

@@ -29,7 +29,7 @@ void openai_fail(reply *r, int status, const char *param, const char *code, cons
     buffer_print(&b, ",\"code\":");
     put_optional(&b, code);
     buffer_print(&b, "}}");
-    reply_put(r, status, "application/json", status == 503 ? "Retry-After: 1\r\n" : "", b.data, b.n);
+    reply_put(r, status, "application/json", reply_error_fields(r, status), b.data, b.n);
     buffer_free(&b);
 }
 

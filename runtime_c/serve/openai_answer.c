@@ -156,6 +156,17 @@ static void put_usage(const exchange *e, buffer *b) {
                  n_prompt, n_tokens, n_prompt + n_tokens, n_reused);
 }
 
+/* How long it took on the board, without the way to the client: as llama.cpp's server says it. Of several answers
+ * there is no one time. */
+static void put_timings(const exchange *e, buffer *b) {
+    const batch_news *news = &e->choices[0].news;
+    const generation_times *t = &news->times;
+    if (e->n_choices == 1 && news->n_tokens > 0) {
+        buffer_print(b, ",\"timings\":{\"prompt_n\":%zu,\"prompt_ms\":%.3f,\"predicted_n\":%zu,\"predicted_ms\":%.3f}",
+                     news->n_prompt - news->n_reused, t->first - t->begun, news->n_tokens, t->ended - t->first);
+    }
+}
+
 static void send_event(const buffer *b, reply *r) {
     buffer line = {0};
     buffer_put(&line, "data: ", 6);
@@ -211,6 +222,7 @@ void openai_finish(exchange *e, reply *r) {
         put_head(e, true, &b);
         buffer_print(&b, "],\"usage\":");
         put_usage(e, &b);
+        put_timings(e, &b);
         buffer_put(&b, "}", 1);
         send_event(&b, r);
         buffer_clear(&b);
@@ -253,6 +265,7 @@ void openai_whole(exchange *e, reply *r) {
     }
     buffer_print(&b, "],\"usage\":");
     put_usage(e, &b);
+    put_timings(e, &b);
     buffer_put(&b, "}", 1);
     reply_put(r, 200, "application/json", "", b.data, b.n);
     buffer_free(&b);

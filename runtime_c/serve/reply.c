@@ -11,6 +11,15 @@ void reply_put(reply *r, int status, const char *type, const char *fields, const
     buffer_put(r->out, body, r->is_head ? 0 : n_body);
 }
 
+const char *reply_error_fields(const reply *r, int status) {
+    switch (status) {
+    case 401: return "WWW-Authenticate: Bearer realm=\"edgellm\"\r\n";
+    case 405: return r->allow != NULL ? r->allow : "";
+    case 503: return "Retry-After: 1\r\n";
+    default: return "";
+    }
+}
+
 void reply_begin(reply *r, const char *type) {
     r->status = 200;
     r->is_stream = true;

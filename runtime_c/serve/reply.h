@@ -12,10 +12,13 @@ typedef struct reply {
     bool keep_alive; /* cleared where the connection must not be used again */
     int status;      /* of the head that was written, 0: none yet */
     bool is_stream;
+    const char *allow; /* the field with which a 405 names the methods that there are, or NULL */
 } reply;
 
 /* A whole answer. `fields`: further header lines, each with its CRLF, or "". */
 void reply_put(reply *r, int status, const char *type, const char *fields, const char *body, size_t n_body);
+/* Header lines that belong to an error. */
+const char *reply_error_fields(const reply *r, int status);
 /* An answer whose length is not known yet: its head, pieces, and its end. */
 void reply_begin(reply *r, const char *type);
 void reply_piece(reply *r, const char *data, size_t n_bytes);

@@ -19,6 +19,7 @@ from crosscompile.runtime import (
     SMALL_FLAGS,
     build_runtime,
     compiler,
+    embed_page,
     is_small,
     run_compiler,
     sources,
@@ -78,13 +79,14 @@ def sections(path: Path) -> dict[str, int]:
 def parts(target: Target, work: Path) -> dict[str, int]:
     """Bytes of each part's sections that the linker keeps."""
     objects = {}
+    embed_page(work)
     for index, path in enumerate(path for path in sources() if path.suffix == ".c"):
         objects[f"{index}.o"] = path
         run_compiler(
             [
                 *(*compiler(target), *COMPILE_FLAGS, *AGENT_FLAGS, *SERVER_FLAGS),
                 *(SMALL_FLAGS if is_small(path) else ()),
-                *("-c", str(path), "-o", f"{index}.o"),
+                *("-I.", "-c", str(path), "-o", f"{index}.o"),
             ],
             work,
         )

@@ -1,0 +1,177 @@
+/* Sources: Linux' thermal sysfs API (temp in thousandths of a degree), its cpufreq documentation (frequencies in kHz),
+ * and Raspberry Pi's documentation of vcgencmd get_throttled, whose bits its kernels give in a file, too. */
+#include "posix.h"
+
+#include "sensors.h"
+
+#include <glob.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "program.h"
+
+static const char *const names[SENSORS_BITS] = {"under-voltage", "clock capped", "throttled", "temperature limit"};
+
+/* Every path that `pattern` below root stands for. */
+static glob_t find(const char *root, const char *pattern) {
+    char path[512];
+    glob_t found = {0};
+    int n = snprintf(path, sizeof path, "%s/sys/%s", root, pattern);
+    if (n < 0 || (size_t)n >= sizeof path || glob(path, GLOB_NOSORT, NULL, &found) != 0) {
+        globfree(&found);
+        return (glob_t){0};
+    }
+    return found;
+}
+
+/* The first line of directory/name, or of directory where name is "". */
+static bool read_line(const char *directory, const char *name, char *line, int cap) {
+    char path[512];
+    int n = snprintf(path, sizeof path, "%s%s", directory, name);
+    FILE *file = n > 0 && (size_t)n < sizeof path ? fopen(path, "re") : NULL;
+    bool good = file != NULL && fgets(line, cap, file) != NULL;
+    if (file != NULL) {
+        fclose(file);
+    }
+    return good;
+}
+
+static bool read_number(const char *directory, const char *name, int base, long long least, long long most,
+                        long long *value) {
+    char line[64], *end = line;
+    if (!read_line(directory, name, line, sizeof line)) {
+        return false;
+    }
+    *value = strtoll(line, &end, base);
+    return end != line && *value >= least && *value <= most;
+}
+
+static bool is_of_processor(const char *type) {
+    static const char *const marks[] = {"cpu", "CPU", "Cpu", "soc", "pkg", "core"};
+    for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
+        if (strstr(type, marks[i]) != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Of the processor's zones where any is named so, else of all. */
+static void read_temperature(sensors *s, const char *root) {
+    glob_t zones = find(root, "class/thermal/thermal_zone*");
+    bool has_own = false;
+    for (size_t i = 0; i < zones.gl_pathc; i++) {
+        char type[64] = "";
+        long long value;
+        bool is_own = read_line(zones.gl_pathv[i], "/type", type, sizeof type) && is_of_processor(type);
+        if (!read_number(zones.gl_pathv[i], "/temp", 10, -50000, 200000, &value) || (has_own && !is_own)) {
+            continue;
+        }
+        double here = (double)value / 1e3;
+        if (!s->has_temperature || is_own > has_own || here > s->temperature_c) {
+            s->temperature_c = here;
+        }
+        s->has_temperature = true;
+        has_own = has_own || is_own;
+    }
+    globfree(&zones);
+}
+
+static void read_clocks(sensors *s, const char *root) {
+    glob_t policies = find(root, "devices/system/cpu/cpufreq/policy*");
+    long long khz;
+    for (size_t i = 0; i < policies.gl_pathc; i++) {
+        if (read_number(policies.gl_pathv[i], "/scaling_cur_freq", 10, 1, 100000000, &khz)) {
+            s->has_clock = true;
+            s->clock_hz = s->clock_hz > (uint64_t)khz * 1000 ? s->clock_hz : (uint64_t)khz * 1000;
+        }
+        if (read_number(policies.gl_pathv[i], "/cpuinfo_max_freq", 10, 1, 100000000, &khz)) {
+            s->most_hz = s->most_hz > (uint64_t)khz * 1000 ? s->most_hz : (uint64_t)khz * 1000;
+        }
+    }
+    globfree(&policies);
+}
+
+static void read_throttling(sensors *s, const char *root) {
+    long long value;
+    glob_t found = find(root, "devices/platform/soc*/soc*:firmware/get_throttled");
+    if (found.gl_pathc > 0 && read_number(found.gl_pathv[0], "", 16, 0, UINT32_MAX, &value)) {
+        s->has_throttling = true;
+        s->bits = (uint32_t)value;
+    }
+    globfree(&found);
+    found = find(root, "class/thermal/cooling_device*");
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        char type[64];
+        bool is_clock = read_line(found.gl_pathv[i], "/type", type, sizeof type)
+                        && (strstr(type, "cpufreq") != NULL || strncmp(type, "Processor", 9) == 0);
+        if (is_clock && read_number(found.gl_pathv[i], "/cur_state", 10, 0, INT32_MAX, &value)) {
+            s->has_throttling = true;
+            s->is_cooling = s->is_cooling || value > 0;
+        }
+    }
+    globfree(&found);
+    found = find(root, "devices/system/cpu/cpu*/thermal_throttle/core_throttle_count");
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        if (read_number(found.gl_pathv[i], "", 10, 0, INT32_MAX, &value)) {
+            s->has_throttling = true;
+            s->n_events += (uint64_t)value;
+        }
+    }
+    globfree(&found);
+}
+
+void sensors_read(sensors *s, const char *root) {
+    *s = (sensors){.read_at = clock_ms()};
+    read_temperature(s, root);
+    read_clocks(s, root);
+    read_throttling(s, root);
+}
+
+static void put_names(const sensors *s, int shift, buffer *b) {
+    buffer_put(b, "[", 1);
+    for (int i = 0; i < SENSORS_BITS; i++) {
+        if ((s->bits >> (i + shift) & 1) != 0) {
+            buffer_print(b, "%s\"%s\"", b->data[b->n - 1] == '[' ? "" : ",", names[i]);
+        }
+    }
+    if (shift == 0 && s->is_cooling) {
+        buffer_print(b, "%s\"slowed down against heat\"", b->data[b->n - 1] == '[' ? "" : ",");
+    }
+    if (shift > 0 && s->n_events > 0) {
+        buffer_print(b, "%s\"%" PRIu64 " thermal events\"", b->data[b->n - 1] == '[' ? "" : ",", s->n_events);
+    }
+    buffer_put(b, "]", 1);
+}
+
+static void put_count(buffer *b, const char *key, bool is_there, uint64_t value) {
+    buffer_print(b, ",\"%s\":", key);
+    if (is_there) {
+        buffer_print(b, "%" PRIu64, value);
+    } else {
+        buffer_print(b, "null");
+    }
+}
+
+void sensors_put(const sensors *s, buffer *b) {
+    if (s->has_temperature) {
+        buffer_print(b, "{\"temperature_c\":%.1f", s->temperature_c);
+    } else {
+        buffer_print(b, "{\"temperature_c\":null");
+    }
+    put_count(b, "clock_hz", s->has_clock, s->clock_hz);
+    put_count(b, "max_clock_hz", s->most_hz > 0, s->most_hz);
+    buffer_print(b, ",\"throttling\":");
+    if (s->has_throttling) {
+        buffer_print(b, "{\"now\":");
+        put_names(s, 0, b);
+        buffer_print(b, ",\"since_boot\":");
+        put_names(s, 16, b);
+        buffer_put(b, "}", 1);
+    } else {
+        buffer_print(b, "null");
+    }
+    buffer_put(b, "}", 1);
+}

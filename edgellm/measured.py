@@ -143,7 +143,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write(path: Path, measured: Measured) -> None:
-    """Replaces a file."""
+    """Replaces a file. Raises BoardError if a fit came to what read() would not take, as of runs that scatter."""
+    for machine in measured.machines:
+        try:
+            _machine(machine.as_json())
+        except ValueError as error:
+            raise BoardError(
+                f"the fit for {machine.cpu} came to nothing sensible: {error}; measure again while nothing else runs, "
+                f"with more --rounds ({path} stays as it is)"
+            ) from error
     document = {
         "format": FORMAT,
         "instructions": measured.instructions,

@@ -186,6 +186,11 @@ def test_prediction_of_a_board_and_the_best_scheme() -> None:
 def test_the_file_is_read_as_it_was_written(tmp_path: Path) -> None:
     known = measured.read(measured.packaged_path())
     measured.write(tmp_path / "copy.json", known)
+    machine = known.machines[0]
+    wild = dataclasses.replace(machine, coefficients=dataclasses.replace(machine.coefficients, overlap=4e20))
+    with pytest.raises(BoardError, match=r"nothing sensible: 4e\+20 .*--rounds .*other\.json stays"):
+        measured.write(tmp_path / "other.json", dataclasses.replace(known, machines=(wild,)))
+    assert not (tmp_path / "other.json").exists()
     assert measured.read(tmp_path / "copy.json") == known
 
 

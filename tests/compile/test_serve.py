@@ -10,7 +10,6 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,19 +17,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.server import NO_END, Server, compile_demo
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_demo(tmp_path_factory.mktemp("serve"))
-
-
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    server = Server(bundle)
-    yield server
-    assert server.stop() == 0
+from tests.server import NO_END, Server
 
 
 def test_a_full_queue_says_so_and_a_client_that_leaves_makes_room(bundle: Path) -> None:

@@ -12,7 +12,7 @@ import ollama
 import openai
 import pytest
 
-from tests.server import NO_END, QUESTIONS, SYSTEM, Server, asked, compile_demo, run_alone
+from tests.server import NO_END, QUESTIONS, SYSTEM, Server, asked, run_alone
 
 TOOLS: list[Any] = [
     {
@@ -25,24 +25,6 @@ TOOLS: list[Any] = [
     }
     for name in ("turn_on", "turn_off", "lock", "unlock")
 ]
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_demo(tmp_path_factory.mktemp("serve"))
-
-
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    server = Server(bundle)
-    yield server
-    assert server.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ import pytest
 from pydantic import BaseModel, Field
 
 from tests.campaigns import schema as campaign
-from tests.server import Server, asked, compile_demo
+from tests.server import Server, asked
 
 SAMPLE = 40
 """Random schemas; `python -m tests.campaigns.schema` asks for a thousand."""
@@ -40,24 +40,6 @@ class TurnOn(BaseModel):
 
     device: Literal["kitchen light", "desk lamp"]
     percent: int = Field(ge=1, le=100)
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_demo(tmp_path_factory.mktemp("serve"))
-
-
-@pytest.fixture(scope="module")
-def server(bundle: Path) -> Iterator[Server]:
-    server = Server(bundle)
-    yield server
-    assert server.stop() == 0
-
-
-@pytest.fixture(scope="module")
-def client(server: Server) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

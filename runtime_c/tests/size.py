@@ -13,11 +13,11 @@ from crosscompile.errors import CompileError
 from crosscompile.runtime import (
     AGENT_FLAGS,
     AGENT_LINK_FLAGS,
-    COMPILE_FLAGS,
     LINK_FLAGS,
     SERVER_FLAGS,
     SMALL_FLAGS,
     build_runtime,
+    compile_flags,
     compiler,
     embed_page,
     is_small,
@@ -84,13 +84,13 @@ def parts(target: Target, work: Path) -> dict[str, int]:
         objects[f"{index}.o"] = path
         run_compiler(
             [
-                *(*compiler(target), *COMPILE_FLAGS, *AGENT_FLAGS, *SERVER_FLAGS),
+                *(*compiler(target), *compile_flags(target), *AGENT_FLAGS, *SERVER_FLAGS),
                 *(SMALL_FLAGS if is_small(path) else ()),
                 *("-I.", "-c", str(path), "-o", f"{index}.o"),
             ],
             work,
         )
-    flags = [*COMPILE_FLAGS, *LINK_FLAGS, *AGENT_LINK_FLAGS, "-Wl,--print-gc-sections"]
+    flags = [*compile_flags(target), *LINK_FLAGS, *AGENT_LINK_FLAGS, "-Wl,--print-gc-sections"]
     link = [*compiler(target), *flags, *objects, "-lpthread", "-o", "out"]
     said = subprocess.run(link, cwd=work, capture_output=True, text=True, check=True)
     unused = set(re.findall(r"unused section (?:.*/)?(\d+\.o):\((.+)\)", said.stdout + said.stderr))

@@ -8,6 +8,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,19 @@ def board_program(terminal: Terminal) -> psutil.Process:
     """The edgellm-rt that this chat talks to."""
     (found,) = [child for child in psutil.Process(terminal.child.pid).children() if child.name() == "edgellm-rt"]
     return found
+
+
+def wait_until_handled(pid: int, number: int) -> None:
+    """Returns once a signal that was sent is no longer pending, and its handler had the time to run."""
+    process = psutil.Process(pid)
+    while True:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        pending = sum(int(line.split()[1], 16) for line in lines if line.startswith(("SigPnd", "ShdPnd")))
+        if not pending >> (number - 1) & 1:
+            break
+    before = process.num_ctx_switches().voluntary
+    while process.num_ctx_switches().voluntary < before + 3:  # Python runs handlers before it waits again
+        time.sleep(0.01)
 
 
 def test_a_conversation_with_its_commands(terminal: Terminal, home: dict[str, str], tmp_path: Path) -> None:
@@ -137,6 +151,7 @@ def test_ctrl_c_twice_leaves_a_board_that_is_stuck(terminal: Terminal) -> None:
     terminal.type("is the front door locked\r")
     terminal.until("…")
     terminal.child.kill(signal.SIGINT)
+    wait_until_handled(terminal.child.pid, signal.SIGINT)  # two that are pending count as one
     terminal.child.kill(signal.SIGINT)
     assert terminal.end() == 130
     assert not board.is_running()

@@ -1,5 +1,6 @@
 """Fixtures for several folders: virtual boards in a cache of their own; nobody's running board is touched."""
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import pytest
 from edgellm import cache, virtual
 from edgellm.address import SshAddress
 from edgellm.boards import load_board
+
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as in a shell's background job; children inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

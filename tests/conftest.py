@@ -10,9 +10,7 @@ from edgellm import cache, virtual
 from edgellm.address import SshAddress
 from edgellm.boards import load_board
 
-if (
-    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-):  # as in a shell's background job; children inherit it
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
+import mmap
 import os
 import re
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -341,6 +344,35 @@ def test_conversation_keeps_what_it_computed(talk: Any) -> None:
     chat.send(type="system", text="Be brief.")
     assert chat.ask("Hello")[-1]["prompt_tokens"] > third[-1]["prompt_tokens"]
     assert chat.close() == 0
+
+
+def share_in_memory(path: Path) -> float:
+    """How much of a file the page cache holds."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mmap.restype = ctypes.c_void_p
+    libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, *[ctypes.c_int] * 3, ctypes.c_long]
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = libc.mmap(None, size, mmap.PROT_READ, mmap.MAP_SHARED, file.fileno(), 0)
+    pages = (ctypes.c_ubyte * -(-size // mmap.PAGESIZE))()
+    assert libc.mincore(ctypes.c_void_p(start), ctypes.c_size_t(size), pages) == 0
+    libc.munmap(ctypes.c_void_p(start), ctypes.c_size_t(size))
+    return sum(page & 1 for page in pages) / len(pages)
+
+
+def test_weights_are_read_before_anybody_asks(bundle: Path, talk: Any) -> None:
+    shards = sorted((bundle / "weights").glob("layer*.safetensors"))
+    for shard in shards:
+        with shard.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if max(map(share_in_memory, shards)) > 0:
+        pytest.skip("this file system keeps its files in memory")
+    talk()
+    deadline = time.monotonic() + 60
+    while min(map(share_in_memory, shards)) < 0.2:  # the 64 KB of a header need not be there
+        assert time.monotonic() < deadline, list(map(share_in_memory, shards))
+        time.sleep(0.05)
 
 
 def test_cancel_while_generating(talk: Any) -> None:

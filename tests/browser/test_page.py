@@ -302,10 +302,13 @@ def test_a_busy_server_is_explained_and_asked_again(page: Page, bundle: Path) ->
     try:
         set_up(page, server)
         with ExitStack() as others:
-            for _ in range(140):  # more than there may be; the page's own give way
+            alert = page.get_by_role("alert")
+            while not alert.is_visible():  # a connection that the browser had in reserve serves one more question
                 others.enter_context(server.connect())
-            ask(page, "is the front door locked")
-            expect(page.get_by_role("alert")).to_contain_text("The board is busy: too many connections")
+                if server.request("GET", "/health")[0] == 503:  # no more may come, and the page's used ones gave way
+                    ask(page, "is the front door locked")
+                    expect(page.get_by_role("button", name="Send")).to_be_visible()
+            expect(alert).to_contain_text("The board is busy: too many connections")
             assert violations(page) == ""
         page.get_by_role("button", name="Try again").click()
         assert answered(page) == LOCKED

@@ -5,6 +5,8 @@ C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/rpc/*.[ch] runtime_c/serve
 C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c)
 PYTHON_FILES = edgellm crosscompile ansible_collections tests examples
 CAMPAIGNS = tokenizer template
+# One process per core; a file's tests, which share what they compile, stay together.
+PARALLEL ?= -n auto --dist loadfile
 TIME ?= 300
 N ?= 100000
 SESSIONS ?= 1000
@@ -26,10 +28,10 @@ demo: setup-demo ## compile a model for a Raspberry Pi 5, deploy it to an emulat
 	@$(PY) examples/demo.py
 
 test: setup-test ## every test that needs no board, no GPU and no torch
-	@$(PY) -m pytest -m "not board and not gpu and not oracle"
+	@$(PY) -m pytest $(PARALLEL) -m "not board and not gpu and not oracle"
 
 test-full: oracle ## make the golden files anew with transformers, then every test against them
-	@$(PY) -m pytest -m "not board and not gpu"
+	@$(PY) -m pytest $(PARALLEL) -m "not board and not gpu"
 
 oracle: setup-oracle ## make the golden files in tests/data anew (needs torch and transformers)
 	@$(PY) -m tests.oracle
@@ -79,10 +81,13 @@ load: setup-test ## 64 clients for SECONDS with BUNDLE served on this machine: s
 service: setup-test ## BUNDLE as a service under this machine's systemd, booted in namespaces of its own (needs root)
 	@$(PY) -m tests.campaigns.service $(BUNDLE)
 
+service-board: setup-test setup-faults ## the demo model as a service under systemd on the full-system board (needs root)
+	@$(PY) -m tests.campaigns.service
+
 size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its budget
 	@$(MAKE) --no-print-directory -C runtime_c size PYTHON=$(abspath $(PY))
 
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load service size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load service service-board size

@@ -80,13 +80,17 @@ class FullBoard:
         shutil.copytree(self.folder / "etc", tree / "etc/ssh/board", dirs_exist_ok=True)
         with (tree / "etc/passwd").open("a") as file:
             file.write("sshd:x:100:65534::/run/sshd:/usr/sbin/nologin\n")
-        (tree / "sbin/board-init").write_text(_BOARD_INIT)
-        (tree / "sbin/board-init").chmod(0o755)
+        self._fill(tree)
         mke2fs = shutil.which("mke2fs", path="/usr/sbin:/sbin:/usr/bin")
         assert mke2fs
         command = [mke2fs, "-q", "-t", "ext4", "-d", str(tree), str(self._disk), f"{disk_mb}M"]
         subprocess.run(command, check=True, capture_output=True)
         shutil.rmtree(tree)
+
+    def _fill(self, tree: Path) -> None:
+        """Puts what runs first, /sbin/board-init, into the root folder."""
+        (tree / "sbin/board-init").write_text(_BOARD_INIT)
+        (tree / "sbin/board-init").chmod(0o755)
 
     def start(self, *, clock: str = "utc", writes_per_s: int = 0) -> None:
         """Boots, and returns when SSH answers. clock: what its clock says; writes_per_s: how slow its disk is."""

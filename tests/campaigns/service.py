@@ -1,15 +1,17 @@
-"""A served model under this machine's own systemd, booted a second time in namespaces of its own.
+"""A served model under systemd, on a board or here.
 
-    sudo python -m tests.campaigns.service BUNDLE
+    sudo python -m tests.campaigns.service            # the full-system board (tests.campaigns.systemd_board)
+    sudo python -m tests.campaigns.service BUNDLE     # this machine
 
-BUNDLE is one for this machine (`edgellm compile MODEL --board local -o BUNDLE`). The real systemd runs as process 1 of
-new namespaces over an overlay of this machine's root folder; what it writes goes to a temporary folder. There the
-bundle is deployed as a service, by the commands a user types, and then: its rights are looked at, it is killed, it is
-stopped in its tracks until the watchdog notices, the machine is rebooted, and the service is removed. Prints one line
-per observation; the first wrong one ends it with 1.
+On the board, the voice assistant's model is compiled for it. BUNDLE is one for this machine (`edgellm compile MODEL
+--board local -o BUNDLE`), whose own systemd is booted a second time, as process 1 of new namespaces over an overlay of
+the root folder; what it writes goes to a temporary folder. Either way the bundle is deployed as a service, by the
+commands a user types, and then: its rights are looked at, it is killed, it is stopped in its tracks until the watchdog
+notices, the power fails, and the service is removed; on the board, its neighbours use up the memory, too. Prints one
+line per observation; the first wrong one ends it with 1.
 
-Needs root, systemd, util-linux and a unified cgroup hierarchy (its controllers may be in use elsewhere: then MemoryMax
-is set but not enforced). What it cannot show: a board's kernel, and power that fails.
+Needs root; here also systemd, util-linux and a unified cgroup hierarchy (its controllers may be in use elsewhere: then
+MemoryMax is set but not enforced).
 """
 
 from __future__ import annotations
@@ -23,9 +25,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from edgellm.errors import EdgeError
+from tests.campaigns.full_board import missing
+from tests.campaigns.systemd_board import SystemdBoard
+from tests.server import MODEL
 
 SYSTEMD = "/lib/systemd/systemd"
 NAME = "assistant"
@@ -70,8 +78,24 @@ def unified() -> Path | None:
     return None
 
 
+class Machine(Protocol):
+    """Something with a systemd. patience: how much slower than this machine it is."""
+
+    patience: int
+    has_memory_to_itself: bool
+
+    def boot(self) -> float: ...
+    def run(self, script: str, check: bool = True) -> str: ...
+    def edgellm(self, *arguments: str) -> dict[str, Any]: ...
+    def power_off(self) -> None: ...
+    def remove(self) -> None: ...
+
+
 class Box:
     """This machine once more, with a systemd of its own; what it writes lies in `folder`."""
+
+    patience = 1
+    has_memory_to_itself = False
 
     def __init__(self, folder: Path, hierarchy: Path) -> None:
         self.folder, self.group = folder, hierarchy / f"edgellm-{os.getpid()}"
@@ -110,9 +134,6 @@ class Box:
         answer: dict[str, Any] = json.loads(said)
         return answer
 
-    def show(self, key: str) -> str:
-        return self.run(f"systemctl show -p {key} --value {UNIT}").strip()
-
     def power_off(self) -> None:
         if self.process is not None:
             self.process.kill()
@@ -143,12 +164,16 @@ def expect(what: str, holds: bool, seen: object) -> None:
         raise SystemExit(1)
 
 
-def check(box: Box, bundle: Path) -> None:
+def show(box: Machine, key: str) -> str:
+    return box.run(f"systemctl show -p {key} --value {UNIT}").strip()
+
+
+def check(box: Machine, bundle: Path) -> None:
     print(f"booted in {box.boot():.1f} s", flush=True)
     done = box.edgellm("deploy", str(bundle), "--name", NAME, "--service")
     expect("deployed as a service", done["healthy"] is True and done["service"]["kind"] == "systemd", done["service"])
 
-    pid = box.show("MainPID")
+    pid = show(box, "MainPID")
     rights = dict(line.split(":\t", 1) for line in box.run(f"cat /proc/{pid}/status").splitlines() if ":\t" in line)
     expect("a user of its own", rights["Uid"].split()[0] not in ("0", "1000"), rights["Uid"])
     expect("no capability", int(rights["CapEff"], 16) == 0 and int(rights["CapBnd"], 16) == 0, rights["CapEff"])
@@ -158,29 +183,31 @@ def check(box: Box, bundle: Path) -> None:
     expect(
         "nothing can be written", said.count("Read-only file system") == 3, f"{said.count('Read-only')} of 3 refused"
     )
-    expect("MemoryMax is the plan's", int(box.show("MemoryMax")) > 0, box.show("MemoryMax"))
+    expect("MemoryMax is the plan's", int(show(box, "MemoryMax")) > 0, show(box, "MemoryMax"))
     rated = box.run(f"systemd-analyze security --no-pager {UNIT} | tail -n 1").strip()
     expect("systemd's rating", "OK" in rated, rated.partition(": ")[2])
 
     box.run(f"kill -9 {pid}")
-    took = wait_until("restarted", lambda: box.show("NRestarts") == "1" and well(box), 60)
+    took = wait_until("restarted", lambda: show(box, "NRestarts") == "1" and well(box), 60 * box.patience)
     expect("answers again after kill -9", True, f"{took:.1f} s")
 
     drop_in = f"/etc/systemd/system/{UNIT}.d"
-    box.run(f"mkdir -p {drop_in} && printf '[Service]\\nWatchdogSec=3\\n' >{drop_in}/quick.conf")
+    box.run(f"mkdir -p {drop_in} && printf '[Service]\\nWatchdogSec={3 * box.patience}\\n' >{drop_in}/quick.conf")
     box.run(f"systemctl daemon-reload && systemctl restart {UNIT}")
-    box.run(f"kill -STOP {box.show('MainPID')}")
-    took = wait_until("noticed", lambda: box.show("NRestarts") == "1" and well(box), 60)
-    expect("answers again after it hung, with a watchdog of 3 s", True, f"{took:.1f} s")
+    box.run(f"kill -STOP {show(box, 'MainPID')}")
+    took = wait_until("noticed", lambda: show(box, "NRestarts") == "1" and well(box), 60 * box.patience)
+    expect("answers again after it hung", True, f"{took:.1f} s")
     box.run(f"rm -r {drop_in} && systemctl daemon-reload")
+    if box.has_memory_to_itself:
+        use_up_the_memory(box)
 
     box.power_off()
     booted = box.boot()
-    took = wait_until("served after a boot", lambda: well(box), 60)
+    took = wait_until("served after a boot", lambda: well(box), 60 * box.patience)
     expect("answers after a reboot that nobody announced", True, f"{booted + took:.1f} s")
     began = time.monotonic()
     box.run(f"systemctl stop {UNIT}")
-    expect("stops cleanly", box.show("Result") == "success", f"{time.monotonic() - began:.2f} s")
+    expect("stops cleanly", show(box, "Result") == "success", f"{time.monotonic() - began:.2f} s")
     box.run(f"systemctl start {UNIT}")
     expect(
         "removed",
@@ -189,23 +216,56 @@ def check(box: Box, bundle: Path) -> None:
     )
 
 
-def well(box: Box) -> bool:
+def use_up_the_memory(box: Machine) -> None:
+    """Neighbours want more memory than there is, for a minute."""
+    pid, free = show(box, "MainPID"), int(box.run("awk '/MemAvailable/ {print $2}' /proc/meminfo")) >> 10
+    hog = f"dd if=/dev/zero of=/dev/null bs={free // 3}M"
+    box.run(f"for name in 1 2 3 4 5; do systemd-run --unit hog$name --property RuntimeMaxSec=60 {hog}; done")
+    print(f"five neighbours want {free // 3} MB each, and there are {free}", flush=True)
+    states = "systemctl show -p ActiveState --value hog1 hog2 hog3 hog4 hog5"
+
+    def ended() -> bool:
+        try:
+            return not set(box.run(states).split()) & {"active", "activating", "deactivating"}
+        except EdgeError:  # as long as it lasts, a board without memory may be too slow even to say so
+            return False
+
+    wait_until("the neighbours end", ended, 600)
+    said = box.run("dmesg | grep -o 'Killed process [0-9]* ([^)]*)'; true").splitlines()
+    killed = Counter(line.rpartition(" ")[2] for line in said)
+    expect("the kernel killed the neighbours and nobody else", killed.keys() == {"(dd)"}, dict(killed))
+    expect("it was not restarted", show(box, "MainPID") == pid and well(box), f"process {pid}")
+
+
+def well(box: Machine) -> bool:
     return box.edgellm("service", "status")["healthy"] is True
+
+
+def here(folder: Path) -> Machine:
+    hierarchy = unified()
+    needed = [tool for tool in (SYSTEMD, "unshare", "nsenter", "setpriv", "ip") if shutil.which(tool) is None]
+    if needed or hierarchy is None:
+        raise SystemExit(f"needs a unified cgroup hierarchy, and {', '.join(needed) or 'systemd'}")
+    return Box(folder, hierarchy)
+
+
+def board(folder: Path) -> Machine:
+    if reason := missing():
+        raise SystemExit(reason)
+    return SystemdBoard(folder)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?")
     args = parser.parse_args()
-    hierarchy = unified()
-    needed = [tool for tool in (SYSTEMD, "unshare", "nsenter", "setpriv", "ip") if shutil.which(tool) is None]
-    if os.getuid() != 0 or needed or hierarchy is None:
-        raise SystemExit(f"needs root, a unified cgroup hierarchy, and {', '.join(needed) or 'systemd'}")
+    if os.getuid() != 0:
+        raise SystemExit("needs root")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with tempfile.TemporaryDirectory(prefix="edgellm-box-") as name:
-        box = Box(Path(name), hierarchy)
+        box = here(Path(name)) if args.bundle else board(Path(name))
         try:
-            check(box, args.bundle.resolve())
+            check(box, args.bundle.resolve() if args.bundle else MODEL)
         finally:
             box.remove()
     return 0

@@ -23,7 +23,8 @@ def deployed(start_board, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         patch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
-        start_board(BOARD)
+        with SshRemote(start_board(BOARD)) as remote:
+            remote.script('rm -rf "$HOME/.edgellm"')  # another file's tests may have used the board
         with pytest.MonkeyPatch.context() as streams:
             out = io.StringIO()
             streams.setattr("sys.stdout", out)

@@ -84,7 +84,7 @@ def is_small(path: Path) -> bool:
     if path.parent.name in ("cli", "serve", "rpc"):
         return path.name != "bandwidth.c"  # measures
     return path.parent.name == "src" and path.stem.startswith(
-        ("bundle", "grammar", "manifest", "pattern", "plan", "schema", "template")
+        ("bundle", "grammar", "manifest", "pattern", "plan", "schema", "session", "state", "template")
     )
 
 

@@ -27,10 +27,12 @@ from crosscompile.ndk import find_ndk
 from crosscompile.target import Target
 from edgellm import bundle as bundles
 from edgellm import cache, golden, hub, tuned
+from edgellm import prefix as prefixes
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
 from edgellm.errors import BundleError, ModelError, UnsuitableError
 from edgellm.generation import generation
+from edgellm.prefix import Prefix
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, what is done and the total in bytes (total 0: not measured)."""
@@ -71,17 +73,19 @@ def compile_model(
     head: str | None = None,
     kv: str | None = None,
     context: int | None = None,
+    prefix: Prefix | None = None,
     dump: Path | None = None,
     progress: Progress | None = None,
 ) -> Bundle:
     """Compiles a checkpoint directory or Hub id for a board and returns the bundle.
 
     output: directory that the bundle is copied to; None: it stays in the cache. context: positions per session that
-    must fit the board's memory. dump: directory for the IR after each phase (compiles even if it is cached).
+    must fit the board's memory. prefix: system prompt and tools whose state the bundle ships (edgellm.prefix). dump:
+    directory for the IR after each phase (compiles even if it is cached).
     Raises CompileError where the checkpoint cannot be compiled, EdgeError for all else.
     """
     options = Options(scheme, embedding, head, kv)
-    return build(model, board, options, output, context=context, dump=dump, progress=progress).bundle
+    return build(model, board, options, output, context=context, prefix=prefix, dump=dump, progress=progress).bundle
 
 
 def build(
@@ -91,6 +95,7 @@ def build(
     output: Path | None = None,
     *,
     context: int | None = None,
+    prefix: Prefix | None = None,
     dump: Path | None = None,
     progress: Progress | None = None,
 ) -> Compilation:
@@ -104,9 +109,17 @@ def build(
     path, name = hub.resolve(model, show)
     show("reading the checkpoint", 0, 0)
     source = checkpoint.load(path)
+    if prefix is not None:
+        prefixes.check(prefix, source.chat_template)
     fits = MemoryCheck(board, context)
     found = tuned.lookup(board)
     made = compile_checkpoint(source, name, target, options, fits=fits, dump=dump, progress=show, knobs=found)
+    if prefix is not None:
+
+        def twin(host: Target) -> Bundle:
+            return compile_checkpoint(source, name, host, options, progress=show).bundle
+
+        made = replace(made, bundle=prefixes.ship(made.bundle, prefix, twin, show))
     if output is not None:
         show("copying", 0, 0)
         made = replace(made, bundle=bundles.copy(made.bundle, Path(output)))

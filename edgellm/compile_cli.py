@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from edgellm import prefix
 from edgellm.compile import DEFAULT_CONTEXT, Compilation, Options, build
 from edgellm.keygen_cli import add_signing, ask_passphrase
 from edgellm.terminal import size
@@ -34,12 +35,32 @@ def add_scheme_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_prefix_arguments(parser: argparse.ArgumentParser) -> None:
+    """--system-prompt and --tools, for the commands whose bundle goes to a board."""
+    group = parser.add_argument_group(
+        "what conversations begin with",
+        "It is computed here and shipped in the bundle: the first answer need not wait for it on the board.",
+    )
+    group.add_argument(
+        "--system-prompt",
+        metavar="FILE|TEXT",
+        help="the model's system prompt: conversations have it that bring none of their own",
+    )
+    group.add_argument(
+        "--tools",
+        type=Path,
+        metavar="FILE",
+        help="tools that clients offer, a JSON array as in OpenAI's API; those that offer the same begin with them",
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `edgellm compile`."""
     parser.add_argument("model", metavar="MODEL", help="checkpoint directory or Hub id (org/name[@revision])")
     parser.add_argument("--board", required=True, help="a type or an instance; `edgellm boards` lists them")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="where the bundle is written")
     add_scheme_arguments(parser)
+    add_prefix_arguments(parser)
     add_signing(parser)
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the IR after each phase into this directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -58,6 +79,7 @@ def main(args: argparse.Namespace) -> int:
         from edgellm.signing import load_private
 
         key = load_private(args.sign, ask_passphrase)  # first of all: a wrong passphrase should not cost a compilation
+    wanted = prefix.read(args.system_prompt, args.tools)
     with StageDisplay(quiet=args.json) as display:
         made = build(
             args.model,
@@ -65,6 +87,7 @@ def main(args: argparse.Namespace) -> int:
             options_of(args),
             args.output,
             context=args.context,
+            prefix=wanted,
             dump=args.dump,
             progress=display.update,
         )
@@ -123,6 +146,7 @@ def as_json(made: Compilation, elapsed_s: float) -> dict[str, Any]:
         "scheme": manifest["scheme"],
         "target": manifest["target"],
         "memory": manifest["memory"],
+        "prefix_tokens": manifest.get("prefix", {}).get("tokens", 0),
         **made.report,
         "cached": made.cached,
         "elapsed_s": round(elapsed_s, 3),
@@ -151,6 +175,12 @@ def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
     unplanned = f"without planning {size(memory['arena_unplanned_bytes'])}, {saved:.0%} saved"
     table.add_row("arena", f"{size(memory['arena_bytes'])} ({unplanned})")
     table.add_row("KV cache", f"{size(memory['kv_bytes_per_token'])} per token")
+    if shipped := manifest.get("prefix"):
+        what = " and ".join(
+            word for word, has in (("system prompt", "system" in shipped), ("tools", shipped["tools"])) if has
+        )
+        n_bytes = next(file.n_bytes for file in made.bundle.files if file.path == shipped["file"])
+        table.add_row("prefix", f"{shipped['tokens']} tokens of {what}, {size(n_bytes)}")
     table.add_row("golden", f"{len(manifest['golden'])} prompts that the board must answer exactly")
     if made.cached:
         table.add_row("time", f"{elapsed_s:.1f} s, from the cache")

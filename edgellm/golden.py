@@ -48,6 +48,11 @@ def _run(directory: Path, *arguments: str) -> dict[str, list[int]]:
     return {"prompt": answer["prompt_ids"], "tokens": answer["ids"]}
 
 
+def continuation(directory: Path, prompt: list[int]) -> dict[str, list[int]]:
+    """The greedy continuation of token ids by the bundle in `directory`, which is for this machine."""
+    return _run(directory, "--tokens", ",".join(map(str, prompt)))
+
+
 def answers(directory: Path, source: Checkpoint) -> list[dict[str, list[int]]]:
     """Greedy continuations by the bundle in `directory`, which is for this machine.
 

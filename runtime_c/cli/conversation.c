@@ -69,9 +69,10 @@ static void put_message(buffer *json, const char *role, const char *text, size_t
 }
 
 static ellm_status render(const conversation *c, const engine *e, buffer *text, ellm_error *error) {
+    const char *system = c->system != NULL ? c->system : ellm_model_system(e->model);
     if (!ellm_model_has_chat_template(e->model)) {
-        if (c->system != NULL) {
-            buffer_print(text, "%s\n\n", c->system);
+        if (system != NULL) {
+            buffer_print(text, "%s\n\n", system);
         }
         for (size_t i = 0; i < c->n_turns; i++) {
             const turn *t = &c->turns[i];
@@ -82,8 +83,8 @@ static ellm_status render(const conversation *c, const engine *e, buffer *text, 
     }
     buffer json = {0};
     buffer_put(&json, "[", 1);
-    if (c->system != NULL) {
-        put_message(&json, "system", c->system, c->n_system);
+    if (system != NULL) {
+        put_message(&json, "system", system, strlen(system));
     }
     for (size_t i = 0; i < c->n_turns; i++) {
         const turn *t = &c->turns[i];
@@ -98,7 +99,7 @@ static ellm_status render(const conversation *c, const engine *e, buffer *text, 
     for (int attempt = 0; attempt < 2 && status == ELLM_BUFFER_SMALL; attempt++) {
         buffer_clear(text);
         buffer_reserve(text, need);
-        status = ellm_chat_render(e->model, json.data, NULL, true, text->data, text->cap, &need, error);
+        status = ellm_chat_render(e->model, json.data, c->extra, true, text->data, text->cap, &need, error);
     }
     if (status == ELLM_OK) {
         text->n = need;

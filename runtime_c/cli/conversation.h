@@ -10,7 +10,8 @@ typedef struct turn {
 } turn;
 
 typedef struct conversation {
-    char *system; /* NULL: none */
+    const char *extra; /* JSON object of further variables of the template, or NULL; the caller's */
+    char *system;      /* NULL: the bundle's, if it ships one */
     size_t n_system;
     turn *turns;
     size_t n_turns, cap;

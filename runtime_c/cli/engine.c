@@ -92,6 +92,15 @@ static ellm_status evaluated(engine *e, ellm_status status, ellm_error *error) {
     return status == ELLM_OK ? status : ellm_fail(error, status, "while computing: %s", ellm_status_text(status));
 }
 
+/* How many tokens a prompt begins with that are there already; its last one's logits are wanted. */
+static size_t common(const int32_t *there, size_t n_there, const int32_t *ids, size_t n) {
+    size_t same = 0;
+    while (same < n_there && same < n - 1 && there[same] == ids[same]) {
+        same++;
+    }
+    return same;
+}
+
 ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll *poll, void *user, size_t *n_reused,
                            ellm_error *error) {
     if (n == 0) {
@@ -108,11 +117,13 @@ ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll 
                              (int)ids[i], (int)e->info.vocab_size - 1);
         }
     }
-    size_t same = 0;
-    while (same < e->n_held && same < n - 1 && e->held[same] == ids[same]) { /* the last one's logits are wanted */
-        same++;
-    }
-    if (ellm_session_truncate(e->context, 0, (int32_t)same) != ELLM_OK) {
+    const int32_t *shipped;
+    size_t n_shipped = ellm_model_prefix_tokens(e->model, &shipped);
+    size_t same = common(e->held, e->n_held, ids, n), ready = common(shipped, n_shipped, ids, n);
+    if (ready > same && ellm_session_share(e->context, ELLM_PREFIX, 0, (int32_t)ready) == ELLM_OK) {
+        memcpy(e->held, ids, ready * sizeof *ids);
+        same = ready;
+    } else if (ellm_session_truncate(e->context, 0, (int32_t)same) != ELLM_OK) {
         same = 0; /* a cache that cannot be cut there is rebuilt */
         ellm_status status = ellm_session_truncate(e->context, 0, 0);
         if (status != ELLM_OK) {

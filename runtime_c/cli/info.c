@@ -44,6 +44,14 @@ static void print_summary(const ellm_model *model, const ellm_model_info *info, 
            (double)info->arena_bytes / 1e6, (double)info->kv_bytes_per_token / 1e3);
     printf("  chat          %s; %u golden prompts\n",
            ellm_model_has_chat_template(model) ? "has a template" : "no template", golden != NULL ? golden->count : 0u);
+    const int32_t *tokens;
+    size_t n_prefix = ellm_model_prefix_tokens(model, &tokens);
+    if (n_prefix > 0) {
+        const ellm_json *tools = ellm_json_get(ellm_json_get(manifest, "prefix"), "tools");
+        printf("  prefix        %zu tokens are computed already:%s%s\n", n_prefix,
+               ellm_model_system(model) != NULL ? " system prompt" : "",
+               tools != NULL && tools->kind == ELLM_JSON_BOOL && tools->integer != 0 ? " tools" : "");
+    }
     printf("  bundle        format %lld, %u files, made by %s\n", whole(manifest, "format"),
            files != NULL ? files->count : 0u, text(provenance, "tool"));
     printf("  runtime       " RT_VERSION ", reads format 1\n");

@@ -54,6 +54,10 @@ static const command commands[] = {
      "Several answers are computed at a time, and each comes out as if it were alone. Plain HTTP: put a reverse proxy\n"
      "in front of it for TLS. GET /health and /metrics are for whoever watches. SIGTERM ends it cleanly.\n\n"
      "Prints {\"type\":\"ready\",\"address\":...,\"port\":N,...} when it listens.\n"},
+    {"prefix", PREFIX, prefix_main, "compute what all conversations with a system prompt begin with",
+     "`edgellm compile --system-prompt` ships the file that this writes. Prints {\"tokens\":N,\"ids\":[...]}: the "
+     "prompt\n"
+     "of a question, of which the file has the first N tokens.\n"},
     {"rpc", RPC, rpc_main, "let a host measure kernels here (no DIR)",
      "Serves TVM's RPC on the loopback; a host reaches it through SSH (`edgellm tune`). Whoever knows the key can run\n"
      "any code here. The key is the first line of standard input, and the end of standard input ends the agent.\n\n"

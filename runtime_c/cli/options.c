@@ -27,7 +27,7 @@ typedef struct option {
 #define FIELD(field) offsetof(settings, field)
 enum {
     SAMPLED = RUN | CHAT,
-    COMPUTES = RUN | CHAT | BENCH | GOLDEN | PROFILE | TRACE | SERVE,
+    COMPUTES = RUN | CHAT | BENCH | GOLDEN | PROFILE | TRACE | SERVE | PREFIX,
     TALKS_JSON = RUN | BENCH | VERIFY | INFO | GOLDEN
 };
 
@@ -36,7 +36,11 @@ static const option options[] = {
      "answer this; the chat template is applied if there is one"},
     {"tokens", 0, TEXT, RUN, FIELD(tokens), 0, 0, "IDS", "continue these token ids, as in 1,2,3; nothing is added"},
     {"tokens", 0, TEXT, TRACE, FIELD(tokens), 0, 0, "IDS", "what is computed, as in 1,2,3"},
-    {"system", 0, TEXT, SAMPLED, FIELD(system), 0, 0, "TEXT", "the system prompt"},
+    {"system", 0, TEXT, SAMPLED, FIELD(system), 0, 0, "TEXT",
+     "the system prompt (default: the bundle's, if it has one)"},
+    {"system", 0, TEXT, PREFIX, FIELD(system), 0, 0, "TEXT", "the system prompt"},
+    {"tools", 0, TEXT, PREFIX, FIELD(tools), 0, 0, "FILE", "the tools, a JSON array as OpenAI's API has it"},
+    {"output", 'o', TEXT, PREFIX, FIELD(output), 0, 0, "FILE", "where the state is written"},
     {"raw", 0, FLAG, RUN, FIELD(raw), 0, 0, NULL, "take -p as plain text, without the chat template"},
     {"logits", 0, TEXT, RUN, FIELD(logits), 0, 0, "FILE",
      "write the prompt's logits, float32 (positions, vocabulary); without -n nothing is generated"},

@@ -16,7 +16,7 @@ typedef struct count_list {
 typedef struct settings {
     const char *directory;
     const char *prompt, *tokens, *system, *logits, *work, *tracker, *queue, *listen, *token_file, *name;
-    const char *json_schema, *grammar;
+    const char *json_schema, *grammar, *tools, *output;
     const char *stops[most_stops];
     int n_stops;
     bool raw, json, jsonl, data, help, cold, bandwidth, stay, open, log, attached;
@@ -39,7 +39,8 @@ typedef enum command_id {
     PROFILE = 256,
     TRACE = 512,
     REPLAY = 1024,
-    SERVE = 2048
+    SERVE = 2048,
+    PREFIX = 4096
 } command_id;
 
 /* Parses what follows the command's name. USAGE says what is wrong and how to learn more. */

@@ -98,12 +98,14 @@ static ellm_status print_json(const engine *e, const answer_request *r, const an
     buffer_put(&json, ",\"prompt_ids\":", 14);
     buffer_put_ids(&json, r->prompt, r->n_prompt);
     buffer_print(&json,
-                 ",\"reason\":\"%s\",\"prompt_tokens\":%zu,\"tokens\":%zu,\"seed\":%llu,\"threads\":%d,\"threads_"
+                 ",\"reason\":\"%s\",\"prompt_tokens\":%zu,\"reused_tokens\":%zu,\"tokens\":%zu,\"seed\":%llu,"
+                 "\"threads\":%d,\"threads_"
                  "decode\":%d,\"load_ms\":%.3f,"
                  "\"prefill_ms\":%.3f,\"ttft_ms\":%.3f,\"decode_ms\":%.3f,\"guessed\":%llu,\"accepted\":%llu}\n",
-                 a->reason, r->n_prompt, a->n_ids, (unsigned long long)r->sampling.seed, (int)engine_threads_prefill(e),
-                 (int)engine_threads_decode(e), e->load_ms, a->prefill_ms, a->first_token_ms, a->decode_ms,
-                 (unsigned long long)a->lookup.n_guessed, (unsigned long long)a->lookup.n_accepted);
+                 a->reason, r->n_prompt, a->n_reused, a->n_ids, (unsigned long long)r->sampling.seed,
+                 (int)engine_threads_prefill(e), (int)engine_threads_decode(e), e->load_ms, a->prefill_ms,
+                 a->first_token_ms, a->decode_ms, (unsigned long long)a->lookup.n_guessed,
+                 (unsigned long long)a->lookup.n_accepted);
     ellm_status status = output_write(json.data, json.n, error);
     buffer_free(&json);
     return status;

@@ -47,6 +47,7 @@ extern "C" {
     X(GRAMMAR_STUCK, 46, "the vocabulary cannot write what the grammar wants")                                 \
     X(BOARD_BUSY, 50, "somebody else changes what is deployed here")                         \
     X(BOARD_REFUSED, 51, "the model does not prove itself on this board")                    \
+    X(SESSION_INVALID, 70, "a saved session is damaged")                                     \
     X(INTERNAL, 99, "internal error")                                                        \
     X(SIGNATURE_MISSING, 60, "the bundle is not signed")                                     \
     X(SIGNATURE_INVALID, 61, "the signature is wrong")                                       \
@@ -155,8 +156,32 @@ ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t l
 
 /* Makes session `to` hold the first `length` positions of `from`, in place of its own, without computing or copying them:
  * the same bits. What either appends afterwards is its own. ELLM_USAGE where `from` does not hold them; with a sliding
- * window, also where it gave up what they would show, and then `to` is empty. */
+ * window, also where it gave up what they would show. Nothing has changed then. */
 ellm_status ellm_session_share(ellm_context *context, int32_t from, int32_t to, int32_t length);
+
+/* As `from` of ellm_session_share: what the bundle ships, computed when it was compiled (`edgellm compile --system-prompt`),
+ * mapped when the context was opened. */
+enum { ELLM_PREFIX = -1 };
+/* How many tokens that is, and which; 0: none. A context holds no more of them than its length. */
+size_t ellm_model_prefix_tokens(const ellm_model *model, const int32_t **tokens);
+/* The system prompt in it, which conversations have that bring none of their own; NULL: none. */
+const char *ellm_model_system(const ellm_model *model);
+
+/* What a session holds, kept in a file for a later run. `tokens`: of its positions. `note`: up to 16 MiB of the caller's
+ * own, kept with them. The file appears whole or not at all, readable by its owner only. */
+ellm_status ellm_session_save(ellm_context *context, int32_t slot, const int32_t *tokens, const char *path,
+                              const void *note, size_t note_bytes, ellm_error *error);
+
+/* Such a file, opened: SESSION_INVALID where it is damaged, BUNDLE_MISSING where there is none. */
+typedef struct ellm_saved ellm_saved;
+ellm_status ellm_saved_open(const ellm_model *model, const char *path, ellm_saved **saved, ellm_error *error);
+void ellm_saved_close(ellm_saved *saved);
+/* The caller's own bytes, whichever bundle wrote them. */
+const void *ellm_saved_note(const ellm_saved *saved, size_t *n_bytes);
+/* The tokens whose state it has, n of them; 0 where another bundle wrote it, whose states mean nothing to this one. */
+size_t ellm_saved_tokens(const ellm_saved *saved, const int32_t **tokens);
+/* Makes the session hold those tokens, in place of its own. CONTEXT_FULL, the session empty, where they do not fit. */
+ellm_status ellm_session_restore(ellm_context *context, int32_t slot, const ellm_saved *saved);
 
 /* A flag another thread or a signal handler may set; eval then returns ELLM_CANCELLED between two steps of the
  * plan's rows (positions of finished steps stay). Cleared by the next call of eval's caller with false. */

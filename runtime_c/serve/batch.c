@@ -12,6 +12,7 @@
 enum {
     step_rows = 64,  /* of prompts, while nobody waits for his next token */
     mixed_rows = 32, /* all rows of a step that somebody waits for */
+    none = -2,       /* no session, and not ELLM_PREFIX either */
 };
 
 /* A session of the context, and who has it. */
@@ -46,13 +47,18 @@ struct batch {
 
 /* ---- seats ---- */
 
-/* Positions of a seat's session that a prompt may keep; the last token's logits are wanted. */
-static int32_t common(const seat *s, const generation *g) {
+/* How many of these tokens a prompt begins with; its last one's logits are wanted. */
+static int32_t common_with(const int32_t *tokens, int32_t n_tokens, const generation *g) {
     int32_t n = 0, most = (int32_t)g->n_prompt - 1;
-    while (n < most && n < s->n_held && s->held[n] == g->prompt[n]) {
+    while (n < most && n < n_tokens && tokens[n] == g->prompt[n]) {
         n++;
     }
     return n;
+}
+
+/* Positions of a seat's session that a prompt may keep. */
+static int32_t common(const seat *s, const generation *g) {
+    return common_with(s->held, s->n_held, g);
 }
 
 /* A free seat: one that holds the beginning of the prompt and little else, else the one that was free the longest. */
@@ -138,30 +144,29 @@ static size_t put_row(batch *b, size_t n, seat *s, int32_t token, bool wants_log
     return n + 1;
 }
 
-/* Takes over from another session what that one holds of the prompt, and this one does not: the answers to one prompt
+/* Takes over what another session, or the bundle, holds of the prompt, and this one does not: the answers to one prompt
  * compute it once between them. */
 static void share(batch *b, seat *s, generation *who) {
-    int32_t most = s->n_done;
-    seat *source = NULL;
+    const int32_t *shipped;
+    int32_t n_shipped = (int32_t)ellm_model_prefix_tokens(who->model, &shipped);
+    int32_t ready = common_with(shipped, n_shipped, who), most = ready > s->n_done ? ready : s->n_done;
+    int32_t source = ready > s->n_done ? ELLM_PREFIX : none;
     for (int32_t i = 0; i < b->options.n_sessions; i++) {
         int32_t n = &b->seats[i] == s ? 0 : common(&b->seats[i], who), there = ellm_session_length(b->context, i);
         n = n < there ? n : there; /* the rest is about to be computed */
         if (n > most) {
             most = n;
-            source = &b->seats[i];
+            source = i;
         }
     }
-    if (source == NULL) {
+    if (source == none) {
         return;
     }
-    bool good = ellm_session_share(b->context, (int32_t)(source - b->seats), (int32_t)(s - b->seats), most) == ELLM_OK;
-    if (good) {
+    /* Where a window has closed over it, the prompt is computed. */
+    if (ellm_session_share(b->context, source, (int32_t)(s - b->seats), most) == ELLM_OK) {
         memcpy(s->held + s->n_done, who->prompt + s->n_done, (size_t)(most - s->n_done) * sizeof *s->held);
         who->n_reused += (size_t)(most - s->n_done);
         s->n_held = s->n_done = most;
-    } else { /* a window has closed over it, and this session's own positions are gone */
-        s->n_held = s->n_done = ellm_session_length(b->context, (int32_t)(s - b->seats));
-        who->n_reused = 0;
     }
 }
 

@@ -145,11 +145,20 @@ static bool put_extra(parsing *p, const ellm_json *tools, buffer *json) {
     return true;
 }
 
-/* The prompt of the system messages and of those from `first` on. */
+/* The prompt of the system messages, or the bundle's system prompt where there are none, and of those from `first` on. */
 static bool render(parsing *p, const message *list, size_t n, size_t first, const char *extra, generation *g) {
     buffer json = {0}, text = {0};
     ellm_error error = {{0}};
+    const char *system = ellm_model_system(p->service->model);
+    for (size_t i = 0; i < n; i++) {
+        system = list[i].is_system ? NULL : system;
+    }
     buffer_put(&json, "[", 1);
+    if (system != NULL) {
+        buffer_print(&json, "{\"role\":\"system\",\"content\":");
+        buffer_put_string(&json, system);
+        buffer_put(&json, "}", 1);
+    }
     for (size_t i = 0; i < n; i++) {
         if (i >= first || list[i].is_system) {
             buffer_put(&json, ",", json.n > 1);

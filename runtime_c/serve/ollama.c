@@ -113,6 +113,10 @@ void ollama_show(const service *s, reply *r) {
                  family.data, s->n_parameters, family.data, (int)s->context_length, family.data,
                  (int)s->info.vocab_size, chats ? ",\"tools\"" : "");
     put_time(s->created, 0, &b);
+    if (ellm_model_system(s->model) != NULL) {
+        buffer_print(&b, ",\"system\":");
+        buffer_put_string(&b, ellm_model_system(s->model));
+    }
     buffer_put(&b, "}", 1);
     reply_put(r, 200, "application/json", "", b.data, b.n);
     buffer_free(&b);

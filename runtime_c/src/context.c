@@ -18,6 +18,7 @@
 #include "pace.h"
 #include "plan.h"
 #include "pool.h"
+#include "state.h"
 #include "watch.h"
 
 enum {
@@ -28,9 +29,10 @@ enum {
     prefill_rest = 6,
     decode_window = 6,
     decode_rest = 8,
-    remembered_rest = 256, /* before the first attempt with what was remembered */
-    worth_remembering = 8, /* steps */
-    read_steps = 16,       /* steps that the disk is ahead of, where weights do not stay in memory */
+    remembered_rest = 256,    /* before the first attempt with what was remembered */
+    worth_remembering = 8,    /* steps */
+    prefix_alignment = 16384, /* of states in memory, so that pages of a file can take their place */
+    read_steps = 16,          /* steps that the disk is ahead of, where weights do not stay in memory */
 };
 
 struct ellm_context {
@@ -46,7 +48,8 @@ struct ellm_context {
     size_t memory_bytes;
     uint8_t *arena;
     void *inputs[ELLM_INPUTS];
-    ellm_kv kv;
+    int32_t n_sessions;
+    ellm_kv kv;       /* with one session more where the bundle ships a prefix, which that one holds */
     int32_t *pending; /* (sessions) rows of the current call */
     ellm_row *rows;   /* ELLM_STEP_ROWS, for ellm_session_eval */
     ellm_step_ladder body, head;
@@ -59,11 +62,15 @@ struct ellm_context {
 
 /* ---- memory ---- */
 
-/* Takes `bytes` from a growing layout and returns their offset, a multiple of 64. */
-static uint64_t lay_out(uint64_t *total, uint64_t bytes) {
-    uint64_t at = *total;
-    *total += (bytes + 63) / 64 * 64;
+/* Takes `bytes` from a growing layout and returns their offset, a multiple of the alignment. */
+static uint64_t lay_out_at(uint64_t *total, uint64_t bytes, uint64_t alignment) {
+    uint64_t at = (*total + alignment - 1) / alignment * alignment;
+    *total = at + bytes;
     return at;
+}
+
+static uint64_t lay_out(uint64_t *total, uint64_t bytes) {
+    return lay_out_at(total, bytes, 64);
 }
 
 static ellm_status no_room(const ellm_context *context, uint64_t total, uint64_t available, ellm_error *error) {
@@ -72,7 +79,7 @@ static ellm_status no_room(const ellm_context *context, uint64_t total, uint64_t
     return ellm_fail(error, ELLM_NO_MEMORY,
                      "%d sessions of %d positions need %llu MiB (KV cache %llu MiB, arena %llu MiB), %llu MiB are "
                      "available; ask for a shorter context or fewer sessions",
-                     (int)context->kv.n_sessions, (int)context->context_length, (unsigned long long)needed,
+                     (int)context->n_sessions, (int)context->context_length, (unsigned long long)needed,
                      (unsigned long long)(kv / mib), (unsigned long long)(context->plan->arena_bytes / mib),
                      (unsigned long long)(available / mib));
 }
@@ -84,9 +91,9 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     uint64_t total = 0, sessions = (uint64_t)kv->n_sessions, cap = (uint64_t)kv->table_cap;
     uint64_t blocks = (uint64_t)kv->n_blocks, inputs[ELLM_INPUTS];
     uint64_t arena = lay_out(&total, plan->arena_bytes);
-    uint64_t states = total;
+    uint64_t states = total, alignment = kv->n_sessions > context->n_sessions ? prefix_alignment : 64;
     for (uint32_t i = 0; i < plan->n_states; i++) {
-        lay_out(&total, plan->state_bytes[i] * blocks);
+        lay_out_at(&total, plan->state_bytes[i] * blocks, alignment);
         if (total > (uint64_t)1 << 50) {
             return no_room(context, total, ellm_available_bytes(), error);
         }
@@ -115,7 +122,7 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     context->arena = base + arena;
     kv->states = (uint8_t **)(void *)(base + pointers);
     for (uint32_t i = 0; i < plan->n_states; i++) {
-        kv->states[i] = base + lay_out(&states, plan->state_bytes[i] * blocks);
+        kv->states[i] = base + lay_out_at(&states, plan->state_bytes[i] * blocks, alignment);
     }
     for (int i = 0; i < ELLM_INPUTS; i++) {
         context->inputs[i] = base + inputs[i];
@@ -162,6 +169,23 @@ static void recall(ellm_context *context) {
     ellm_gear_init(&context->decode, pace.n_decode, context->decode.n_most, decode_window, remembered_rest);
 }
 
+/* Positions of the bundle's prefix that fit the context. */
+static int32_t prefix_length(const ellm_context *context) {
+    const ellm_file *file;
+    const ellm_state *prefix = ellm_model_prefix(context->model, &file);
+    int32_t most = context->context_length;
+    return prefix == NULL ? 0 : prefix->n_tokens < most ? prefix->n_tokens : most;
+}
+
+/* The prefix gets the session behind all others, and the first blocks of the pool. */
+static void map_prefix(ellm_context *context) {
+    const ellm_file *file;
+    const ellm_state *prefix = ellm_model_prefix(context->model, &file);
+    if (prefix != NULL) { /* where that fails, it is empty, and prompts are computed */
+        (void)ellm_state_put(prefix, file, &context->kv, context->n_sessions, prefix_length(context));
+    }
+}
+
 static ellm_status read_options(ellm_context *context, const ellm_context_options *options, ellm_error *error) {
     ellm_model_info info;
     ellm_model_get_info(context->model, &info);
@@ -183,11 +207,13 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
     set_gear(&context->decode, &context->cores, given.n_threads_decode, decode_window, decode_rest);
     context->vocab_size = info.vocab_size;
     context->context_length = length;
+    context->n_sessions = sessions;
+    int32_t prefix = prefix_length(context), n_prefix = (prefix + ELLM_BLOCK - 1) / ELLM_BLOCK;
     int32_t each = ellm_kv_session_blocks(length, info.sliding_window, ellm_ladder_rows(&context->plan->body));
     context->kv = (ellm_kv){.plan = context->plan,
-                            .n_sessions = sessions,
+                            .n_sessions = sessions + (prefix > 0),
                             .table_cap = (length + ELLM_BLOCK - 1) / ELLM_BLOCK,
-                            .n_blocks = each * sessions,
+                            .n_blocks = each * sessions + n_prefix,
                             .window = info.sliding_window};
     if (context->prefill.n_most < 1 || context->decode.n_most < 1) {
         return ellm_fail(error, ELLM_USAGE, "%d and %d threads; at least 1 is needed", (int)context->prefill.n_most,
@@ -220,7 +246,7 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
     symbols[ELLM_SYMBOL_ONE] = 1;
     symbols[ELLM_SYMBOL_BLOCKS] = (uint64_t)kv->n_blocks;
     symbols[ELLM_SYMBOL_TABLE_CAP] = (uint64_t)kv->table_cap;
-    symbols[ELLM_SYMBOL_SESSIONS] = (uint64_t)kv->n_sessions;
+    symbols[ELLM_SYMBOL_SESSIONS] = (uint64_t)context->n_sessions;
     symbols[ELLM_SYMBOL_TABLE] = symbols[ELLM_SYMBOL_SESSIONS] * symbols[ELLM_SYMBOL_TABLE_CAP];
     if (status == ELLM_OK) {
         status = ellm_plan_check(context->plan, symbols, error);
@@ -242,6 +268,7 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
         ellm_context_close(context);
         return status;
     }
+    map_prefix(context);
     recall(context);
     if (!context->plan->in_memory && !context->reads_always) {
         context->reader = ellm_ahead_start(context->plan);
@@ -332,10 +359,10 @@ static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_ste
 
 /* Everything about rows that can be wrong, before anything changes. */
 static ellm_status check_rows(ellm_context *context, const ellm_row *rows, size_t n, const float *logits) {
-    memset(context->pending, 0, (size_t)context->kv.n_sessions * sizeof *context->pending);
+    memset(context->pending, 0, (size_t)context->n_sessions * sizeof *context->pending);
     for (size_t i = 0; i < n; i++) {
         const ellm_row *row = &rows[i];
-        if (row->slot < 0 || row->slot >= context->kv.n_sessions || (row->wants_logits && logits == NULL)) {
+        if (row->slot < 0 || row->slot >= context->n_sessions || (row->wants_logits && logits == NULL)) {
             return ELLM_USAGE;
         }
         if (row->token < 0 || row->token >= context->vocab_size) {
@@ -433,7 +460,7 @@ ellm_status ellm_context_eval(ellm_context *context, const ellm_row *rows, size_
 }
 
 ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, float *logits) {
-    if (slot < 0 || slot >= context->kv.n_sessions || (n == 0 && logits != NULL)) {
+    if (slot < 0 || slot >= context->n_sessions || (n == 0 && logits != NULL)) {
         return ELLM_USAGE;
     }
     for (size_t i = 0; i < n; i++) {
@@ -463,11 +490,11 @@ ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t
 }
 
 int32_t ellm_session_length(const ellm_context *context, int32_t slot) {
-    return slot < 0 || slot >= context->kv.n_sessions ? 0 : context->kv.lengths[slot];
+    return slot < 0 || slot >= context->n_sessions ? 0 : context->kv.lengths[slot];
 }
 
 ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t length) {
-    if (slot < 0 || slot >= context->kv.n_sessions || length < 0 || length > context->kv.lengths[slot]
+    if (slot < 0 || slot >= context->n_sessions || length < 0 || length > context->kv.lengths[slot]
         || !ellm_kv_truncate(&context->kv, slot, length)) {
         return ELLM_USAGE;
     }
@@ -475,10 +502,13 @@ ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t l
 }
 
 ellm_status ellm_session_share(ellm_context *context, int32_t from, int32_t to, int32_t length) {
-    const ellm_kv *kv = &context->kv;
-    bool good = from >= 0 && from < kv->n_sessions && to >= 0 && to < kv->n_sessions && from != to && length >= 0
-                && length <= kv->lengths[from];
-    return good && ellm_kv_share(&context->kv, from, to, length) ? ELLM_OK : ELLM_USAGE;
+    ellm_kv *kv = &context->kv;
+    bool is_prefix = from == ELLM_PREFIX && kv->n_sessions > context->n_sessions;
+    bool good =
+        (is_prefix || (from >= 0 && from < context->n_sessions)) && to >= 0 && to < context->n_sessions && from != to;
+    from = is_prefix ? context->n_sessions : from;
+    good = good && length >= 0 && length <= kv->lengths[from];
+    return good && ellm_kv_share(kv, from, to, length) ? ELLM_OK : ELLM_USAGE;
 }
 
 void ellm_context_settle(ellm_context *context, bool fit) {
@@ -498,6 +528,14 @@ double ellm_context_cost_ns(const ellm_context *context, int32_t n) {
         head += ellm_ladder_cost_ns(&context->head, left < context->head.rows ? left : context->head.rows);
     }
     return body > 0 && head > 0 ? body + head : 0;
+}
+
+const ellm_model *ellm_context_model(const ellm_context *context) {
+    return context->model;
+}
+
+ellm_kv *ellm_context_kv(ellm_context *context) {
+    return &context->kv;
 }
 
 int32_t ellm_context_vocab(const ellm_context *context) {

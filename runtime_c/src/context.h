@@ -5,6 +5,11 @@
 #include "edgellm.h"
 
 typedef struct ellm_observer ellm_observer; /* observe.h */
+typedef struct ellm_kv ellm_kv;             /* kv.h */
+
+/* Its model and its KV cache. */
+const ellm_model *ellm_context_model(const ellm_context *context);
+ellm_kv *ellm_context_kv(ellm_context *context);
 
 /* Time of one call of eval with n rows that all want logits, in ns, as measured so far; 0: not known. */
 double ellm_context_cost_ns(const ellm_context *context, int32_t n);

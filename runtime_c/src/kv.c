@@ -18,6 +18,11 @@ static int32_t first_visible(const ellm_kv *kv, int32_t position) {
     return first > 0 ? first / ELLM_BLOCK : 0;
 }
 
+void ellm_kv_visible(const ellm_kv *kv, int32_t length, int32_t *first, int32_t *end) {
+    *first = first_visible(kv, length);
+    *end = (length + ELLM_BLOCK - 1) / ELLM_BLOCK;
+}
+
 static int32_t *session_table(const ellm_kv *kv, int32_t slot) {
     return kv->table + (size_t)slot * (size_t)kv->table_cap;
 }
@@ -78,21 +83,40 @@ bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position) {
 
 bool ellm_kv_share(ellm_kv *kv, int32_t from, int32_t to, int32_t length) {
     int32_t *source = session_table(kv, from), *table = session_table(kv, to);
-    int32_t first = first_visible(kv, length), end = (length + ELLM_BLOCK - 1) / ELLM_BLOCK;
-    for (int32_t i = 0; i < kv->table_cap; i++) {
-        release(kv, &table[i]);
-    }
-    kv->lengths[to] = 0;
+    int32_t first, end;
+    ellm_kv_visible(kv, length, &first, &end);
     for (int32_t i = first; i < end; i++) {
         if (source[i] < 0) {
             return false;
         }
     }
-    for (int32_t i = first; i < end; i++) {
-        table[i] = source[i];
-        kv->n_users[source[i]]++;
+    for (int32_t i = 0; i < kv->table_cap; i++) {
+        bool has = i >= first && i < end;
+        if (has) { /* before its own is released, which may be the same */
+            kv->n_users[source[i]]++;
+        }
+        release(kv, &table[i]);
+        table[i] = has ? source[i] : -1;
     }
     kv->lengths[to] = length;
+    return true;
+}
+
+uint8_t *ellm_kv_block(const ellm_kv *kv, int32_t slot, int32_t block, uint32_t state) {
+    int32_t at = session_table(kv, slot)[block];
+    return kv->states[state] + (size_t)at * (size_t)kv->plan->state_bytes[state];
+}
+
+bool ellm_kv_fill(ellm_kv *kv, int32_t slot, int32_t length) {
+    int32_t first, end;
+    ellm_kv_visible(kv, length, &first, &end);
+    for (int32_t block = first; block < end; block++) {
+        if (!ellm_kv_reserve(kv, slot, block * ELLM_BLOCK)) {
+            (void)ellm_kv_truncate(kv, slot, 0);
+            return false;
+        }
+    }
+    kv->lengths[slot] = length;
     return true;
 }
 
@@ -106,7 +130,8 @@ void ellm_kv_advance(ellm_kv *kv, int32_t slot, int32_t length) {
 
 bool ellm_kv_truncate(ellm_kv *kv, int32_t slot, int32_t length) {
     int32_t *table = session_table(kv, slot);
-    int32_t first = first_visible(kv, length), end = (length + ELLM_BLOCK - 1) / ELLM_BLOCK;
+    int32_t first, end;
+    ellm_kv_visible(kv, length, &first, &end);
     for (int32_t i = first; i < end; i++) {
         if (table[i] < 0) {
             return false;

@@ -30,9 +30,16 @@ bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position);
 void ellm_kv_advance(ellm_kv *kv, int32_t slot, int32_t length);
 /* Most positions that the session can take, up to context_length in all, and be cut back by again. */
 int32_t ellm_kv_spare(const ellm_kv *kv, int32_t slot, int32_t context_length);
-/* Makes `to` hold the first `length` positions of `from`, in place of its own. False, and `to` empty, if `from` has them no
- * more. */
+/* Makes `to` hold the first `length` positions of `from`, in place of its own. False, and nothing changed, if `from` has
+ * them no more. */
 bool ellm_kv_share(ellm_kv *kv, int32_t from, int32_t to, int32_t length);
+/* The blocks [first, end) that hold what is visible to a row at position `length` and later, of those before it. */
+void ellm_kv_visible(const ellm_kv *kv, int32_t length, int32_t *first, int32_t *end);
+/* Block `block` of a session, which holds it, in one of the states. */
+uint8_t *ellm_kv_block(const ellm_kv *kv, int32_t slot, int32_t block, uint32_t state);
+/* Makes an empty session hold `length` positions in blocks of its own, whose content is for the caller to write. False,
+ * and still empty, where the pool has not as many. */
+bool ellm_kv_fill(ellm_kv *kv, int32_t slot, int32_t length);
 /* Cuts the session back. False if its window would show positions that are gone. */
 bool ellm_kv_truncate(ellm_kv *kv, int32_t slot, int32_t length);
 

@@ -5,7 +5,7 @@
 #include "error.h"
 #include "json.h"
 
-enum { most_positions = 1 << 24, most_text = 4096 };
+enum { most_positions = 1 << 24, most_text = 4096, most_system = 1 << 20 };
 
 /* What one key must be; `offset` is where it goes in ellm_manifest, of the type that `kind` says. */
 typedef enum kind { KIND_TEXT, KIND_INT32, KIND_UINT64, KIND_IGNORED_TEXT, KIND_IGNORED_INT } kind;
@@ -221,6 +221,32 @@ static ellm_status read_files(const ellm_json *root, ellm_region *region, ellm_m
     return ELLM_OK;
 }
 
+/* The state that the bundle ships, if it does, and the system prompt in it. */
+static ellm_status read_prefix(const ellm_json *root, ellm_region *region, ellm_manifest *manifest, ellm_error *error) {
+    const ellm_json *prefix = ellm_json_get(root, "prefix"), *system = ellm_json_get(prefix, "system");
+    if (prefix == NULL) {
+        return ELLM_OK;
+    }
+    const char *file = ellm_json_text(ellm_json_get(prefix, "file"), most_text);
+    for (size_t i = 0; i < manifest->n_files && file != NULL; i++) {
+        if (manifest->files[i].is_weight && strcmp(manifest->files[i].path, file) == 0) {
+            manifest->prefix_file = manifest->files[i].path;
+        }
+    }
+    if (manifest->prefix_file == NULL) {
+        return bad(error, "prefix", "file", "one of files, below weights/");
+    }
+    if (system != NULL) {
+        const char *text = ellm_json_text(system, most_system);
+        if (text == NULL) {
+            return bad(error, "prefix", "system", "a text");
+        }
+        manifest->prefix_system = ellm_region_text(region, text, strlen(text));
+        return manifest->prefix_system != NULL ? ELLM_OK : no_memory(error);
+    }
+    return ELLM_OK;
+}
+
 ellm_status ellm_manifest_read(const char *text, size_t n_bytes, ellm_region *region, ellm_manifest *manifest,
                                ellm_error *error) {
     *manifest = (ellm_manifest){0};
@@ -252,6 +278,9 @@ ellm_status ellm_manifest_read(const char *text, size_t n_bytes, ellm_region *re
     }
     if (status == ELLM_OK) {
         status = read_generation(root, region, manifest, error);
+    }
+    if (status == ELLM_OK) {
+        status = read_prefix(root, region, manifest, error);
     }
     const ellm_json *provenance = status == ELLM_OK ? ellm_json_get(root, "provenance") : NULL;
     if (status == ELLM_OK && (provenance == NULL || provenance->kind != ELLM_JSON_OBJECT)) {

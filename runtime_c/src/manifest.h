@@ -24,7 +24,8 @@ typedef struct ellm_manifest {
     size_t n_files;
     int32_t *stop_ids;
     size_t n_stop_ids;
-    ellm_sampler_options sampling; /* recommended; greedy where generation says nothing */
+    const char *prefix_file, *prefix_system; /* state of a beginning that every conversation may have; NULL: none */
+    ellm_sampler_options sampling;           /* recommended; greedy where generation says nothing */
 } ellm_manifest;
 
 /* Everything lives in `region`. BUNDLE_FORMAT, or BUNDLE_VERSION for a format this runtime does not read. */

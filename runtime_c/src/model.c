@@ -12,6 +12,7 @@
 #include "object.h"
 #include "plan.h"
 #include "safetensors.h"
+#include "state.h"
 #include "template.h"
 #include "tokenizer.h"
 
@@ -25,6 +26,8 @@ struct ellm_model {
     uint64_t decrypted_bytes, locked_bytes;
     ellm_tokenizer *tokenizer;
     ellm_template *template;
+    ellm_state prefix;            /* without tokens: none */
+    const ellm_file *prefix_file; /* its shard, which stays open */
 };
 
 /* Maps a file that the manifest must list. */
@@ -110,12 +113,12 @@ static ellm_status read_tensors(const ellm_file *shard, const char *path, ellm_r
     return status;
 }
 
-static ellm_status read_shard(ellm_file *shard, const char *path, ellm_region *region, tensor_list *list,
-                              ellm_error *error) {
+static ellm_status read_shard(ellm_file *shard, const char *path, bool stays_open, ellm_region *region,
+                              tensor_list *list, ellm_error *error) {
     ellm_tensor *tensors;
     size_t n;
     ellm_status status = read_tensors(shard, path, region, &tensors, &n, error);
-    if (shard->descriptor >= 0) {
+    if (shard->descriptor >= 0 && !stays_open) {
         ellm_file_release(shard);
     }
     if (status != ELLM_OK) {
@@ -163,6 +166,19 @@ static ellm_status resolve_weights(ellm_model *model, tensor_list *list, ellm_er
     return ELLM_OK;
 }
 
+/* The state that the bundle ships, among the tensors of all shards. */
+static ellm_status find_prefix(ellm_model *model, const tensor_list *list, ellm_error *error) {
+    const ellm_manifest *manifest = &model->bundle.manifest;
+    const ellm_kv kv = {.plan = &model->plan, .window = manifest->sliding_window};
+    ellm_status status = ellm_state_read(list->tensors, list->n, &kv, manifest->vocab_size, manifest->prefix_file,
+                                         &model->bundle.region, &model->prefix, error);
+    if (status == ELLM_OK && model->prefix.n_tokens > manifest->context_length) {
+        status = ellm_fail(error, ELLM_BUNDLE_FORMAT, "%s: %d tokens, the model has %d positions; compile it again",
+                           manifest->prefix_file, (int)model->prefix.n_tokens, (int)manifest->context_length);
+    }
+    return status;
+}
+
 static bool is_shard(const ellm_manifest_file *file) {
     static const char suffix[] = ".safetensors";
     size_t length = strlen(file->path), tail = sizeof suffix - 1;
@@ -192,10 +208,15 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
         model->plan.in_memory = model->decrypted_bytes != 0;
     }
     for (size_t i = 0; i < model->n_shards && status == ELLM_OK; i++) {
-        status = read_shard(&model->shards[i], entries[i]->path, &region, &list, error);
+        bool is_prefix = entries[i]->path == manifest->prefix_file;
+        model->prefix_file = is_prefix ? &model->shards[i] : model->prefix_file;
+        status = read_shard(&model->shards[i], entries[i]->path, is_prefix, &region, &list, error);
     }
     if (status == ELLM_OK) {
         status = resolve_weights(model, &list, error);
+    }
+    if (status == ELLM_OK && manifest->prefix_file != NULL) {
+        status = find_prefix(model, &list, error);
     }
     if (status == ELLM_OK && !model->plan.in_memory) {
         ellm_ahead_advise(&model->plan);
@@ -309,6 +330,20 @@ bool ellm_model_has_chat_template(const ellm_model *model) {
 
 void ellm_model_sampler_options(const ellm_model *model, ellm_sampler_options *options) {
     *options = model->bundle.manifest.sampling;
+}
+
+const ellm_state *ellm_model_prefix(const ellm_model *model, const ellm_file **file) {
+    *file = model->prefix_file;
+    return model->prefix.n_tokens > 0 ? &model->prefix : NULL;
+}
+
+size_t ellm_model_prefix_tokens(const ellm_model *model, const int32_t **tokens) {
+    *tokens = model->prefix.tokens;
+    return (size_t)model->prefix.n_tokens;
+}
+
+const char *ellm_model_system(const ellm_model *model) {
+    return model->bundle.manifest.prefix_system;
 }
 
 const ellm_tokenizer *ellm_model_tokenizer(const ellm_model *model) {

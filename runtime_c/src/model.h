@@ -8,6 +8,8 @@
 
 #include "edgellm.h"
 
+typedef struct ellm_file ellm_file;           /* file.h */
+typedef struct ellm_state ellm_state;         /* state.h */
 typedef struct ellm_tokenizer ellm_tokenizer; /* tokenizer.h */
 typedef struct ellm_template ellm_template;   /* template.h */
 struct ellm_plan;                             /* plan.h */
@@ -18,6 +20,8 @@ const ellm_tokenizer *ellm_model_tokenizer(const ellm_model *model);
 const ellm_template *ellm_model_template(const ellm_model *model);
 /* The validated plan; weights and kernels are resolved to addresses. */
 const struct ellm_plan *ellm_model_plan(const ellm_model *model);
+/* The state that the bundle ships, and the file it is in; NULL if there is none. */
+const ellm_state *ellm_model_prefix(const ellm_model *model, const ellm_file **file);
 /* The bundle's directory, a descriptor that stays open, and the SHA-256 of its manifest in hexadecimal. */
 int ellm_model_directory(const ellm_model *model);
 const char *ellm_model_sha256(const ellm_model *model);

@@ -1,0 +1,101 @@
+/* Sessions in files: what one holds is written, and taken up again by a later run of the same bundle. */
+#include "posix.h"
+
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "context.h"
+#include "error.h"
+#include "model.h"
+#include "state.h"
+
+enum { most_note_bytes = 16 << 20 };
+
+struct ellm_saved {
+    ellm_file file;
+    ellm_region region;
+    ellm_state state;
+    bool is_foreign;
+};
+
+ellm_status ellm_session_save(ellm_context *context, int32_t slot, const int32_t *tokens, const char *path,
+                              const void *note, size_t note_bytes, ellm_error *error) {
+    if (ellm_session_length(context, slot) < 1 || note_bytes > most_note_bytes) {
+        return ellm_fail(error, ELLM_USAGE, "%.200s: there is nothing to save, or a note of more than 16 MiB", path);
+    }
+    return ellm_state_write(path, ellm_context_kv(context), slot, tokens,
+                            ellm_model_sha256(ellm_context_model(context)), note, note_bytes, error);
+}
+
+static ellm_status read_saved(const ellm_model *model, ellm_saved *saved, const char *path, ellm_error *error) {
+    ellm_tensor *tensors;
+    size_t n;
+    ellm_model_info info;
+    ellm_model_get_info(model, &info);
+    const uint8_t *data = saved->file.data;
+    ellm_status status = saved->file.bytes < 8 ? ELLM_BUNDLE_FORMAT
+                                               : ellm_safetensors_read(data, data, saved->file.bytes, path,
+                                                                       &saved->region, &tensors, &n, error);
+    ellm_kv kv = {.window = info.sliding_window};
+    if (status == ELLM_OK) { /* without a plan: what any bundle's file has */
+        status = ellm_state_read(tensors, n, &kv, info.vocab_size, path, &saved->region, &saved->state, error);
+    }
+    if (status == ELLM_OK && !ellm_state_is_whole(&saved->file)) {
+        status = ELLM_BUNDLE_FORMAT;
+    }
+    const char *bundle = saved->state.bundle;
+    saved->is_foreign = bundle == NULL || memcmp(bundle, ellm_model_sha256(model), 64) != 0;
+    if (status == ELLM_OK && !saved->is_foreign) {
+        kv.plan = ellm_model_plan(model);
+        status = ellm_state_read(tensors, n, &kv, info.vocab_size, path, &saved->region, &saved->state, error);
+    }
+    return status == ELLM_OK || status == ELLM_NO_MEMORY
+               ? status
+               : ellm_fail(error, ELLM_SESSION_INVALID, "%.200s: no saved session, or a damaged one; remove it", path);
+}
+
+ellm_status ellm_saved_open(const ellm_model *model, const char *path, ellm_saved **result, ellm_error *error) {
+    *result = NULL;
+    ellm_saved *saved = calloc(1, sizeof *saved);
+    if (saved == NULL) {
+        return ellm_fail(error, ELLM_NO_MEMORY, "%.200s: no memory to read it", path);
+    }
+    ellm_region_init(&saved->region, (size_t)64 << 20);
+    ellm_status status = ellm_file_map(AT_FDCWD, path, &saved->file, error);
+    status = status != ELLM_OK ? status : read_saved(model, saved, path, error);
+    if (status != ELLM_OK) {
+        ellm_saved_close(saved);
+        return status;
+    }
+    *result = saved;
+    return ELLM_OK;
+}
+
+void ellm_saved_close(ellm_saved *saved) {
+    if (saved != NULL) {
+        ellm_region_free(&saved->region);
+        ellm_file_close(&saved->file);
+        free(saved);
+    }
+}
+
+const void *ellm_saved_note(const ellm_saved *saved, size_t *n_bytes) {
+    *n_bytes = (size_t)saved->state.note_bytes;
+    return saved->state.note;
+}
+
+size_t ellm_saved_tokens(const ellm_saved *saved, const int32_t **tokens) {
+    *tokens = saved->state.tokens;
+    return saved->is_foreign ? 0 : (size_t)saved->state.n_tokens;
+}
+
+ellm_status ellm_session_restore(ellm_context *context, int32_t slot, const ellm_saved *saved) {
+    if (saved->is_foreign || ellm_session_truncate(context, slot, 0) != ELLM_OK) {
+        return ELLM_USAGE;
+    }
+    int32_t n = saved->state.n_tokens;
+    bool fits = n <= ellm_context_length(context);
+    return fits && ellm_state_put(&saved->state, NULL, ellm_context_kv(context), slot, n) ? ELLM_OK : ELLM_CONTEXT_FULL;
+}

@@ -1,4 +1,7 @@
-"""A Hugging Face checkpoint directory: configuration, tokenizer files, and tensors read lazily from safetensors."""
+"""A Hugging Face checkpoint directory: configuration, tokenizer files, and tensors read lazily from safetensors.
+
+A GGUF file is opened here too (crosscompile.gguf_checkpoint).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ __all__ = ["Checkpoint", "TensorInfo", "load"]
 FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 """Stored types that can be read. NumPy has no bfloat16: its bits are the upper half of a float32."""
 
+GGUF = ".gguf"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 RANDOM = "random.json"
 """Stands in for the weights of a random checkpoint (crosscompile.random_checkpoint)."""
@@ -51,6 +55,11 @@ class Checkpoint:
     tensors: dict[str, TensorInfo] = field(repr=False)
     special_tokens: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+
+    @property
+    def paths(self) -> list[Path]:
+        """`files` as they can be opened."""
+        return [self.path / name for name in self.files]
 
     def info(self, name: str, shape: tuple[int, ...] | None = None) -> TensorInfo:
         """The tensor's place. CheckpointError if it is missing, not a float type, or not of this shape.
@@ -101,6 +110,14 @@ class Checkpoint:
             return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
         return values.astype(np.float32, copy=False)
 
+    def integers(self, name: str, rows: slice) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rows of a matrix as the checkpoint quantized them, if it did so in a way that our schemes can carry.
+
+        Returns q (rows, columns) int8 and scale (rows, columns / 32) float16, whose product is exactly what `read`
+        gives; None for all else.
+        """
+        return None
+
 
 def _read_bytes(file: Path) -> bytes:
     try:
@@ -132,7 +149,14 @@ def read_object(file: Path, required: bool = False) -> dict[str, Any]:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """config.json of a checkpoint directory. ConfigError if it is missing or its weights are quantized already."""
+    """config.json of a checkpoint directory, or what the metadata of a GGUF file says instead.
+
+    ConfigError if it is missing or its weights are quantized already.
+    """
+    if path.suffix == GGUF and path.is_file():
+        from crosscompile.gguf_checkpoint import load_gguf
+
+        return load_gguf(path).config
     file = path / "config.json"
     if not file.is_file():
         raise ConfigError(f"{path} has no config.json: it is not a Hugging Face checkpoint directory")
@@ -178,7 +202,10 @@ def _no_weights(path: Path) -> str:
             f"{path} holds its weights as pickle ({pickles[0]}), which can run code when read; convert it once with "
             f"transformers: AutoModelForCausalLM.from_pretrained({str(path)!r}).save_pretrained({str(path)!r})"
         )
-    for suffix, text in ((".gguf", "GGUF"), (".pth", "original PyTorch"), (".h5", "TensorFlow"), (".msgpack", "Flax")):
+    ggufs = [name for name in names if name.endswith(GGUF)]
+    if ggufs:
+        return f"{path} holds GGUF weights; name the file itself: {path / ggufs[0]}"
+    for suffix, text in ((".pth", "original PyTorch"), (".h5", "TensorFlow"), (".msgpack", "Flax")):
         found = [name for name in names if name.endswith(suffix)]
         if found:
             return f"{path} holds {text} weights ({found[0]}); use the model's safetensors version"
@@ -236,13 +263,17 @@ def _special_tokens(path: Path, tokenizer_config: dict[str, Any]) -> dict[str, s
 
 
 def load(path: str | Path) -> Checkpoint:
-    """Opens a checkpoint directory: reads its JSON files and tensor headers, no tensor data.
+    """Opens a checkpoint directory or a GGUF file: reads JSON files and tensor headers, no tensor data.
 
     Raises CheckpointError for missing, truncated or malformed files, ConfigError for a missing or unusable config.json.
     """
     path = Path(path)
     if path.is_file():
-        raise CheckpointError(f"{path} is a file; name the checkpoint directory that holds config.json")
+        if path.suffix == GGUF:
+            from crosscompile.gguf_checkpoint import load_gguf
+
+            return load_gguf(path)
+        raise CheckpointError(f"{path} is a file; name the checkpoint directory with its config.json, or a .gguf file")
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist; name a checkpoint directory")
     config = read_config(path)

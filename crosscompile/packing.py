@@ -12,6 +12,9 @@ from crosscompile.errors import QuantizeError
 GROUP = 32
 """Columns that share one scale."""
 
+RANGES = {"w4": (-8, 7), "w8": (-127, 127)}
+"""The least and the greatest integer of a kind."""
+
 _PACKING = re.compile(r"(?P<kind>f32|f16|w8|w4)\.r(?P<rows>\d+)(\.k(?P<chunk>\d+)(?P<unsigned>\.u)?)?|vec")
 
 
@@ -66,13 +69,14 @@ def quantize(kind: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if columns % GROUP:
         raise QuantizeError(f"a weight of {columns} columns cannot be cut into groups of {GROUP}")
     blocks = np.ascontiguousarray(weight, np.float32).reshape(out, columns // GROUP, GROUP)
+    if kind not in RANGES:
+        raise QuantizeError(f"{kind!r} is not a quantized kind; w4 and w8 are")
+    low, high = RANGES[kind]
     if kind == "w4":
         index = np.abs(blocks).argmax(-1)[..., None]
-        extreme, low, high = np.take_along_axis(blocks, index, -1)[..., 0] / np.float32(-8), -8, 7
-    elif kind == "w8":
-        extreme, low, high = np.abs(blocks).max(-1) / np.float32(127), -127, 127
+        extreme = np.take_along_axis(blocks, index, -1)[..., 0] / np.float32(-8)
     else:
-        raise QuantizeError(f"{kind!r} is not a quantized kind; w4 and w8 are")
+        extreme = np.abs(blocks).max(-1) / np.float32(127)
     with np.errstate(over="ignore"):
         scale = extreme.astype(np.float16)
     if not np.isfinite(scale).all():
@@ -101,14 +105,28 @@ def pack(packing: str, weight: np.ndarray) -> dict[str, np.ndarray]:
         return {"": np.ascontiguousarray(weight)}
     out, columns = weight.shape
     padding = ((0, form.padded_rows(out) - out), (0, 0))
-    groups, blocks = form.padded_rows(out) // form.rows, columns // GROUP
+    groups = form.padded_rows(out) // form.rows
     if form.kind in ("f32", "f16"):
         with np.errstate(over="ignore"):
             plain = np.pad(weight, padding).astype("f4" if form.kind == "f32" else "f2")
         if not np.isfinite(plain).all():
             raise QuantizeError("a value is not finite or too large for float16; use scheme f32")
         return {"": np.ascontiguousarray(plain.reshape(groups, form.rows, columns).transpose(0, 2, 1))}
-    q, scale = quantize(form.kind, weight)
+    return pack_quantized(packing, *quantize(form.kind, weight))
+
+
+def fits(kind: str, q: np.ndarray) -> bool:
+    """Whether integers of a checkpoint are among those that "w4" or "w8" kernels take."""
+    low, high = RANGES[kind]
+    return bool(q.size) and int(q.min()) >= low and int(q.max()) <= high
+
+
+def pack_quantized(packing: str, q: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
+    """Lay out rows that are quantized already: q (out, in) int8 that `fits`, scale (out, in // 32) float16."""
+    form = Packing.parse(packing)
+    out, columns = q.shape
+    padding = ((0, form.padded_rows(out) - out), (0, 0))
+    groups, blocks = form.padded_rows(out) // form.rows, columns // GROUP
     q, scale = np.pad(q, padding), np.pad(scale, padding)
     if form.kind == "w8":
         cells = q.reshape(groups, form.rows, blocks, GROUP // form.chunk, form.chunk).transpose(0, 2, 3, 1, 4)

@@ -36,6 +36,7 @@ class Tensors(Protocol):
 
     def info(self, name: str) -> TensorInfo: ...
     def read(self, name: str, rows: slice | None = None) -> np.ndarray: ...
+    def integers(self, name: str, rows: slice) -> tuple[np.ndarray, np.ndarray] | None: ...
 
 
 def piece_of(source: Source) -> Piece:
@@ -53,7 +54,8 @@ class Rows:
         self.piece = piece_of(source)
         self.tensors, self.info = tensors, tensors.info(self.piece.tensor)
         shape = self.info.shape
-        stored = shape[::-1] if self.piece.transposed else shape
+        self.transposed = self.piece.transposed != self.info.transposed
+        stored = shape[::-1] if self.transposed else shape
         if stored and self.piece.ranges:
             stored = (sum(count for _, count in self.piece.ranges), *stored[1:])
         self.shape = stored
@@ -62,23 +64,42 @@ class Rows:
     @property
     def fits(self) -> bool:
         """Whether the tensor has the rows that are wanted of it."""
-        n = self.info.shape[-1 if self.piece.transposed else 0] if self.info.shape else 0
+        n = self.info.shape[-1 if self.transposed else 0] if self.info.shape else 0
         return all(first >= 0 and first + count <= n for first, count in self.piece.ranges)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows [start, stop) of `shape`, float32."""
+        found = [self._stored(low, high) for low, high in self._runs(start, stop)]
+        return self._changed(found[0] if len(found) == 1 else np.concatenate(found))
+
+    def integers(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Rows [start, stop) as the checkpoint quantized them: q (rows, columns) int8, scale (rows, columns / 32)
+        float16. None where it did not, or where they are changed on the way."""
+        if self.transposed or self.piece.times != 1.0 or self.piece.plus or len(self.shape) != 2:
+            return None
+        found = []
+        for low, high in self._runs(start, stop):
+            part = self.tensors.integers(self.piece.tensor, slice(low, high))
+            if part is None:
+                return None
+            found.append(part)
+        q, scale = zip(*found, strict=True)
+        return np.concatenate(q), np.concatenate(scale)
+
+    def _runs(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """The stored rows (first, end) that rows [start, stop) of `shape` are."""
         if not self.piece.ranges:
-            return self._changed(self._stored(start, stop))
+            return [(start, stop)]
         found, at = [], 0
         for first, count in self.piece.ranges:
             low, high = max(start, at), min(stop, at + count)
             if low < high:
-                found.append(self._stored(first + low - at, first + high - at))
+                found.append((first + low - at, first + high - at))
             at += count
-        return self._changed(found[0] if len(found) == 1 else np.concatenate(found))
+        return found
 
     def _stored(self, start: int, stop: int) -> np.ndarray:
-        if not self.piece.transposed:
+        if not self.transposed:
             return self.tensors.read(self.piece.tensor, slice(start, stop))
         if self.whole is None:
             self.whole = np.ascontiguousarray(self.tensors.read(self.piece.tensor).T)

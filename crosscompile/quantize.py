@@ -8,15 +8,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.errors import CheckpointError, QuantizeError
-from crosscompile.packing import Packing, pack
+from crosscompile.packing import Packing, fits, pack, pack_quantized, quantize
 from crosscompile.pieces import Rows, Source, piece_of
 from crosscompile.safetensors_stream import ShardWriter, Slot
 
@@ -50,11 +50,14 @@ class Parameter(Protocol):
 class Weights:
     """What was written. n_bytes: stored tensors with their scales and row padding, without alignment between them.
 
-    n_parameters: logical weights taken from the checkpoint, before padding.
+    n_parameters: logical weights taken from the checkpoint, before padding. n_kept: how many of them are the very
+    integers that the checkpoint had; n_again: how many it had quantized and were quantized again.
     """
 
     n_bytes: int
     n_parameters: int
+    n_kept: int = 0
+    n_again: int = 0
 
     @property
     def bits_per_weight(self) -> float:
@@ -105,24 +108,73 @@ def check_sources(checkpoint: Checkpoint, parameters: Iterable[Parameter]) -> No
             )
 
 
-def _slices(checkpoint: Checkpoint, parameter: Parameter, rows: int) -> Iterator[tuple[int, np.ndarray]]:
-    """(first row, values) of at most `rows` rows of the sources stacked; all but the last have exactly `rows`."""
-    pending: list[np.ndarray] = []
-    held = first = 0
-    for source in parameter.sources:
-        name, stored = piece_of(source).tensor, Rows(checkpoint, source)
-        n, at = stored.shape[0], 0
-        while at < n:
-            take = min(rows - held, n - at)
-            values = stored.read(at, at + take)
-            _check_finite(name, at, values)
-            pending.append(values)
-            held, at = held + take, at + take
-            if held == rows:
-                yield first, pending[0] if len(pending) == 1 else np.concatenate(pending)
-                first, held, pending = first + held, 0, []
-    if pending:
-        yield first, pending[0] if len(pending) == 1 else np.concatenate(pending)
+Quantized = tuple[np.ndarray, np.ndarray]
+"""q (rows, columns) int8 and scale (rows, columns / 32) float16."""
+
+
+@dataclass
+class _Slices:
+    """The sources of a parameter stacked, some rows at a time. n_kept, n_again: as in Weights, of rows handed out.
+
+    kind: "w4" or "w8", for rows as Quantized; any other for float32.
+    """
+
+    checkpoint: Checkpoint
+    parameter: Parameter
+    kind: str
+    n_kept: int = 0
+    n_again: int = 0
+
+    def of(self, rows: int) -> Iterator[tuple[int, np.ndarray | Quantized]]:
+        """(first row, rows) of at most `rows` rows; all but the last have exactly `rows`."""
+        pending: list[Any] = []
+        held = first = 0
+        for source in self.parameter.sources:
+            stored = Rows(self.checkpoint, source)
+            n, at = stored.shape[0], 0
+            while at < n:
+                take = min(rows - held, n - at)
+                pending.append(self._read(stored, at, at + take))
+                held, at = held + take, at + take
+                if held == rows:
+                    yield first, _joined(pending)
+                    first, held, pending = first + held, 0, []
+        if pending:
+            yield first, _joined(pending)
+
+    def _read(self, stored: Rows, start: int, stop: int) -> np.ndarray | Quantized:
+        """Integers as they are where they fit; for they are rows of one scheme each, quantizing what is left over
+        apart from them gives the same as quantizing all together."""
+        if self.kind not in ("w4", "w8"):
+            return _checked(stored, start, stop)
+        found = stored.integers(start, stop)
+        if found is not None and fits(self.kind, found[0]):
+            if not np.isfinite(found[1]).all():
+                _check_finite(stored.piece.tensor, start, found[1].astype(np.float32))
+            self.n_kept += found[0].size
+            return found
+        values = _checked(stored, start, stop)
+        self.n_again += values.size * stored.info.quantized
+        try:
+            return quantize(self.kind, values)
+        except QuantizeError as error:
+            raise QuantizeError(f"{stored.piece.tensor}, rows from {start} on: {error}") from error
+
+
+def _checked(stored: Rows, start: int, stop: int) -> np.ndarray:
+    values = stored.read(start, stop)
+    _check_finite(stored.piece.tensor, start, values)
+    return values
+
+
+def _joined(parts: list[Any]) -> np.ndarray | Quantized:
+    if len(parts) == 1:
+        made: np.ndarray | Quantized = parts[0]
+        return made
+    if isinstance(parts[0], tuple):
+        q, scale = zip(*parts, strict=True)
+        return np.concatenate(q), np.concatenate(scale)
+    return np.concatenate(parts)
 
 
 def _check_finite(name: str, first: int, values: np.ndarray) -> None:
@@ -138,18 +190,22 @@ def _check_finite(name: str, first: int, values: np.ndarray) -> None:
 
 def _write_parameter(
     checkpoint: Checkpoint, parameter: Parameter, writer: ShardWriter, done: Callable[[int], None]
-) -> None:
+) -> tuple[int, int]:
+    """Writes one parameter; returns (n_kept, n_again) of Weights."""
     if parameter.value is not None:
         writer.write(parameter.name, 0, parameter.value)
         done(parameter.value.nbytes)
-        return
+        return 0, 0
     form = Packing.parse(parameter.packing)
     columns = int(np.prod(parameter.shape[1:], dtype=np.int64))
     rows = max(SLICE_ELEMENTS // max(columns, 1) // form.rows, 1) * form.rows
     positions: dict[str, int] = {}
-    for first, values in _slices(checkpoint, parameter, rows):
+    slices = _Slices(checkpoint, parameter, form.kind)
+    for first, part in slices.of(rows):
         try:
-            pieces = pack(parameter.packing, values)
+            pieces = (
+                pack_quantized(parameter.packing, *part) if isinstance(part, tuple) else pack(parameter.packing, part)
+            )
         except QuantizeError as error:
             raise QuantizeError(
                 f"{' + '.join(piece_of(s).tensor for s in parameter.sources)}, rows from {first} on: {error}"
@@ -159,6 +215,7 @@ def _write_parameter(
             writer.write(parameter.name + suffix, at, piece)
             positions[suffix] = at + piece.nbytes
             done(piece.nbytes)
+    return slices.n_kept, slices.n_again
 
 
 def write_weights(
@@ -184,7 +241,7 @@ def write_weights(
     for parameter in parameters:
         shards.setdefault(parameter.shard, []).append(parameter)
     weight_map: dict[str, str] = {}
-    total = 0
+    total = n_kept = n_again = 0
     for shard, members in shards.items():
         slots: dict[str, Slot] = {}
         for parameter in members:
@@ -193,7 +250,8 @@ def write_weights(
         file = directory / f"{shard}.safetensors"
         with ShardWriter(file, slots, metadata) as writer:
             for parameter in members:
-                _write_parameter(checkpoint, parameter, writer, done)
+                kept, again = _write_parameter(checkpoint, parameter, writer, done)
+                n_kept, n_again = n_kept + kept, n_again + again
         weight_map.update(dict.fromkeys(slots, file.name))
         total += sum(slot.n_bytes for slot in slots.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -203,4 +261,4 @@ def write_weights(
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(directory / INDEX)
-    return size
+    return replace(size, n_kept=n_kept, n_again=n_again)

@@ -33,7 +33,11 @@ _AGAIN = "download or export it again"
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a safetensors file. offset_bytes counts from the start of the file."""
+    """One tensor of a safetensors file, or what stands for one in another format.
+
+    offset_bytes counts from the start of the file. transposed: its rows and columns are the other way round here than
+    in the format that its name comes from.
+    """
 
     name: str
     file: Path
@@ -41,6 +45,12 @@ class TensorInfo:
     shape: tuple[int, ...]
     offset_bytes: int
     n_bytes: int
+    transposed: bool = False
+
+    @property
+    def quantized(self) -> bool:
+        """Whether its values were rounded to few bits already."""
+        return self.dtype not in ("F32", "F16", "BF16")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

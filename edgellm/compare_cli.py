@@ -190,7 +190,7 @@ def _board(args: argparse.Namespace, board: str, name: str, source: Any, show: S
         machine, manifest = open_machine(remote, model.name, model.path, _options(args))
         provenance = manifest.get("provenance")
         made_of = provenance.get("checkpoint") if isinstance(provenance, dict) else None
-        hashes = content_hashes([source.path / file for file in source.files])
+        hashes = content_hashes(source.paths)
         if made_of is not None and made_of != key_of({file.name: digest for file, digest in hashes.items()}):
             raise BoardError(
                 f"{remote.name}: {model.name} there was made from another checkpoint than {args.model}; deploy this one"

@@ -166,7 +166,7 @@ def cache_key(
     source: Checkpoint, name: str, target: Target, options: Options, show: Progress, knobs: Knobs | None = None
 ) -> tuple[str, str]:
     """(key of the finished bundle, hash of the checkpoint's content)."""
-    files = [source.path / file for file in source.files]
+    files = source.paths
     total, done = sum(file.stat().st_size for file in files), 0
 
     def count(n_bytes: int) -> None:

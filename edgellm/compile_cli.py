@@ -1,7 +1,8 @@
 """Turn a checkpoint into a bundle for one board.
 
-MODEL is a Hugging Face checkpoint directory (config.json, safetensors, tokenizer.json) or a Hub id, org/name. The
-bundle is a directory: run it in place with `DIR/edgellm-rt run DIR -p "…"`, or send it with `edgellm deploy`.
+MODEL is a Hugging Face checkpoint directory (config.json, safetensors, tokenizer.json), a Hub id, org/name, or a GGUF
+file, here or on the Hub (org/name/FILE.gguf). The bundle is a directory: run it in place with
+`DIR/edgellm-rt run DIR -p "…"`, or send it with `edgellm deploy`.
 """
 
 from __future__ import annotations
@@ -56,7 +57,9 @@ def add_prefix_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `edgellm compile`."""
-    parser.add_argument("model", metavar="MODEL", help="checkpoint directory or Hub id (org/name[@revision])")
+    parser.add_argument(
+        "model", metavar="MODEL", help="checkpoint directory, Hub id (org/name[@revision]) or .gguf file"
+    )
     parser.add_argument("--board", required=True, help="a type or an instance; `edgellm boards` lists them")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="where the bundle is written")
     add_scheme_arguments(parser)
@@ -172,6 +175,11 @@ def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
     table.add_row("kernels", f"{statistics['kernels']} in {size(statistics['kernel_bytes'])}")
     weights = f"{size(memory['weight_bytes'])}, {statistics['bits_per_weight']:.2f} bits per weight"
     table.add_row("weights", weights)
+    kept, again = statistics.get("parameters_kept", 0), statistics.get("parameters_quantized_again", 0)
+    if kept or again:
+        total = statistics["parameters"]
+        text = f"{kept / total:.0%} of the weights are the source's own integers"
+        table.add_row("", f"{text}, {again / total:.0%} were quantized a second time" if again else text)
     unplanned = f"without planning {size(memory['arena_unplanned_bytes'])}, {saved:.0%} saved"
     table.add_row("arena", f"{size(memory['arena_bytes'])} ({unplanned})")
     table.add_row("KV cache", f"{size(memory['kv_bytes_per_token'])} per token")

@@ -83,6 +83,8 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
             "kernel_bytes": len(compiled.kernels),
             "bits_per_weight": round(weights.bits_per_weight, 3),
             "parameters": weights.n_parameters,
+            "parameters_kept": weights.n_kept,
+            "parameters_quantized_again": weights.n_again,
         },
         "seconds": {
             "start": compiled_at - started - sum(compiled.seconds.values()),

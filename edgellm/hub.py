@@ -1,4 +1,4 @@
-"""MODEL on the command line: a checkpoint directory, a Hugging Face Hub id that is fetched, or `random:SHAPE`."""
+"""MODEL on the command line: a checkpoint directory or GGUF file, here or fetched from the Hub, or `random:SHAPE`."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from crosscompile import checkpoint
-from crosscompile.checkpoint import INDEX, SINGLE, TEXT_FILES
+from crosscompile.checkpoint import GGUF, INDEX, SINGLE, TEXT_FILES
 from edgellm import shapes
 from edgellm.errors import ModelError
 
 _ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_FILE = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(?P<file>[\w./-]+\.gguf)")
+"""One GGUF file of a repository; such repositories hold many sizes of one model."""
+_PART = re.compile(r"-\d{5}(-of-\d{5}\.gguf)$")
 
 PATTERNS = (*TEXT_FILES, SINGLE, INDEX, "model-*.safetensors")
 """Files that are fetched; repositories often hold the same weights in other formats too."""
@@ -22,8 +25,9 @@ Progress = Callable[[str, int, int], None]
 
 
 def resolve(model: str | Path, progress: Progress | None = None) -> tuple[Path, str]:
-    """(checkpoint directory, name for people). Fetches `org/name[@revision]` where no such directory exists.
+    """(checkpoint directory or GGUF file, name for people).
 
+    Fetches `org/name[@revision]`, or `org/name/FILE.gguf`, where no such path exists.
     Interrupted downloads resume; HF_HUB_OFFLINE, HF_ENDPOINT, HF_HOME and HF_TOKEN mean what they mean to
     huggingface_hub. Raises ModelError.
     """
@@ -32,6 +36,14 @@ def resolve(model: str | Path, progress: Progress | None = None) -> tuple[Path, 
     path = Path(model).expanduser()
     if path.exists():
         return path, _name(path.resolve())
+    if (one := _FILE.fullmatch(str(model))) and ".." not in one["file"].split("/"):
+        if progress is not None:
+            progress(f"fetching {one['file']}", 0, 0)
+        pattern = _PART.sub(r"-*\1", one["file"])  # all parts of a split file
+        folder = _fetch(one["name"], None, [pattern])
+        if not (folder / one["file"]).is_file():
+            raise ModelError(f"{one['name']} has no file {one['file']}; look at its files on the Hub")
+        return folder / one["file"], Path(one["file"]).stem
     match = _ID.fullmatch(str(model))
     if not match or str(model).startswith((".", "/", "~")):
         raise ModelError(f"{model} does not exist; name a checkpoint directory or a Hub id such as org/name")
@@ -41,9 +53,11 @@ def resolve(model: str | Path, progress: Progress | None = None) -> tuple[Path, 
 
 
 def _name(path: Path) -> str:
-    """A name for people: the directory's, unless it says nothing (`voice_assistant/model`, a Hub snapshot)."""
+    """A name for people: the path's own, unless it says nothing (`voice_assistant/model`, a Hub snapshot)."""
     if path.parent.name == "snapshots" and path.parent.parent.name.startswith("models--"):
         return path.parent.parent.name.rpartition("--")[2]
+    if path.suffix == GGUF:
+        return path.stem
     return path.parent.name if path.name in ("model", "checkpoint") and path.parent.name else path.name
 
 
@@ -53,6 +67,8 @@ def read_config(model: str | Path, progress: Progress | None = None) -> tuple[di
     Raises ModelError, or ConfigError for a config.json that is none.
     """
     path = Path(model).expanduser()
+    if path.is_file() and path.suffix == GGUF:
+        return checkpoint.read_config(path), path.stem
     if path.is_file():
         if path.name != "config.json":
             raise ModelError(f"{model} is a file; name a checkpoint directory, a Hub id or a config.json")

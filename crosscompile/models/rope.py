@@ -174,6 +174,11 @@ def _divided(parameters: Mapping[str, Any], key: str, dim: int) -> np.ndarray:
     return divided
 
 
+def _factors(parameters: Mapping[str, Any], dim: int, limit: int) -> tuple[np.ndarray, float]:
+    """A divisor for each frequency, as GGUF files store Llama 3's."""
+    return _divided(parameters, "factors", dim), 1.0
+
+
 ROPE_TYPES: dict[str, Callable[[Mapping[str, Any], int, int], tuple[np.ndarray, float]]] = {
     "default": _default,
     "linear": _linear,
@@ -181,6 +186,7 @@ ROPE_TYPES: dict[str, Callable[[Mapping[str, Any], int, int], tuple[np.ndarray, 
     "llama3": _llama3,
     "yarn": _yarn,
     "longrope": _longrope,
+    "factors": _factors,
 }
 
 

@@ -211,7 +211,7 @@ def test_missing_wrong_and_unreadable_tensors(model):
     [
         (["pytorch_model.bin"], "as pickle (pytorch_model.bin), which can run code"),
         (["pytorch_model-00001-of-00002.bin", "pytorch_model.bin.index.json"], "as pickle"),
-        (["model-q4.gguf"], "GGUF weights (model-q4.gguf); use the model's safetensors version"),
+        (["model-q4.gguf"], "GGUF weights; name the file itself: "),
         (["adapter_model.safetensors"], "adapter_model.safetensors but neither"),
         ([], "has neither model.safetensors nor model.safetensors.index.json"),
     ],

@@ -123,6 +123,10 @@ static ellm_status converse(chat *c, ellm_error *error) {
         snprintf(text, sizeof text, "%.100s, %.20s, context %d (/help for help)", c->engine.info.name,
                  c->engine.info.scheme, (int)c->engine.context_length);
         aside(text);
+        if (c->history.n_turns > 0) {
+            snprintf(text, sizeof text, "%zu turns taken up", c->history.n_turns);
+            aside(text);
+        }
         if (!ellm_model_has_chat_template(c->engine.model)) {
             aside("this model has no chat template; it continues a plain transcript");
         }
@@ -173,7 +177,12 @@ ellm_status chat_main(const settings *s, ellm_error *error) {
         status = chat_jsonl(&c, error);
     } else if (status == ELLM_OK) {
         interrupts_catch();
-        status = converse(&c, error);
+        status = session_begin(&c, error);
+        if (status == ELLM_OK) {
+            status = converse(&c, error);
+            ellm_status kept = session_end(&c, status == ELLM_OK ? error : NULL);
+            status = status == ELLM_OK ? kept : status;
+        }
     }
     conversation_free(&c.history);
     buffer_free(&c.text);

@@ -20,6 +20,10 @@ struct chat {
 /* Asks, streams the answer through c->show and keeps both in the history. The caller frees a->ids. */
 ellm_status chat_answer(chat *c, const char *question, size_t n_bytes, answer *a, size_t *n_prompt, ellm_error *error);
 
+/* Takes up the conversation that --session names, and leaves it there at the end. */
+ellm_status session_begin(chat *c, ellm_error *error);
+ellm_status session_end(chat *c, ellm_error *error);
+
 /* The protocol of --jsonl until standard input ends. */
 ellm_status chat_jsonl(chat *c, ellm_error *error);
 

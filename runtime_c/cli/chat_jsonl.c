@@ -98,42 +98,12 @@ static ellm_status answer_user(chat *c, dialogue *d, const ellm_json *text, ellm
     return status;
 }
 
-/* Whether `messages` are a conversation: perhaps a system prompt, then questions that each have an answer. */
-static bool is_history(const ellm_json *messages) {
-    bool asks = true;
-    if (messages == NULL || messages->kind != ELLM_JSON_ARRAY) {
-        return false;
-    }
-    for (const ellm_json *each = messages->first; each != NULL; each = each->next) {
-        const ellm_json *role = ellm_json_get(each, "role"), *text = ellm_json_get(each, "content");
-        bool is_system = each == messages->first && ellm_json_equals(role, "system");
-        if (text == NULL || text->kind != ELLM_JSON_STRING || (text->count == 0 && !is_system)
-            || (!is_system && !ellm_json_equals(role, asks ? "user" : "assistant"))) {
-            return false;
-        }
-        asks = is_system || !asks;
-    }
-    return asks;
-}
-
 /* Another conversation takes the place of this one. */
 static ellm_status set_history(chat *c, dialogue *d, const ellm_json *messages, ellm_error *error) {
-    if (!is_history(messages)) {
+    if (!conversation_read(&c->history, messages)) {
         return send_error(
             d, ELLM_USAGE,
             "a history is {\"messages\":[...]}: perhaps one of role system, then user and assistant in turn", error);
-    }
-    conversation_reset(&c->history);
-    conversation_system(&c->history, "", 0);
-    for (const ellm_json *each = messages->first; each != NULL; each = each->next) {
-        const ellm_json *role = ellm_json_get(each, "role"), *text = ellm_json_get(each, "content");
-        if (ellm_json_equals(role, "system")) {
-            conversation_system(&c->history, text->text, text->count);
-        } else if (ellm_json_equals(role, "user")) {
-            conversation_ask(&c->history, text->text, text->count);
-        } else {
-            conversation_answer(&c->history, text->text, text->count);
-        }
     }
     buffer_print(&d->out, "{\"type\":\"history\",\"turns\":%zu", c->history.n_turns);
     return send(d, error);
@@ -174,11 +144,19 @@ ellm_status chat_jsonl(chat *c, ellm_error *error) {
     c->notice = notice;
     c->poll = poll_input;
     const ellm_model_info *info = &c->engine.info;
+    ellm_status status = session_begin(c, error);
+    if (status != ELLM_OK) {
+        return status;
+    }
     buffer_print(&d.out, "{\"type\":\"ready\",\"version\":\"%s\",\"name\":", RT_VERSION);
     buffer_put_json(&d.out, info->name, strlen(info->name));
     buffer_print(&d.out, ",\"scheme\":\"%s\",\"context\":%d,\"threads\":%d,\"load_ms\":%.3f", info->scheme,
                  (int)c->engine.context_length, (int)engine_threads_prefill(&c->engine), c->engine.load_ms);
-    ellm_status status = send(&d, error);
+    if (c->settings->session != NULL) {
+        buffer_print(&d.out, ",\"messages\":");
+        conversation_write(&c->history, &d.out);
+    }
+    status = send(&d, error);
     buffer line = {0};
     while (status == ELLM_OK && (!d.hung_up || d.n_waiting > 0)) {
         if (d.n_waiting > 0) {
@@ -203,6 +181,8 @@ ellm_status chat_jsonl(chat *c, ellm_error *error) {
             status = handle(c, &d, &line, error);
         }
     }
+    ellm_status kept = session_end(c, status == ELLM_OK ? error : NULL); /* also where the reader is gone */
+    status = status == ELLM_OK ? kept : status;
     for (size_t i = 0; i < d.n_waiting; i++) {
         buffer_free(&d.waiting[i]);
     }

@@ -55,6 +55,43 @@ void conversation_reset(conversation *c) {
     c->n_turns = 0;
 }
 
+/* Whether `messages` are a conversation: perhaps a system prompt, then questions that each have an answer. */
+static bool is_history(const ellm_json *messages) {
+    bool asks = true;
+    if (messages == NULL || messages->kind != ELLM_JSON_ARRAY) {
+        return false;
+    }
+    for (const ellm_json *each = messages->first; each != NULL; each = each->next) {
+        const ellm_json *role = ellm_json_get(each, "role"), *text = ellm_json_get(each, "content");
+        bool is_system = each == messages->first && ellm_json_equals(role, "system");
+        if (text == NULL || text->kind != ELLM_JSON_STRING || (text->count == 0 && !is_system)
+            || (!is_system && !ellm_json_equals(role, asks ? "user" : "assistant"))) {
+            return false;
+        }
+        asks = is_system || !asks;
+    }
+    return asks;
+}
+
+bool conversation_read(conversation *c, const ellm_json *messages) {
+    if (!is_history(messages)) {
+        return false;
+    }
+    conversation_reset(c);
+    conversation_system(c, "", 0);
+    for (const ellm_json *each = messages->first; each != NULL; each = each->next) {
+        const ellm_json *role = ellm_json_get(each, "role"), *text = ellm_json_get(each, "content");
+        if (ellm_json_equals(role, "system")) {
+            conversation_system(c, text->text, text->count);
+        } else if (ellm_json_equals(role, "user")) {
+            conversation_ask(c, text->text, text->count);
+        } else {
+            conversation_answer(c, text->text, text->count);
+        }
+    }
+    return true;
+}
+
 void conversation_free(conversation *c) {
     conversation_reset(c);
     free(c->turns);
@@ -63,9 +100,28 @@ void conversation_free(conversation *c) {
 }
 
 static void put_message(buffer *json, const char *role, const char *text, size_t n_bytes) {
-    buffer_print(json, "%s{\"role\":\"%s\",\"content\":", json->n > 1 ? "," : "", role);
+    buffer_print(json, "%s{\"role\":\"%s\",\"content\":", json->data[json->n - 1] == '[' ? "" : ",", role);
     buffer_put_json(json, text, n_bytes);
     buffer_put(json, "}", 1);
+}
+
+static void put_messages(const conversation *c, const char *system, buffer *json) {
+    buffer_put(json, "[", 1);
+    if (system != NULL) {
+        put_message(json, "system", system, strlen(system));
+    }
+    for (size_t i = 0; i < c->n_turns; i++) {
+        const turn *t = &c->turns[i];
+        put_message(json, "user", t->user, t->n_user);
+        if (t->assistant != NULL) {
+            put_message(json, "assistant", t->assistant, t->n_assistant);
+        }
+    }
+    buffer_put(json, "]", 1);
+}
+
+void conversation_write(const conversation *c, buffer *json) {
+    put_messages(c, c->system, json);
 }
 
 static ellm_status render(const conversation *c, const engine *e, buffer *text, ellm_error *error) {
@@ -82,18 +138,7 @@ static ellm_status render(const conversation *c, const engine *e, buffer *text, 
         return ELLM_OK;
     }
     buffer json = {0};
-    buffer_put(&json, "[", 1);
-    if (system != NULL) {
-        put_message(&json, "system", system, strlen(system));
-    }
-    for (size_t i = 0; i < c->n_turns; i++) {
-        const turn *t = &c->turns[i];
-        put_message(&json, "user", t->user, t->n_user);
-        if (t->assistant != NULL) {
-            put_message(&json, "assistant", t->assistant, t->n_assistant);
-        }
-    }
-    buffer_put(&json, "]", 1);
+    put_messages(c, system, &json);
     ellm_status status = ELLM_BUFFER_SMALL;
     size_t need = 2 * json.n + 4096;
     for (int attempt = 0; attempt < 2 && status == ELLM_BUFFER_SMALL; attempt++) {

@@ -3,6 +3,7 @@
 #define EDGELLM_RT_CONVERSATION_H
 
 #include "engine.h"
+#include "json.h"
 
 typedef struct turn {
     char *user, *assistant; /* assistant: NULL while it is being answered */
@@ -24,6 +25,11 @@ void conversation_answer(conversation *c, const char *text, size_t n_bytes);
 /* Forgets the turns; the system prompt stays. */
 void conversation_reset(conversation *c);
 void conversation_free(conversation *c);
+
+/* A JSON array of messages, and back: perhaps one of role system, then questions that each have an answer. False, and
+ * nothing changed, where `messages` is something else. */
+void conversation_write(const conversation *c, buffer *json);
+bool conversation_read(conversation *c, const ellm_json *messages);
 
 /* The prompt for the last turn's answer, by the model's chat template, or as a plain transcript where it has none.
  * Where it does not fit the context with `reserve` positions to spare, the oldest turns are dropped until it fills

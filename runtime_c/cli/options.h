@@ -16,7 +16,7 @@ typedef struct count_list {
 typedef struct settings {
     const char *directory;
     const char *prompt, *tokens, *system, *logits, *work, *tracker, *queue, *listen, *token_file, *name;
-    const char *json_schema, *grammar, *tools, *output;
+    const char *json_schema, *grammar, *tools, *output, *session, *keep;
     const char *stops[most_stops];
     int n_stops;
     bool raw, json, jsonl, data, help, cold, bandwidth, stay, open, log, attached;

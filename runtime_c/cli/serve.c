@@ -4,6 +4,7 @@
 #include "program.h"
 
 #ifdef ELLM_SERVE
+#include <errno.h>
 #include <inttypes.h>
 #include <signal.h>
 #include <stdio.h>
@@ -125,6 +126,7 @@ static ellm_status serve(host *h, ellm_error *error) {
                              .is_open = s->open,
                              .logs = s->log,
                              .is_attached = s->attached,
+                             .keep = s->keep,
                              .grace_ms = (s->grace >= 0 ? s->grace : default_grace_s) * 1e3,
                              .n_sessions = h->n_sessions,
                              .n_waiting = (int32_t)(s->waiting >= 0 ? s->waiting : default_waiting),
@@ -132,6 +134,9 @@ static ellm_status serve(host *h, ellm_error *error) {
                              .user = h};
     options.token = s->token_file != NULL ? h->token : NULL;
     signal(SIGPIPE, SIG_IGN);
+    if (s->keep != NULL && mkdir(s->keep, 0700) != 0 && errno != EEXIST) {
+        return ellm_fail(error, ELLM_IO, "--keep %.200s: %s", s->keep, strerror(errno));
+    }
     return ellm_serve(&h->service, h->context, &options, error);
 }
 

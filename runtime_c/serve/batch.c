@@ -26,6 +26,7 @@ typedef struct seat {
 
 struct batch {
     ellm_context *context;
+    const ellm_model *model;
     int32_t context_length, vocab;
     batch_options options;
     seat *seats;
@@ -290,6 +291,29 @@ static void *compute(void *user) {
     return NULL;
 }
 
+/* ---- files ---- */
+
+/* What each session held when another batch ended, as far as it fits this bundle and context; or the other way round: a
+ * session that cannot be kept leaves no file. */
+static void keep_sessions(batch *b, bool loads) {
+    for (int32_t i = 0; i < b->options.n_sessions && b->options.keep != NULL; i++) {
+        buffer path = {0};
+        buffer_print(&path, "%s/session-%d", b->options.keep, (int)i);
+        seat *s = &b->seats[i];
+        ellm_saved *saved = NULL;
+        const int32_t *tokens;
+        if (!loads && ellm_session_save(b->context, i, s->held, path.data, NULL, 0, NULL) != ELLM_OK) {
+            unlink(path.data);
+        } else if (loads && ellm_saved_open(b->model, path.data, &saved, NULL) == ELLM_OK
+                   && ellm_session_restore(b->context, i, saved) == ELLM_OK) {
+            s->n_held = (int32_t)ellm_saved_tokens(saved, &tokens);
+            memcpy(s->held, tokens, (size_t)s->n_held * sizeof *tokens);
+        }
+        ellm_saved_close(saved);
+        buffer_free(&path);
+    }
+}
+
 /* ---- life ---- */
 
 ellm_status batch_open(ellm_context *context, const ellm_model *model, const batch_options *options, batch **opened,
@@ -302,6 +326,7 @@ ellm_status batch_open(ellm_context *context, const ellm_model *model, const bat
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory for the server");
     }
     b->context = context;
+    b->model = model;
     b->options = *options;
     b->context_length = ellm_context_length(context);
     b->vocab = info.vocab_size;
@@ -315,6 +340,9 @@ ellm_status batch_open(ellm_context *context, const ellm_model *model, const bat
     for (size_t i = 0; i < n && good; i++) {
         b->seats[i].held = calloc((size_t)b->context_length, sizeof *b->seats[i].held);
         good = b->seats[i].held != NULL;
+    }
+    if (good) {
+        keep_sessions(b, true);
     }
     good = good && pthread_mutex_init(&b->lock, NULL) == 0 && pthread_cond_init(&b->work, NULL) == 0;
     b->has_thread = good && pthread_create(&b->thread, NULL, compute, b) == 0;
@@ -332,6 +360,7 @@ void batch_close(batch *b) {
         pthread_mutex_unlock(&b->lock);
         ellm_context_cancel(b->context, true);
         pthread_join(b->thread, NULL);
+        keep_sessions(b, false);
         pthread_cond_destroy(&b->work);
         pthread_mutex_destroy(&b->lock);
     }

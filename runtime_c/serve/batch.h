@@ -13,6 +13,7 @@ typedef struct batch batch;
 typedef struct batch_options {
     int32_t n_sessions; /* answers at a time */
     int32_t n_waiting;  /* requests that may wait beyond those */
+    const char *keep;   /* folder in which sessions outlive the batch, or NULL */
     int wake;           /* an eventfd that is written to whenever there is something to take; the caller's */
 } batch_options;
 

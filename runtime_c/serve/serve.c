@@ -275,7 +275,7 @@ ellm_status ellm_serve(service *s, ellm_context *context, const serve_options *o
     ellm_status status = v->wake >= 0 ? ELLM_OK : ellm_fail(error, ELLM_IO, "eventfd: %s", strerror(errno));
     if (status == ELLM_OK) {
         const batch_options want = {
-            .n_sessions = options->n_sessions, .n_waiting = options->n_waiting, .wake = v->wake};
+            .n_sessions = options->n_sessions, .n_waiting = options->n_waiting, .keep = options->keep, .wake = v->wake};
         status = batch_open(context, s->model, &want, &s->batch, error);
     }
     if (status == ELLM_OK) {

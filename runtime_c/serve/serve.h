@@ -20,6 +20,7 @@ typedef struct serve_options {
     bool is_open;        /* listen for everybody without a token */
     bool logs;           /* a line on standard error for each request */
     bool is_attached;    /* the end of standard input is a request to stop */
+    const char *keep;    /* folder in which sessions outlive the server, or NULL */
     double grace_ms;     /* answers under way are finished for so long after SIGTERM */
     int32_t n_sessions, n_waiting;
     void (*ready)(void *user, const char *address, uint16_t port);

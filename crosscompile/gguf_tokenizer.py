@@ -81,6 +81,13 @@ PRE_TOKENIZERS: dict[str, _Named] = {
 """tokenizer.ggml.pre -> pre-tokenizer."""
 
 
+ENDS = (
+    "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<end_of_turn>", "<|endoftext|>",
+    "<|end_of_text|>", "<end_of_utterance>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]",
+)  # fmt: skip
+"""Control tokens that end an answer whether a key says so or not, as in llama.cpp: there is room for one eos."""
+
+
 @dataclass(frozen=True)
 class Texts:
     """All that a Checkpoint has beside config.json and tensors. files: read besides the GGUF file itself."""
@@ -151,6 +158,7 @@ def texts_of(file: Path, keys: Mapping[str, Value], vocab: int) -> Texts:
     found = _Vocabulary(file, keys, vocab)
     special = {f"{name}_token": found.tokens[i] for name, i in _special(found).items()}
     stop = [i for name in ("eos", "eot", "eom") if (i := found.id(name)) is not None]
+    stop += [i for i, text in enumerate(found.tokens) if found.types[i] == CONTROL and text in ENDS]
     generation = {"eos_token_id": sorted(set(stop))} if stop else {}
     if beside.is_file():
         document: bytes | None = _read(beside)

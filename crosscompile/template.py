@@ -25,7 +25,8 @@ add subtract multiply divide floor_divide modulo power concatenate compare choos
 capture text print if for set unpack set_attribute macro scope break continue block""".split()
 OP = {name: index for index, name in enumerate(OPS)}
 FILTERS = """trim tojson length upper lower title capitalize join default first last list items map_attribute map select
-reject selectattr rejectattr string safe int float replace reverse abs indent unique sort dictsort sum""".split()
+reject selectattr rejectattr string safe int float replace reverse abs indent unique sort dictsort sum
+min max""".split()
 FILTER_ALIASES = {"count": "length", "d": "default", "map": "map"}
 TESTS = """defined undefined string mapping iterable sequence none number integer float boolean true false odd even
 divisibleby eq ne lt le gt ge in callable""".split()
@@ -59,6 +60,11 @@ class Generation(jinja2.ext.Extension):
         return nodes.Scope(body).set_lineno(line)
 
 
+def is_safe(node: nodes.Expr) -> bool:
+    """Whether a value is of jinja2's Markup, as far as its expression shows: what is added to it gets escaped."""
+    return isinstance(node, nodes.Filter) and node.name in ("safe", "escape", "e", "forceescape")
+
+
 class Compiler:
     """Nodes and strings of one template."""
 
@@ -89,6 +95,8 @@ class Compiler:
     def expression(self, node: nodes.Node) -> int:
         if type(node) in BINARY:
             assert isinstance(node, nodes.BinExpr)
+            if isinstance(node, nodes.Add) and any(is_safe(part) for part in (node.left, node.right)):
+                raise self.fail(node, "adding to `safe` text, which escapes the rest as HTML,")
             return self.node(node.lineno, BINARY[type(node)], self.expression(node.left), self.expression(node.right))
         handler: Callable[[nodes.Node], int] | None = getattr(self, f"on_{type(node).__name__.lower()}", None)
         if handler is None:
@@ -218,6 +226,11 @@ class Compiler:
         return self.filtered(node, self.expression(node.node))
 
     def on_test(self, node: nodes.Test) -> int:
+        asked = node.node
+        is_function = isinstance(asked, nodes.Name) and asked.name in FUNCTIONS and asked.name not in self.assigned
+        if is_function and node.name in ("defined", "undefined"):
+            # Functions are no values on the board, but templates ask whether there is one: strftime_now is defined.
+            return self.constant(node, node.name == "defined")
         number = self.test_id(node, node.name)
         return self.node(node.lineno, "test", number, self.expression(node.node), *self.arguments(node))
 

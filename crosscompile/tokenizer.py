@@ -28,7 +28,7 @@ EXISTS, SPECIAL, BYTE, WORD = 1, 2, 4, 8
 # Flags of an added token.
 LSTRIP, RSTRIP, SINGLE_WORD, ADDED_SPECIAL = 1, 2, 4, 8
 # Pre-tokenizer steps; normalizer steps are numbered in normalization.py.
-PIECES, PREFIX_SPACE, METASPACE = 32, 33, 34
+PIECES, PREFIX_SPACE, METASPACE, STAND_INS = 32, 33, 34, 35
 BEHAVIORS = {"Isolated": 0, "Removed": 1, "Contiguous": 2, "MergedWithPrevious": 3, "MergedWithNext": 4}
 SCHEMES = {"never": 0, "always": 1, "first": 2}
 # How tokens become text.
@@ -130,12 +130,14 @@ def add_metaspace(writer: Writer, step: Mapping[str, Any]) -> None:
         add_pieces(writer, pattern.exactly(replacement), "MergedWithNext")
 
 
-def add_pre_tokenizers(writer: Writer, node: Mapping[str, Any] | None) -> bool:
-    """Appends the pre-tokenizer's steps. Returns whether words become bytes."""
+def add_pre_tokenizers(writer: Writer, node: Mapping[str, Any] | None) -> tuple[bool, bool]:
+    """Appends the pre-tokenizer's steps. Returns whether words become bytes, and whether steps follow that see each
+    byte as its stand-in (Falcon's split runs of digits)."""
     byte_level = False
-    for step in flatten(node, "pretokenizers"):
+    steps = flatten(node, "pretokenizers")
+    for step in steps:
         kind = step["type"]
-        if byte_level:
+        if byte_level and kind in ("ByteLevel", "Metaspace"):
             raise refuse(f"a {kind} pre-tokenizer after ByteLevel")
         if kind == "Split":
             add_pieces(writer, pattern_of(step["pattern"]), step["behavior"], bool(step.get("invert", False)))
@@ -145,6 +147,8 @@ def add_pre_tokenizers(writer: Writer, node: Mapping[str, Any] | None) -> bool:
                 writer.step(PREFIX_SPACE)
             if step.get("use_regex", True):
                 add_pieces(writer, pattern.parse(GPT2), "Isolated")
+            if step is not steps[-1]:
+                writer.step(STAND_INS)
         elif kind == "Metaspace":
             add_metaspace(writer, step)
         elif kind == "Digits":
@@ -157,7 +161,7 @@ def add_pre_tokenizers(writer: Writer, node: Mapping[str, Any] | None) -> bool:
             add_pieces(writer, words_and_marks(), "Removed", invert=True)
         else:
             raise refuse(f"pre-tokenizer {kind}")
-    return byte_level
+    return byte_level, byte_level and steps[-1]["type"] != "ByteLevel"
 
 
 def added_tokens(document: Mapping[str, Any], config: Mapping[str, Any], vocab: Mapping[str, int]) -> list[Added]:
@@ -350,13 +354,15 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         for step in flatten(document.get("normalizer"), "normalizers")
     ]
     n_normalizers = len(writer.steps)
-    byte_level = add_pre_tokenizers(writer, document.get("pre_tokenizer"))
+    byte_level, stand_ins = add_pre_tokenizers(writer, document.get("pre_tokenizer"))
     decoding = decoding_of(document.get("decoder"))
     if byte_level != (decoding.mode == DECODE_BYTES):
         raise refuse("a ByteLevel pre-tokenizer without ByteLevel decoder, or the reverse,")
     byte_fallback = bool(model.get("byte_fallback"))
     if byte_level and byte_fallback:
         raise refuse("byte_fallback with ByteLevel")
+    if stand_ins and model.get("ignore_merges"):
+        raise refuse("ignore_merges with a pre-tokenizer after ByteLevel")
 
     def normalize(text: str) -> str:
         for step in normalizers:
@@ -402,9 +408,10 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         byte_ids = [NONE] * 256
         for char, byte in BYTE_OF.items():
             byte_ids[byte] = vocab.get(char, NONE)
-        chars: list[int] = []
     else:
         byte_ids = [vocab.get(f"<0x{byte:02X}>", NONE) for byte in range(256)]
+    chars: list[int] = []
+    if stand_ins or not byte_level:
         chars = [v for char, i in sorted(vocab.items()) if len(char) == 1 for v in (ord(char), i)]
     prefix, suffix = post_processing(document.get("post_processor"))
     merge_rows, merges = merge_table(model, vocab, n_tokens)
@@ -418,7 +425,7 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     space_index, word_index = writer.program.class_of(space), writer.program.class_of(word_class)
     classes, ranges = class_sections(writer.program)
     file_flags = (
-        BYTE_LEVEL * byte_level
+        BYTE_LEVEL * (byte_level and not stand_ins)
         | BYTE_FALLBACK * byte_fallback
         | FUSE_UNKNOWN * bool(model.get("fuse_unk"))
         | IGNORE_MERGES * bool(model.get("ignore_merges"))

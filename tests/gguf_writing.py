@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -9,9 +10,11 @@ import gguf
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from crosscompile.checkpoint import Checkpoint
+
 ROWS = 20
 """Rows of a test tensor: more than the sixteen that gguf-py decodes at once."""
-HIDDEN, WIDE, HEADS, KV_HEADS, LAYERS = 256, 512, 4, 2, 2
+HIDDEN, WIDE, HEADS, KV_HEADS, DIM, LAYERS = 256, 256, 4, 2, 16, 2
 
 
 def raw_blocks(kind: str, rows: int, columns: int, seed: int) -> np.ndarray:
@@ -39,14 +42,13 @@ def raw_blocks(kind: str, rows: int, columns: int, seed: int) -> np.ndarray:
 def llama_tensors(vocab: int, tied: bool) -> dict[str, tuple[int, ...]]:
     """Shapes of a small Llama's tensors, under GGUF's names."""
     shapes: dict[str, tuple[int, ...]] = {"token_embd.weight": (vocab, HIDDEN)}
-    dim = HIDDEN // HEADS
     for layer in range(LAYERS):
         inner = {
             "attn_norm": (HIDDEN,),
-            "attn_q": (HEADS * dim, HIDDEN),
-            "attn_k": (KV_HEADS * dim, HIDDEN),
-            "attn_v": (KV_HEADS * dim, HIDDEN),
-            "attn_output": (HIDDEN, HIDDEN),
+            "attn_q": (HEADS * DIM, HIDDEN),
+            "attn_k": (KV_HEADS * DIM, HIDDEN),
+            "attn_v": (KV_HEADS * DIM, HIDDEN),
+            "attn_output": (HIDDEN, HEADS * DIM),
             "ffn_norm": (HIDDEN,),
             "ffn_gate": (WIDE, HIDDEN),
             "ffn_up": (WIDE, HIDDEN),
@@ -74,6 +76,8 @@ def write_llama(
     writer.add_feed_forward_length(WIDE)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(KV_HEADS)
+    writer.add_key_length(DIM)
+    writer.add_value_length(DIM)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_custom_alignment(32)
@@ -91,6 +95,108 @@ def write_llama(
             writer.add_tensor(name, raw.view("<f4").reshape(shape) * np.float32(0.1))
         else:
             writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType[kind])
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    return file
+
+
+def write_checkpoint(source: Checkpoint, file: Path, kind: str = "BF16") -> Path:
+    """A Llama checkpoint as GGUF, its matrices as `kind`, with its whole tokenizer.json and its chat template."""
+    config = source.config
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(str(file), "llama")
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    assert source.tokenizer_json is not None
+    document = json.loads(source.tokenizer_json)
+    texts = {index: text for text, index in document["model"]["vocab"].items()}
+    texts |= {token["id"]: token["content"] for token in document["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list([texts.get(index, f"<{index}>") for index in range(config["vocab_size"])])
+    special = {token["id"] for token in document["added_tokens"] if token["special"]}
+    writer.add_token_types([3 if index in special else 1 for index in range(config["vocab_size"])])
+    writer.add_string("tokenizer.huggingface.json", source.tokenizer_json.decode())
+    writer.add_eos_token_id(config["eos_token_id"])
+    writer.add_pad_token_id(config["pad_token_id"])
+    assert source.chat_template is not None
+    writer.add_chat_template(source.chat_template)
+    for name in source.tensors:
+        weight = source.read(name)
+        if name.endswith(("q_proj.weight", "k_proj.weight")):  # halves of a head -> pairs
+            count = heads if "q_proj" in name else kv_heads
+            weight = weight.reshape(count, 2, -1, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape)
+        type_ = GGMLQuantizationType[kind if weight.ndim == 2 else "F32"]
+        writer.add_tensor(gguf_name(name), gguf.quantize(weight, type_), raw_dtype=type_)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    return file
+
+
+def gguf_name(name: str) -> str:
+    """gguf-py's own table of names."""
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, 100)
+    found = names.get_name(name, try_suffixes=(".weight",))
+    assert found is not None
+    return str(found)
+
+
+def write_vocabulary(file: Path, kind: str) -> Path:
+    """A Llama of a hundred tokens with a vocabulary of its own. kind: gpt2 or llama, as GGUF calls them."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    tokens = ["<unk>", "<s>", "</s>", *letters, "▁", *(a + b for a in "abc" for b in letters[:20])]
+    types = [2, 3, 3, *[1] * (len(tokens) - 3)]
+    writer = gguf.GGUFWriter(str(file), "llama")
+    for key, value in (
+        ("context_length", 64),
+        ("embedding_length", 32),
+        ("block_count", 1),
+        ("feed_forward_length", 32),
+        ("attention.head_count", 2),
+        ("attention.head_count_kv", 1),
+    ):
+        writer.add_uint32(f"llama.{key}", value)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_tokenizer_model(kind)
+    if kind == "gpt2":
+        writer.add_tokenizer_pre("qwen2")
+        writer.add_token_merges([f"{a} {b}" for a in "abc" for b in letters[:20]])
+    else:
+        writer.add_token_scores([-float(index) for index in range(len(tokens))])
+        writer.add_add_space_prefix(True)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    writer.add_chat_template("{% for message in messages %}{{ message.content }}{% endfor %}")
+    shapes = {
+        "token_embd": (len(tokens), 32),
+        "output_norm": (32,),
+        "blk.0.attn_norm": (32,),
+        "blk.0.ffn_norm": (32,),
+        "blk.0.attn_q": (32, 32),
+        "blk.0.attn_k": (16, 32),
+        "blk.0.attn_v": (16, 32),
+        "blk.0.attn_output": (32, 32),
+        "blk.0.ffn_gate": (32, 32),
+        "blk.0.ffn_up": (32, 32),
+        "blk.0.ffn_down": (32, 32),
+    }
+    for index, (name, shape) in enumerate(shapes.items()):
+        type_ = "Q4_0" if len(shape) == 2 else "F32"
+        raw = raw_blocks(type_, shape[0] if len(shape) == 2 else 1, shape[-1], seed=index)
+        if type_ == "F32":
+            writer.add_tensor(f"{name}.weight", raw.view("<f4").reshape(shape).copy())
+        else:
+            writer.add_tensor(f"{name}.weight", raw, raw_dtype=GGMLQuantizationType[type_])
     for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
         step()
     return file

@@ -361,6 +361,23 @@ static value sum(machine *vm, const value *v, const arguments *args) {
     return total;
 }
 
+/* The first of the least or greatest items; undefined if there are none. */
+static value extreme(machine *vm, const value *v, const arguments *args, bool greatest) {
+    bool case_sensitive = truth_or(argument(vm, args, 0, "case_sensitive"), false);
+    const value *attribute = argument(vm, args, 1, "attribute");
+    const list *items = ellm_vm_iterate(vm, v);
+    value best = {.kind = UNDEFINED}, best_key = best;
+    for (size_t i = 0; items != NULL && i < items->n && vm->status == ELLM_OK; i++) {
+        value key = sort_key(vm, &items->items[i], attribute, case_sensitive);
+        int sign = i == 0 ? 0 : ellm_vm_compare(vm, &key, &best_key);
+        if (i == 0 || (greatest ? sign > 0 : sign < 0)) {
+            best = items->items[i];
+            best_key = key;
+        }
+    }
+    return best;
+}
+
 static value end_of(machine *vm, const value *v, bool last) {
     const list *items = ellm_vm_iterate(vm, v);
     return items == NULL || items->n == 0 ? (value){.kind = UNDEFINED} : items->items[last ? items->n - 1 : 0];
@@ -437,6 +454,8 @@ value ellm_vm_filter(machine *vm, uint32_t id, const value *v, const arguments *
         value pairs = pairs_of(vm, v, true, true), zero = ellm_vm_integer(0);
         return pairs.kind == LIST ? sorted(vm, &pairs, &zero, false, false) : pairs;
     }
+    case FILTER_MIN:
+    case FILTER_MAX: return extreme(vm, v, args, id == FILTER_MAX);
     default: /* FILTER_SUM */ return sum(vm, v, args);
     }
 }

@@ -92,6 +92,8 @@ enum {
     FILTER_SORT,
     FILTER_DICTSORT,
     FILTER_SUM,
+    FILTER_MIN,
+    FILTER_MAX,
     N_FILTERS
 };
 enum {

@@ -261,6 +261,7 @@ static ellm_status check_steps(const reader *r, const ellm_tokenizer *t, const u
             break;
         case STEP_COMPOSE:
         case STEP_PREFIX_SPACE: break;
+        case STEP_STAND_INS: ok = ok && (t->flags & BYTE_LEVEL) == 0 && t->mode == DECODE_BYTES; break;
         case STEP_REPLACE: ok = ok && is_start(starts, t->n_code, s->a[0]) && string_ok(r, s->a[1], s->a[2]); break;
         case STEP_PREPEND: ok = ok && string_ok(r, s->a[0], s->a[1]); break;
         case STEP_STRIP: ok = ok && s->a[0] < t->n_classes; break;
@@ -299,7 +300,7 @@ static ellm_status check_unicode(const reader *r, const ellm_tokenizer *t) {
 
 static ellm_status check_decoder(const reader *r, const ellm_tokenizer *t) {
     bool byte_level = (t->flags & BYTE_LEVEL) != 0;
-    if (t->mode > DECODE_JOIN_SPACES || byte_level != (t->mode == DECODE_BYTES) || t->strip > 0x10FFFF
+    if (t->mode > DECODE_JOIN_SPACES || (byte_level && t->mode != DECODE_BYTES) || t->strip > 0x10FFFF
         || r->count[REPLACEMENTS] > 1) {
         return bad(r, "unknown decoder");
     }

@@ -323,6 +323,24 @@ static bool put_metaspace(const ellm_tokenizer *t, const step *s, const uint8_t 
     return true;
 }
 
+/* Each byte as the character that stands for it in the vocabulary (GPT-2's table). */
+static bool put_stand_ins(const uint8_t *text, size_t n, buffer *out) {
+    for (size_t i = 0; i < n; i++) {
+        uint32_t byte = text[i], point = byte;
+        if (byte <= 0x20) {
+            point = 0x100 + byte;
+        } else if (byte >= 0x7F && byte <= 0xA0) {
+            point = 0x121 + byte - 0x7F;
+        } else if (byte == 0xAD) {
+            point = 0x143;
+        }
+        if (!ellm_buffer_add_point(out, point)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Sends a piece through the steps from `index` on. Recursion is as deep as there are steps, at most 32. */
 static ellm_status pre_tokenize(encoder *e, size_t index, const uint8_t *text, size_t n, bool first) {
     if (index == e->t->n_steps) {
@@ -337,6 +355,7 @@ static ellm_status pre_tokenize(encoder *e, size_t index, const uint8_t *text, s
     }
     buffer changed = {0};
     bool ok = s->kind == STEP_PREFIX_SPACE ? ellm_buffer_add(&changed, " ", 1) && ellm_buffer_add(&changed, text, n)
+              : s->kind == STEP_STAND_INS  ? put_stand_ins(text, n, &changed)
                                            : put_metaspace(e->t, s, text, n, first, &changed);
     ellm_status status = ok ? pre_tokenize(e, index + 1, changed.data, changed.n, first) : ELLM_NO_MEMORY;
     ellm_buffer_free(&changed);

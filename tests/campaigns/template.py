@@ -130,7 +130,19 @@ def random_conversation(rng: random.Random) -> tuple[list[dict[str, Any]], dict[
         extra["tools_in_user_message"] = rng.random() < 0.5
     if rng.random() < 0.15:
         extra["builtin_tools"] = ["brave_search", "code_interpreter"]
-    return [random_message(rng, role) for role in roles], extra, rng.random() < 0.5
+    if rng.random() < 0.3:
+        extra["enable_thinking"] = rng.random() < 0.5
+    if rng.random() < 0.1:
+        extra["documents"] = [{"doc_id": i, "title": rng.choice(SENTENCES), "text": "t"} for i in range(2)]
+    messages = [random_message(rng, role) for role in roles]
+    for message in messages:
+        if message["role"] == "assistant" and rng.random() < 0.3:
+            thought = rng.choice(SENTENCES)
+            if rng.random() < 0.5:
+                message["reasoning_content"] = thought
+            elif isinstance(message.get("content"), str):
+                message["content"] = f"<think>\n{thought}\n</think>\n\n{message['content']}"
+    return messages, extra, rng.random() < 0.5
 
 
 def sources() -> dict[str, str]:

@@ -34,6 +34,13 @@ O200K = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+TEKKEN = O200K.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)?", "").replace(r"\p{N}{1,3}", r"\p{N}")
+DEEPSEEK = [
+    r"\p{N}{1,3}",
+    "[一-龥\u3040-ゟ゠-ヿ]+",
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
+]
 ALPHABETS = [
     "abcdefghijklmnopqrstuvwxyz ETAOIN.,'0123456789\n",
     " \t\n\r\u00a0\u2003\u3000\u0085\u200b\u180e\ufeff",
@@ -172,6 +179,8 @@ def sentencepiece(
     if decoder == "llama":
         steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
         made.decoder = decoders.Sequence(steps)
+    elif decoder == "gemma":
+        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     elif decoder == "metaspace":
         made.decoder = decoders.Metaspace()
     made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
@@ -195,6 +204,51 @@ def digits() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([*steps, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)])
 
 
+def falcon() -> pre_tokenizers.PreTokenizer:
+    """Two steps come after ByteLevel, and see what stands for bytes: ² is one of them, and counts as a digit."""
+    steps = [
+        pre_tokenizers.Punctuation("contiguous"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False),
+        pre_tokenizers.Digits(individual_digits=False),
+        pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+    ]
+    return pre_tokenizers.Sequence(steps)
+
+
+def starcoder() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(False)])
+
+
+def deepseek() -> pre_tokenizers.PreTokenizer:
+    splits = [pre_tokenizers.Split(Regex(regex), "isolated") for regex in DEEPSEEK]
+    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(False, use_regex=False)])
+
+
+def gpt_neox() -> tokenizers.Tokenizer:
+    """Runs of spaces are added tokens."""
+    made = byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), normalizers.NFC())
+    made.add_tokens([AddedToken(" " * n, normalized=True) for n in range(24, 1, -1)])
+    return made
+
+
+def gemma() -> tokenizers.Tokenizer:
+    """Spaces become marks before anything else, so that there is nothing left to split at; runs are added tokens."""
+    split = pre_tokenizers.Split(" ", "merged_with_previous")
+    made = sentencepiece(normalizers.Replace(" ", "▁"), split, "gemma")
+    runs = ["\n" * n for n in range(2, 8)] + ["▁" * n for n in range(2, 16)]
+    made.add_tokens([AddedToken(run, normalized=False) for run in runs])
+    made.add_special_tokens([AddedToken("<start_of_turn>", special=True), AddedToken("<pad>", special=True)])
+    return made
+
+
+def phi3() -> tokenizers.Tokenizer:
+    """Llama's, with added tokens that swallow the space behind them."""
+    made = sentencepiece(llama2_normalizer(), None, "llama")
+    names = ("<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>")
+    made.add_special_tokens([AddedToken(name, special=True, rstrip=True, normalized=False) for name in names])
+    return made
+
+
 def metaspace(scheme: str, split: bool) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=split)
 
@@ -210,6 +264,15 @@ KINDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
     "llama2": lambda: sentencepiece(llama2_normalizer(), None, "llama"),
     "mistral": lambda: sentencepiece(None, metaspace("first", False), "llama"),
     "metaspace": lambda: sentencepiece(None, metaspace("always", True), "metaspace"),
+    "falcon": lambda: byte_level(falcon()),
+    "gpt-neox": gpt_neox,
+    "stablelm": lambda: byte_level(split_bytes(QWEN2)),
+    "olmo2": lambda: byte_level(split_bytes(LLAMA3)),
+    "granite": lambda: byte_level(starcoder()),
+    "tekken": lambda: byte_level(split_bytes(TEKKEN), ignore_merges=True, bos=True),
+    "deepseek": lambda: byte_level(deepseek()),
+    "gemma": gemma,
+    "phi3": phi3,
     "unknowns": lambda: sentencepiece(normalizers.NFC(), metaspace("first", True), "none", fallback=False),
 }
 

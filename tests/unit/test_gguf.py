@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,7 @@ from crosscompile.models.design import Design
 from crosscompile.packing import dequantize, quantize
 from crosscompile.pieces import Piece, piece_of
 from crosscompile.quantize import write_weights
+from tests.campaigns import gguf as campaign
 from tests.gguf_writing import ROWS, raw_blocks, write_llama
 from tests.oracle.gguf_checkpoints import DATA, write_pair
 from tests.unit.test_quantize import Parameter, unpack
@@ -314,3 +316,13 @@ def test_all_sources_of_a_design_are_there(tmp_path: Path) -> None:
     for sources in models.FAMILIES["LlamaForCausalLM"].design(source.config).sources.values():
         for one in sources:
             source.info(piece_of(one).tensor)
+
+
+def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
+    """A sample of tests.campaigns.gguf."""
+    rng = random.Random(3)
+    beginnings = campaign.originals(tmp_path)
+    for _ in range(200):
+        file = tmp_path / "fuzzed.gguf"
+        file.write_bytes(campaign.mutated(rng.choice(beginnings), rng))
+        campaign.judge(file)

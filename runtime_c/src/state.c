@@ -195,12 +195,13 @@ typedef struct header {
 } header;
 
 static void describe(header *h, const char *name, const char *dtype, uint64_t shape0, uint64_t shape1, uint64_t bytes) {
+    uint64_t end = h->at + bytes;
     int n = snprintf(h->text + h->n, h->cap - h->n,
                      "%s\"%s\":{\"dtype\":\"%s\",\"shape\":[%llu,%llu],\"data_offsets\":[%llu,%llu]}",
                      h->n > 1 ? "," : "", name, dtype, (unsigned long long)shape0, (unsigned long long)shape1,
-                     (unsigned long long)h->at, (unsigned long long)(h->at + bytes));
+                     (unsigned long long)h->at, (unsigned long long)end);
     h->n += n > 0 ? (size_t)n : 0;
-    h->at += bytes;
+    h->at = end;
 }
 
 static void describe_pad(header *h, uint64_t alignment) {

@@ -15,8 +15,8 @@ from typing import Any
 
 from crosscompile.runtime import build_runtime
 from edgellm import golden
+from tests.runtime_make import RUNTIME_C, make
 
-RUNTIME_C = Path(__file__).resolve().parents[1] / "runtime_c"
 MAGIC = 0xFF271
 _DEADLINE_S = 60.0
 
@@ -30,13 +30,7 @@ def program() -> Path:
 
 def sanitized_program() -> Path:
     """The same under ASan and UBSan."""
-    done = subprocess.run(
-        ["make", "--silent", "--no-print-directory", "-C", str(RUNTIME_C), "build/asan/edgellm-rt"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    make("build/asan/edgellm-rt")
     return RUNTIME_C / "build" / "asan" / "edgellm-rt"
 
 

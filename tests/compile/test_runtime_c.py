@@ -1,20 +1,6 @@
 """The runtime's own C tests, plain and under ASan and UBSan, and those with threads under TSan."""
 
-import subprocess
-from pathlib import Path
-
-RUNTIME_C = Path(__file__).resolve().parents[2] / "runtime_c"
-
-
-def make(*arguments: str) -> str:
-    done = subprocess.run(
-        ["make", "--silent", "--no-print-directory", "-C", str(RUNTIME_C), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+from tests.runtime_make import RUNTIME_C, make
 
 
 def test_c_tests_pass_plain_and_under_sanitizers():

@@ -1,0 +1,20 @@
+"""runtime_c's own Makefile, called by tests: one at a time, for two would write the same files."""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+from pathlib import Path
+
+RUNTIME_C = Path(__file__).resolve().parents[1] / "runtime_c"
+
+
+def make(*arguments: str) -> str:
+    """What it prints. AssertionError with all of it if it fails."""
+    (RUNTIME_C / "build").mkdir(exist_ok=True)
+    with (RUNTIME_C / "build" / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        command = ["make", "--silent", "--no-print-directory", "-C", str(RUNTIME_C), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout

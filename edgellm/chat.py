@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import posixpath
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -19,6 +22,7 @@ from types import FrameType
 from edgellm import sensors, transcript
 from edgellm.conversation import Chat, Done
 from edgellm.errors import RemoteError, RuntimeFailedError, UsageError
+from edgellm.probe import home_of
 from edgellm.remembered import state_path
 from edgellm.runtime_program import InstalledModel
 from edgellm.selection import add_board, add_model, add_sampling, sampling_argv, selected_model
@@ -37,6 +41,7 @@ Alt-Enter, or \\ and Enter: a new line; ↑: what was said before
 Ctrl-C: stop the answer, or clear what is typed"""
 
 _FULL = "the context is full"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -45,20 +50,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  edgellm chat --board virtual-rpi5\n"
         '  edgellm chat --board kitchen --system "You are a home assistant." --temperature 0\n'
         "  edgellm chat --board kitchen --load yesterday.json\n"
+        "  edgellm chat --board kitchen --session work      go on tomorrow, without computing today's again\n"
         '  echo "Is the door locked?" | edgellm chat --board kitchen'
     )
     add_board(parser)
     add_model(parser)
     parser.add_argument("--system", metavar="TEXT", help="the system prompt")
     parser.add_argument("--load", type=Path, metavar="FILE", help="take up a conversation that /save wrote")
+    parser.add_argument(
+        "--session",
+        metavar="NAME",
+        help="go on with the conversation of this name, and keep it on the board with what was computed of it; "
+        "/reset and /quit remove it",
+    )
     parser.add_argument("--plain", action="store_true", help="show answers as they are, not as markdown")
     add_sampling(parser)
 
 
 def main(args: argparse.Namespace) -> int:
     found = transcript.load(args.load) if args.load is not None else None
-    with selected_model(args) as model, Chat(model, args.system, sampling_argv(args)) as chat:
+    if args.session is not None and not _NAME.fullmatch(args.session):
+        raise UsageError("--session: a name has letters, digits, . _ and -, at most 64, and begins with none of these")
+    with ExitStack() as stack:
+        model = stack.enter_context(selected_model(args))
+        file = None
+        if args.session is not None:
+            file = posixpath.join(home_of(model.remote), ".edgellm", "sessions", args.session)
+        chat = stack.enter_context(Chat(model, args.system, sampling_argv(args), file))
         talk = Talk(model, chat, sys.stdin.isatty(), *screen(args.plain))
+        for notice in chat.answer.notices:
+            aside(notice)
+        if chat.messages and talk.is_interactive:
+            aside(f"{turns(len(chat.messages))} taken up; last: {one_line(chat.messages[-2]['content'], 70)}")
         if talk.is_interactive:
             aside(f"{model.name} on {model.remote.name}, context {chat.context} (/help for help)")
         if found is not None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgellm.errors import CommandError, LinkError, RuntimeFailedError
-from edgellm.runtime_program import InstalledModel, failure
+from edgellm.runtime_program import InstalledModel, ended, failure
 from edgellm.terminal import one_line, printable
 
 Message = dict[str, str]
@@ -57,21 +57,27 @@ class Chat:
         for piece in chat.ask("Hello"):
             print(piece, end="", flush=True)
 
-    system, messages: what was said so far; the board leaves out the oldest turns where they do not fit its context.
-    model: from find_model or connect(...). argv: further options of `edgellm-rt chat`.
+    session: a file on the board: the conversation in it is gone on with, and left there at the end with what was
+    computed of it. system, messages: what was said so far; the board leaves out the oldest turns where they do not fit
+    its context. model: from find_model or connect(...). argv: further options of `edgellm-rt chat`.
     Raises RuntimeFailedError if the model does not open, RemoteError if the board goes away.
     """
 
-    def __init__(self, model: InstalledModel, system: str | None = None, argv: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: InstalledModel, system: str | None = None, argv: Sequence[str] = (), session: str | None = None
+    ) -> None:
         self._remote = model.remote
         options = ["--jsonl", *(("--system", system) if system is not None else ()), *argv]
+        options += ["--session", session] if session is not None else []
+        self._keeps = session is not None
         self._process = model.remote.start(model.argv("chat", *options), silence_s=_ANSWER_S)
         self._buffer = bytearray()
         self.answer = Answer()
         self.system = system
         self.messages: list[Message] = []
         try:
-            self.ready = self._expect("ready")
+            self.ready = self._expect_ready()
+            self._take_up(self.ready.get("messages", []))
         except BaseException:
             self._process.close()
             raise
@@ -144,6 +150,8 @@ class Chat:
         return said if type(said) is int and said > 0 else 0
 
     def close(self) -> None:
+        if self._keeps:  # it writes the session when its input ends
+            ended(self._process, _ANSWER_S)
         self._process.close()
 
     def __enter__(self) -> Chat:
@@ -157,6 +165,27 @@ class Chat:
             self._process.write(json.dumps(message).encode() + b"\n")
         except BrokenPipeError:
             raise self._ended() from None
+
+    def _expect_ready(self) -> dict[str, Any]:
+        while True:
+            message = self._receive(_ANSWER_S)
+            if message is not None and message["type"] == "notice":
+                self.answer.notices.append(one_line(self._text(message)))
+            elif message is not None and message["type"] == "ready":
+                return message
+            else:
+                raise self._nonsense(json.dumps(message))
+
+    def _take_up(self, messages: object) -> None:
+        for message in messages if isinstance(messages, list) else [None]:
+            role = message.get("role") if isinstance(message, dict) else None
+            content = message.get("content") if isinstance(message, dict) else None
+            if role not in ("system", "user", "assistant") or not isinstance(content, str):
+                raise self._nonsense(json.dumps(self.ready))
+            if role == "system":
+                self.system = content
+            else:
+                self.messages.append({"role": role, "content": content})
 
     def _expect(self, kind: str) -> dict[str, Any]:
         message = self._receive(_ANSWER_S)

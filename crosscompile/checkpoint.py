@@ -151,7 +151,7 @@ def read_object(file: Path, required: bool = False) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory, or what the metadata of a GGUF file says instead.
 
-    ConfigError if it is missing or its weights are quantized already.
+    ConfigError if it is missing or its weights are quantized in a form that is not read.
     """
     if path.suffix == GGUF and path.is_file():
         from crosscompile.gguf_checkpoint import load_gguf
@@ -161,13 +161,10 @@ def read_config(path: Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{path} has no config.json: it is not a Hugging Face checkpoint directory")
     config = read_object(file, required=True)
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise ConfigError(
-            f"{file}: quantization_config says the weights are already quantized ({method}); "
-            f"use the original bfloat16 or float16 checkpoint, edgellm quantizes it itself"
-        )
+    if config.get("quantization_config"):
+        from crosscompile.packed_checkpoint import form_of
+
+        form_of(config, file)
     return config
 
 
@@ -288,7 +285,7 @@ def load(path: str | Path) -> Checkpoint:
     tensors = tensors_of(path / RANDOM) if is_random else _read_tensors(path)
     texts = [name for name in TEXT_FILES if (path / name).is_file()]
     shards = sorted({tensor.file.name for tensor in tensors.values()})
-    return kind(
+    source = kind(
         path=path,
         config=config,
         generation_config=read_object(path / "generation_config.json"),
@@ -299,3 +296,8 @@ def load(path: str | Path) -> Checkpoint:
         special_tokens=_special_tokens(path, tokenizer_config),
         files=(*texts, *shards),
     )
+    if not config.get("quantization_config"):
+        return source
+    from crosscompile.packed_checkpoint import unpacking
+
+    return unpacking(source)

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from crosscompile.checkpoint import Checkpoint
+from crosscompile.checkpoint import FLOATS, Checkpoint
 from crosscompile.errors import CheckpointError, ConfigError
 from crosscompile.packing import GROUP
 from crosscompile.safetensors_stream import TensorInfo
@@ -29,12 +29,7 @@ ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
 """AWQ: which of eight outputs each nibble of a word, lowest first, holds."""
 PER_WORD = 8
 METHODS = {"awq": "AWQ", "gptq": "GPTQ"}
-_WORDS: dict[str, np.dtype[Any]] = {
-    "I32": np.dtype("<i4"),
-    "F16": np.dtype("<f2"),
-    "F32": np.dtype("<f4"),
-    "BF16": np.dtype("<u2"),
-}
+_WORDS: dict[str, np.dtype[Any]] = {**FLOATS, "I32": np.dtype("<i4")}
 _AGAIN = "download it again"
 
 

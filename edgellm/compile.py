@@ -93,8 +93,9 @@ def build(
     context: int | None = None,
     dump: Path | None = None,
     progress: Progress | None = None,
+    lora: Path | None = None,
 ) -> Compilation:
-    """compile_model, with statistics."""
+    """compile_model, with statistics. lora: directory of an adapter that is merged into the weights."""
     if isinstance(board, str):
         from edgellm.boards import find_board
 
@@ -103,7 +104,8 @@ def build(
     target = board.target()
     path, name = hub.resolve(model, show)
     show("reading the checkpoint", 0, 0)
-    source = checkpoint.load(path)
+    source = checkpoint.load(path, lora)
+    name = name if lora is None else f"{name}-{lora.resolve().name}"
     fits = MemoryCheck(board, context)
     found = tuned.lookup(board)
     made = compile_checkpoint(source, name, target, options, fits=fits, dump=dump, progress=show, knobs=found)
@@ -331,6 +333,7 @@ class _Job:
         request = {
             "short": short,
             "checkpoint": str(self.source.path.absolute()),
+            "lora": str(self.source.adapter.absolute()) if self.source.adapter is not None else None,
             "output": str(directory.absolute()),
             "tier": target.tier.name,
             "os": target.os,

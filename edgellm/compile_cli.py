@@ -35,6 +35,13 @@ def add_scheme_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lora(parser: argparse.ArgumentParser) -> None:
+    """--lora, for the commands that make a bundle for a board."""
+    parser.add_argument(
+        "--lora", type=Path, metavar="DIR", help="a PEFT adapter (LoRA, DoRA) to merge into the weights"
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `edgellm compile`."""
     parser.add_argument(
@@ -43,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--board", required=True, help="a type or an instance; `edgellm boards` lists them")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="where the bundle is written")
     add_scheme_arguments(parser)
+    add_lora(parser)
     add_signing(parser)
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the IR after each phase into this directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -70,6 +78,7 @@ def main(args: argparse.Namespace) -> int:
             context=args.context,
             dump=args.dump,
             progress=display.update,
+            lora=args.lora,
         )
     if key is not None:
         from edgellm.signing import sign

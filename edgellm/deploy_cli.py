@@ -25,7 +25,7 @@ from edgellm import bundle as bundles
 from edgellm.board_session import count_of
 from edgellm.boards import Board, find_board
 from edgellm.bundle import MANIFEST, Bundle
-from edgellm.compile_cli import SCHEMES, StageDisplay, add_scheme_arguments, options_of
+from edgellm.compile_cli import SCHEMES, StageDisplay, add_lora, add_scheme_arguments, options_of
 from edgellm.connection import connect
 from edgellm.deploy_trust import Trust, add_trust_arguments
 from edgellm.deployment import Deployment, Reporter, deploy
@@ -77,6 +77,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verify", action="store_true", help="hash everything on the board even if nothing changed")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_scheme_arguments(parser)
+    add_lora(parser)
     add_trust_arguments(parser)
     fleet_cli.add_rollout(parser)
     parser.set_defaults(scheme=None)  # a fleet's file may have another one
@@ -143,6 +144,10 @@ def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) 
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="import-", dir=cache.root())))
         path = unpacked(args.model, folder / path.stem, args.signed_by, quiet=args.json).path
     if (path / MANIFEST).is_file():
+        if args.lora is not None:
+            raise UsageError(
+                f"{path} is a bundle, whose weights are packed: compile the checkpoint with --lora instead"
+            )
         bundle = bundles.read(path)
         say(args, "bundle", f"{path}: {bundle.name} {bundle.scheme} for {bundle.tier}, {size(bundle.n_bytes)}")
         return bundle
@@ -150,7 +155,7 @@ def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) 
 
     assert board is not None
     with StageDisplay(quiet=args.json) as display:
-        made = build(args.model, board, options_of(args), context=args.context, progress=display.update)
+        made = build(args.model, board, options_of(args), context=args.context, progress=display.update, lora=args.lora)
     bundle = made.bundle
     how = "compiled before" if made.cached else f"compiled in {made.report['seconds']['total']:.1f} s"
     say(args, "model", f"{bundle.name} {bundle.scheme} for {bundle.tier}, {size(bundle.n_bytes)}, {how}")

@@ -2,8 +2,9 @@
 
 A directory with adapter_config.json and adapter_model.safetensors. Of a matrix W (out, in) there are lora_A (r, in) and
 lora_B (out, r): W + scale · B A, where scale is alpha / r, or alpha / √r (use_rslora). DoRA divides each row of that by
-its length and multiplies it by the magnitude that is stored. Modules that were trained whole (modules_to_save) replace
-those of the checkpoint. Source: PEFT's tuners/lora/layer.py and save_and_load.py.
+its length and multiplies it by the magnitude that is stored. Modules that were trained whole (modules_to_save), and
+embeddings that are kept beside their adapter (base_layer), replace those of the checkpoint. Source: PEFT's
+tuners/lora/layer.py and save_and_load.py.
 """
 
 from __future__ import annotations
@@ -82,9 +83,7 @@ class MergedCheckpoint(Checkpoint):
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         info = self.info(name)
-        if info.name in self.replaced:
-            return read_values(info, rows)
-        values = self.source.read(name, rows)
+        values = read_values(info, rows) if info.name in self.replaced else self.source.read(name, rows)
         delta = self.deltas.get(info.name)
         if delta is None:
             return values
@@ -112,7 +111,7 @@ def merge(source: Checkpoint, directory: Path) -> MergedCheckpoint:
         if name.startswith(_PREFIX) and (match := _PART.fullmatch(name.removeprefix(_PREFIX))):
             modules.setdefault(match["module"], {})[match["kind"]] = info
         else:
-            own = name.removeprefix(_PREFIX).replace(".modules_to_save", "")
+            own = re.sub(r"\.(modules_to_save|base_layer)\b", "", name.removeprefix(_PREFIX))
             base = _base(source, own, info)
             if base.shape != info.shape or base.transposed:
                 raise _unfit(info, f"has shape {list(info.shape)}, the checkpoint's {own!r} {list(base.shape)}")

@@ -98,9 +98,11 @@ def test_ranks_may_differ_by_module(model: Path, tmp_path: Path) -> None:
 
 def test_embeddings_and_whole_modules(model: Path, tmp_path: Path) -> None:
     a, b = random(RANK, VOCAB, seed=3), random(IN, RANK, seed=4)
-    tensors = {f"{EMBED}.lora_embedding_A": a, f"{EMBED}.lora_embedding_B": b, f"{NORM}.weight": random(IN, seed=5)}
-    plain, merged = checkpoint.load(model), checkpoint.load(model, adapter(tmp_path / "a", tensors))
-    expected = plain.read(f"{EMBED}.weight") + 1.5 * (b.astype(np.float64) @ a).T
+    kept = random(VOCAB, IN, seed=7)
+    tensors = {f"{EMBED}.lora_embedding_A": a, f"{EMBED}.lora_embedding_B": b, f"{EMBED}.base_layer.weight": kept}
+    tensors[f"{NORM}.weight"] = random(IN, seed=5)
+    merged = checkpoint.load(model, adapter(tmp_path / "a", tensors))
+    expected = kept + 1.5 * (b.astype(np.float64) @ a).T
     np.testing.assert_allclose(merged.read(f"{EMBED}.weight"), expected, atol=1e-5)
     np.testing.assert_array_equal(merged.read(f"{EMBED}.weight", slice(3, 9)), merged.read(f"{EMBED}.weight")[3:9])
     np.testing.assert_array_equal(merged.read(f"{NORM}.weight"), tensors[f"{NORM}.weight"])

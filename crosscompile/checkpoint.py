@@ -23,9 +23,11 @@ FLOATS: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 """Stored types that can be read. NumPy has no bfloat16: its bits are the upper half of a float32."""
 
 GGUF = ".gguf"
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 RANDOM = "random.json"
 """Stands in for the weights of a random checkpoint (crosscompile.random_checkpoint)."""
+_ADAPTER = "{} holds an adapter, not a model; name the model it is for, and this directory with --lora"
 TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -43,7 +45,8 @@ class Checkpoint:
     """An opened checkpoint. Tensors stay in their files until `read`.
 
     special_tokens: name -> text ("bos_token" -> "<s>"), from tokenizer_config.json and special_tokens_map.json.
-    files: everything that was read or that `read` may read, relative to `path`.
+    files: everything that was read or that `read` may read, relative to `path`. adapter: directory of one that is
+    merged into it (crosscompile.lora).
     """
 
     path: Path
@@ -55,6 +58,7 @@ class Checkpoint:
     tensors: dict[str, TensorInfo] = field(repr=False)
     special_tokens: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
+    adapter: Path | None = None
 
     @property
     def paths(self) -> list[Path]:
@@ -90,25 +94,7 @@ class Checkpoint:
 
     def read(self, name: str, rows: slice | None = None) -> np.ndarray:
         """Reads a tensor, or a slice of its first axis, as float32. Only the slice is read from the file."""
-        tensor = self.info(name)
-        start, stop, step = (rows or slice(None)).indices(tensor.shape[0] if tensor.shape else 1)
-        assert step == 1, "only contiguous rows"
-        stored = FLOATS[tensor.dtype]
-        inner = tensor.shape[1:]
-        width = int(np.prod(inner, dtype=np.int64)) * stored.itemsize
-        raw = bytearray(max(stop - start, 0) * width)
-        try:
-            with tensor.file.open("rb") as stream:
-                stream.seek(tensor.offset_bytes + start * width)
-                n_read = stream.readinto(raw)
-        except OSError as error:
-            raise CheckpointError(f"{tensor.file} cannot be read: {error.strerror}") from error
-        if n_read != len(raw):
-            raise CheckpointError(f"{tensor.file} was truncated while it was read; download or export it again")
-        values = np.frombuffer(raw, stored).reshape((max(stop - start, 0), *inner) if tensor.shape else ())
-        if tensor.dtype == "BF16":
-            return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        return values.astype(np.float32, copy=False)
+        return read_values(self.info(name), rows)
 
     def integers(self, name: str, rows: slice) -> tuple[np.ndarray, np.ndarray] | None:
         """Rows of a matrix as the checkpoint quantized them, if it did so in a way that our schemes can carry.
@@ -117,6 +103,28 @@ class Checkpoint:
         gives; None for all else.
         """
         return None
+
+
+def read_values(tensor: TensorInfo, rows: slice | None = None) -> np.ndarray:
+    """A tensor of floats, or a slice of its first axis, as float32. Only the slice is read from the file."""
+    start, stop, step = (rows or slice(None)).indices(tensor.shape[0] if tensor.shape else 1)
+    assert step == 1, "only contiguous rows"
+    stored = FLOATS[tensor.dtype]
+    inner = tensor.shape[1:]
+    width = int(np.prod(inner, dtype=np.int64)) * stored.itemsize
+    raw = bytearray(max(stop - start, 0) * width)
+    try:
+        with tensor.file.open("rb") as stream:
+            stream.seek(tensor.offset_bytes + start * width)
+            n_read = stream.readinto(raw)
+    except OSError as error:
+        raise CheckpointError(f"{tensor.file} cannot be read: {error.strerror}") from error
+    if n_read != len(raw):
+        raise CheckpointError(f"{tensor.file} was truncated while it was read; download or export it again")
+    values = np.frombuffer(raw, stored).reshape((max(stop - start, 0), *inner) if tensor.shape else ())
+    if tensor.dtype == "BF16":
+        return (values.astype(np.uint32) << np.uint32(16)).view(np.float32)
+    return values.astype(np.float32, copy=False)
 
 
 def _read_bytes(file: Path) -> bytes:
@@ -151,23 +159,22 @@ def read_object(file: Path, required: bool = False) -> dict[str, Any]:
 def read_config(path: Path) -> dict[str, Any]:
     """config.json of a checkpoint directory, or what the metadata of a GGUF file says instead.
 
-    ConfigError if it is missing or its weights are quantized already.
+    ConfigError if it is missing or its weights are quantized in a form that is not read.
     """
     if path.suffix == GGUF and path.is_file():
         from crosscompile.gguf_checkpoint import load_gguf
 
         return load_gguf(path).config
     file = path / "config.json"
+    if not file.is_file() and (path / "adapter_config.json").is_file():
+        raise ConfigError(_ADAPTER.format(path))
     if not file.is_file():
         raise ConfigError(f"{path} has no config.json: it is not a Hugging Face checkpoint directory")
     config = read_object(file, required=True)
-    quantization = config.get("quantization_config")
-    if quantization:
-        method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
-        raise ConfigError(
-            f"{file}: quantization_config says the weights are already quantized ({method}); "
-            f"use the original bfloat16 or float16 checkpoint, edgellm quantizes it itself"
-        )
+    if config.get("quantization_config"):
+        from crosscompile.packed_checkpoint import form_of
+
+        form_of(config, file)
     return config
 
 
@@ -209,6 +216,8 @@ def _no_weights(path: Path) -> str:
         found = [name for name in names if name.endswith(suffix)]
         if found:
             return f"{path} holds {text} weights ({found[0]}); use the model's safetensors version"
+    if "adapter_config.json" in names:
+        return _ADAPTER.format(path)
     others = [name for name in names if name.endswith(".safetensors")]
     if others:
         return (
@@ -262,17 +271,29 @@ def _special_tokens(path: Path, tokenizer_config: dict[str, Any]) -> dict[str, s
     return special
 
 
-def load(path: str | Path) -> Checkpoint:
+def load(path: str | Path, lora: str | Path | None = None) -> Checkpoint:
     """Opens a checkpoint directory or a GGUF file: reads JSON files and tensor headers, no tensor data.
 
+    lora: directory of a PEFT adapter that is merged into what is read.
     Raises CheckpointError for missing, truncated or malformed files, ConfigError for a missing or unusable config.json.
     """
     path = Path(path)
+    if lora is not None:
+        from crosscompile.lora import merge
+
+        return merge(load(path), Path(lora))
     if path.is_file():
         if path.suffix == GGUF:
             from crosscompile.gguf_checkpoint import load_gguf
 
             return load_gguf(path)
+        if path.suffix in PICKLES:
+            from crosscompile.lora import CONVERT
+
+            raise CheckpointError(
+                f"{path} is a pickle, which can run code when read; convert it once: "
+                f"{CONVERT.format(path, path.with_name(SINGLE))}, and name its directory"
+            )
         raise CheckpointError(f"{path} is a file; name the checkpoint directory with its config.json, or a .gguf file")
     if not path.is_dir():
         raise CheckpointError(f"{path} does not exist; name a checkpoint directory")
@@ -288,7 +309,7 @@ def load(path: str | Path) -> Checkpoint:
     tensors = tensors_of(path / RANDOM) if is_random else _read_tensors(path)
     texts = [name for name in TEXT_FILES if (path / name).is_file()]
     shards = sorted({tensor.file.name for tensor in tensors.values()})
-    return kind(
+    source = kind(
         path=path,
         config=config,
         generation_config=read_object(path / "generation_config.json"),
@@ -299,3 +320,8 @@ def load(path: str | Path) -> Checkpoint:
         special_tokens=_special_tokens(path, tokenizer_config),
         files=(*texts, *shards),
     )
+    if not config.get("quantization_config"):
+        return source
+    from crosscompile.packed_checkpoint import unpacking
+
+    return unpacking(source)

@@ -98,8 +98,9 @@ def build(
     prefix: Prefix | None = None,
     dump: Path | None = None,
     progress: Progress | None = None,
+    lora: Path | None = None,
 ) -> Compilation:
-    """compile_model, with statistics."""
+    """compile_model, with statistics. lora: directory of an adapter that is merged into the weights."""
     if isinstance(board, str):
         from edgellm.boards import find_board
 
@@ -108,7 +109,8 @@ def build(
     target = board.target()
     path, name = hub.resolve(model, show)
     show("reading the checkpoint", 0, 0)
-    source = checkpoint.load(path)
+    source = checkpoint.load(path, lora)
+    name = name if lora is None else f"{name}-{lora.resolve().name}"
     if prefix is not None:
         prefixes.check(prefix, source.chat_template)
     fits = MemoryCheck(board, context)
@@ -344,6 +346,7 @@ class _Job:
         request = {
             "short": short,
             "checkpoint": str(self.source.path.absolute()),
+            "lora": str(self.source.adapter.absolute()) if self.source.adapter is not None else None,
             "output": str(directory.absolute()),
             "tier": target.tier.name,
             "os": target.os,

@@ -55,6 +55,13 @@ def add_prefix_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_lora(parser: argparse.ArgumentParser) -> None:
+    """--lora, for the commands that make a bundle for a board."""
+    parser.add_argument(
+        "--lora", type=Path, metavar="DIR", help="a PEFT adapter (LoRA, DoRA) to merge into the weights"
+    )
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `edgellm compile`."""
     parser.add_argument(
@@ -64,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", required=True, help="where the bundle is written")
     add_scheme_arguments(parser)
     add_prefix_arguments(parser)
+    add_lora(parser)
     add_signing(parser)
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the IR after each phase into this directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
@@ -93,6 +101,7 @@ def main(args: argparse.Namespace) -> int:
             prefix=wanted,
             dump=args.dump,
             progress=display.update,
+            lora=args.lora,
         )
     if key is not None:
         from edgellm.signing import sign

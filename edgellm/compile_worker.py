@@ -46,7 +46,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Compiles kernels and writes weights into request["output"]; returns what the manifest needs."""
     started = time.monotonic()
     channel.progress("compiling kernels", 0, 0)
-    source = checkpoint.load(request["checkpoint"])
+    source = checkpoint.load(request["checkpoint"], request.get("lora"))
     import crosscompile
     from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
     from crosscompile.program import FULL_LADDER, SHORT_LADDER, outline

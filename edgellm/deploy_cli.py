@@ -25,7 +25,14 @@ from edgellm import bundle as bundles
 from edgellm.board_session import count_of
 from edgellm.boards import Board, find_board
 from edgellm.bundle import MANIFEST, Bundle
-from edgellm.compile_cli import SCHEMES, StageDisplay, add_prefix_arguments, add_scheme_arguments, options_of
+from edgellm.compile_cli import (
+    SCHEMES,
+    StageDisplay,
+    add_lora,
+    add_prefix_arguments,
+    add_scheme_arguments,
+    options_of,
+)
 from edgellm.connection import connect
 from edgellm.deploy_trust import Trust, add_trust_arguments
 from edgellm.deployment import Deployment, Reporter, deploy
@@ -78,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_scheme_arguments(parser)
     add_prefix_arguments(parser)
+    add_lora(parser)
     add_trust_arguments(parser)
     fleet_cli.add_rollout(parser)
     parser.set_defaults(scheme=None)  # a fleet's file may have another one
@@ -146,6 +154,10 @@ def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) 
     if (path / MANIFEST).is_file():
         if args.system_prompt is not None or args.tools is not None:
             raise UsageError(f"{path} is compiled already: --system-prompt and --tools go to `edgellm compile`")
+        if args.lora is not None:
+            raise UsageError(
+                f"{path} is a bundle, whose weights are packed: compile the checkpoint with --lora instead"
+            )
         bundle = bundles.read(path)
         say(args, "bundle", f"{path}: {bundle.name} {bundle.scheme} for {bundle.tier}, {size(bundle.n_bytes)}")
         return bundle
@@ -154,7 +166,15 @@ def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) 
     assert board is not None
     wanted = prefix.read(args.system_prompt, args.tools)
     with StageDisplay(quiet=args.json) as display:
-        made = build(args.model, board, options_of(args), context=args.context, prefix=wanted, progress=display.update)
+        made = build(
+            args.model,
+            board,
+            options_of(args),
+            context=args.context,
+            prefix=wanted,
+            progress=display.update,
+            lora=args.lora,
+        )
     bundle = made.bundle
     how = "compiled before" if made.cached else f"compiled in {made.report['seconds']['total']:.1f} s"
     say(args, "model", f"{bundle.name} {bundle.scheme} for {bundle.tier}, {size(bundle.n_bytes)}, {how}")

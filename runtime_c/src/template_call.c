@@ -128,8 +128,13 @@ static arguments without(const arguments *args, unsigned first) {
     return rest;
 }
 
+/* What map and select go through: jinja2's are generators that do not look at a value that is false. */
+static const list *items_of(machine *vm, const value *v) {
+    return ellm_vm_truth(v) ? ellm_vm_iterate(vm, v) : ellm_vm_list(vm, 0);
+}
+
 static value map(machine *vm, uint32_t id, const value *v, const arguments *args) {
-    const list *items = ellm_vm_iterate(vm, v);
+    const list *items = items_of(vm, v);
     list *made = items != NULL ? ellm_vm_list(vm, items->n) : NULL;
     const value *attribute = argument(vm, args, 99, "attribute"), *fallback = argument(vm, args, 99, "default");
     arguments rest = without(args, 1);
@@ -156,7 +161,7 @@ static value map(machine *vm, uint32_t id, const value *v, const arguments *args
 static value pick(machine *vm, uint32_t id, const value *v, const arguments *args) {
     bool by_attribute = id == FILTER_SELECTATTR || id == FILTER_REJECTATTR;
     bool wanted = id == FILTER_SELECT || id == FILTER_SELECTATTR;
-    const list *items = ellm_vm_iterate(vm, v);
+    const list *items = items_of(vm, v);
     list *made = items != NULL ? ellm_vm_list(vm, items->n) : NULL;
     arguments rest = without(args, by_attribute ? 2 : 1);
     const value *test = args->n > by_attribute ? &args->values[by_attribute] : NULL;

@@ -226,8 +226,10 @@ def test_other_kinds_of_weights_are_named(model, files, text):
 
 
 def test_configuration_errors(model):
-    (model / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": {"quant_method": "awq"}}))
-    with pytest.raises(ConfigError, match=r"already quantized \(awq\); use the original"):
+    (model / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(
+        ConfigError, match=r"already quantized \(fp8\); only awq and gptq are read so: use the original"
+    ):
         checkpoint.load(model)
     (model / "config.json").write_text('{\n "a": }')
     with pytest.raises(CheckpointError, match=r"config\.json: line 2"):

@@ -26,6 +26,9 @@ FILES = {
     "pytorch_model.bin": b"never fetched",
     "onnx/model.onnx": b"never fetched",
     "README.md": b"never fetched",
+    "tiny-Q4_0.gguf": b"GGUF one",
+    "big/tiny-F16-00001-of-00002.gguf": b"GGUF part 1",
+    "big/tiny-F16-00002-of-00002.gguf": b"GGUF part 2",
 }
 
 
@@ -197,3 +200,22 @@ def test_directories_and_nonsense(tmp_path):
     for model in ("./nope/model", "nope", "a/b/c", "/etc/nope", "https://example.org/x"):
         with pytest.raises(ModelError, match="does not exist; name a checkpoint directory or a Hub id"):
             hub.resolve(model)
+
+
+def test_one_gguf_file_of_a_repository(tmp_path, endpoint):
+    done = resolve("org/tiny/tiny-Q4_0.gguf", tmp_path / "home", endpoint)
+    assert done.returncode == 0, done.stdout + done.stderr
+    path, name = done.stdout.splitlines()
+    assert name == "tiny-Q4_0"
+    assert os.listdir(Path(path).parent) == ["tiny-Q4_0.gguf"]
+    assert Path(path).read_bytes() == FILES["tiny-Q4_0.gguf"]
+    missing = resolve("org/tiny/tiny-Q2_K.gguf", tmp_path / "home", endpoint)
+    assert missing.returncode == 1
+    assert "org/tiny has no file tiny-Q2_K.gguf" in missing.stdout
+
+
+def test_all_parts_of_a_split_gguf_file_are_fetched(tmp_path, endpoint):
+    done = resolve("org/tiny/big/tiny-F16-00001-of-00002.gguf", tmp_path / "home", endpoint)
+    assert done.returncode == 0, done.stdout + done.stderr
+    path = Path(done.stdout.splitlines()[0])
+    assert sorted(os.listdir(path.parent)) == ["tiny-F16-00001-of-00002.gguf", "tiny-F16-00002-of-00002.gguf"]

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluation.speakers import HELD_OUT, hush
+from voice_assistant.audio import write_wav
 
 from tests.server import Server, compile_demo
-from tests.voice.speech import hush, say
-from voice_assistant.audio import write_wav
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/voice_assistant"
 
@@ -46,7 +46,7 @@ def test_a_conversation_from_sound_to_sound(tmp_path: Path, server: Server) -> N
         "hey ember, is the front door locked?",
         "hey ember, set a timer for five minutes.",
     ):
-        parts += [say(tmp_path, "rms", text), hush(1.2)]
+        parts += [HELD_OUT[0].say(text), hush(1.2)]
     events = converse(tmp_path, server, b"".join(parts))
     assert [event["text"] for event in of(events, "heard")] == [
         "turn on the desk lamp",

@@ -16,6 +16,7 @@ from voice_assistant.answering import Answer, Context, Listener
 from voice_assistant.audio import FRAME_S
 from voice_assistant.commands import LocalCommands
 from voice_assistant.config import Config
+from voice_assistant.errors import EngineError
 from voice_assistant.home import Home
 from voice_assistant.latency import Marks
 from voice_assistant.listening import Detector, Endpoint, WakeWord
@@ -118,7 +119,12 @@ class Assistant:
     def _end_utterance(self, heard_at: float) -> None:
         marks = Marks(heard_at - self._endpoint.silent_s)
         marks.mark("endpoint", max(time.monotonic(), heard_at))
-        heard = self._parts.recognizer.end()
+        try:
+            heard = self._parts.recognizer.end()
+        except EngineError as error:
+            self._tell("error", {"text": str(error)})
+            self._become(IDLE)
+            return
         marks.mark("stt", time.monotonic())
         self._tell("heard", {"text": heard.text, "usual": heard.usual})
         if heard.text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import wave
 from array import array
 from pathlib import Path
@@ -54,14 +55,21 @@ def read_wav(path: Path) -> bytes:
     return resample(pcm, rate_hz)
 
 
+def wav_bytes(pcm: bytes, channels: int = 1) -> bytes:
+    """The contents of a WAV file."""
+    file = io.BytesIO()
+    with wave.open(file, "wb") as out:
+        out.setnchannels(channels)
+        out.setsampwidth(2)
+        out.setframerate(RATE_HZ)
+        out.writeframes(pcm)
+    return file.getvalue()
+
+
 def write_wav(path: Path, pcm: bytes, channels: int = 1) -> None:
     """Raises AudioError if the file cannot be written."""
     try:
-        with wave.open(str(path), "wb") as file:
-            file.setnchannels(channels)
-            file.setsampwidth(2)
-            file.setframerate(RATE_HZ)
-            file.writeframes(pcm)
+        path.write_bytes(wav_bytes(pcm, channels))
     except OSError as error:
         raise AudioError(f"{path}: cannot be written: {error.strerror}") from error
 

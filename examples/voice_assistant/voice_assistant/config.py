@@ -21,6 +21,8 @@ else:
     import tomli as tomllib
 
 T = TypeVar("T")
+STATES = {"light": ("on", "off"), "switch": ("on", "off"), "door": ("locked", "unlocked"), "cover": ("open", "closed")}
+"""What each kind of device can be."""
 
 
 def _one_of(default: str, *others: str) -> Any:
@@ -65,16 +67,14 @@ class PlaybackTable:
 class WakeTable:
     """How a conversation begins.
 
-    engine        "pocketsphinx" hears any phrase, "openwakeword" a model that you have (model_path), "none": whatever
-                  is said is meant for the assistant (push-to-talk: start the program when the button is pressed)
-    threshold     pocketsphinx: 1e-50 hears more, 1e-5 less. openwakeword: 0 to 1
+    engine        "pocketsphinx" hears any phrase; "none": whatever is said is meant for the assistant
+    threshold     1e-50 hears more, 1e-5 less
     follow_up_s   how long after an answer one may go on without the wake word
     """
 
-    engine: str = _one_of("pocketsphinx", "openwakeword", "none")
+    engine: str = _one_of("pocketsphinx", "none")
     phrase: str = "hey ember"
     threshold: float = _within(1e-30, 0, 1)
-    model_path: str = ""
     follow_up_s: float = _within(0, 0, 60)
 
 
@@ -98,14 +98,15 @@ class VadTable:
 class SpeechToTextTable:
     """What turns speech into text.
 
-    engine      pocketsphinx needs nothing else; whisper_cpp, faster_whisper, sherpa_onnx and vosk need a model of yours
-    agreement   pocketsphinx: how alike, in phones, what the grammar and the free recogniser heard must be, 0 to 1
-    model_path  of the other engines: a file or folder; nothing is ever downloaded
+    engine     "pocketsphinx", or "command": a program of yours
+    agreement  pocketsphinx: how alike, in phones, what the grammar and the free recogniser heard must be, 0 to 1
+    command    reads a WAV file on standard input, writes the text to standard output: whisper.cpp is
+               ["whisper-cli", "-m", "MODEL", "-np", "-nt", "-f", "-"]
     """
 
-    engine: str = _one_of("pocketsphinx", "whisper_cpp", "faster_whisper", "sherpa_onnx", "vosk")
+    engine: str = _one_of("pocketsphinx", "command")
     agreement: float = _within(0.7, 0, 1)
-    model_path: str = ""
+    command: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -154,25 +155,28 @@ class InterruptTable:
     confirm_ms: float = _within(320, 32, 3000)
 
 
-@dataclass(frozen=True)
-class DeviceTable:
-    """One device. kind: light, switch, door or cover. state: at the start, of a simulated one."""
+@dataclass(frozen=True, kw_only=True)
+class NamedTable:
+    """What devices and rooms have. mqtt_topic, entity_id: where the backend finds it."""
 
     name: str
+    mqtt_topic: str = ""
+    entity_id: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceTable(NamedTable):
+    """One device. kind: light, switch, door or cover. state: at the start."""
+
     kind: str = field(metadata={"choices": ("light", "switch", "door", "cover")})
     state: str = ""
-    mqtt_topic: str = ""
-    entity_id: str = ""
 
 
-@dataclass(frozen=True)
-class RoomTable:
+@dataclass(frozen=True, kw_only=True)
+class RoomTable(NamedTable):
     """One room whose temperature is known or can be set."""
 
-    name: str
     degrees: int = _within(20, -20, 60)
-    mqtt_topic: str = ""
-    entity_id: str = ""
 
 
 @dataclass(frozen=True)
@@ -287,28 +291,31 @@ def _check_whole(config: Config, file: str) -> None:
             "interrupt.by", "'speech' needs a microphone that does not hear the speaker; see capture.echo_cancelled, "
             "or use 'wake_word'",
         )  # fmt: skip
-    for table, engine, key, value, builtin in (
-        ("stt", config.stt.engine, "model_path", config.stt.model_path, ("pocketsphinx",)),
-        ("tts", config.tts.engine, "voice_path", config.tts.voice_path, ("flite", "espeak_ng", "command")),
-        ("wake", config.wake.engine, "model_path", config.wake.model_path, ("pocketsphinx", "none")),
+    if config.tts.engine == "piper" and not Path(config.tts.voice_path).is_file():
+        refuse("tts.voice_path", f"piper needs a voice of yours, and '{config.tts.voice_path}' is no file")
+    for name, engine, command in (
+        ("stt", config.stt.engine, config.stt.command),
+        ("tts", config.tts.engine, config.tts.command),
     ):
-        if engine not in builtin and not Path(value).exists():
-            refuse(f"{table}.{key}", f"engine '{engine}' needs a model of yours, and '{value}' does not exist")
-    if config.tts.engine == "command" and not config.tts.command:
-        refuse("tts.command", "is missing; name a program that reads text and writes a WAV file")
+        if engine == "command" and not command:
+            refuse(f"{name}.command", "is missing; name a program, with its arguments, as a list")
     if not config.llm.url.startswith("http://"):
         refuse("llm.url", f"'{config.llm.url}' does not begin with http://; the server is meant to be on this machine")
     taken: set[str] = set()
-    for index, thing in enumerate((*config.home.devices, *config.home.rooms)):
-        place = f"home.{'devices' if isinstance(thing, DeviceTable) else 'rooms'}"
-        index -= 0 if isinstance(thing, DeviceTable) else len(config.home.devices)
+    things: list[tuple[str, NamedTable]] = [
+        *((f"home.devices[{index}]", device) for index, device in enumerate(config.home.devices)),
+        *((f"home.rooms[{index}]", room) for index, room in enumerate(config.home.rooms)),
+    ]
+    for place, thing in things:
         if not _NAME.fullmatch(thing.name):
-            refuse(f"{place}[{index}].name", f"'{thing.name}' must be lower-case words, as one says them")
+            refuse(f"{place}.name", f"'{thing.name}' must be lower-case words, as one says them")
         if thing.name in taken:
-            refuse(f"{place}[{index}].name", f"'{thing.name}' is there twice; give each its own name")
+            refuse(f"{place}.name", f"'{thing.name}' is there twice; give each its own name")
         taken.add(thing.name)
+        if isinstance(thing, DeviceTable) and thing.state not in ("", *STATES[thing.kind]):
+            refuse(f"{place}.state", f"'{thing.state}' is none of {', '.join(STATES[thing.kind])}")
         needed = {"mqtt": "mqtt_topic", "home_assistant": "entity_id"}.get(config.home.backend)
         if needed and not getattr(thing, needed):
-            refuse(f"{place}[{index}].{needed}", f"is missing; the backend {config.home.backend} needs it")
+            refuse(f"{place}.{needed}", f"is missing; the backend {config.home.backend} needs it")
     if config.home.backend == "home_assistant" and not Path(config.home.token_path).is_file():
         refuse("home.token_path", f"'{config.home.token_path}' is no file; write a long-lived access token into one")

@@ -46,7 +46,8 @@ def home_grammar(devices: Sequence[Device], rooms: Sequence[str]) -> str:
     )  # fmt: skip
     rule(
         "door", by_kind["door"],
-        "(lock | unlock) [the] <door>", "is [the] <door> (locked | unlocked)", "(which | what) doors are (locked | unlocked)",
+        "(lock | unlock) [the] <door>", "is [the] <door> (locked | unlocked)",
+        "(which | what) doors are (locked | unlocked)",
     )  # fmt: skip
     rule(
         "cover", by_kind["cover"],
@@ -61,7 +62,8 @@ def home_grammar(devices: Sequence[Device], rooms: Sequence[str]) -> str:
     sentences += [
         "(set | start) a timer for <number> (minute | minutes | second | seconds)",
         "(set | start) a <number> (minute | second) timer",
-        "(cancel | stop) (the | my) timer", "how (much time | long) is left [on the timer]", "how long does the timer have",
+        "(cancel | stop) (the | my) timer", "how (much time | long) is left [on the timer]",
+        "how long does the timer have",
         "what time is it", "what is the time", "what day is it", "what is the weather [like]",
         "how (warm | cold) is it outside", "what is the temperature outside",
         "stop", "cancel", "never mind", "thank you", "who are you", "what can you do",

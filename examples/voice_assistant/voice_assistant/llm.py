@@ -1,9 +1,11 @@
-"""The language model's server: a chat with tools over OpenAI's API, streamed, and given up by closing the connection."""
+"""The language model's server: a chat with tools over OpenAI's API, streamed, given up by closing the connection."""
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -117,10 +119,8 @@ class Chat:
         if connection is not None:
             sock = connection.sock
             if sock is not None:
-                try:
-                    sock.shutdown(2)
-                except OSError:
-                    pass  # it is closed already
+                with contextlib.suppress(OSError):  # it is closed already
+                    sock.shutdown(socket.SHUT_RDWR)
             connection.close()
 
 

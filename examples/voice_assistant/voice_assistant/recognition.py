@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from voice_assistant.audio import wav_bytes
 from voice_assistant.config import Config
-from voice_assistant.errors import ConfigError
+from voice_assistant.errors import ConfigError, EngineError
 from voice_assistant.grammar import home_grammar, words_of
 from voice_assistant.home import Device
 from voice_assistant.phones import likeness
+from voice_assistant.spelling import spell
+
+_TIMEOUT_S = 60
 
 
 @dataclass(frozen=True)
@@ -89,10 +95,45 @@ def _text(hypothesis: object) -> str:
     return " ".join(words)
 
 
+class CommandRecognizer:
+    """A program that is given the whole utterance when it has ended: any engine, at the price of its time."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._command = command
+        self._pcm = bytearray()
+
+    def begin(self) -> None:
+        self._pcm.clear()
+
+    def feed(self, frame: bytes) -> None:
+        self._pcm += frame
+
+    def end(self) -> Heard:
+        """Raises EngineError."""
+        program = self._command[0]
+        try:
+            done = subprocess.run(
+                self._command, input=wav_bytes(bytes(self._pcm)), capture_output=True, timeout=_TIMEOUT_S, check=False
+            )
+        except OSError as error:
+            raise EngineError(f"{program} cannot be started: {error.strerror}; see stt.command") from error
+        except subprocess.TimeoutExpired as error:
+            raise EngineError(f"{program} took more than {_TIMEOUT_S} s; see stt.command") from error
+        if done.returncode != 0:
+            said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["no message"]
+            raise EngineError(f"{program} failed with status {done.returncode}: {said[-1][:200]}")
+        return Heard(plain(done.stdout.decode("utf-8", "replace")))
+
+
+def plain(text: str) -> str:
+    """Lower case, numbers as words, no punctuation and no remarks such as [BLANK_AUDIO]: as models hear speech."""
+    text = re.sub(r"\[[^\]]*\]|\([^)]*\)", " ", text.lower()).replace("%", " percent ")
+    text = re.sub(r"\d+", lambda match: spell(int(match[0])) if int(match[0]) <= 100 else match[0], text)
+    return " ".join(re.sub(r"[^\w' ]+", " ", text).split())
+
+
 def open_recognizer(config: Config, devices: Sequence[Device], rooms: Sequence[str]) -> Recognizer:
     """The configured engine. Raises ConfigError or EngineError."""
     if config.stt.engine == "pocketsphinx":
         return PocketSphinx(devices, rooms, config.stt.agreement)
-    from voice_assistant.other_recognizers import open_other
-
-    return open_other(config.stt.engine, config.stt.model_path)
+    return CommandRecognizer(config.stt.command)

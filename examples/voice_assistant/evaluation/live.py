@@ -1,0 +1,152 @@
+"""python -m evaluation.live BUNDLE: conversations with the running program in a room that PulseAudio makes.
+
+The program is started as on a board, with arecord and aplay. Somebody asks for a long answer, speaks over it, and what
+is measured is in one recording of the room: from the first sound of the interruption to the last sound of the answer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from voice_assistant.audio import RATE_HZ
+from voice_assistant.latency import report, table
+
+from evaluation.accuracy import served
+from evaluation.sound_room import CAPTURE, PLAYBACK, SoundRoom, locate, overlap_ms
+from evaluation.speakers import HELD_OUT, Speaker
+
+HOME = Path(__file__).parents[1] / "home.toml"
+PATIENCE_S = 60.0
+
+
+class Running:
+    """The program in the room; `wait` gives its next event of a kind."""
+
+    def __init__(self, room: SoundRoom, folder: Path, url: str) -> None:
+        config = folder / "live.toml"
+        config.write_text(
+            f'capture = {{ device = "{CAPTURE}", echo_cancelled = true }}\nplayback = {{ device = "{PLAYBACK}" }}\n'
+            f'interrupt = {{ by = "speech" }}\n{HOME.read_text()}'
+        )
+        argv = [sys.executable, "-m", "voice_assistant", str(config), "--url", url]
+        self.process = subprocess.Popen(
+            argv, env=room.environment, stdout=subprocess.PIPE, text=True, cwd=HOME.parent
+        )
+        self.events: list[dict[str, Any]] = []
+        self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self._queue.put(json.loads(line))
+        self._queue.put(None)
+
+    def wait(self, name: str, **values: Any) -> dict[str, Any]:
+        """The next event called `name` with these values. Raises TimeoutError."""
+        give_up = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                event = self._queue.get(timeout=max(0.0, give_up - time.monotonic()))
+            except queue.Empty:
+                raise TimeoutError(f"no {name} {values} within {PATIENCE_S:.0f} s") from None
+            if event is None:
+                raise TimeoutError("the program ended")
+            self.events.append(event)
+            if event["event"] == name and all(event.get(key) == value for key, value in values.items()):
+                return event
+
+    def close(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+@contextmanager
+def live(folder: Path, url: str) -> Iterator[tuple[SoundRoom, Running]]:
+    """The room and the program in it, ready to listen."""
+    with SoundRoom(folder) as room:
+        room.tape("room.monitor", folder / "room.raw")
+        program = Running(room, folder, url)
+        try:
+            program.wait("state", state="idle")
+            time.sleep(2)  # the canceller settles
+            yield room, program
+        finally:
+            program.close()
+
+
+def interrupted(room: SoundRoom, program: Running, speaker: Speaker) -> tuple[bytes, bytes]:
+    """A question with a long answer, and an interruption of it: what was said, both times."""
+    question = speaker.say("hey ember, what can you do?")
+    interruption = speaker.say("turn on the desk lamp.")
+    room.speak(question).wait()
+    program.wait("state", state="speaking")
+    time.sleep(1.5)
+    room.speak(interruption).wait()
+    return question, interruption
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path, help="of the demo model, for this machine")
+    parser.add_argument("--rounds", type=int, default=3, help="interruptions by each of the held-out speakers")
+    parser.add_argument("--save", type=Path, help="where to write the recording of the room, as WAV")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="room-") as name, served(arguments.bundle) as url:
+        folder = Path(name)
+        said: list[tuple[Speaker, bytes, bool, str]] = []
+        with live(folder, url) as (room, program):
+            for speaker in list(HELD_OUT) * arguments.rounds:
+                said.append((speaker, *_round(room, program, speaker)))
+                time.sleep(1)
+        tape = np.fromfile(folder / "room.raw", np.int16)
+        _print(tape, said)
+        print("\n" + table(report(e["stages_ms"] for e in program.events if e["event"] == "turn" and not e["interrupted"])))
+        if arguments.save:
+            from voice_assistant.audio import write_wav
+
+            write_wav(arguments.save, tape.tobytes())
+
+
+def _round(room: SoundRoom, program: Running, speaker: Speaker) -> tuple[bytes, bool, str]:
+    """The interruption's sound, whether it ended the answer, and what was heard of it."""
+    try:
+        _, pcm = interrupted(room, program, speaker)
+        program.wait("interrupted")
+        heard = program.wait("heard")["text"]
+        program.wait("state", state="idle")
+        return pcm, True, heard
+    except TimeoutError as error:
+        return b"", False, str(error)
+
+
+def _print(tape: np.ndarray, said: Sequence[tuple[Speaker, bytes, bool, str]]) -> None:
+    begin, times = 0, []
+    for speaker, pcm, ended, heard in said:
+        if not ended:
+            print(f"{speaker.name}: not interrupted: {heard}")
+            continue
+        samples = np.frombuffer(pcm, np.int16)
+        start, _ = locate(tape[: begin + 60 * RATE_HZ], samples, begin)
+        times.append(overlap_ms(tape[: start + len(samples)], samples, start))
+        begin = start + len(samples)
+        print(f"{speaker.name}: silent after {times[-1]:.0f} ms; heard: {heard}", flush=True)
+    if times:
+        print(f"{len(times)} of {len(said)} interrupted; p50 {statistics.median(times):.0f} ms, max {max(times):.0f} ms")
+
+
+if __name__ == "__main__":
+    main()

@@ -6,6 +6,7 @@ once and then only on demand. A version is switched to after it has opened every
 
 from __future__ import annotations
 
+import contextlib
 import posixpath
 import re
 import shlex
@@ -100,7 +101,7 @@ def look(remote: Remote, facts: Facts, app: Application) -> BoardPython:
     version = (3, int(found[1]))
     if version < app.python:
         raise UnsuitableError(
-            f"{remote.name} has Python 3.{version[1]}, and {app.name} needs 3.{app.python[1]} or newer: use a newer system there"
+            f"{remote.name} has Python 3.{version[1]}, and {app.name} needs 3.{app.python[1]} or newer: use a newer system"
         )
     glibc = re.match(r"(\d+)\.(\d+)", "".join(values.get("glibc", [])))
     if not glibc:
@@ -135,8 +136,8 @@ def install(
     tried = remote.run(["sh", "-c", "set -e\n" + _TRY, "edgellm", folder, version], silence_s=_TRY_S)
     if tried.status != 0:
         raise CommandError(
-            f"{remote.name}: {app.name} does not work there: {one_line(tried.stderr, 300) or 'no message'}; what was there "
-            "before goes on",
+            f"{remote.name}: {app.name} does not work there: {one_line(tried.stderr, 300) or 'no message'}; what was "
+            "there before goes on",
             tried.status,
         )
     tell("switching")
@@ -213,7 +214,8 @@ def _restart(remote: Remote, home: str, folder: str, version: str, app: Applicat
     remote.script(_START, folder)
     if "cron" in board.values:
         command = f"setsid sh {shlex.quote(folder + '/current/keep')} {shlex.quote(folder)}"
-        remote.script(service.AT_BOOT, unit_name(f"app-{app.name}"), command)
+        with contextlib.suppress(CommandError):  # a crontab that may not be used
+            remote.script(service.AT_BOOT, unit_name(f"app-{app.name}"), command)
     return "supervised"
 
 

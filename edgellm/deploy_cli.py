@@ -86,8 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--app",
         metavar="NAME",
-        help="install an application beside the model, as a service: voice_assistant, or a folder with an app.toml; the "
-        "board needs python3",
+        help="install an application beside the model, as a service: voice_assistant, or a folder with an app.toml; "
+        "the board needs python3",
     )
     parser.add_argument("--app-config", metavar="FILE", help="the application's configuration on the board")
     parser.add_argument("--verify", action="store_true", help="hash everything on the board even if nothing changed")

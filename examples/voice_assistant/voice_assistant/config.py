@@ -74,7 +74,7 @@ class WakeTable:
 
     engine: str = _one_of("pocketsphinx", "none")
     phrase: str = "hey ember"
-    threshold: float = _within(1e-30, 0, 1)
+    threshold: float = _within(1e-25, 0, 1)
     follow_up_s: float = _within(0, 0, 60)
 
 

@@ -68,13 +68,14 @@ class WakeTable:
     """How a conversation begins.
 
     engine        "pocketsphinx" hears any phrase; "none": whatever is said is meant for the assistant
-    threshold     1e-50 hears more, 1e-5 less
+    threshold     from which the phrase is believed at once: 1e-40 hears more, 1e-10 less. Below it, down to 1e-50, it
+                  is believed if what was heard sounds like it
     follow_up_s   how long after an answer one may go on without the wake word
     """
 
     engine: str = _one_of("pocketsphinx", "none")
     phrase: str = "hey ember"
-    threshold: float = _within(1e-25, 0, 1)
+    threshold: float = _within(1e-20, 0, 1)
     follow_up_s: float = _within(0, 0, 60)
 
 

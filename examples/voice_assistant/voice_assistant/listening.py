@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import Protocol
 
 from voice_assistant.audio import FRAME_S
@@ -76,66 +75,6 @@ class WakeWord(Protocol):
     def reset(self) -> None: ...
 
 
-class KeyPhrase:
-    """pocketsphinx's key phrase search, run only while somebody speaks, so that noise cannot wake."""
-
-    _LEAD = 10
-    """Frames before speech, and after it, that the search hears, too: a word's beginning is soft."""
-
-    def __init__(self, table: WakeTable, vad_threshold: float) -> None:
-        from pocketsphinx import Decoder, get_model_path
-
-        self._decoder = Decoder(
-            hmm=get_model_path("en-us/en-us"),
-            dict=get_model_path("en-us/cmudict-en-us.dict"),
-            keyphrase=table.phrase,
-            kws_threshold=table.threshold,
-            lm=None,
-            loglevel="FATAL",
-        )
-        self._threshold = vad_threshold
-        self._before: deque[bytes] = deque(maxlen=self._LEAD)
-        self._n_fed = self._n_silent = self._n_speech = 0
-        self._running = False
-
-    def feed(self, frame: bytes, probability: float) -> int | None:
-        speech = probability >= self._threshold
-        if not self._running:
-            self._before.append(frame)
-            if not speech:
-                return None
-            self._decoder.start_utt()
-            self._running, self._n_fed, self._n_silent, self._n_speech = True, 0, 0, 0
-            for earlier in self._before:
-                self._process(earlier)
-            self._before.clear()
-        else:
-            self._process(frame)
-        self._n_silent = 0 if speech else self._n_silent + 1
-        self._n_speech += speech
-        if self._decoder.hyp() is not None and self._n_speech * FRAME_S >= Endpoint.LEAST_S:
-            ends = [segment.end_frame for segment in self._decoder.seg()]
-            self._stop()
-            # Decoder frames are 10 ms, counted from the first that it was fed.
-            return max(0, self._n_fed - int(ends[-1] * 0.01 / FRAME_S) - 1) if ends else 0
-        if self._n_silent > self._LEAD:
-            self._stop()
-        return None
-
-    def reset(self) -> None:
-        if self._running:
-            self._stop()
-        self._before.clear()
-
-    def _process(self, frame: bytes) -> None:
-        self._decoder.process_raw(frame, False, False)
-        self._n_fed += 1
-
-    def _stop(self) -> None:
-        self._decoder.end_utt()
-        self._running = False
-
-
 class Always:
     """No wake word: the first speech wakes."""
 
@@ -153,4 +92,6 @@ def open_wake_word(wake: WakeTable, vad: VadTable) -> WakeWord:
     """The configured engine. Raises EngineError."""
     if wake.engine == "none":
         return Always(vad.threshold)
+    from voice_assistant.key_phrase import KeyPhrase
+
     return KeyPhrase(wake, vad.threshold)

@@ -17,15 +17,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from voice_assistant.audio import RATE_HZ
+from voice_assistant.audio import RATE_HZ, write_wav
 from voice_assistant.latency import report, table
 
 from evaluation.accuracy import served
-from evaluation.sound_room import CAPTURE, PLAYBACK, SoundRoom, locate, overlap_ms
+from evaluation.sound_room import CAPTURE, PLAYBACK, SoundRoom, overlap_ms
 from evaluation.speakers import HELD_OUT, TUNED_ON, Speaker
 
 HOME = Path(__file__).parents[1] / "home.toml"
@@ -86,18 +87,42 @@ def live(folder: Path, url: str) -> Iterator[tuple[SoundRoom, Running]]:
             program.close()
 
 
-def interrupted(room: SoundRoom, program: Running, speaker: Speaker) -> tuple[bytes, bytes]:
-    """A question with a long answer, and an interruption of it by `speaker`: what was said, both times.
+@dataclass(frozen=True)
+class Round:
+    """One interruption. pcm: what was said; begin: the sample of the tape before which it was not; heard: as text."""
+
+    speaker: str
+    pcm: np.ndarray
+    begin: int
+    ended: bool
+    heard: str
+
+
+def interrupt(room: SoundRoom, program: Running, speaker: Speaker, tape: Path) -> Round:
+    """A question with a long answer, and an interruption of it by `speaker`.
 
     The question is put by somebody whose wake word is surely heard, for that is not what is measured.
     """
     question = TUNED_ON[0].say("hey ember, what can you do?")
     interruption = speaker.say("turn on the desk lamp.")
-    room.speak(question).wait()
-    program.wait("state", state="speaking")
-    time.sleep(1.5)
-    room.speak(interruption).wait()
-    return question, interruption
+    pcm, begin = np.frombuffer(interruption, np.int16), 0
+    try:
+        room.speak(question).wait()
+        program.wait("state", state="speaking")
+        time.sleep(1.5)
+        begin = max(0, tape.stat().st_size // 2 - RATE_HZ // 2)
+        room.speak(interruption).wait()
+        program.wait("interrupted")
+        heard = str(program.wait("heard")["text"])
+        program.wait("state", state="idle")
+        return Round(speaker.name, pcm, begin, True, heard)
+    except TimeoutError as error:
+        return Round(speaker.name, pcm, begin, False, str(error))
+
+
+def silent_after_ms(tape: np.ndarray, one: Round) -> float:
+    """How long the answer was heard after the interruption had begun."""
+    return overlap_ms(tape[one.begin : one.begin + len(one.pcm) + 3 * RATE_HZ], one.pcm)
 
 
 def main() -> None:
@@ -108,50 +133,30 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="room-") as name, served(arguments.bundle) as url:
         folder = Path(name)
-        said: list[tuple[Speaker, bytes, bool, str]] = []
+        rounds = []
         with live(folder, url) as (room, program):
             for speaker in list(HELD_OUT) * arguments.rounds:
-                said.append((speaker, *_round(room, program, speaker)))
+                rounds.append(interrupt(room, program, speaker, folder / "room.raw"))
                 time.sleep(1)
         tape = np.fromfile(folder / "room.raw", np.int16)
-        _print(tape, said)
-        print(
-            "\n"
-            + table(report(e["stages_ms"] for e in program.events if e["event"] == "turn" and not e["interrupted"]))
-        )
+        show(tape, rounds)
+        turns = [e["stages_ms"] for e in program.events if e["event"] == "turn" and not e["interrupted"]]
+        print("\n" + table(report(turns)))
         if arguments.save:
-            from voice_assistant.audio import write_wav
-
             write_wav(arguments.save, tape.tobytes())
 
 
-def _round(room: SoundRoom, program: Running, speaker: Speaker) -> tuple[bytes, bool, str]:
-    """The interruption's sound, whether it ended the answer, and what was heard of it."""
-    try:
-        _, pcm = interrupted(room, program, speaker)
-        program.wait("interrupted")
-        heard = program.wait("heard")["text"]
-        program.wait("state", state="idle")
-        return pcm, True, heard
-    except TimeoutError as error:
-        return b"", False, str(error)
-
-
-def _print(tape: np.ndarray, said: Sequence[tuple[Speaker, bytes, bool, str]]) -> None:
-    begin, times = 0, []
-    for speaker, pcm, ended, heard in said:
-        if not ended:
-            print(f"{speaker.name}: not interrupted: {heard}")
+def show(tape: np.ndarray, rounds: Sequence[Round]) -> None:
+    times = []
+    for one in rounds:
+        if not one.ended:
+            print(f"{one.speaker}: not interrupted: {one.heard}")
             continue
-        samples = np.frombuffer(pcm, np.int16)
-        start, _ = locate(tape[: begin + 60 * RATE_HZ], samples, begin)
-        times.append(overlap_ms(tape[: start + len(samples)], samples, start))
-        begin = start + len(samples)
-        print(f"{speaker.name}: silent after {times[-1]:.0f} ms; heard: {heard}", flush=True)
+        times.append(silent_after_ms(tape, one))
+        print(f"{one.speaker}: silent after {times[-1]:.0f} ms; heard: {one.heard}", flush=True)
     if times:
-        print(
-            f"{len(times)} of {len(said)} interrupted; p50 {statistics.median(times):.0f} ms, max {max(times):.0f} ms"
-        )
+        middle = statistics.median(times)
+        print(f"{len(times)} of {len(rounds)} interrupted; p50 {middle:.0f} ms, max {max(times):.0f} ms")
 
 
 if __name__ == "__main__":

@@ -80,28 +80,26 @@ class SoundRoom:
     def __enter__(self) -> SoundRoom:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
 
-def locate(tape: np.ndarray, said: np.ndarray, begin: int = 0) -> tuple[int, float]:
-    """Where in a recording `said` begins, at or after `begin`, and how loud it is there, by correlation."""
-    part = tape[begin:].astype(np.float64)
+def locate(tape: np.ndarray, said: np.ndarray) -> tuple[int, float]:
+    """Where in a recording `said` begins, and how loud it is there, by correlation."""
+    part = tape.astype(np.float64)
     n = 1 << (len(part) + len(said)).bit_length()
     product = np.fft.irfft(np.fft.rfft(part, n) * np.conj(np.fft.rfft(said.astype(np.float64), n)), n)[: len(part)]
     start = int(np.argmax(product))
-    return begin + start, float(product[start] / np.sum(said.astype(np.float64) ** 2))
+    return start, float(product[start] / np.sum(said.astype(np.float64) ** 2))
 
 
-def overlap_ms(tape: np.ndarray, said: np.ndarray, begin: int) -> float:
+def overlap_ms(tape: np.ndarray, said: np.ndarray) -> float:
     """How long something else went on after somebody began to speak, from one recording of both.
 
-    tape: everything in the room, from `begin` on with `said` in it once. What is said is known to the sample, so it
-    is taken away, and what is left is the speaker's sound.
+    tape: everything in the room, with `said` in it once. What is said is known to the sample, so it is taken away, and
+    what is left is the speaker's sound.
     """
-    start, gain = locate(tape, said, begin)
+    start, gain = locate(tape, said)
     rest = tape[start : start + len(said)].astype(np.float64)
     rest -= gain * said[: len(rest)]
     onset = _first_loud(said)

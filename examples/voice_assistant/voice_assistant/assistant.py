@@ -28,6 +28,8 @@ from voice_assistant.timers import Timers, in_words
 IDLE, LISTENING, THINKING, SPEAKING = "idle", "listening", "thinking", "speaking"
 _KEPT_FRAMES = 64
 """About two seconds of the past, for words that began before it was known."""
+_SURE = 0.9
+"""Probability from which a frame is surely speech."""
 _PRE_ROLL = 10
 """Frames before an interruption was noticed that belong to it."""
 
@@ -58,7 +60,7 @@ class Assistant:
         self._past: deque[bytes] = deque(maxlen=_KEPT_FRAMES)
         self._endpoint = Endpoint(config.vad)
         self._answer: Answer | None = None
-        self._n_loud = self._n_quiet = 0
+        self._n_loud = self._n_sure = self._n_quiet = 0
         self._paused = False
         self.state = ""
         self._become(IDLE)
@@ -136,7 +138,7 @@ class Assistant:
 
     def _start(self, answer: Answer) -> None:
         self._parts.player.allow()
-        self._n_loud = self._n_quiet = 0
+        self._n_loud = self._n_sure = self._n_quiet = 0
         self._paused = False
         self._answer = answer
         self._become(THINKING)
@@ -187,17 +189,18 @@ class Assistant:
         table = self._config.interrupt
         if probability >= table.threshold:
             self._n_loud, self._n_quiet = self._n_loud + 1, 0
+            self._n_sure += probability >= _SURE
         else:
             self._n_quiet += 1
         loud_ms = self._n_loud * FRAME_S * 1000
         if loud_ms >= table.confirm_ms:
             self._interrupt(min(len(self._past), self._n_loud + _PRE_ROLL), spoken=True)
-        elif loud_ms >= table.pause_ms and not self._paused:
+        elif (self._n_loud + self._n_sure) * FRAME_S * 1000 >= table.pause_ms and not self._paused:
             self._paused = True
             self._parts.player.pause()
             self._tell("paused", {})
         elif self._n_quiet * FRAME_S * 1000 >= table.confirm_ms:
-            self._n_loud = 0
+            self._n_loud = self._n_sure = 0
             if self._paused:
                 self._paused = False
                 self._parts.player.resume()

@@ -45,7 +45,7 @@ class CaptureTable:
 
     command: tuple[str, ...] = (
         "arecord", "-q", "-D", "{device}", "-t", "raw", "-f", "S16_LE", "-r", "16000", "-c", "1",
-        "--buffer-time=200000", "--period-time=32000",
+        "--buffer-time=200000", "--period-time=16000",
     )  # fmt: skip
     device: str = "default"
     echo_cancelled: bool = False
@@ -75,7 +75,7 @@ class WakeTable:
 
     engine: str = _one_of("pocketsphinx", "none")
     phrase: str = "hey ember"
-    threshold: float = _within(1e-20, 0, 1)
+    threshold: float = _within(1e-25, 0, 1)
     follow_up_s: float = _within(0, 0, 60)
 
 
@@ -146,7 +146,7 @@ class InterruptTable:
     """How an answer can be interrupted.
 
     by          "speech" (needs capture.echo_cancelled), "wake_word", or "nothing"
-    pause_ms    so much speech silences the answer
+    pause_ms    so much speech silences the answer; a frame that is surely speech counts twice
     confirm_ms  so much speech ends it; with less, it goes on where it was
     """
 

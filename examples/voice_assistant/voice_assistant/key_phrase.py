@@ -12,7 +12,7 @@ from voice_assistant.listening import Endpoint
 from voice_assistant.phones import likeness
 
 _LOOSE = 1e-50
-_LIKENESS = 0.7
+_LIKENESS = 0.6
 _LEAD = 10
 """Frames before speech, and after it, that the search hears, too: a word's beginning is soft."""
 _KEPT = 96

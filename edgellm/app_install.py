@@ -59,7 +59,7 @@ while :; do
     sleep 5
 done
 """
-_STOP = r"""
+STOP = r"""
 cd "$1" 2>/dev/null || exit 0
 if [ -s pid ] && grep -q keep "/proc/$(cat pid)/cmdline" 2>/dev/null; then kill -- "-$(cat pid)" || true; fi
 rm -f pid
@@ -200,7 +200,7 @@ def _send_config(remote: Remote, folder: str, config: Path, replace: bool) -> No
 
 def _restart(remote: Remote, home: str, folder: str, version: str, app: Application, model: str) -> str:
     board = service.look(remote, home, f"app-{app.name}")
-    remote.script(_STOP, folder)
+    remote.script(STOP, folder)
     remote.script(_SWITCH, folder, version)
     if board.can_systemd:
         unit = _unit(folder, app.name, board.values.get("user", ""), model)

@@ -125,8 +125,9 @@ def collect(application: Application, board: BoardPython, progress: Callable[[st
         FileToSend(path, f"app/{path.relative_to(application.folder).as_posix()}")
         for path in sorted((application.folder / application.module).rglob("*.py"))
     ]
-    progress("fetching wheels for the board")
-    files += _below(_wheels(application, board), "site")
+    if application.wheels:
+        progress("fetching wheels for the board")
+        files += _below(_wheels(application, board), "site")
     packages = sorted({package for name in board.lacks for package in application.programs[name]})
     if packages:
         progress(f"fetching {len(packages)} Debian packages for the board")

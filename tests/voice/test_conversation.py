@@ -5,30 +5,21 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-from evaluation.speakers import HELD_OUT, hush
+from evaluation.speakers import HELD_OUT, Speaker, hush, noise
 from voice_assistant.audio import write_wav
 
-from tests.server import Server, compile_demo
+from tests.server import Server
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/voice_assistant"
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(compile_demo(tmp_path_factory.mktemp("demo")))
-    yield server
-    assert server.stop() == 0
-
-
-def converse(folder: Path, server: Server, pcm: bytes) -> list[dict[str, Any]]:
+def converse(folder: Path, server: Server, pcm: bytes, config: Path = EXAMPLE / "home.toml") -> list[dict[str, Any]]:
     """Runs the program on what was said; its events."""
     write_wav(folder / "in.wav", pcm)
-    argv = [sys.executable, "-m", "voice_assistant", "home.toml", "--url", server.url]
+    argv = [sys.executable, "-m", "voice_assistant", str(config), "--url", server.url]
     argv += ["--wav-in", str(folder / "in.wav"), "--wav-out", str(folder / "out.wav")]
     done = subprocess.run(argv, cwd=EXAMPLE, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -65,3 +56,30 @@ def test_a_conversation_from_sound_to_sound(tmp_path: Path, server: Server) -> N
     assert ["llm" in turn for turn in turns] == [True, True, False]
     states = [event["state"] for event in of(events, "state")]
     assert states == ["idle"] + ["listening", "thinking", "speaking", "idle"] * 3
+
+
+def test_what_has_nothing_to_do_with_the_home_switches_nothing(tmp_path: Path, server: Server) -> None:
+    said = HELD_OUT[0].say("hey ember, what is the capital of france?")
+    events = converse(tmp_path, server, noise("music", 8, -30, 1) + hush(1) + said + hush(1.2))
+    assert len(of(events, "wake")) == 1  # the music did not
+    assert not of(events, "tool")
+    assert of(events, "say")
+
+
+def test_another_engine_by_configuration(tmp_path: Path, server: Server) -> None:
+    program = tmp_path / "recognize.py"
+    program.write_text(
+        "import sys, wave, io\nfrom pocketsphinx import Decoder\n"
+        "d = Decoder(loglevel='FATAL')\nf = wave.open(io.BytesIO(sys.stdin.buffer.read()))\n"
+        "d.start_utt(); d.process_raw(f.readframes(f.getnframes()), False, True); d.end_utt()\nprint(d.hyp().hypstr)\n"
+    )
+    changes = f'stt = {{ engine = "command", command = ["{sys.executable}", "{program}"] }}\n'
+    changes += 'wake = { engine = "none" }\ntts = { engine = "command", command = ["flite", "-voice", "awb", "-f", '
+    changes += '"/dev/stdin", "-o", "/dev/stdout"] }\n'
+    text = (EXAMPLE / "home.toml").read_text()
+    config = tmp_path / "other.toml"
+    config.write_text(changes + text[text.index("[home]") :])
+    pcm = hush(1) + Speaker("rms", "rms").say("what time is it?") + hush(1.2)
+    events = converse(tmp_path, server, pcm, config)
+    assert [event["text"] for event in of(events, "heard")] == ["what time is it"]
+    assert of(events, "say")[0]["text"].startswith("It is ")

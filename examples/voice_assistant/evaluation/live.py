@@ -120,6 +120,27 @@ def interrupt(room: SoundRoom, program: Running, speaker: Speaker, tape: Path) -
         return Round(speaker.name, pcm, begin, False, str(error))
 
 
+def converse(room: SoundRoom, program: Running) -> None:
+    """The conversation that the README has as a recording: commands, questions, a timer, and an interruption."""
+    speaker = TUNED_ON[0]
+    for text in (
+        "turn on the desk lamp.",
+        "is the front door locked?",
+        "what time is it?",
+        "set a timer for five minutes.",
+    ):
+        room.speak(speaker.say(f"hey ember, {text}")).wait()
+        program.wait("turn")
+        time.sleep(0.7)
+    room.speak(speaker.say("hey ember, what can you do?")).wait()
+    program.wait("state", state="speaking")
+    time.sleep(1.5)
+    room.speak(HELD_OUT[0].say("turn off the desk lamp.")).wait()
+    program.wait("interrupted")
+    program.wait("turn")
+    time.sleep(1)
+
+
 def silent_after_ms(tape: np.ndarray, one: Round) -> float:
     """How long the answer was heard after the interruption had begun."""
     return overlap_ms(tape[one.begin : one.begin + len(one.pcm) + 3 * RATE_HZ], one.pcm)
@@ -130,12 +151,15 @@ def main() -> None:
     parser.add_argument("bundle", type=Path, help="of the demo model, for this machine")
     parser.add_argument("--rounds", type=int, default=3, help="interruptions by each of the held-out speakers")
     parser.add_argument("--save", type=Path, help="where to write the recording of the room, as WAV")
+    parser.add_argument("--conversation", action="store_true", help="the README's conversation, instead")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="room-") as name, served(arguments.bundle) as url:
         folder = Path(name)
         rounds = []
         with live(folder, url) as (room, program):
-            for speaker in list(HELD_OUT) * arguments.rounds:
+            if arguments.conversation:
+                converse(room, program)
+            for speaker in () if arguments.conversation else list(HELD_OUT) * arguments.rounds:
                 rounds.append(interrupt(room, program, speaker, folder / "room.raw"))
                 time.sleep(1)
         tape = np.fromfile(folder / "room.raw", np.int16)

@@ -37,7 +37,10 @@ mkdir -p "$1"; cd "$1"; rm -rf part
 if [ -d "$2" ]; then echo there; else mkdir part; fi
 """
 _CHECK_SUMS = r"""
-cd "$1/part"; sha256sum -c -s sums 2>/dev/null || sha256sum --status -c sums || { echo "files are damaged" >&2; exit 1; }
+cd "$1/part"; sha256sum -c -s sums 2>/dev/null || sha256sum --status -c sums || {
+    echo "files are damaged" >&2
+    exit 1
+}
 cd ..; mv part "$2"; sync
 """
 _TRY = r"""
@@ -101,7 +104,7 @@ def look(remote: Remote, facts: Facts, app: Application) -> BoardPython:
     version = (3, int(found[1]))
     if version < app.python:
         raise UnsuitableError(
-            f"{remote.name} has Python 3.{version[1]}, and {app.name} needs 3.{app.python[1]} or newer: use a newer system"
+            f"{remote.name} has Python 3.{version[1]}, and {app.name} needs 3.{app.python[1]} or newer"
         )
     glibc = re.match(r"(\d+)\.(\d+)", "".join(values.get("glibc", [])))
     if not glibc:

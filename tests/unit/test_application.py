@@ -61,7 +61,7 @@ def test_a_wrong_manifest_is_refused_by_file_key_and_remedy(
     if not message:
         assert application.read(folder).python == (3, 1)
         return
-    with pytest.raises(UsageError, match="app.toml") as caught:
+    with pytest.raises(UsageError, match=r"app\.toml") as caught:
         application.read(folder)
     assert message in str(caught.value)
 

@@ -31,7 +31,8 @@ class Ears:
         self.script: Iterator[tuple[float, bool]] = iter(())
 
     def frames(self) -> Iterator[tuple[bytes, float]]:
-        for self.probability, self.wakes in self.script:
+        for probability, wakes in self.script:
+            self.probability, self.wakes = probability, wakes
             yield SILENCE, 0.0
 
     def close(self) -> None:

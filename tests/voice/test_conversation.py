@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from evaluation.speakers import HELD_OUT, Speaker, hush, noise
+from evaluation.speakers import HELD_OUT, TUNED_ON, hush, noise
 from voice_assistant.audio import write_wav
 
 from tests.server import Server
@@ -37,7 +37,7 @@ def test_a_conversation_from_sound_to_sound(tmp_path: Path, server: Server) -> N
         "hey ember, is the front door locked?",
         "hey ember, set a timer for five minutes.",
     ):
-        parts += [HELD_OUT[0].say(text), hush(1.2)]
+        parts += [TUNED_ON[0].say(text), hush(1.2)]
     events = converse(tmp_path, server, b"".join(parts))
     assert [event["text"] for event in of(events, "heard")] == [
         "turn on the desk lamp",
@@ -75,11 +75,11 @@ def test_another_engine_by_configuration(tmp_path: Path, server: Server) -> None
     )
     changes = f'stt = {{ engine = "command", command = ["{sys.executable}", "{program}"] }}\n'
     changes += 'wake = { engine = "none" }\ntts = { engine = "command", command = ["flite", "-voice", "awb", "-f", '
-    changes += '"/dev/stdin", "-o", "/dev/stdout"] }\n'
+    changes += '"/dev/stdin", "-o", "{file}"] }\n'
     text = (EXAMPLE / "home.toml").read_text()
     config = tmp_path / "other.toml"
     config.write_text(changes + text[text.index("[home]") :])
-    pcm = hush(1) + Speaker("rms", "rms").say("what time is it?") + hush(1.2)
+    pcm = hush(1) + TUNED_ON[0].say("what time is it?") + hush(1.2)
     events = converse(tmp_path, server, pcm, config)
     assert [event["text"] for event in of(events, "heard")] == ["what time is it"]
     assert of(events, "say")[0]["text"].startswith("It is ")

@@ -46,7 +46,8 @@ class Running:
         self.process = subprocess.Popen(argv, env=room.environment, stdout=subprocess.PIPE, text=True, cwd=HOME.parent)
         self.events: list[dict[str, Any]] = []
         self._queue: queue.Queue[dict[str, Any] | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -71,6 +72,9 @@ class Running:
     def close(self) -> None:
         self.process.terminate()
         self.process.wait()
+        self._reader.join()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
 
 
 @contextmanager

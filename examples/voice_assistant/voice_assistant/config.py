@@ -116,7 +116,7 @@ class TextToSpeechTable:
 
     engine   flite, espeak_ng, piper (needs voice_path: an .onnx file of yours), or command
     voice    flite's and espeak-ng's name of it
-    command  reads text on standard input, writes a WAV file to standard output
+    command  reads text on standard input, writes a WAV file to `{file}`, or to standard output
     """
 
     engine: str = _one_of("flite", "espeak_ng", "piper", "command")

@@ -237,6 +237,7 @@ StartLimitIntervalSec=0
 User={user}
 SupplementaryGroups=audio
 ExecStart={folder}/current/run {folder}/config.toml
+Nice=-5
 Restart=always
 RestartSec=5
 MemoryMax=700M

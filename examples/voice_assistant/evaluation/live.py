@@ -168,6 +168,10 @@ def main() -> None:
                 time.sleep(1)
         tape = np.fromfile(folder / "room.raw", np.int16)
         show(tape, rounds)
+        if arguments.conversation:
+            for event in program.events:
+                if event["event"] in ("heard", "say", "tool", "interrupted"):
+                    print(event)
         turns = [e["stages_ms"] for e in program.events if e["event"] == "turn" and not e["interrupted"]]
         print("\n" + table(report(turns)))
         if arguments.save:

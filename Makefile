@@ -84,10 +84,14 @@ service: setup-test ## BUNDLE as a service under this machine's systemd, booted 
 service-board: setup-test setup-faults ## the demo model as a service under systemd on the full-system board (needs root)
 	@$(PY) -m tests.campaigns.service
 
+voice: setup-test ## the voice assistant with speakers that nothing was tuned on, then interrupted, with BUNDLE on this machine
+	@cd examples/voice_assistant && for name in accuracy live; do \
+	  $(abspath $(PY)) -m evaluation.$$name $(abspath $(BUNDLE)) || exit 1; done
+
 size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its budget
 	@$(MAKE) --no-print-directory -C runtime_c size PYTHON=$(abspath $(PY))
 
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load service service-board size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load service service-board voice size

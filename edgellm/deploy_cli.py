@@ -20,8 +20,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgellm import archive, cache, fleet_cli, prefix, service, serving
+from edgellm import app_install, application, archive, cache, fleet_cli, prefix, service, serving
 from edgellm import bundle as bundles
+from edgellm.application import Application
 from edgellm.board_session import count_of
 from edgellm.boards import Board, find_board
 from edgellm.bundle import MANIFEST, Bundle
@@ -68,6 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "  edgellm deploy --board kitchen bundle/ --name assistant\n"
         "  edgellm deploy --board kitchen ./MyModel --sign home --require-signature\n"
         "  edgellm deploy --board kitchen model.edgellm --signed-by alice.pub\n"
+        "  edgellm deploy --board kitchen --app voice_assistant --app-config home.toml\n"
         "  edgellm deploy --fleet kitchens.toml ./MyModel --check\n"
         "  edgellm deploy --fleet kitchens.toml ./MyModel --waves 1,10%,50% --max-failures 5%\n\n"
         "a fleet's file:\n" + _FLEET
@@ -81,6 +83,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_board(parser, required=False)
     parser.add_argument("--name", help="what the model is called on the board (default: its own name)")
     parser.add_argument("--service", action="store_true", help="make it a service (see `edgellm service --help`)")
+    parser.add_argument(
+        "--app",
+        metavar="NAME",
+        help="install an application beside the model, as a service: voice_assistant, or a folder with an app.toml; "
+        "the board needs python3",
+    )
+    parser.add_argument("--app-config", metavar="FILE", help="the application's configuration on the board")
     parser.add_argument("--verify", action="store_true", help="hash everything on the board even if nothing changed")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_scheme_arguments(parser)
@@ -101,6 +110,7 @@ def main(args: argparse.Namespace) -> int:
                 return bundle_for(own, board, stack)
 
             return fleet_cli.deploy(args, make)
+    app = app_of(args)
     if args.model is None:
         raise UsageError("which model? Add MODEL: a checkpoint directory, a Hub id or a bundle")
     args.scheme = args.scheme or SCHEMES[0]
@@ -110,6 +120,8 @@ def main(args: argparse.Namespace) -> int:
     with connect(board, args.host) as remote, ExitStack() as stack:
         facts = probe(remote)  # first of all: a board that is off, or a wrong key, should not cost a compilation
         say(args, "board", describe(board, facts))
+        if app is not None:
+            app_install.look(remote, facts, app)  # likewise
         bundle = trust.applied(bundle_for(args, board, stack), stack, quiet=args.json)
         with shown_transfer(quiet=args.json) as reporter:
             done = deploy(
@@ -124,6 +136,8 @@ def main(args: argparse.Namespace) -> int:
             )
         remember(board.label, Remembered(host, done.name))
         healthy = served(args, remote, facts.home, done, bundle)
+        if app is not None:
+            healthy = {**healthy, "app": installed(args, remote, facts, app, done.name)}
     if args.json:
         print(json.dumps({"board": board.label, **asdict(done), "sha256": bundle.sha256, **healthy}))
     else:
@@ -143,6 +157,37 @@ def served(args: argparse.Namespace, remote: Remote, home: str, done: Deployment
     else:
         found = service.restart(remote, home, done.name)
     return report_of(remote, found, bundle.sha256)
+
+
+def app_of(args: argparse.Namespace) -> Application | None:
+    """The application of --app, if there is one; with it, the model that it names and --service are the default."""
+    if args.app is None:
+        if args.app_config is not None:
+            raise UsageError("--app-config configures an application; add --app")
+        return None
+    app = application.find(args.app)
+    if args.app_config is not None and not Path(args.app_config).is_file():
+        raise UsageError(f"--app-config {args.app_config}: there is no such file")
+    if args.model is None and app.model:
+        args.model = str(app.folder / app.model)
+    args.service = True
+    return app
+
+
+def installed(
+    args: argparse.Namespace, remote: Remote, facts: Facts, app: Application, model: str
+) -> dict[str, object]:
+    """Installs the application and says so."""
+    config = Path(args.app_config) if args.app_config is not None else None
+    with shown_transfer(quiet=args.json) as reporter:
+
+        def tell(text: str) -> None:
+            reporter.stage(text)
+
+        done = app_install.install(remote, facts, app, config, model, tell)
+    sent = f"{size(done.sent_bytes)} sent" if done.sent_bytes else "it was there already"
+    say(args, "app", f"{app.name}: {sent}, opened all its engines with Python {done.python}; {done.kind} service")
+    return asdict(done)
 
 
 def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) -> Bundle:

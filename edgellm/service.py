@@ -47,7 +47,7 @@ if [ -n "$(find -L "$1/edgellm-rt" "$1/models/$3/current" ! -perm -004 2>/dev/nu
 _AS_ROOT = r"""
 as_root() { if [ "$1" = sudo ]; then shift; sudo -n "$@"; else shift; "$@"; fi; }
 """
-_INSTALL = (
+INSTALL_UNIT = (
     _AS_ROOT
     + r"""
 unit="/etc/systemd/system/$2"
@@ -71,7 +71,7 @@ as_root "$1" rm -f "/etc/systemd/system/$2"
 as_root "$1" systemctl daemon-reload
 """
 )
-_AT_BOOT = r"""
+AT_BOOT = r"""
 { crontab -l 2>/dev/null | grep -vF "# $1" || true; if [ -n "$2" ]; then echo "@reboot $2 # $1"; fi; } | crontab -
 """
 _SERVE_S = 1000.0
@@ -104,7 +104,8 @@ class _Board:
         return "systemd" in self.values and bool(self.root)
 
 
-def _look(remote: Remote, home: str, model: str) -> _Board:
+def look(remote: Remote, home: str, model: str) -> _Board:
+    """What the board has to keep services with, and what it has of this model's."""
     values: dict[str, str] = {}
     for line in remote.script(_FIND, root_of(home), unit_name(model), model).text.splitlines():
         key, _, value = line.partition("=")
@@ -114,7 +115,7 @@ def _look(remote: Remote, home: str, model: str) -> _Board:
 
 def find(remote: Remote, home: str, model: str) -> Service | None:
     """The service of a model on a board; None if it has none."""
-    return _find(remote, home, model, _look(remote, home, model))
+    return _find(remote, home, model, look(remote, home, model))
 
 
 def _find(remote: Remote, home: str, model: str, board: _Board) -> Service | None:
@@ -142,7 +143,7 @@ def install(
 ) -> Service:
     """Makes the model a service and starts it. An earlier one of the same model is replaced."""
     remote = model.remote
-    board = _look(remote, home, model.name)
+    board = look(remote, home, model.name)
     if "systemd" in board.values and not board.root and "cron" not in board.values:
         raise UnsuitableError(
             f"{remote.name}: a service needs root there: log in as root, or let {board.values.get('user')} use sudo "
@@ -153,7 +154,7 @@ def install(
         return _install_supervised(model, home, port, options, board)
     unit = _unit(model, home, port, options, sessions, context, board)
     _make_room(model, home, board)
-    argv = shell_argv("set -e\n" + _INSTALL, board.root, unit_name(model.name))
+    argv = shell_argv("set -e\n" + INSTALL_UNIT, board.root, unit_name(model.name))
     result = remote.run(argv, stdin=unit.encode(), silence_s=_SERVE_S)
     if result.status != 0:
         why = one_line(result.stderr, 300) or "no message"
@@ -194,7 +195,7 @@ def as_wanted(
     model: InstalledModel, home: str, port: int, options: tuple[str, ...], sessions: int | None, context: int | None
 ) -> Service | None:
     """The model's service if it runs and is what `install` would make of it, else None."""
-    board = _look(model.remote, home, model.name)
+    board = look(model.remote, home, model.name)
     found = _find(model.remote, home, model.name, board)
     if found is None or not found.running:
         return None
@@ -214,7 +215,7 @@ def _make_room(model: InstalledModel, home: str, board: _Board) -> None:
     if serving.status(model.remote, home, model.name).running:
         serving.stop(model.remote, home, model.name)
     if "in_crontab" in board.values:
-        model.remote.script(_AT_BOOT, unit_name(model.name), "")
+        model.remote.script(AT_BOOT, unit_name(model.name), "")
 
 
 def _install_supervised(
@@ -227,7 +228,7 @@ def _install_supervised(
         command = " ".join(words)
         if all(re.fullmatch(r"[A-Za-z0-9/._@+=:,-]+", word) for word in words):  # cron has ideas about % and quotes
             with contextlib.suppress(CommandError):  # a crontab that may not be used: the report says how it is then
-                model.remote.script(_AT_BOOT, unit_name(model.name), command)
+                model.remote.script(AT_BOOT, unit_name(model.name), command)
     found = find(model.remote, home, model.name)
     assert found is not None
     return found
@@ -235,7 +236,7 @@ def _install_supervised(
 
 def restart(remote: Remote, home: str, model: str) -> Service | None:
     """Restarts a model's service, as after another version was switched to; None if it has none."""
-    board = _look(remote, home, model)
+    board = look(remote, home, model)
     found = _find(remote, home, model, board)
     if found is None:
         return None
@@ -253,12 +254,12 @@ def restart(remote: Remote, home: str, model: str) -> Service | None:
 
 def remove(remote: Remote, home: str, model: str) -> bool:
     """Stops a model's service and takes it away. False if it has none."""
-    board = _look(remote, home, model)
+    board = look(remote, home, model)
     found = _find(remote, home, model, board)
     if found is None:
         return False
     if "in_crontab" in board.values:
-        remote.script(_AT_BOOT, unit_name(model), "")
+        remote.script(AT_BOOT, unit_name(model), "")
     if found.kind == "systemd":
         if not board.root:
             raise UnsuitableError(f"{remote.name}: removing the service needs root or sudo without a password there")

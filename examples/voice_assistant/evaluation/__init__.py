@@ -1,0 +1,1 @@
+"""How well the assistant hears: speakers, noise, and the programs that count."""

@@ -313,6 +313,11 @@ class _Job:
         from crosscompile.tokenizer import compile_tokenizer
 
         source = self.source
+        if source.tokenizer_json is None and source.path.is_file():
+            raise ModelError(
+                f"{source.path} has no tokenizer; put the original model's tokenizer.json beside it, as "
+                f"{source.path.with_suffix('.tokenizer.json').name}"
+            )
         if source.tokenizer_json is None:
             raise ModelError(
                 f"{source.path} has no tokenizer.json; make one with transformers: AutoTokenizer.from_pretrained("

@@ -29,7 +29,8 @@ def small(byte_level: bool, normalizers: list[dict[str, object]], pre: list[dict
     added = [{"id": 20, "content": "<s>", "special": True, "lstrip": True, "rstrip": True, "normalized": False}]
     added.append({"id": 21, "content": "ba", "special": False, "single_word": True, "normalized": True})
     model = {"type": "BPE", "vocab": vocab, "merges": merges, "byte_fallback": not byte_level, "fuse_unk": True}
-    model |= {"ignore_merges": byte_level, "unk_token": None if byte_level else "<unk>"}
+    late = bool(pre) and byte_level and pre[-1]["type"] != "ByteLevel"  # steps that see what stands for bytes
+    model |= {"ignore_merges": byte_level and not late, "unk_token": None if byte_level else "<unk>"}
     document = {
         "added_tokens": added,
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
@@ -55,6 +56,7 @@ def tokenizers() -> list[bytes]:
         small(False, [{"type": "Prepend", "prepend": "▁"}, replace], []),
         small(False, [], [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}]),
         small(False, [{"type": "NFC"}], [{"type": "Digits", "individual_digits": False}]),
+        small(True, [], [{"type": "ByteLevel", "use_regex": True}, {"type": "Digits", "individual_digits": False}]),
     ]
 
 

@@ -11,8 +11,9 @@ import pytest
 
 from crosscompile import checkpoint
 from edgellm.compile import Compilation, Options, build
+from edgellm.errors import ModelError
 from edgellm.golden import host_target
-from tests.gguf_writing import write_checkpoint
+from tests.gguf_writing import write_checkpoint, write_llama
 
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "examples" / "voice_assistant" / "model"
@@ -50,6 +51,12 @@ def test_all_that_decides_an_answer_is_byte_for_byte_that_of_the_safetensors(tmp
     assert {file.path: file.sha256 for file in ours.files} == {file.path: file.sha256 for file in theirs.files}
     assert ours.manifest["golden"] == theirs.manifest["golden"]
     assert ours.manifest["generation"] == theirs.manifest["generation"]
+
+
+def test_a_file_without_a_tokenizer_says_where_one_may_lie(tmp_path: Path) -> None:
+    file = write_llama(tmp_path / "bare.gguf", {})
+    with pytest.raises(ModelError, match=r"bare\.gguf has no tokenizer; put .* beside it, as bare\.tokenizer\.json"):
+        build(file, "local", Options("f32"))
 
 
 def test_a_4_bit_file_keeps_its_integers(tmp_path: Path) -> None:

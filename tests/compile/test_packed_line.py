@@ -1,0 +1,80 @@
+"""The demo model packed as GPTQ and AWQ with our own integers: the very bundle of its plain checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from crosscompile import checkpoint
+from crosscompile.packing import quantize
+from edgellm.compile import Options, build
+from edgellm.golden import host_target
+
+DEMO = Path(__file__).parents[2] / "examples" / "voice_assistant" / "model"
+
+pytestmark = pytest.mark.skipif(host_target() is None, reason="this machine's CPU has none of the tiers")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EDGELLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def words(numbers: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
+    """Eight neighbours of the last axis in one int32, the lowest nibble first the one that `order` names first."""
+    eights = numbers.astype(np.uint32).reshape(*numbers.shape[:-1], -1, 8)
+    found = np.zeros(eights.shape[:-1], np.uint32)
+    for nibble, place in enumerate(order):
+        found |= eights[..., place] << np.uint32(4 * nibble)
+    return found.view(np.int32)
+
+
+def pack(folder: Path, method: str) -> Path:
+    """The demo with every matrix of its layers packed: zeros of 8, groups of 32."""
+    source = checkpoint.load(DEMO)
+    shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    tensors = {}
+    plain = tuple(range(8))
+    for name in source.tensors:
+        values = source.read(name)
+        if not name.endswith("_proj.weight"):
+            tensors[name] = values.astype(ml_dtypes.bfloat16)
+            continue
+        q, scale = quantize("w4", values)
+        unsigned, layer = (q + 8).astype(np.uint8), name.removesuffix("weight")
+        zeros = np.full((scale.shape[1], scale.shape[0]), 8 - (method == "gptq"))
+        if method == "gptq":
+            tensors[layer + "qweight"] = np.ascontiguousarray(words(unsigned, plain).T)
+            tensors[layer + "g_idx"] = np.arange(values.shape[1], dtype=np.int32) // 32
+            tensors[layer + "qzeros"] = words(zeros, plain)
+        else:
+            order = (0, 2, 4, 6, 1, 3, 5, 7)
+            tensors[layer + "qweight"] = words(np.ascontiguousarray(unsigned.T), order)
+            tensors[layer + "qzeros"] = words(zeros, order)
+        tensors[layer + "scales"] = np.ascontiguousarray(scale.T)
+    save_file(tensors, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_packed_checkpoints_give_the_bundle_of_the_plain_one(tmp_path: Path) -> None:
+    expected = build(DEMO, "local", Options("w4a8"))
+    sums = {file.path: file.sha256 for file in expected.bundle.files}
+    for method in ("gptq", "awq"):
+        made = build(pack(tmp_path / method, method), "local", Options("w4a8"))
+        assert {file.path: file.sha256 for file in made.bundle.files} == sums
+        assert made.bundle.manifest["golden"] == expected.bundle.manifest["golden"]
+        statistics = made.report["statistics"]
+        assert statistics["parameters_kept"] > statistics["parameters"] // 2
+        assert statistics["parameters_quantized_again"] == 0

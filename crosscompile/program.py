@@ -40,7 +40,7 @@ class Ladder:
     head: tuple[int, ...]
 
 
-FULL_LADDER = Ladder((1, 2, 4, 8, 32, 64), (1, 4, 8))
+FULL_LADDER = Ladder((1, 2, 4, 8, 32, 64), (1, 2, 4, 8))
 SHORT_LADDER = Ladder((1, 8), (1,))
 """Quick to compile: for golden prompts on the host."""
 

@@ -47,6 +47,7 @@ LINK_FLAGS = (
     "-pie",
     "-s",
     "-Wl,--gc-sections",
+    "-Wl,--hash-style=gnu",
     "-Wl,-z,max-page-size=65536",  # Pi 5 kernels have 16 KB pages, some distributions 64 KB
     "-Wl,-z,noexecstack",
     "-Wl,-z,relro",

@@ -14,17 +14,18 @@
 
 typedef enum kind { FLAG, COUNT, REAL, TEXT, TEXTS, LOOKUP, COUNTS } kind;
 
+/* Short texts lie in it: a pointer to one takes more, and so does its relocation. */
 typedef struct option {
-    const char *name; /* without dashes; a single letter takes one dash */
-    char letter;      /* short form, 0: none */
-    kind kind;
-    unsigned commands;
-    size_t offset; /* of the value within settings */
+    char name[15]; /* without dashes; a single letter takes one dash */
+    char letter;   /* short form, 0: none */
+    char value[12];
+    uint8_t kind;
+    uint16_t commands, offset; /* offset: of the value within settings */
     double least, most;
-    const char *value, *help;
+    const char *help;
 } option;
 
-#define FIELD(field) offsetof(settings, field)
+#define FIELD(field) (uint16_t)offsetof(settings, field)
 enum {
     SAMPLED = RUN | CHAT,
     COMPUTES = RUN | CHAT | BENCH | GOLDEN | PROFILE | TRACE | SERVE | PREFIX,
@@ -32,89 +33,89 @@ enum {
 };
 
 static const option options[] = {
-    {"prompt", 'p', TEXT, RUN, FIELD(prompt), 0, 0, "TEXT",
+    {"prompt", 'p', "TEXT", TEXT, RUN, FIELD(prompt), 0, 0,
      "answer this; the chat template is applied if there is one"},
-    {"tokens", 0, TEXT, RUN, FIELD(tokens), 0, 0, "IDS", "continue these token ids, as in 1,2,3; nothing is added"},
-    {"tokens", 0, TEXT, TRACE, FIELD(tokens), 0, 0, "IDS", "what is computed, as in 1,2,3"},
-    {"system", 0, TEXT, SAMPLED, FIELD(system), 0, 0, "TEXT",
+    {"tokens", 0, "IDS", TEXT, RUN, FIELD(tokens), 0, 0, "continue these token ids, as in 1,2,3; nothing is added"},
+    {"tokens", 0, "IDS", TEXT, TRACE, FIELD(tokens), 0, 0, "what is computed, as in 1,2,3"},
+    {"system", 0, "TEXT", TEXT, SAMPLED, FIELD(system), 0, 0,
      "the system prompt (default: the bundle's, if it has one)"},
-    {"system", 0, TEXT, PREFIX, FIELD(system), 0, 0, "TEXT", "the system prompt"},
-    {"tools", 0, TEXT, PREFIX, FIELD(tools), 0, 0, "FILE", "the tools, a JSON array as OpenAI's API has it"},
-    {"output", 'o', TEXT, PREFIX, FIELD(output), 0, 0, "FILE", "where the state is written"},
-    {"raw", 0, FLAG, RUN, FIELD(raw), 0, 0, NULL, "take -p as plain text, without the chat template"},
-    {"logits", 0, TEXT, RUN, FIELD(logits), 0, 0, "FILE",
+    {"system", 0, "TEXT", TEXT, PREFIX, FIELD(system), 0, 0, "the system prompt"},
+    {"tools", 0, "FILE", TEXT, PREFIX, FIELD(tools), 0, 0, "the tools, a JSON array as OpenAI's API has it"},
+    {"output", 'o', "FILE", TEXT, PREFIX, FIELD(output), 0, 0, "where the state is written"},
+    {"raw", 0, "", FLAG, RUN, FIELD(raw), 0, 0, "take -p as plain text, without the chat template"},
+    {"logits", 0, "FILE", TEXT, RUN, FIELD(logits), 0, 0,
      "write the prompt's logits, float32 (positions, vocabulary); without -n nothing is generated"},
-    {"step", 0, COUNT, RUN, FIELD(step), 1, 64, "N",
+    {"step", 0, "N", COUNT, RUN, FIELD(step), 1, 64,
      "with --logits: feed N tokens at a time (default 64); the bits must not depend on it"},
-    {"n", 'n', COUNT, SAMPLED, FIELD(n_tokens), 0, INT_MAX, "N",
+    {"n", 'n', "N", COUNT, SAMPLED, FIELD(n_tokens), 0, INT_MAX,
      "generate at most N tokens (default: until the model stops)"},
-    {"prompt", 0, COUNTS, BENCH, FIELD(prompts), 1, 1 << 24, "N",
+    {"prompt", 0, "N", COUNTS, BENCH, FIELD(prompts), 1, 1 << 24,
      "tokens of the prompt (default 128); with --jsonl: N,N,..."},
-    {"depth", 0, COUNTS, BENCH, FIELD(depths), 0, 1 << 24, "N,N,...",
+    {"depth", 0, "N,N,...", COUNTS, BENCH, FIELD(depths), 0, 1 << 24,
      "with --jsonl: decode behind N positions (default 0)"},
-    {"generate", 0, COUNT, BENCH, FIELD(generate), 1, 1 << 24, "N", "tokens to generate (default 64)"},
-    {"repeat", 0, COUNT, BENCH, FIELD(repeat), 1, 1000, "N", "measurements; the median counts (default 3)"},
-    {"tokens", 0, COUNT, PROFILE, FIELD(prompt_tokens), 0, 1 << 24, "N", "tokens of the prompt (default 128; 0: none)"},
-    {"depth", 0, COUNT, PROFILE, FIELD(depth), 0, 1 << 24, "N", "positions before the token of decode (default 128)"},
-    {"runs", 0, COUNT, PROFILE, FIELD(repeat), 1, 1000, "N",
+    {"generate", 0, "N", COUNT, BENCH, FIELD(generate), 1, 1 << 24, "tokens to generate (default 64)"},
+    {"repeat", 0, "N", COUNT, BENCH, FIELD(repeat), 1, 1000, "measurements; the median counts (default 3)"},
+    {"tokens", 0, "N", COUNT, PROFILE, FIELD(prompt_tokens), 0, 1 << 24, "tokens of the prompt (default 128; 0: none)"},
+    {"depth", 0, "N", COUNT, PROFILE, FIELD(depth), 0, 1 << 24, "positions before the token of decode (default 128)"},
+    {"runs", 0, "N", COUNT, PROFILE, FIELD(repeat), 1, 1000,
      "measurements; the faster half of them counts (default 20)"},
-    {"step", 0, COUNT, TRACE, FIELD(step), 1, 64, "N", "feed N tokens at a time (default 8)"},
-    {"data", 0, FLAG, TRACE, FIELD(data), 0, 0, NULL, "after each line, the bytes that it describes"},
-    {"at", 0, COUNT, TRACE, FIELD(at), 0, INT_MAX, "K",
+    {"step", 0, "N", COUNT, TRACE, FIELD(step), 1, 64, "feed N tokens at a time (default 8)"},
+    {"data", 0, "", FLAG, TRACE, FIELD(data), 0, 0, "after each line, the bytes that it describes"},
+    {"at", 0, "K", COUNT, TRACE, FIELD(at), 0, INT_MAX,
      "only step K: its arguments, then their bytes, before and after"},
-    {"limit", 0, COUNT, BENCH, FIELD(limit), 1, 86400, "S",
+    {"limit", 0, "S", COUNT, BENCH, FIELD(limit), 1, 86400,
      "with --jsonl: no further sample of a figure after S seconds"},
-    {"sustained", 0, COUNT, BENCH, FIELD(sustained), 1, 86400, "S",
+    {"sustained", 0, "S", COUNT, BENCH, FIELD(sustained), 1, 86400,
      "with --jsonl: then decode for S seconds, one line per second"},
-    {"cold", 0, FLAG, BENCH, FIELD(cold), 0, 0, NULL, "with --jsonl: drop the bundle from the page cache first"},
-    {"bandwidth", 0, FLAG, BENCH, FIELD(bandwidth), 0, 0, NULL,
+    {"cold", 0, "", FLAG, BENCH, FIELD(cold), 0, 0, "with --jsonl: drop the bundle from the page cache first"},
+    {"bandwidth", 0, "", FLAG, BENCH, FIELD(bandwidth), 0, 0,
      "measure the memory instead: the fastest of several read loops; needs no bundle"},
-    {"temperature", 0, REAL, SAMPLED, FIELD(temperature), 0, 1e4, "T", "0: always the likeliest token"},
-    {"top-k", 0, COUNT, SAMPLED, FIELD(top_k), 0, INT_MAX, "K", "choose among the K likeliest (0: off)"},
-    {"top-p", 0, REAL, SAMPLED, FIELD(top_p), 0, 1, "P", "... that together have probability P (1: off)"},
-    {"min-p", 0, REAL, SAMPLED, FIELD(min_p), 0, 1, "P", "... at least P times as likely as the likeliest (0: off)"},
-    {"seed", 0, COUNT, SAMPLED, FIELD(seed), 0, 9.2e18, "N", "the same seed gives the same answer on every board"},
-    {"stop", 0, TEXTS, SAMPLED, FIELD(stops), 0, 0, "TEXT", "end the answer before TEXT; up to 16 times"},
-    {"json-schema", 0, TEXT, SAMPLED, FIELD(json_schema), 0, 0, "FILE",
+    {"temperature", 0, "T", REAL, SAMPLED, FIELD(temperature), 0, 1e4, "0: always the likeliest token"},
+    {"top-k", 0, "K", COUNT, SAMPLED, FIELD(top_k), 0, INT_MAX, "choose among the K likeliest (0: off)"},
+    {"top-p", 0, "P", REAL, SAMPLED, FIELD(top_p), 0, 1, "... that together have probability P (1: off)"},
+    {"min-p", 0, "P", REAL, SAMPLED, FIELD(min_p), 0, 1, "... at least P times as likely as the likeliest (0: off)"},
+    {"seed", 0, "N", COUNT, SAMPLED, FIELD(seed), 0, 9.2e18, "the same seed gives the same answer on every board"},
+    {"stop", 0, "TEXT", TEXTS, SAMPLED, FIELD(stops), 0, 0, "end the answer before TEXT; up to 16 times"},
+    {"json-schema", 0, "FILE", TEXT, SAMPLED, FIELD(json_schema), 0, 0,
      "the answer is JSON that satisfies this schema (or {...}: the schema itself)"},
-    {"grammar", 0, TEXT, SAMPLED, FIELD(grammar), 0, 0, "FILE",
+    {"grammar", 0, "FILE", TEXT, SAMPLED, FIELD(grammar), 0, 0,
      "the answer is as this grammar says, a subset of GBNF (or text with ::= in it)"},
-    {"threads", 0, COUNT, COMPUTES | REPLAY | RPC, FIELD(threads), 1, 1024, "N",
+    {"threads", 0, "N", COUNT, COMPUTES | REPLAY | RPC, FIELD(threads), 1, 1024,
      "threads (default: as many as turn out fastest)"},
-    {"threads-decode", 0, COUNT, COMPUTES, FIELD(threads_decode), 1, 1024, "N",
+    {"threads-decode", 0, "N", COUNT, COMPUTES, FIELD(threads_decode), 1, 1024,
      "threads while answering, where that differs"},
-    {"lookup", 0, LOOKUP, RUN | CHAT | BENCH, FIELD(lookup), 0, 0, "WHEN",
+    {"lookup", 0, "WHEN", LOOKUP, RUN | CHAT | BENCH, FIELD(lookup), 0, 0,
      "guess tokens from earlier text: on, off or auto, where it is faster (default; bench: off)"},
-    {"context", 0, COUNT, COMPUTES, FIELD(context), 1, 1 << 24, "N",
+    {"context", 0, "N", COUNT, COMPUTES, FIELD(context), 1, 1 << 24,
      "positions to make room for (default: the model's, at most 4096)"},
-    {"session", 0, TEXT, CHAT, FIELD(session), 0, 0, "FILE",
+    {"session", 0, "FILE", TEXT, CHAT, FIELD(session), 0, 0,
      "go on with the conversation in FILE, if it is there, and leave it there: what was computed, too"},
-    {"jsonl", 0, FLAG, CHAT, FIELD(jsonl), 0, 0, NULL, "one JSON object per line each way, for programs"},
-    {"jsonl", 0, FLAG, BENCH, FIELD(jsonl), 0, 0, NULL, "print every sample as it is taken, one JSON object per line"},
-    {"json", 0, FLAG, TALKS_JSON, FIELD(json), 0, 0, NULL, "print one JSON object"},
-    {"port", 0, COUNT, RPC, FIELD(port), 1, 65535, "N", "listen on this port of the loopback (default: any free one)"},
-    {"work", 0, TEXT, RPC, FIELD(work), 0, 0, "DIR", "where uploads go; programs must be allowed to run from there"},
-    {"longest", 0, REAL, RPC, FIELD(longest), 0, 1e7, "S",
+    {"jsonl", 0, "", FLAG, CHAT, FIELD(jsonl), 0, 0, "one JSON object per line each way, for programs"},
+    {"jsonl", 0, "", FLAG, BENCH, FIELD(jsonl), 0, 0, "print every sample as it is taken, one JSON object per line"},
+    {"json", 0, "", FLAG, TALKS_JSON, FIELD(json), 0, 0, "print one JSON object"},
+    {"port", 0, "N", COUNT, RPC, FIELD(port), 1, 65535, "listen on this port of the loopback (default: any free one)"},
+    {"work", 0, "DIR", TEXT, RPC, FIELD(work), 0, 0, "where uploads go; programs must be allowed to run from there"},
+    {"longest", 0, "S", REAL, RPC, FIELD(longest), 0, 1e7,
      "end a session after S seconds, whatever the host says (0: off)"},
-    {"stay", 0, FLAG, RPC, FIELD(stay), 0, 0, NULL, "go on when standard input ends"},
-    {"tracker", 0, TEXT, RPC, FIELD(tracker), 0, 0, "HOST:PORT", "wait in the queue of a TVM tracker; no key is read"},
-    {"queue", 0, TEXT, RPC, FIELD(queue), 0, 0, "NAME", "... the queue's name: the kind of board"},
-    {"listen", 0, TEXT, SERVE, FIELD(listen), 0, 0, "ADDRESS", "listen there (default 127.0.0.1: this machine only)"},
-    {"port", 0, COUNT, SERVE, FIELD(port), 0, 65535, "N", "... on this port (default 11434; 0: any free one)"},
-    {"token-file", 0, TEXT, SERVE, FIELD(token_file), 0, 0, "FILE",
+    {"stay", 0, "", FLAG, RPC, FIELD(stay), 0, 0, "go on when standard input ends"},
+    {"tracker", 0, "HOST:PORT", TEXT, RPC, FIELD(tracker), 0, 0, "wait in the queue of a TVM tracker; no key is read"},
+    {"queue", 0, "NAME", TEXT, RPC, FIELD(queue), 0, 0, "... the queue's name: the kind of board"},
+    {"listen", 0, "ADDRESS", TEXT, SERVE, FIELD(listen), 0, 0, "listen there (default 127.0.0.1: this machine only)"},
+    {"port", 0, "N", COUNT, SERVE, FIELD(port), 0, 65535, "... on this port (default 11434; 0: any free one)"},
+    {"token-file", 0, "FILE", TEXT, SERVE, FIELD(token_file), 0, 0,
      "its first line is the token that clients must present"},
-    {"open", 0, FLAG, SERVE, FIELD(open), 0, 0, NULL, "with --listen: serve everybody who gets there, without a token"},
-    {"sessions", 0, COUNT, SERVE, FIELD(sessions), 1, 64, "N",
+    {"open", 0, "", FLAG, SERVE, FIELD(open), 0, 0, "with --listen: serve everybody who gets there, without a token"},
+    {"sessions", 0, "N", COUNT, SERVE, FIELD(sessions), 1, 64,
      "answers computed at a time (default 4, fewer where memory is short)"},
-    {"waiting", 0, COUNT, SERVE, FIELD(waiting), 0, 1024, "N",
+    {"waiting", 0, "N", COUNT, SERVE, FIELD(waiting), 0, 1024,
      "answers that may wait for a session; beyond that, 503 (default 32)"},
-    {"grace", 0, REAL, SERVE, FIELD(grace), 0, 3600, "S", "finish answers for so long when told to stop (default 10)"},
-    {"keep", 0, TEXT, SERVE, FIELD(keep), 0, 0, "DIR",
+    {"grace", 0, "S", REAL, SERVE, FIELD(grace), 0, 3600, "finish answers for so long when told to stop (default 10)"},
+    {"keep", 0, "DIR", TEXT, SERVE, FIELD(keep), 0, 0,
      "leave what sessions hold there at the end, and begin with it the next time (conversations lie on the disk then)"},
-    {"name", 0, TEXT, SERVE, FIELD(name), 0, 0, "NAME", "the model's name in the API (default: its own)"},
-    {"attached", 0, FLAG, SERVE, FIELD(attached), 0, 0, NULL, "end when standard input ends"},
-    {"log", 0, FLAG, SERVE, FIELD(log), 0, 0, NULL, "a line on standard error for each request"},
-    {"help", 'h', FLAG, ~0u, FIELD(help), 0, 0, NULL, "this"},
+    {"name", 0, "NAME", TEXT, SERVE, FIELD(name), 0, 0, "the model's name in the API (default: its own)"},
+    {"attached", 0, "", FLAG, SERVE, FIELD(attached), 0, 0, "end when standard input ends"},
+    {"log", 0, "", FLAG, SERVE, FIELD(log), 0, 0, "a line on standard error for each request"},
+    {"help", 'h', "", FLAG, 0xffff, FIELD(help), 0, 0, "this"},
 };
 enum { n_options = sizeof options / sizeof *options };
 
@@ -127,8 +128,7 @@ void options_print(command_id command) {
                 snprintf(letter, sizeof letter, "-%c%s ", o->letter, o->name[1] == '\0' ? "" : ",");
             }
             snprintf(left, sizeof left, "%s%s%s%s%s", letter, o->name[1] == '\0' ? "" : "--",
-                     o->name[1] == '\0' ? "" : o->name, o->value == NULL || o->name[1] == '\0' ? "" : " ",
-                     o->value == NULL ? "" : o->value);
+                     o->name[1] == '\0' ? "" : o->name, o->value[0] == '\0' || o->name[1] == '\0' ? "" : " ", o->value);
             printf("  %-22s %s\n", left, o->help);
         }
     }

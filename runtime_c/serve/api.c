@@ -32,8 +32,8 @@ typedef enum route_id {
 } route_id;
 
 typedef struct route {
-    const char *path;
-    route_id id;
+    char path[21];
+    uint8_t id; /* route_id */
     bool posts; /* POST; else GET and HEAD */
     bool open;  /* answered without the token */
 } route;

@@ -25,29 +25,24 @@ MOST_SHARE = 0.05
 SENTENCE = "You answer briefly, in the language of the question, and never guess what a device does. "
 
 
-def ask(bundle: Path, system: str, n: int) -> dict[str, Any]:
-    argv = [str(bundle / "edgellm-rt"), "run", str(bundle), f"--system={system}", "-p", "Hello", "-n", str(n)]
+def ask(bundle: Path, prompt: Sequence[int]) -> dict[str, Any]:
+    argv = [str(bundle / "edgellm-rt"), "run", str(bundle), "--tokens", ",".join(map(str, prompt)), "-n", "4"]
     done = subprocess.run([*argv, "--temperature", "0", "--json"], capture_output=True, text=True, check=True)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 
 
-def system_prompt(bundle: Path, n_tokens: int) -> str:
-    """A text that makes a prompt of about so many tokens."""
-    text = SENTENCE * 4
-    found = int(ask(bundle, text, 1)["prompt_tokens"])
-    return (SENTENCE * (n_tokens // found * 4 + 8))[: len(text) * n_tokens // found]
-
-
 def measure(model: str, options: Options, n_tokens: int, rounds: int) -> bool:
     plain = build(model, "local", options).bundle.path
-    system = system_prompt(plain, n_tokens)
-    shipped = build(model, "local", options, prefix=Prefix(system)).bundle.path
-    ask(shipped, system, 1)  # so that neither begins with a cold disk
+    sample = build(model, "local", options, prefix=Prefix(SENTENCE * 4)).bundle
+    length = 4 * len(SENTENCE) * n_tokens // int(sample.manifest["prefix"]["tokens"])
+    made = build(model, "local", options, prefix=Prefix((SENTENCE * (length // len(SENTENCE) + 1))[:length])).bundle
+    shipped, prompt = made.path, made.manifest["golden"][-1]["prompt"]  # a question behind the system prompt
+    ask(shipped, prompt)  # so that neither begins with a cold disk
     samples: dict[Path, list[dict[str, Any]]] = {plain: [], shipped: []}
     for _ in range(rounds):
         for bundle, answers in samples.items():
-            answers.append(ask(bundle, system, 4))
+            answers.append(ask(bundle, prompt))
     same = len({tuple(answer["ids"]) for answers in samples.values() for answer in answers}) == 1
 
     def median(bundle: Path, key: str) -> float:

@@ -76,7 +76,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 print("an answer is not what it is alone")
                 return 1
             ratios.append(several / one)
-            print(f"one {one:7.2f} tok/s   {args.answers} at a time {several:7.2f} tok/s   {several / one:5.2f} x", flush=True)
+            print(
+                f"one {one:7.2f} tok/s   {args.answers} at a time {several:7.2f} tok/s   {several / one:5.2f} x",
+                flush=True,
+            )
     finally:
         server.stdin.close()
         server.wait()

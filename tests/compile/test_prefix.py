@@ -130,7 +130,9 @@ def test_tools_are_in_it_for_clients_that_offer_the_same(bundle: Path, tmp_path:
         assert (without.stop(), server.stop()) == (0, 0)
 
 
-def test_compile_shows_it_and_a_damaged_one_is_refused(shipped: Path, tmp_path: Path, capsys) -> None:
+def test_compile_shows_it_and_a_damaged_one_is_refused(
+    shipped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "system.txt").write_text(f"{SYSTEM}\n")
     output = tmp_path / "bundle"
     argv = [

@@ -12,7 +12,7 @@ import numpy as np
 import tvm
 from tvm.relax.frontend import nn
 
-from crosscompile.codegen import compile_kernels
+from crosscompile.codegen import Signature, compile_kernels
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.lower import FUNCTION, linear_layers, lower
@@ -41,6 +41,7 @@ class Ladder:
 
 
 FULL_LADDER = Ladder((1, 2, 4, 8, 32, 64), (1, 2, 4, 8))
+GPU_LADDER = Ladder((1, 8, 32, 128), (1, 8))
 SHORT_LADDER = Ladder((1, 8), (1,))
 """Quick to compile: for golden prompts on the host."""
 
@@ -111,13 +112,14 @@ def compile_model(
             seconds["trace"] += time.monotonic() - start
             start = time.monotonic()
             folder = dump / f"{role}-{n}" if dump else None
-            lowered = lower(traced, [parameter for parameter, _ in parameters], stored, tier, folder, tuned)
+            names = [parameter for parameter, _ in parameters]
+            lowered = lower(traced, names, stored, tier, folder, tuned, schedule=target.gpu is None)
             symbols = kernels.add(role, n, lowered)
             functions.append(read_function(role, n, lowered, symbols, weights))
             seconds["lower"] += time.monotonic() - start
 
     start = time.monotonic()
-    code, signatures = compile_kernels(kernels.functions, target)
+    code, signatures = _generate(kernels.functions, target, dump)
     seconds["generate code"] = time.monotonic() - start
     states = states_of(network)
     head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
@@ -144,6 +146,19 @@ def compile_model(
         },
         seconds,
     )
+
+
+def _generate(kernels: Mapping[str, Any], target: Target, dump: Path | None) -> tuple[bytes, dict[str, Signature]]:
+    """kernels.so or kernels.spv, and how each kernel is called. dump: gets the modules, one by one, of a GPU."""
+    if target.gpu is None:
+        return compile_kernels(kernels, target)
+    from crosscompile.gpu.choose import compile_shaders
+
+    code, signatures, shaders = compile_shaders(kernels, target)
+    if dump:
+        for name, shader in shaders.items():
+            (dump / f"{name}.spv").write_bytes(shader.code)
+    return code, signatures
 
 
 def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[tuple[Parameter, ...], int]:

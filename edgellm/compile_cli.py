@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm import prefix
-from edgellm.compile import DEFAULT_CONTEXT, Compilation, Options, build
+from edgellm.compile import DEFAULT_CONTEXT, DEVICES, Compilation, Options, build
 from edgellm.keygen_cli import add_signing, ask_passphrase
 from edgellm.terminal import size
 
@@ -73,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prefix_arguments(parser)
     add_lora(parser)
     add_signing(parser)
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="what computes: the board's processor, or its GPU through Vulkan (default: cpu)",
+    )
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the IR after each phase into this directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
@@ -102,6 +108,7 @@ def main(args: argparse.Namespace) -> int:
             dump=args.dump,
             progress=display.update,
             lora=args.lora,
+            device=args.device,
         )
     if key is not None:
         from edgellm.signing import sign
@@ -198,7 +205,8 @@ def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
         )
         n_bytes = next(file.n_bytes for file in made.bundle.files if file.path == shipped["file"])
         table.add_row("prefix", f"{shipped['tokens']} tokens of {what}, {size(n_bytes)}")
-    table.add_row("golden", f"{len(manifest['golden'])} prompts that the board must answer exactly")
+    if manifest["golden"]:
+        table.add_row("golden", f"{len(manifest['golden'])} prompts that the board must answer exactly")
     if made.cached:
         table.add_row("time", f"{elapsed_s:.1f} s, from the cache")
     else:

@@ -36,6 +36,8 @@ _MAKERS: dict[str, Maker] = {
     "layer_norm": rows.layer_norm,
     "gather": rows.gather,
     "embed": embed.embed,
+    "attention_parts": attention.parts_kernel,
+    "attention_merge": attention.merge_kernel,
 }
 """Functions that take what the CPU's of the same name take."""
 
@@ -51,8 +53,6 @@ def _from_origin(name: str, origin: Origin, gpu: Gpu) -> tirx.PrimFunc | None:
         return rotary.rope_table(name, gpu, arguments["n"], arguments["half"], arguments["scaling"])
     if origin.name == "rope_append" and rotary.supports(arguments["heads"], arguments["turn"]):
         return rotary.rope_append(name, gpu, **arguments)
-    if origin.name == "attention" and attention.supports(arguments["heads"]):
-        return attention.attention(name, gpu, **arguments)
     return None
 
 

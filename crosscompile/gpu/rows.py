@@ -17,7 +17,7 @@ Group = Callable[[Expr, Expr], list[Expr]]
 """(row, group) -> the 32 values of a group."""
 
 
-class _Output:
+class Output:
     """Rows as floats, or quantized as `form` says."""
 
     def __init__(self, k: Builder, n: int, columns: int, form: Form | None) -> None:
@@ -60,7 +60,7 @@ def _group(k: Builder, x: Any, at: Expr) -> list[Expr]:
     return [lane(quad, i) for quad in quads for i in range(4)]
 
 
-def _each_group(k: Builder, n: int, columns: int, form: Form | None, out: _Output, group: Group) -> None:
+def _each_group(k: Builder, n: int, columns: int, form: Form | None, out: Output, group: Group) -> None:
     """A thread for every group of every row."""
     blocks = columns // GROUP
     threads = min(64, k.gpu.invocations)
@@ -74,7 +74,7 @@ def _each_group(k: Builder, n: int, columns: int, form: Form | None, out: _Outpu
 def act_quant(name: str, gpu: Gpu, n: int, columns: int, form: Form) -> tirx.PrimFunc:
     def body(k: Builder) -> None:
         x = k.quads("x", n * columns * 4, "float32")
-        out = _Output(k, n, columns, form)
+        out = Output(k, n, columns, form)
         _each_group(k, n, columns, form, out, lambda m, b: _group(k, x, m * (columns // GROUP) + b))
 
     return gpu_kernel(name, gpu, body)
@@ -85,7 +85,7 @@ def activated(name: str, gpu: Gpu, n: int, columns: int, activation: str, form: 
 
     def body(k: Builder) -> None:
         x = k.quads("x", n * columns * 4, "float32")
-        out = _Output(k, n, columns, form)
+        out = Output(k, n, columns, form)
         blocks = columns // GROUP
         _each_group(k, n, columns, form, out, lambda m, b: [act(v) for v in _group(k, x, m * blocks + b)])
 
@@ -97,7 +97,7 @@ def gated(name: str, gpu: Gpu, n: int, columns: int, activation: str, form: Form
 
     def body(k: Builder) -> None:
         x = k.quads("gate_up", 2 * n * columns * 4, "float32")
-        out = _Output(k, n, columns, form)
+        out = Output(k, n, columns, form)
         blocks = columns // GROUP
 
         def group(m: Expr, b: Expr) -> list[Expr]:
@@ -117,7 +117,7 @@ def rms_norm(name: str, gpu: Gpu, n: int, columns: int, epsilon: float, form: Fo
     def body(k: Builder) -> None:
         x = k.quads("x", n * columns * 4, "float32")
         weight = k.quads("weight", columns * 4, "float32")
-        out = _Output(k, n, columns, form)
+        out = Output(k, n, columns, form)
         blocks, threads = columns // GROUP, _row_threads(k, columns)
         shared, square = k.shared(threads), k.local(1)
         with k.launch((n,), threads) as (m, thread):
@@ -140,7 +140,7 @@ def layer_norm(name: str, gpu: Gpu, n: int, columns: int, epsilon: float, form: 
     def body(k: Builder) -> None:
         x = k.quads("x", n * columns * 4, "float32")
         weight, bias = (k.quads(each, columns * 4, "float32") for each in ("weight", "bias"))
-        out = _Output(k, n, columns, form)
+        out = Output(k, n, columns, form)
         blocks, threads = columns // GROUP, _row_threads(k, columns)
         shared, total = k.shared(threads), k.local(1)
         with k.launch((n,), threads) as (m, thread):

@@ -42,6 +42,7 @@ class Ladder:
 
 FULL_LADDER = Ladder((1, 2, 4, 8, 32, 64), (1, 2, 4, 8))
 GPU_LADDER = Ladder((1, 8, 32, 128), (1, 8))
+"""What a GPU gets: a few rows while weights pass by, and tiles that fill it."""
 SHORT_LADDER = Ladder((1, 8), (1,))
 """Quick to compile: for golden prompts on the host."""
 
@@ -119,7 +120,7 @@ def compile_model(
             seconds["lower"] += time.monotonic() - start
 
     start = time.monotonic()
-    code, signatures = _generate(kernels.functions, target, dump)
+    code, signatures = _generate(kernels.functions, weights, target, dump)
     seconds["generate code"] = time.monotonic() - start
     states = states_of(network)
     head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
@@ -148,12 +149,15 @@ def compile_model(
     )
 
 
-def _generate(kernels: Mapping[str, Any], target: Target, dump: Path | None) -> tuple[bytes, dict[str, Signature]]:
+def _generate(
+    kernels: Mapping[str, Any], weights: Weights, target: Target, dump: Path | None
+) -> tuple[bytes, dict[str, Signature]]:
     """kernels.so or kernels.spv, and how each kernel is called. dump: gets the modules, one by one, of a GPU."""
     if target.gpu is None:
         return compile_kernels(kernels, target)
-    from crosscompile.gpu.choose import compile_shaders
+    from crosscompile.gpu.choose import check_sizes, compile_shaders
 
+    check_sizes(weights.bytes_of, target.gpu)
     code, signatures, shaders = compile_shaders(kernels, target)
     if dump:
         for name, shader in shaders.items():

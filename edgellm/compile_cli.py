@@ -110,6 +110,8 @@ def main(args: argparse.Namespace) -> int:
             lora=args.lora,
             device=args.device,
         )
+    if args.device != "cpu":
+        warn_of_gpu(args.board)
     if key is not None:
         from edgellm.signing import sign
 
@@ -121,6 +123,19 @@ def main(args: argparse.Namespace) -> int:
     else:
         show(made, elapsed, signed_by)
     return 0
+
+
+def warn_of_gpu(name: str) -> None:
+    """Says so where a board's processor is known to be the faster one."""
+    from edgellm.boards import find_board
+
+    board = find_board(name)
+    if board.vulkan is not None and board.vulkan.times_slower is not None:
+        print(
+            f"edgellm: note: {board.name}'s GPU ({board.vulkan.device}) takes about {board.vulkan.times_slower} times as "
+            "long as its processor; --device cpu is the better choice",
+            file=sys.stderr,
+        )
 
 
 class StageDisplay:

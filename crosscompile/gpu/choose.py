@@ -75,7 +75,7 @@ def _from_linear(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -
     return linear_kernel(name, Linear(m, g * r, columns, target.tier.packing(kind[1]), biases), gpu)
 
 
-def _as_threads(name: str, function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
+def as_threads(name: str, function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
     """A kernel of the CPU with a thread for each unit of its shared range, flat."""
     module = tvm.IRModule({name: function.without_attr(ORIGIN).with_attr("global_symbol", name)})
     module = tvm.ir.transform.Sequential(placement())(module)
@@ -110,13 +110,23 @@ def gpu_function(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -
     if made is None and _LINEAR.search(name):
         made = _from_linear(name, function, target, gpu)
     if made is None:
-        return _as_threads(name, function, gpu)
+        return as_threads(name, function, gpu)
     return _flat(name, made)
 
 
 def _flat(name: str, function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Flat buffers, and nothing else: TVM's simplifier would put what is bound to a name back where it is used."""
     return tirx.transform.FlattenBuffer()(tvm.IRModule({name: function.with_attr("global_symbol", name)}))[name]
+
+
+def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:
+    """CodegenError if a tensor, of so many bytes, is more than the GPU can bind."""
+    for name, size in weights.items():
+        if size > gpu.binding_bytes:
+            raise CodegenError(
+                f"{name} has {size / 1e6:,.0f} MB, the board's GPU binds {gpu.binding_bytes / 1e6:,.0f} MB at once "
+                "([vulkan] binding_bytes); use a smaller --embedding and --head scheme, or --device cpu"
+            )
 
 
 def compile_shaders(

@@ -63,8 +63,8 @@ class _Output:
 
 
 def _rows_together(work: Linear) -> int:
-    """Rows of the weight that a workgroup takes."""
-    return divisor(work.rows, 4 if work.n <= 2 else 2)
+    """Rows of the weight that a workgroup takes: more read activations less often, but leave less to do at once."""
+    return divisor(work.rows, 2)
 
 
 def _reduced(k: Builder, thread: Expr, sums: Any, count: int, out: _Output, first_row: Expr, together: int) -> None:

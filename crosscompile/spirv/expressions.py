@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -16,6 +17,15 @@ from crosscompile.spirv.scalars import BINARY, binary, computed, convert, reinte
 def dtype_of(expr: Any) -> str:
     """TVM's type of an expression, such as float32x4."""
     return str(expr.ty.dtype if hasattr(expr, "ty") and hasattr(expr.ty, "dtype") else expr.dtype)
+
+
+_CONTROL: dict[str, Callable[[Code], None]] = {
+    "tvm_storage_sync": lambda code: code.barrier(),
+    "break_loop": lambda code: code.leave(),
+    "continue_loop": lambda code: code.next_round(),
+    "prefetch": lambda code: None,  # of use to a processor only
+}
+"""Calls without a value."""
 
 
 class Expressions:
@@ -124,9 +134,8 @@ class Expressions:
             return self._guarded(expr, base)
         if name == "reinterpret":
             return reinterpret(self.code, split(dtype_of(args[0]))[0], base, self.value(args[0]))
-        if name in ("tvm_storage_sync", "prefetch"):
-            if name == "tvm_storage_sync":
-                self.code.barrier()
+        if name in _CONTROL:
+            _CONTROL[name](self.code)
             return []
         if name == "call_llvm_pure_intrin":
             number, *args = args

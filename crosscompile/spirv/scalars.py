@@ -69,6 +69,8 @@ def binary(code: Code, operator: str, dtype: str, a: int, b: int) -> int:
             raise CodegenError(f"SPIR-V: operator {operator} on bool is not supported")
         return code.make(_LOGICAL[operator], bool_, a, b)
     index = "fiu".index(kind)
+    if kind == "i" and operator in ("Mod", "FloorMod", "FloorDiv"):
+        return _division(code, operator, a, b)
     if operator in _ARITHMETIC:
         made = code.make(_ARITHMETIC[operator][index], type_, a, b)
         if kind == "f":
@@ -84,22 +86,29 @@ def binary(code: Code, operator: str, dtype: str, a: int, b: int) -> int:
         return code.make(_BITWISE[operator], type_, a, b)
     if operator == "RShift":
         return code.make(195 if kind == "i" else 194, type_, a, b)
-    if operator == "FloorMod":
-        return code.make(139 if kind == "i" else 137, type_, a, b)
-    if operator == "FloorDiv":
-        return _floor_division(code, a, b) if kind == "i" else code.make(134, type_, a, b)
+    if operator in ("FloorMod", "FloorDiv"):
+        return code.make(137 if operator == "FloorMod" else 134, type_, a, b)
     raise CodegenError(f"SPIR-V: operator {operator} on {dtype} is not supported")
 
 
-def _floor_division(code: Code, a: int, b: int) -> int:
-    """⌊a / b⌋ of int32: one less than the truncated quotient where a remainder and the divisor differ in sign."""
+def _division(code: Code, operator: str, a: int, b: int) -> int:
+    """The remainder of a / b, ⌊a / b⌋ or a - b · ⌊a / b⌋ of int32, from the quotient that is cut off.
+
+    OpSRem and OpSMod are undefined for negative operands (Vulkan, "Precision and Operation of SPIR-V Instructions").
+    Rounding down makes a difference where there is a remainder of another sign than the divisor.
+    """
     int_, bool_ = code.module.type("int32"), code.module.type("bool")
     zero, one = code.module.constant("int32", 0), code.module.constant("int32", 1)
-    quotient, rest = code.make(135, int_, a, b), code.make(138, int_, a, b)
+    quotient = code.make(135, int_, a, b)
+    rest = code.make(130, int_, a, code.make(132, int_, quotient, b))
+    if operator == "Mod":
+        return rest
     differs = code.make(177, bool_, code.make(198, int_, rest, b), zero)
     inexact = code.make(171, bool_, rest, zero)
-    less = code.make(169, int_, code.make(167, bool_, differs, inexact), one, zero)
-    return code.make(130, int_, quotient, less)
+    is_lower = code.make(167, bool_, differs, inexact)
+    if operator == "FloorMod":
+        return code.make(128, int_, rest, code.make(169, int_, is_lower, b, zero))
+    return code.make(130, int_, quotient, code.make(169, int_, is_lower, one, zero))
 
 
 def convert(code: Code, source: str, target: str, value: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from crosscompile.models.design import EMBEDDING, HEAD, POSITIONS
 from crosscompile.packing import Packing
 from crosscompile.passes.lower_operators import Stored
 from crosscompile.pieces import Source
-from crosscompile.plan import Kernels, Weights, read_function, write_plan
+from crosscompile.plan import Function, Kernels, Weights, read_function, write_plan
 from crosscompile.target import Target
 
 GATES = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
@@ -120,7 +120,7 @@ def compile_model(
             seconds["lower"] += time.monotonic() - start
 
     start = time.monotonic()
-    code, signatures = _generate(kernels.functions, weights, target, dump)
+    code, signatures = _generate(kernels.functions, functions, weights, target, dump)
     seconds["generate code"] = time.monotonic() - start
     states = states_of(network)
     head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
@@ -150,7 +150,7 @@ def compile_model(
 
 
 def _generate(
-    kernels: Mapping[str, Any], weights: Weights, target: Target, dump: Path | None
+    kernels: Mapping[str, Any], functions: Sequence[Function], weights: Weights, target: Target, dump: Path | None
 ) -> tuple[bytes, dict[str, Signature]]:
     """kernels.so or kernels.spv, and how each kernel is called. dump: gets the modules, one by one, of a GPU."""
     if target.gpu is None:
@@ -158,7 +158,8 @@ def _generate(
     from crosscompile.gpu.choose import check_sizes, compile_shaders
 
     check_sizes(weights.bytes_of, target.gpu)
-    code, signatures, shaders = compile_shaders(kernels, target)
+    used = {name for function in functions for name, _ in function.steps}
+    code, signatures, shaders = compile_shaders({name: kernels[name] for name in kernels if name in used}, target)
     if dump:
         for name, shader in shaders.items():
             (dump / f"{name}.spv").write_bytes(shader.code)

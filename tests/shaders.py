@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from crosscompile.spirv.capabilities import FLOOR, Gpu
 from crosscompile.spirv.container import pack_modules
@@ -34,6 +36,15 @@ def lavapipe() -> dict[str, str]:
     return {**os.environ, **driver}
 
 
+@contextlib.contextmanager
+def lavapipe_alone() -> Iterator[None]:
+    """Vulkan finds lavapipe alone in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
+            patch.setenv(name, lavapipe()[name])
+        yield
+
+
 def validate(module: bytes, name: str, folder: Path) -> None:
     """AssertionError with spirv-val's words if it refuses a module."""
     file = folder / "module.spv"
@@ -43,9 +54,9 @@ def validate(module: bytes, name: str, folder: Path) -> None:
     assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
 
 
-def build_runner(folder: Path) -> Path:
-    """The program that runs one kernel (runtime_c/tests/run_shader.c)."""
-    program = folder / "plain/run_shader"
+def build_runner(folder: Path, name: str = "plain/run_shader") -> Path:
+    """The program that runs one kernel (runtime_c/tests/run_shader.c), or another target of runtime_c/Makefile."""
+    program = folder / name
     command = ["make", "--silent", "--no-print-directory", "-C", str(RUNTIME_C), f"BUILD={folder}", str(program)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

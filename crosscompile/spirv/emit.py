@@ -12,7 +12,7 @@ from tvm.tirx.buffer import is_buffer_var
 from crosscompile.errors import CodegenError
 from crosscompile.spirv.capabilities import Needs
 from crosscompile.spirv.code import Code
-from crosscompile.spirv.memory import Memory
+from crosscompile.spirv.memory import Memory, stored_lanes
 from crosscompile.spirv.module import PUSH_CONSTANT, STORAGE_BUFFER, Module
 from crosscompile.spirv.scalars import split
 from crosscompile.spirv.statements import Statements
@@ -52,7 +52,7 @@ def emit(function: tirx.PrimFunc, scalars: tuple[str, ...] = ()) -> Shader:
     parameters: dict[Any, Memory] = {}
     for binding, buffer in enumerate(buffers):
         dtype, lanes = split(str(buffer.ty.dtype))
-        variable = module.storage_buffer(binding, dtype, lanes, written=buffer.name in written)
+        variable = module.storage_buffer(binding, dtype, stored_lanes(lanes), written=buffer.name in written)
         parameters[buffer] = Memory(variable, dtype, lanes, STORAGE_BUFFER)
     used = _used_scalars(function, buffers, scalars)
     if used:

@@ -8,7 +8,7 @@ from typing import Any
 from crosscompile.errors import CodegenError
 from crosscompile.spirv.code import Code
 from crosscompile.spirv.expressions import Expressions, dtype_of
-from crosscompile.spirv.memory import Memory
+from crosscompile.spirv.memory import Memory, stored_lanes
 from crosscompile.spirv.module import FUNCTION, WORKGROUP
 from crosscompile.spirv.scalars import binary, computed, split
 
@@ -71,8 +71,9 @@ class Statements:
         for extent in buffer.shape:
             size *= int(extent)
         dtype, module = computed(base), self.code.module
-        element = module.vector(dtype, lanes) if lanes > 1 else module.type(dtype)
-        array = module.array(element, size)
+        width = stored_lanes(lanes)
+        element = module.vector(dtype, width) if width > 1 else module.type(dtype)
+        array = module.array(element, size * lanes // width)
         if buffer.scope().startswith("shared"):
             self.shared_bytes += 4 * lanes * size
             memory = Memory(module.variable(WORKGROUP, array), dtype, lanes, WORKGROUP)

@@ -81,7 +81,7 @@ class Writer:
             lambda: (a << tirx.const(3, "int32")) >> tirx.const(int(self.rng.integers(1, 6)), "int32"),
             lambda: tirx.Select(self.condition(row, column), a, b),
             lambda: self.guarded("int32", row, column, a),
-            lambda: cast("int32", cast(self.pick("int8", "uint8", "int16"), a)),
+            lambda: cast("int32", cast(self.pick("int8", "uint8", "int16"), a + self.buffers["int32"][row, column])),
         )
         return self.pick(*makers)()
 

@@ -101,7 +101,8 @@ def replace_range(function: tirx.PrimFunc, make: Callable[[tirx.For], Any]) -> t
 
     body = rewrite(function.body)
     if len(extents) != 1:
-        raise AssertionError(f"kernel {function.attrs['global_symbol']} has {len(extents)} shared ranges instead of one")
+        name = function.attrs["global_symbol"]
+        raise AssertionError(f"kernel {name} has {len(extents)} shared ranges instead of one")
     return tirx.PrimFunc(function.params, body, function.ret_type, function.attrs), extents[0]
 
 

@@ -232,7 +232,7 @@ def write_plan(
         grain = work_grain(signature.groups, touched)
         if "s" in kinds[name]:
             grain = 1
-        entry = {"name": signature.name, "args": arguments, "scalars": list(signature.scalars)}
+        entry: dict[str, Any] = {"name": signature.name, "args": arguments, "scalars": list(signature.scalars)}
         if signature.grid is not None:
             entry["grid"] = list(signature.grid)
         else:

@@ -131,11 +131,9 @@ def warn_of_gpu(name: str) -> None:
 
     board = find_board(name)
     if board.vulkan is not None and board.vulkan.times_slower is not None:
-        print(
-            f"edgellm: note: {board.name}'s GPU ({board.vulkan.device}) takes about {board.vulkan.times_slower} times as "
-            "long as its processor; --device cpu is the better choice",
-            file=sys.stderr,
-        )
+        gpu, times = board.vulkan.device, board.vulkan.times_slower
+        text = f"{board.name}'s GPU ({gpu}) takes about {times} times as long as its processor"
+        print(f"edgellm: note: {text}; --device cpu is the better choice", file=sys.stderr)
 
 
 class StageDisplay:

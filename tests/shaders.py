@@ -1,4 +1,4 @@
-"""Running single kernels on a Vulkan device, mostly Mesa's lavapipe: a processor that is a GPU to everything above it."""
+"""Running single kernels on a Vulkan device: Mesa's lavapipe, a processor that is a GPU to everything above it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Attention on a GPU in two kernels: parts of the context by workgroups of their own, then all parts of a row together.
 
 A workgroup takes blocks of 64 positions of one row and query head, one after the other, with an online softmax; each
-block's keys are read by several threads a position, and its values by several threads a dimension. Loads come in runs of
-independent ones: there are few workgroups, and nothing else hides how long memory takes.
+block's keys are read by several threads a position, and its values by several threads a dimension. Loads come in runs
+of independent ones: there are few workgroups, and nothing else hides how long memory takes.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def attention_parts(n: int, heads: Heads, splits: int) -> tirx.PrimFunc:
     """What attention's first kernel takes and gives, for planning; only GPUs have it.
 
     (q, positions, slots, block_table, k, v) -> parts (n, Hq, splits, dim + 2) f32: sums of values, not yet divided, the
-    largest score, and the sum of exponentials. Part s has every splits-th block, from the s-th that a row sees on; parts
-    without a block hold nothing.
+    largest score, and the sum of exponentials. Part s has every splits-th block, from the s-th that a row sees on;
+    parts without a block hold nothing.
     """
 
     def body(k: Declaration) -> None:
@@ -200,7 +200,7 @@ def parts_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx
 
 
 def merge_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, form: Form | None) -> tirx.PrimFunc:
-    """The GPU's attention_merge: a workgroup for each row and head, a thread for each dimension, then for each group."""
+    """The GPU's attention_merge: a workgroup for each row and head, a thread for each dimension, then each group."""
 
     def body(k: Builder) -> None:
         parts = k.buffer("parts", (n, heads.query, splits, heads.dim + 2), "float32")

@@ -67,7 +67,7 @@ class Builder:
 
     @contextmanager
     def launch(self, grid: Sequence[int], threads: int) -> Iterator[list[Any]]:
-        """Workgroups in up to three dimensions, of `threads` threads: yields the workgroup's indices, then the thread's."""
+        """Workgroups in up to three dimensions, of `threads` threads: yields their indices, then the thread's."""
         if threads > self.gpu.invocations:
             raise AssertionError(f"{threads} threads, the GPU has {self.gpu.invocations}")
         self.threads = threads
@@ -188,7 +188,8 @@ class Builder:
 
     def halves(self, word: Expr) -> tuple[Expr, Expr]:
         """The two float16 in a uint32, as float32."""
-        return tuple(tirx.call_pure_extern("float32", f"ellm.half_{part}", word) for part in ("low", "high"))  # type: ignore[return-value]
+        low, high = (tirx.call_pure_extern("float32", f"ellm.half_{part}", word) for part in ("low", "high"))
+        return low, high
 
 
 def signed_byte(word: Expr, byte: int) -> Expr:

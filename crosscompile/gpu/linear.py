@@ -37,11 +37,8 @@ class Linear:
 
 def linear_kernel(name: str, work: Linear, gpu: Gpu) -> tirx.PrimFunc:
     """(a, scale_a, w, scale_w | x, w, then the addends) -> y."""
-    kind = Packing.parse(work.packing).kind
-    if kind in ("w4", "w8"):
-        writer = _quantized_few if work.n <= FEW_ROWS else _quantized_tiles
-    else:
-        writer = _float_few
+    quantized = _quantized_few if work.n <= FEW_ROWS else _quantized_tiles
+    writer = quantized if Packing.parse(work.packing).kind in ("w4", "w8") else _float_few
     return gpu_kernel(name, gpu, lambda k: writer(k, work))
 
 
@@ -123,13 +120,9 @@ def _quantized_few(k: Builder, work: Linear) -> None:
         for i in range(work.n * together):
             k.store(sums, f32(0.0), i)
         with k.strided(thread, blocks) as b:
-            quads = [
-                [k.bind(w[((row + r) * blocks + b) * units + u]) for u in range(units)] for r in range(together)
-            ]
+            quads = [[k.bind(w[((row + r) * blocks + b) * units + u]) for u in range(units)] for r in range(together)]
             scales = [k.bind(tirx.Cast("float32", scale_w[row + r, b])) for r in range(together)]
-            unpacked = [
-                [(j, k.bind(word)) for j, word in weight_words(form, quads[r])] for r in range(together)
-            ]
+            unpacked = [[(j, k.bind(word)) for j, word in weight_words(form, quads[r])] for r in range(together)]
             for m in range(work.n):
                 low, high = (k.bind(a[(m * blocks + b) * 2 + half]) for half in range(2))
                 words = [lane(low, i) for i in range(4)] + [lane(high, i) for i in range(4)]

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cache, wraps
 from inspect import signature
-from typing import Any, TypeVar
+from typing import Any
 
 from tvm import tirx
 from tvm.script.ir_builder import IRBuilder
@@ -35,11 +35,9 @@ class Origin:
 
 _origins: dict[str, Origin] = {}
 
-Maker = TypeVar("Maker", bound=Callable[..., Any])
 
-
-def kernel_maker(function: Maker) -> Maker:
-    """A function that makes kernels: it is called once for the same arguments, and its kernels know where they are from."""
+def kernel_maker(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that makes kernels: called once for the same arguments, and its kernels know where they are from."""
 
     @wraps(function)
     def make(*positional: Any, **named: Any) -> Any:
@@ -49,8 +47,7 @@ def kernel_maker(function: Maker) -> Maker:
         _origins[key] = Origin(function.__name__, dict(given.arguments))
         return function(*positional, **named).with_attr(ORIGIN, key)
 
-    made: Any = cache(make)
-    return made  # type: ignore[no-any-return]
+    return cache(make)
 
 
 def origin_of(function: tirx.PrimFunc) -> Origin | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from tvm import tirx
 
 from crosscompile.kernels.build import ELEMENTWISE, Builder, kernel, kernel_maker

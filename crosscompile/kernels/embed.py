@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, constant

@@ -245,7 +245,9 @@ class _Rewriter:
         merging = [parts, self.inputs["positions"]]
         self.split[call] = (lambda form: attention.attention_merge(n, heads, splits, form), merging)
         whole = [((n, heads.query * heads.dim), "float32")]
-        self.values[var] = self.call("attention_merge", attention.attention_merge(n, heads, splits, None), merging, whole)
+        self.values[var] = self.call(
+            "attention_merge", attention.attention_merge(n, heads, splits, None), merging, whole
+        )
         return True
 
     def binding(self, var: Any, value: Any) -> None:

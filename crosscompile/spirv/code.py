@@ -73,7 +73,8 @@ class Code:
         self.when(condition, note(then), note(otherwise))
         (a, a_label), (b, b_label) = results
         return [
-            self.make(245, type_, first, a_label, second, b_label) for type_, first, second in zip(types, a, b, strict=True)
+            self.make(245, type_, first, a_label, second, b_label)
+            for type_, first, second in zip(types, a, b, strict=True)
         ]
 
     def loop(self, condition: Callable[[], int], body: Then, step: Then) -> None:

@@ -1,4 +1,4 @@
-"""TIR expressions as SPIR-V. Every expression is a list of scalars, one a lane: GPUs have no vectors to be kept busy."""
+"""TIR expressions as SPIR-V. Each is a list of scalars, one a lane: GPUs have no vectors to be kept busy."""
 
 from __future__ import annotations
 

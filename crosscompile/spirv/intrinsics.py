@@ -1,4 +1,4 @@
-"""Calls in kernels: mathematics, barriers, and the words of crosscompile/gpu/build.py for subgroups and dot products."""
+"""Calls in kernels: mathematics, and the words of crosscompile/gpu/build.py for subgroups and dot products."""
 
 from __future__ import annotations
 

@@ -94,10 +94,7 @@ class Module:
         type_ = self.type(dtype)
         if dtype == "bool":
             return self._once(("constant", dtype, bool(value)), 41 if value else 42, type_=type_)
-        if dtype == "float32":
-            word = struct.unpack("<I", struct.pack("<f", value))[0]
-        else:
-            word = int(value) & 0xFFFFFFFF
+        word = struct.unpack("<I", struct.pack("<f", value))[0] if dtype == "float32" else int(value) & 0xFFFFFFFF
         return self._once(("constant", dtype, word), 43, word, type_=type_)
 
     # ---- variables

@@ -16,8 +16,10 @@ enum { prefill_rows = 128, most_text_per_token = 4096 };
 static void device_note(const engine *e) {
     ellm_device_info device;
     if (ellm_context_get_device(e->context, &device) && device.is_processor) {
-        (void)fprintf(stderr, "edgellm-rt: note: the only GPU that Vulkan finds is %s, which is this processor; --device cpu is faster\n",
-                      device.name);
+        (void)fprintf(
+            stderr,
+            "edgellm-rt: note: the only GPU that Vulkan finds is %s, which is this processor; --device cpu is faster\n",
+            device.name);
     }
 }
 

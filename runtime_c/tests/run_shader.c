@@ -29,7 +29,8 @@ int main(int argc, char **argv) {
     ellm_plan plan;
     ellm_shaders shaders;
     ellm_status status = ellm_file_map(directory, "plan.json", &text, &error);
-    status = status == ELLM_OK ? ellm_plan_read((const char *)text.data, text.bytes, 1, &region, &plan, &error) : status;
+    status =
+        status == ELLM_OK ? ellm_plan_read((const char *)text.data, text.bytes, 1, &region, &plan, &error) : status;
     status = status == ELLM_OK ? ellm_file_map(directory, "kernels.spv", &code, &error) : status;
     status = status == ELLM_OK ? ellm_shaders_read(code.data, code.bytes, &region, &shaders, &error) : status;
     if (status != ELLM_OK) {
@@ -45,7 +46,8 @@ int main(int argc, char **argv) {
         char name[32];
         (void)snprintf(name, sizeof name, "w%u.bin", i);
         ellm_file *file = ellm_region_alloc(&region, 1, sizeof *file);
-        if (file == NULL || ellm_file_map(directory, name, file, &error) != ELLM_OK || file->bytes < plan.weights[i].bytes) {
+        if (file == NULL || ellm_file_map(directory, name, file, &error) != ELLM_OK
+            || file->bytes < plan.weights[i].bytes) {
             return fail(name, &error);
         }
         plan.weights[i].data = file->data;

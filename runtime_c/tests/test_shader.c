@@ -23,12 +23,30 @@ static image good(void) {
     w[7] = 4 * module_words;
     memcpy(&w[8], "k", 2);
     static const uint32_t module[module_words] = {
-        0x07230203, 0x00010300, 0, 20, 0,             /* head */
-        2u << 16 | 17, 1,                             /* OpCapability Shader */
-        5u << 16 | 15, 5, 1, 0x6e69616d, 0,           /* OpEntryPoint GLCompute "main" */
-        6u << 16 | 16, 1, 17, 8, 1, 1,                /* OpExecutionMode LocalSize */
-        4u << 16 | 71, 2, 33, 0,                      /* OpDecorate Binding 0 */
-        1u << 16 | 253, 1u << 16 | 56,                /* OpReturn, OpFunctionEnd */
+        0x07230203,
+        0x00010300,
+        0,
+        20,
+        0, /* head */
+        2u << 16 | 17,
+        1, /* OpCapability Shader */
+        5u << 16 | 15,
+        5,
+        1,
+        0x6e69616d,
+        0, /* OpEntryPoint GLCompute "main" */
+        6u << 16 | 16,
+        1,
+        17,
+        8,
+        1,
+        1, /* OpExecutionMode LocalSize */
+        4u << 16 | 71,
+        2,
+        33,
+        0, /* OpDecorate Binding 0 */
+        1u << 16 | 253,
+        1u << 16 | 56, /* OpReturn, OpFunctionEnd */
     };
     memcpy(&w[9], module, sizeof module);
     return made;
@@ -68,15 +86,15 @@ int main(void) {
         CHECK(read(&file, n, &shaders, &region) == ELLM_KERNEL_INVALID);
         ellm_region_free(&region);
     }
-    refused(0, 0);                   /* magic */
-    refused(2, 0);                   /* no kernel */
-    refused(2, 2);                   /* a table longer than the file, or an entry of rubbish */
+    refused(0, 0); /* magic */
+    refused(2, 0); /* no kernel */
+    refused(2, 2); /* a table longer than the file, or an entry of rubbish */
     refused(2, 0xffffffff);
-    refused(4, 0xfffffff0);          /* a name outside */
-    refused(5, 0);                   /* an empty name */
+    refused(4, 0xfffffff0); /* a name outside */
+    refused(5, 0);          /* an empty name */
     refused(5, 0xffffffff);
-    refused(6, 0xfffffffc);          /* code outside */
-    refused(6, 37);                  /* not aligned */
+    refused(6, 0xfffffffc); /* code outside */
+    refused(6, 37);         /* not aligned */
     refused(7, 0xfffffffc);
     refused(7, 8);                   /* too short for a head */
     refused(9, 0x07230204);          /* no SPIR-V */
@@ -88,7 +106,7 @@ int main(void) {
     refused(19, 0x6e69616e);         /* not main */
     refused(24, 0);                  /* a workgroup of nothing */
     refused(24, 0xffffffff);
-    refused(25, 1024);               /* of too many */
-    refused(30, 64);                 /* too many buffers */
+    refused(25, 1024); /* of too many */
+    refused(30, 64);   /* too many buffers */
     return check_result();
 }

@@ -158,7 +158,9 @@ def make(rng: np.random.Generator, name: str) -> Sample:
             if form == "vector":
                 with k.loop(0, columns // 16) as c:
                     first, second = (buffers["float32"][row, span(c * 16)] for _ in range(2))
-                    number = cast("float32x16", buffers["int8"][row, span(c * 16)] >> tirx.Broadcast(tirx.const(2, "int8"), 16))
+                    number = cast(
+                        "float32x16", buffers["int8"][row, span(c * 16)] >> tirx.Broadcast(tirx.const(2, "int8"), 16)
+                    )
                     both = k.bind(fma(first, tirx.Broadcast(tirx.const(0.5, "float32"), 16), number) - second)
                     kept = tirx.Select(both > tirx.Broadcast(tirx.const(0.0, "float32"), 16), both, second)
                     k.store(out, cast(f"{out_dtype}x16", kept), row, span(c * 16))

@@ -120,7 +120,23 @@ def rms_norm(name: str, gpu: Gpu, n: int, columns: int, epsilon: float, form: Fo
         out = Output(k, n, columns, form)
         blocks, threads = columns // GROUP, _row_threads(k, columns)
         shared, square = k.shared(threads), k.local(1)
+
+        def whole_row(k: Builder, m: Expr, thread: Expr) -> None:
+            """A thread for each group: the row is read once, and the weights while the sum is on its way."""
+            b = k.bind(tirx.Min(thread, i32(blocks - 1)))
+            values, weights = ([k.bind(v) for v in _group(k, *each)] for each in ((x, m * blocks + b), (weight, b)))
+            total = f32(0.0)
+            for v in values:
+                total = fma(v, v, total)
+            (sum_,) = k.reduce(thread, [tirx.Select(thread < i32(blocks), total, f32(0.0))], shared)
+            factor = k.bind(f32(1.0) / tirx.sqrt(sum_ / f32(float(columns)) + f32(epsilon)))
+            with k.when(thread < i32(blocks)):
+                out.write(m, b, [k.bind((v * factor) * w) for v, w in zip(values, weights, strict=True)])
+
         with k.launch((n,), threads) as (m, thread):
+            if blocks <= threads:
+                whole_row(k, m, thread)
+                return
             k.store(square, f32(0.0), 0)
             with k.strided(thread, blocks) as b:
                 total = square[0]

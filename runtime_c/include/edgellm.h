@@ -55,8 +55,8 @@ extern "C" {
     X(KEY_INVALID, 63, "a key file is malformed or open to others")                          \
     X(KEY_MISSING, 64, "the key to the weights is missing")                                  \
     X(DECRYPTION_FAILED, 65, "the weights do not decrypt")                                   \
-    X(GPU_MISSING, 70, "there is no GPU here that can run the bundle")                       \
-    X(GPU_LOST, 71, "the GPU stopped working")
+    X(GPU_MISSING, 80, "there is no GPU here that can run the bundle")                       \
+    X(GPU_LOST, 81, "the GPU stopped working")
 
 typedef enum ellm_status {
 #define ELLM_STATUS_ENUM(name, number, text) ELLM_##name = number,

@@ -253,7 +253,10 @@ static ellm_status new_queries(ellm_gpu *gpu, ellm_error *error) {
 static ellm_status record_ladder(ellm_gpu *gpu, const ellm_plan_ladder *ladder, bool is_head,
                                  ellm_vulkan_function **functions, ellm_error *error) {
     *functions = ellm_region_alloc(&gpu->region, ladder->n_functions, sizeof **functions);
-    ellm_status status = *functions != NULL ? ELLM_OK : ellm_fail(error, ELLM_NO_MEMORY, "no memory for functions");
+    if (*functions == NULL) {
+        return ellm_fail(error, ELLM_NO_MEMORY, "no memory for functions");
+    }
+    ellm_status status = ELLM_OK;
     for (uint32_t f = 0; f < ladder->n_functions && status == ELLM_OK; f++) {
         ellm_vulkan_function *function = &(*functions)[f];
         function->source = &ladder->functions[f];

@@ -104,7 +104,7 @@ def test_a_token_is_one_submission_with_fewer_barriers_than_two_a_step(on_gpu: P
 def test_without_a_driver_there_is_a_named_error(on_gpu: Path, tmp_path: Path):
     missing = str(tmp_path / "none.json")
     done = run(on_gpu, "run", str(on_gpu), "-p", "Hi", VK_ICD_FILENAMES=missing, VK_DRIVER_FILES=missing)
-    assert done.returncode == 70
+    assert done.returncode == 80
     assert "GPU_MISSING" in done.stderr
     assert "--device cpu" in done.stderr
     assert len(done.stderr.splitlines()) == 1 or all("ERROR" in line for line in done.stderr.splitlines()[:-1])

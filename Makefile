@@ -1,6 +1,6 @@
 # Every target sets up what it needs by itself (.ci/setup); a second run starts at once.
 PY = .venv/bin/python
-C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/rpc/*.[ch] runtime_c/serve/*.[ch] \
+C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/vulkan/*.[ch] runtime_c/rpc/*.[ch] runtime_c/serve/*.[ch] \
   runtime_c/cli/*.[ch])
 C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c)
 PYTHON_FILES = edgellm crosscompile ansible_collections tests examples
@@ -42,9 +42,10 @@ lint: setup-lint ## ruff, mypy, clang-format, clang-tidy, taplo
 	.venv/bin/mypy
 	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
 	@$(MAKE) --silent --no-print-directory -C runtime_c page PYTHON=$(abspath $(PY))
-	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -DELLM_SERVE -Iruntime_c/include \
+	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -DELLM_SERVE -DELLM_VULKAN -Iruntime_c/include \
 	  -Iruntime_c/src -Iruntime_c/rpc -Iruntime_c/serve -Iruntime_c/cli \
-	  -Iruntime_c/build/page -isystem runtime_c/third_party/monocypher
+	  -Iruntime_c/build/page -isystem runtime_c/third_party/monocypher \
+	  -Iruntime_c/vulkan -isystem runtime_c/third_party/vulkan
 	.venv/bin/taplo fmt --check pyproject.toml boards/*.toml
 
 format: setup-lint ## put everything into house style
@@ -78,6 +79,9 @@ upload: setup-demo ## how fast BOARD is sent to, beside plain sftp in turn; fail
 load: setup-test ## 64 clients for SECONDS with BUNDLE served on this machine: slow, rude and leaving ones among them
 	@$(PY) -m tests.campaigns.load $(BUNDLE) --seconds $(SECONDS) --seed $(SEED)
 
+shaders: setup-test ## N random kernels from SEED (N=100: two minutes): SPIR-V on lavapipe against LLVM's code here
+	@$(PY) -m tests.campaigns.shaders --n $(N) --seed $(SEED)
+
 service: setup-test ## BUNDLE as a service under this machine's systemd, booted in namespaces of its own (needs root)
 	@$(PY) -m tests.campaigns.service $(BUNDLE)
 
@@ -94,4 +98,4 @@ size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its b
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load service service-board voice size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load service service-board shaders voice size

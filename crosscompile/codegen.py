@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from tvm.ir import PointerType, PrimType
 from tvm.tirx.buffer import is_buffer_var
 
 from crosscompile.errors import CodegenError
-from crosscompile.kernels.build import RANGE
+from crosscompile.kernels.build import ORIGIN, RANGE
 from crosscompile.target import Target
 
 SCALARS = ("table_cap",)
@@ -26,15 +26,19 @@ SCALARS = ("table_cap",)
 
 @dataclass(frozen=True)
 class Signature:
-    """How a kernel is called: its symbol, pointer parameters by name, scalars by symbol, size of the shared range."""
+    """How a kernel is called: its symbol, pointer parameters by name, scalars by symbol, size of the shared range.
+
+    grid: workgroups in x, y, z instead of that range, on a GPU.
+    """
 
     name: str
     pointers: tuple[str, ...]
     scalars: tuple[str, ...]
     groups: int
+    grid: tuple[int, int, int] | None = None
 
 
-def _placement() -> list[Any]:
+def placement() -> list[Any]:
     """The first half of TVM's own order: blocks become opaque, and every local buffer as small as its use."""
     return [
         s_tir.transform.CanonicalizeLoop(),
@@ -46,7 +50,7 @@ def _placement() -> list[Any]:
     ]
 
 
-def _lowering() -> list[Any]:
+def lowering() -> list[Any]:
     """The second half, to what LLVM code generation takes, without the packed calling convention."""
     return [
         tirx.transform.StmtSimplify(),
@@ -66,9 +70,8 @@ def _lowering() -> list[Any]:
     ]
 
 
-def _share_range(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, int]:
-    """Turns the loop marked RANGE into [g0, g1), two new last parameters. Returns its extent too."""
-    g0, g1 = tirx.Var("g0", "int64"), tirx.Var("g1", "int64")
+def replace_range(function: tirx.PrimFunc, make: Callable[[tirx.For], Any]) -> tuple[tirx.PrimFunc, int]:
+    """The function with what `make` makes of the loop marked RANGE in its place, and that loop's extent."""
     extents: list[int] = []
 
     def rewrite(node: Any) -> Any:
@@ -77,7 +80,7 @@ def _share_range(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, int]:
             if RANGE not in node.annotations:
                 return node
             extents.append(int(node.extent))
-            return tirx.For(node.loop_var, g0, g1 - g0, tirx.ForKind.SERIAL, node.body)
+            return make(node)
         if isinstance(node, tirx.SeqStmt):
             return tirx.SeqStmt([rewrite(child) for child in node.seq])
         if isinstance(node, s_tir.SBlockRealize):
@@ -97,11 +100,19 @@ def _share_range(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, int]:
         return node
 
     body = rewrite(function.body)
-    name = function.attrs["global_symbol"]
     if len(extents) != 1:
+        name = function.attrs["global_symbol"]
         raise AssertionError(f"kernel {name} has {len(extents)} shared ranges instead of one")
-    params = [*function.params, g0, g1]
-    return tirx.PrimFunc(params, body, function.ret_type, function.attrs), extents[0]
+    return tirx.PrimFunc(function.params, body, function.ret_type, function.attrs), extents[0]
+
+
+def _share_range(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, int]:
+    """Turns the loop marked RANGE into [g0, g1), two new last parameters. Returns its extent too."""
+    g0, g1 = tirx.Var("g0", "int64"), tirx.Var("g1", "int64")
+    made, extent = replace_range(
+        function, lambda loop: tirx.For(loop.loop_var, g0, g1 - g0, tirx.ForKind.SERIAL, loop.body)
+    )
+    return tirx.PrimFunc([*made.params, g0, g1], made.body, made.ret_type, made.attrs), extent
 
 
 def _plain_interface(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[str, ...], tuple[str, ...]]:
@@ -144,15 +155,17 @@ def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tupl
     and the symbol, of the first.
     """
     llvm = tvm.target.Target(target.llvm)
-    module = tvm.IRModule({name: function.with_attr("global_symbol", name) for name, function in kernels.items()})
+    module = tvm.IRModule(
+        {name: function.without_attr(ORIGIN).with_attr("global_symbol", name) for name, function in kernels.items()}
+    )
     module = tirx.transform.BindTarget(llvm.with_host(llvm))(module)
-    module = tvm.ir.transform.Sequential(_placement())(module)
+    module = tvm.ir.transform.Sequential(placement())(module)
     # only now: with an unknown first group, buffers would be indexed by min(g, 0) and never live in registers
     groups: dict[str, int] = {}
     shared: dict[Any, tirx.PrimFunc] = {}
     for symbol, function in module.functions.items():
         shared[symbol], groups[symbol.name_hint] = _share_range(function)
-    module = tvm.ir.transform.Sequential(_lowering())(tvm.IRModule(shared, attrs=module.attrs))
+    module = tvm.ir.transform.Sequential(lowering())(tvm.IRModule(shared, attrs=module.attrs))
     signatures: dict[str, Signature] = {}
     plain: dict[Any, tirx.PrimFunc] = {}
     known: dict[str, str] = {}

@@ -13,7 +13,7 @@ from tvm import relax, s_tir, tirx
 from tvm.relax import transform
 
 from crosscompile.kernels import linear
-from crosscompile.kernels.build import RANGE
+from crosscompile.kernels.build import ORIGIN, RANGE
 from crosscompile.passes.lower_operators import Stored, lower_operators
 from crosscompile.target import Tier
 
@@ -43,11 +43,13 @@ def lower(
     tier: Tier,
     dump: Path | None = None,
     tuned: linear.Tuned | None = None,
+    schedule: bool = True,
 ) -> Lowered:
     """Runs the pass list over one traced function.
 
     names: the network's parameters in the order in which they follow the inputs. dump: a folder that gets the IR after
-    each phase, as Python text. tuned: knobs that tuning found, by workload.
+    each phase, as Python text. tuned: knobs that tuning found, by workload. schedule: for the CPU; a GPU's kernels are
+    made from what they are without.
     """
     inplace: dict[str, tuple[int, ...]] = {}
 
@@ -57,7 +59,7 @@ def lower(
 
     phases: list[Phase] = [
         *_until_fused(names, stored, tier),
-        ("schedule_kernels", lambda m: schedule_kernels(m, tier, tuned or {})),
+        *([("schedule_kernels", lambda m: schedule_kernels(m, tier, tuned or {}))] if schedule else []),
         ("find_inplace_arguments", note_inplace),
         ("leave_dataflow", transform.ToNonDataflow()),
         ("remove_purity_checks", transform.RemovePurityChecking()),
@@ -124,6 +126,7 @@ def schedule_kernels(module: tvm.IRModule, tier: Tier, tuned: linear.Tuned) -> t
                 function = linear.schedule(function, tier, packing, knobs)
             elif "add" in symbol.name_hint:
                 function = _schedule_elementwise(function)
+            function = function.without_attr(ORIGIN)
         scheduled[symbol] = function
     return tvm.IRModule(scheduled, attrs=module.attrs)
 

@@ -232,15 +232,12 @@ def write_plan(
         grain = work_grain(signature.groups, touched)
         if "s" in kinds[name]:
             grain = 1
-        entries.append(
-            {
-                "name": signature.name,
-                "args": arguments,
-                "scalars": list(signature.scalars),
-                "groups": signature.groups,
-                "grain": grain,
-            }
-        )
+        entry: dict[str, Any] = {"name": signature.name, "args": arguments, "scalars": list(signature.scalars)}
+        if signature.grid is not None:
+            entry["grid"] = list(signature.grid)
+        else:
+            entry |= {"groups": signature.groups, "grain": grain}
+        entries.append(entry)
 
     def place(role: str, argument: tuple[str, Any]) -> list[Any]:
         kind, value = argument

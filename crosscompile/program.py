@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import tvm
 from tvm.relax.frontend import nn
 
-from crosscompile.codegen import compile_kernels
+from crosscompile.codegen import Signature, compile_kernels
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.lower import FUNCTION, linear_layers, lower
@@ -22,7 +22,7 @@ from crosscompile.models.design import EMBEDDING, HEAD, POSITIONS
 from crosscompile.packing import Packing
 from crosscompile.passes.lower_operators import Stored
 from crosscompile.pieces import Source
-from crosscompile.plan import Kernels, Weights, read_function, write_plan
+from crosscompile.plan import Function, Kernels, Weights, read_function, write_plan
 from crosscompile.target import Target
 
 GATES = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
@@ -41,6 +41,8 @@ class Ladder:
 
 
 FULL_LADDER = Ladder((1, 2, 4, 8, 32, 64), (1, 2, 4, 8))
+GPU_LADDER = Ladder((1, 8, 32, 128), (1, 8))
+"""What a GPU gets: a few rows while weights pass by, and tiles that fill it."""
 SHORT_LADDER = Ladder((1, 8), (1,))
 """Quick to compile: for golden prompts on the host."""
 
@@ -111,13 +113,14 @@ def compile_model(
             seconds["trace"] += time.monotonic() - start
             start = time.monotonic()
             folder = dump / f"{role}-{n}" if dump else None
-            lowered = lower(traced, [parameter for parameter, _ in parameters], stored, tier, folder, tuned)
+            names = [parameter for parameter, _ in parameters]
+            lowered = lower(traced, names, stored, tier, folder, tuned, schedule=target.gpu is None)
             symbols = kernels.add(role, n, lowered)
             functions.append(read_function(role, n, lowered, symbols, weights))
             seconds["lower"] += time.monotonic() - start
 
     start = time.monotonic()
-    code, signatures = compile_kernels(kernels.functions, target)
+    code, signatures = _generate(kernels.functions, functions, weights, target, dump)
     seconds["generate code"] = time.monotonic() - start
     states = states_of(network)
     head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
@@ -144,6 +147,23 @@ def compile_model(
         },
         seconds,
     )
+
+
+def _generate(
+    kernels: Mapping[str, Any], functions: Sequence[Function], weights: Weights, target: Target, dump: Path | None
+) -> tuple[bytes, dict[str, Signature]]:
+    """kernels.so or kernels.spv, and how each kernel is called. dump: gets the modules, one by one, of a GPU."""
+    if target.gpu is None:
+        return compile_kernels(kernels, target)
+    from crosscompile.gpu.choose import check_sizes, compile_shaders
+
+    check_sizes(weights.bytes_of, target.gpu)
+    used = {name for function in functions for name, _ in function.steps}
+    code, signatures, shaders = compile_shaders({name: kernels[name] for name in kernels if name in used}, target)
+    if dump:
+        for name, shader in shaders.items():
+            (dump / f"{name}.spv").write_bytes(shader.code)
+    return code, signatures
 
 
 def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[tuple[Parameter, ...], int]:

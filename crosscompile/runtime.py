@@ -57,6 +57,8 @@ SMALL_FLAGS = ("-Xclang", "-Oz")
 """Of code that runs a few times per request: see is_small. By way of -Xclang, for zig cc takes -Oz for -Os."""
 AGENT_FLAGS = ("-DELLM_RPC",)
 SERVER_FLAGS = ("-DELLM_SERVE",)
+VULKAN_FLAGS = ("-DELLM_VULKAN",)
+VULKAN_LINK_FLAGS = ("-ldl",)
 AGENT_LINK_FLAGS = ("-rdynamic", "-ldl")
 """The RPC agent loads code that is linked against a few functions of the program: the visible ones are exported."""
 _TIMEOUT_S = 900  # the first musl build compiles musl
@@ -67,11 +69,17 @@ def has_agent(target: Target, libc: Libc = "gnu") -> bool:
     return libc == "gnu" and target.os != "android"
 
 
-def sources(agent: bool = True, server: bool = True) -> list[Path]:
+def has_vulkan(target: Target, libc: Libc = "gnu") -> bool:
+    """Whether the program can compute on a GPU: where a bundle does, and a driver can be loaded."""
+    return target.gpu is not None and (find_ndk(target) is not None if target.os == "android" else libc == "gnu")
+
+
+def sources(agent: bool = True, server: bool = True, vulkan: bool = False) -> list[Path]:
     """runtime_c's files that make the program: C sources and headers, in a fixed order."""
     root = data_path("runtime_c")
     optional = (*(("rpc",) if agent else ()), *(("serve",) if server else ()))
-    parts = ("include", "src", *optional, "cli", "third_party/monocypher")
+    gpu = ("vulkan", "third_party/vulkan/vulkan", "third_party/vulkan/vk_video") if vulkan else ()
+    parts = ("include", "src", *optional, "cli", "third_party/monocypher", *gpu)
     return [path for part in parts for path in sorted((root / part).glob("*.[ch]"))]
 
 
@@ -82,7 +90,7 @@ def compile_flags(target: Target) -> list[str]:
 
 def is_small(path: Path) -> bool:
     """Whether a source is compiled for the least size: what stands around the library, and what reads texts once."""
-    if path.parent.name in ("cli", "serve", "rpc"):
+    if path.parent.name in ("cli", "serve", "rpc", "vulkan"):
         return path.name != "bandwidth.c"  # measures
     return path.parent.name == "src" and path.stem.startswith(
         ("bundle", "grammar", "manifest", "pattern", "plan", "schema", "session", "state", "template")
@@ -112,7 +120,8 @@ def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
     Android gets static musl whatever `libc` says, or with ANDROID_NDK_HOME the NDK's clang and the phone's own libc.
     """
     root = data_path("runtime_c")
-    includes = [f"-I{root / part}" for part in ("include", "src", "rpc", "serve", "cli", "third_party/monocypher")]
+    parts = ("include", "src", "rpc", "serve", "cli", "vulkan", "third_party/monocypher", "third_party/vulkan")
+    includes = [f"-I{root / part}" for part in parts]
     ndk = find_ndk(target)
     if ndk is not None:
         return [*ndk.command, *includes]
@@ -151,11 +160,16 @@ def build_runtime(
         root = os.environ.get("EDGELLM_CACHE") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "edgellm"
         cache = Path(root).expanduser() / "runtime"
     agent = agent and has_agent(target, libc)
-    files = sources(agent, server)
+    vulkan = has_vulkan(target, libc)
+    files = sources(agent, server, vulkan)
     content = [*files, *(page_sources() if server else ())]
-    defines = [*(AGENT_FLAGS if agent else ()), *(SERVER_FLAGS if server else ())]
+    defines = [
+        *(AGENT_FLAGS if agent else ()),
+        *(SERVER_FLAGS if server else ()),
+        *(VULKAN_FLAGS if vulkan else ()),
+    ]
     command = [*compiler(target, libc), *compile_flags(target), *defines]
-    link_flags = [*LINK_FLAGS, *(AGENT_LINK_FLAGS if agent else ())]
+    link_flags = [*LINK_FLAGS, *(AGENT_LINK_FLAGS if agent else ()), *(VULKAN_LINK_FLAGS if vulkan else ())]
     ndk = find_ndk(target)
     builder = [
         *([ndk.identity, *command[1:]] if ndk else [importlib.metadata.version("ziglang"), *command[4:]]),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crosscompile.errors import TargetError
 from crosscompile.packing import Packing
+from crosscompile.spirv.capabilities import Gpu
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,6 +24,7 @@ class Tier:
                 bits with zeros above, which is what a pair of 16-bit accumulators starts at; or "negated", the same of
                 8 · Σa, for accumulators from which products are subtracted
     widened     weights, by scheme, that are multiplied as 16-bit numbers: their activations come as int16
+    float_rows  output rows of a row group of weights in floats
     """
 
     name: str
@@ -34,11 +36,12 @@ class Tier:
     unsigned: tuple[str, ...] = ()
     sums: str = ""
     widened: tuple[str, ...] = ()
+    float_rows: int = 16
 
     def packing(self, kind: str) -> str:
         """The packing string (runtime_c/FORMAT.md) of weights of `kind`: w4, w8, f16 or f32."""
         if kind in ("f32", "f16"):
-            return f"{kind}.r16"
+            return f"{kind}.r{self.float_rows}"
         return f"{kind}.r{self.rows}.k{self.chunk[kind]}" + (".u" if kind in self.unsigned else "")
 
     def activations(self, packing: str) -> tuple[str, float, str]:
@@ -96,20 +99,40 @@ TIERS: dict[str, Tier] = {
 }
 
 
+GPU_TIER = "vulkan"
+"""The tier of GPUs: weights row by row, a group's bytes together, nibbles with their sign."""
+
+
+def gpu_tier(arch: str) -> Tier:
+    """The packing for a GPU, with a processor of `arch` that needs nothing in particular."""
+    return Tier(GPU_TIER, arch, (), (), 1, {"w4": 16, "w8": 32}, float_rows=1)
+
+
 ARCHITECTURES = tuple(dict.fromkeys(tier.arch for tier in TIERS.values()))
 
 
 @dataclass(frozen=True)
 class Target:
-    """A CPU to compile for: architecture (aarch64, armv7, x86_64), system (linux, android) and tier.
+    """A machine to compile for: architecture (aarch64, armv7, x86_64), system (linux, android) and tier.
 
     android_api: the oldest Android that programs must run on, as an API level; only a build with the NDK asks for it.
+    gpu: what its GPU can, where that is to compute; the tier is gpu_tier's then.
     """
 
     arch: str
     os: str
     tier: Tier
     android_api: int | None = None
+    gpu: Gpu | None = None
+
+    @property
+    def device(self) -> str:
+        """What computes: "cpu" or "vulkan"."""
+        return "cpu" if self.gpu is None else "vulkan"
+
+    def on_gpu(self, gpu: Gpu) -> Target:
+        """The same machine, with its GPU computing."""
+        return replace(self, tier=gpu_tier(self.arch), gpu=gpu)
 
     @property
     def llvm(self) -> dict[str, object]:

@@ -14,7 +14,8 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from crosscompile.data import data_path
-from crosscompile.target import Target, target_for
+from crosscompile.spirv.capabilities import CAPABILITIES, FLOOR, Gpu
+from crosscompile.target import Target, gpu_tier, target_for
 from edgellm.errors import BoardError
 from edgellm.instances import Instance, read_instances
 
@@ -79,10 +80,23 @@ class RuntimeSection:
 
 @dataclass(frozen=True)
 class VulkanSection:
-    """The GPU. api: the newest Vulkan version its Mesa driver is conformant with."""
+    """The GPU, and what its driver allows kernels; what is not said is the least that all have (spirv/capabilities.py).
+
+    api             the newest Vulkan version its driver is conformant with
+    capabilities    of SPIR-V, besides that least
+    invocations     most in a workgroup; shared_bytes: its shared memory
+    storage_buffers of one kernel; binding_bytes: the largest part of a buffer that one can be
+    times_slower    than the board's own CPU, where that is known
+    """
 
     device: str
     api: str | None = None
+    capabilities: tuple[str, ...] = ()
+    invocations: int = Gpu.invocations
+    shared_bytes: int = Gpu.shared_bytes
+    storage_buffers: int = Gpu.buffers
+    binding_bytes: int = Gpu.binding_bytes
+    times_slower: int | None = None
 
 
 @dataclass(frozen=True)
@@ -162,6 +176,21 @@ class Board:
     def target(self) -> Target:
         """What crosscompile needs to know of this board. Raises TargetError if no tier fits its CPU."""
         return target_for(self.arch, self.cpu_features, self.os, self.target_section.android_api)
+
+    def gpu_target(self) -> Target:
+        """The same where the GPU computes. Raises BoardError if none is known."""
+        section = self.vulkan
+        if section is None:
+            raise BoardError(
+                f"{self.label} has no GPU that is known: its manifest has no [vulkan] section; use --device cpu"
+            )
+        unknown = sorted(set(section.capabilities) - set(CAPABILITIES))
+        if unknown:
+            raise BoardError(f"{self.id}.toml: vulkan.capabilities: {', '.join(unknown)} is not known here")
+        capabilities = (*FLOOR, *(name for name in section.capabilities if name not in FLOOR))
+        limits = (section.invocations, section.shared_bytes, section.storage_buffers, section.binding_bytes)
+        cpu = Target(self.arch, self.os, gpu_tier(self.arch), self.target_section.android_api)
+        return cpu.on_gpu(Gpu(capabilities, *limits))
 
 
 _SECTIONS: dict[str, tuple[str, type[Any]]] = {

@@ -54,6 +54,10 @@ class Options:
     kv: str | None = None
 
 
+DEVICES = ("cpu", "vulkan")
+"""What may compute: the processor, or a GPU through Vulkan."""
+
+
 @dataclass(frozen=True)
 class Compilation:
     """A bundle and how it was made. report: statistics and seconds per stage; cached: nothing was compiled now."""
@@ -76,16 +80,20 @@ def compile_model(
     prefix: Prefix | None = None,
     dump: Path | None = None,
     progress: Progress | None = None,
+    device: str = "cpu",
 ) -> Bundle:
     """Compiles a checkpoint directory or Hub id for a board and returns the bundle.
 
     output: directory that the bundle is copied to; None: it stays in the cache. context: positions per session that
     must fit the board's memory. prefix: system prompt and tools whose state the bundle ships (edgellm.prefix). dump:
-    directory for the IR after each phase (compiles even if it is cached).
+    directory for the IR after each phase (compiles even if it is cached). device: one of DEVICES.
     Raises CompileError where the checkpoint cannot be compiled, EdgeError for all else.
     """
     options = Options(scheme, embedding, head, kv)
-    return build(model, board, options, output, context=context, prefix=prefix, dump=dump, progress=progress).bundle
+    made = build(
+        model, board, options, output, context=context, prefix=prefix, dump=dump, progress=progress, device=device
+    )
+    return made.bundle
 
 
 def build(
@@ -99,6 +107,7 @@ def build(
     dump: Path | None = None,
     progress: Progress | None = None,
     lora: Path | None = None,
+    device: str = "cpu",
 ) -> Compilation:
     """compile_model, with statistics. lora: directory of an adapter that is merged into the weights."""
     if isinstance(board, str):
@@ -106,11 +115,13 @@ def build(
 
         board = find_board(board)
     show = progress or (lambda stage, done, total: None)
-    target = board.target()
+    target = board.gpu_target() if device == "vulkan" else board.target()
     path, name = hub.resolve(model, show)
     show("reading the checkpoint", 0, 0)
     source = checkpoint.load(path, lora)
     name = name if lora is None else f"{name}-{lora.resolve().name}"
+    if prefix is not None and target.gpu is not None:
+        raise UnsuitableError("a prefix is a state of the processor's; leave it out, or use --device cpu")
     if prefix is not None:
         prefixes.check(prefix, source.chat_template)
     fits = MemoryCheck(board, context)
@@ -188,6 +199,8 @@ def cache_key(
         "python": list(sys.version_info[:2]),
         "knobs": knobs or {},
     }
+    if target.gpu is not None:
+        parts["gpu"] = asdict(target.gpu)
     if (ndk := find_ndk(target)) is not None:
         parts["runtime"] = ndk.identity
     return cache.key_of(parts), content
@@ -280,7 +293,8 @@ class _Job:
         self._texts(partial)
         host = golden.host_target()
         native = host is not None and (host.arch, host.tier) == (self.target.arch, self.target.tier)
-        twin = partial / ".golden" if host is not None and not native else None
+        # a GPU's answers may differ by rounding: it is not asked for the very same tokens
+        twin = partial / ".golden" if host is not None and not native and self.target.gpu is None else None
         with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
             stack.callback(self.processes.stop)  # after an error, before the pool waits for what still runs
             runtime = pool.submit(_runtime, partial, self.target)
@@ -354,7 +368,9 @@ class _Job:
             "lora": str(self.source.adapter.absolute()) if self.source.adapter is not None else None,
             "output": str(directory.absolute()),
             "tier": target.tier.name,
+            "arch": target.arch,
             "os": target.os,
+            "gpu": asdict(target.gpu) if target.gpu is not None else None,
             "dump": str(dump.absolute()) if dump is not None else None,
             "knobs": {} if short else self.knobs,  # golden prompts cost the same either way
             **asdict(self.options),
@@ -370,7 +386,7 @@ class _Job:
             "model": {**result["model"], "name": self.name},
             "scheme": result["scheme"],
             "target": {
-                "device": "cpu",
+                "device": target.device,
                 "arch": target.arch,
                 "os": target.os,
                 "tier": target.tier.name,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm import prefix
-from edgellm.compile import DEFAULT_CONTEXT, Compilation, Options, build
+from edgellm.compile import DEFAULT_CONTEXT, DEVICES, Compilation, Options, build
 from edgellm.keygen_cli import add_signing, ask_passphrase
 from edgellm.terminal import size
 
@@ -73,6 +73,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prefix_arguments(parser)
     add_lora(parser)
     add_signing(parser)
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="what computes: the board's processor, or its GPU through Vulkan (default: cpu)",
+    )
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the IR after each phase into this directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
@@ -102,7 +108,10 @@ def main(args: argparse.Namespace) -> int:
             dump=args.dump,
             progress=display.update,
             lora=args.lora,
+            device=args.device,
         )
+    if args.device != "cpu":
+        warn_of_gpu(args.board)
     if key is not None:
         from edgellm.signing import sign
 
@@ -114,6 +123,17 @@ def main(args: argparse.Namespace) -> int:
     else:
         show(made, elapsed, signed_by)
     return 0
+
+
+def warn_of_gpu(name: str) -> None:
+    """Says so where a board's processor is known to be the faster one."""
+    from edgellm.boards import find_board
+
+    board = find_board(name)
+    if board.vulkan is not None and board.vulkan.times_slower is not None:
+        gpu, times = board.vulkan.device, board.vulkan.times_slower
+        text = f"{board.name}'s GPU ({gpu}) takes about {times} times as long as its processor"
+        print(f"edgellm: note: {text}; --device cpu is the better choice", file=sys.stderr)
 
 
 class StageDisplay:
@@ -198,7 +218,8 @@ def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
         )
         n_bytes = next(file.n_bytes for file in made.bundle.files if file.path == shipped["file"])
         table.add_row("prefix", f"{shipped['tokens']} tokens of {what}, {size(n_bytes)}")
-    table.add_row("golden", f"{len(manifest['golden'])} prompts that the board must answer exactly")
+    if manifest["golden"]:
+        table.add_row("golden", f"{len(manifest['golden'])} prompts that the board must answer exactly")
     if made.cached:
         table.add_row("time", f"{elapsed_s:.1f} s, from the cache")
     else:

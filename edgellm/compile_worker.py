@@ -20,7 +20,8 @@ from typing import Any, TextIO
 from crosscompile import checkpoint
 from crosscompile.errors import CompileError
 from crosscompile.quantize import check_sources, weight_bytes, write_weights
-from crosscompile.target import target_of_tier
+from crosscompile.spirv.capabilities import Gpu
+from crosscompile.target import Target, gpu_tier, target_of_tier
 
 
 class Channel:
@@ -42,6 +43,14 @@ class Channel:
             self.send(stage=stage, done=done, total=total)
 
 
+def target_of(request: dict[str, Any]) -> Target:
+    """What a request asks to compile for."""
+    if request.get("gpu") is None:
+        return target_of_tier(request["tier"], request["os"])
+    gpu = Gpu(**{**request["gpu"], "capabilities": tuple(request["gpu"]["capabilities"])})
+    return Target(request["arch"], request["os"], gpu_tier(request["arch"])).on_gpu(gpu)
+
+
 def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Compiles kernels and writes weights into request["output"]; returns what the manifest needs."""
     started = time.monotonic()
@@ -49,12 +58,12 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     source = checkpoint.load(request["checkpoint"], request.get("lora"))
     import crosscompile
     from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
-    from crosscompile.program import FULL_LADDER, SHORT_LADDER, outline
+    from crosscompile.program import FULL_LADDER, GPU_LADDER, SHORT_LADDER, outline
 
     scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
-    target = target_of_tier(request["tier"], request["os"])
+    target = target_of(request)
     dump = Path(request["dump"]) if request["dump"] else None
-    ladder = SHORT_LADDER if request.get("short") else FULL_LADDER
+    ladder = GPU_LADDER if target.gpu is not None else SHORT_LADDER if request.get("short") else FULL_LADDER
     parameters, kv_bytes_per_token = outline(source.config, target, scheme)
     check_sources(source, parameters)
     least = {"weight_bytes": weight_bytes(parameters).n_bytes, "kv_bytes_per_token": kv_bytes_per_token}
@@ -72,7 +81,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     weights = write_weights(
         source, compiled.parameters, output / "weights", lambda done, total: channel.progress("weights", done, total)
     )
-    (output / "kernels.so").write_bytes(compiled.kernels)
+    (output / ("kernels.so" if target.gpu is None else "kernels.spv")).write_bytes(compiled.kernels)
     (output / "plan.json").write_text(json.dumps(compiled.plan, separators=(",", ":")))
     return {
         "model": compiled.model,

@@ -268,7 +268,10 @@ def _vulkan(seen: Examination, board: Board) -> list[Finding]:
         return [
             Finding("Vulkan", NOTE, f"{seen.render[0][0]} is not open to this user", "sudo usermod -aG render $USER")
         ]
-    return [Finding("Vulkan", OK, f"{drivers} (edgellm does not use it yet)")]
+    if board.vulkan is not None and board.vulkan.times_slower is not None:
+        text = f"{drivers}; the GPU takes about {board.vulkan.times_slower} times as long as the processor"
+        return [Finding("Vulkan", OK, f"{text}, which bundles for this board use")]
+    return [Finding("Vulkan", OK, f"{drivers}; bundles made with --device vulkan use it")]
 
 
 def _deployed(seen: Examination, board: Board) -> list[Finding]:

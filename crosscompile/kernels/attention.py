@@ -7,14 +7,13 @@ output is zero.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from math import gcd
 from typing import Any
 
 from tvm import tirx
 
 from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, tanh, tree_max, tree_sum
-from crosscompile.kernels.build import Builder, cast, divisor, kernel, span
+from crosscompile.kernels.build import Builder, cast, divisor, kernel, kernel_maker, span
 from crosscompile.kernels.kv_cache import KV_BLOCK, Cache, Heads
 
 LOWEST = -3.0e38
@@ -44,7 +43,7 @@ class Tile:
         return cls(tokens, heads, LANES * divisor(gcd(dim, KV_BLOCK) // LANES, max(1, parts)))
 
 
-@cache
+@kernel_maker
 def attention(n: int, heads: Heads) -> tirx.PrimFunc:
     """(q (n, Hq · dim) f32, positions, slots, block_table, k, v) -> o (n, Hq · dim) f32.
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache, wraps
+from inspect import signature
 from typing import Any
 
 from tvm import tirx
@@ -17,6 +20,40 @@ OUT_EWISE_FUSABLE, ELEMENTWISE, OPAQUE = 4, 0, 8
 
 RANGE = "ellm.range"
 """Marks the loop over [0, groups) that threads share; codegen turns it into [g0, g1)."""
+
+ORIGIN = "ellm.origin"
+"""Attribute of a kernel: the key of what made it. Not there any more when code is generated."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What made a kernel: the function's name and its arguments. A GPU has a kernel of its own for many of them."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+_origins: dict[str, Origin] = {}
+
+
+def kernel_maker(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that makes kernels: called once for the same arguments, and its kernels know where they are from."""
+
+    @wraps(function)
+    def make(*positional: Any, **named: Any) -> Any:
+        given = signature(function).bind(*positional, **named)
+        given.apply_defaults()
+        key = f"{function.__name__}{tuple(given.arguments.values())}"
+        _origins[key] = Origin(function.__name__, dict(given.arguments))
+        return function(*positional, **named).with_attr(ORIGIN, key)
+
+    return cache(make)
+
+
+def origin_of(function: tirx.PrimFunc) -> Origin | None:
+    """Where a kernel is from; None for those from installed packages, and for fused ones."""
+    key = function.attrs.get(ORIGIN) if function.attrs else None
+    return _origins.get(str(key)) if key is not None else None
 
 
 def i64(value: int) -> Expr:

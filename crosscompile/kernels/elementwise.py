@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from tvm import tirx
 
-from crosscompile.kernels.build import ELEMENTWISE, Builder, kernel
+from crosscompile.kernels.build import ELEMENTWISE, Builder, kernel, kernel_maker
 
 
-@cache
+@kernel_maker
 def add(n: int, columns: int) -> tirx.PrimFunc:
     """(a (n, columns) f32, b likewise) -> a + b. The residual connection."""
 
@@ -21,7 +19,7 @@ def add(n: int, columns: int) -> tirx.PrimFunc:
     return kernel("residual_add", body, ELEMENTWISE)
 
 
-@cache
+@kernel_maker
 def add_bias(n: int, columns: int) -> tirx.PrimFunc:
     """(a (n, columns) f32, bias (columns,) f32) -> a + bias."""
 

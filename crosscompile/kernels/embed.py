@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, constant
-from crosscompile.kernels.build import Builder, cast, kernel
+from crosscompile.kernels.build import Builder, cast, kernel, kernel_maker
 from crosscompile.kernels.dot import weight_dtype, weight_shape
 from crosscompile.packing import GROUP, Packing
 
 
-@cache
+@kernel_maker
 def embed(n: int, vocab: int, columns: int, packing: str, times: float = 1.0, padded: bool = False) -> tirx.PrimFunc:
     """(tokens (n,) int32, w, [scale,]) -> x (n, columns) f32: rows of w, multiplied by `times`.
 

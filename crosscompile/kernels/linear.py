@@ -8,13 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, ClassVar
 
 from tvm import s_tir, tirx
 
 from crosscompile.arithmetic import constant, fma
-from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, divisor, kernel
+from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, divisor, kernel, kernel_maker
 from crosscompile.kernels.dot import register_dot, scalar_dot, start_value, weight_dtype, weight_shape
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
@@ -45,7 +44,7 @@ class LinearKnobs:
     block: int = 1
 
 
-@cache
+@kernel_maker
 def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing: str) -> tirx.PrimFunc:
     """(a (n, B, 32) int8 or int16, scale_a (n, B) f32, [sum_a (n, B) i32,] w, scale_w) -> y (n, rows_padded) f32.
 
@@ -80,7 +79,7 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
     return kernel(f"linear_{form.kind}", body, OUT_EWISE_FUSABLE)
 
 
-@cache
+@kernel_maker
 def float_linear(n: int, rows_padded: int, columns: int, packing: str) -> tirx.PrimFunc:
     """(x (n, columns) f32, w (G, columns, R) f32 or f16) -> y (n, rows_padded) f32."""
     form = Packing.parse(packing)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
 from math import gcd
 from typing import Any
 
 from tvm import tirx
 
 from crosscompile.arithmetic import LANES, Expr, constant, fma, sin_cos, tree_sum
-from crosscompile.kernels.build import Builder, cast, kernel, span
+from crosscompile.kernels.build import Builder, cast, kernel, kernel_maker, span
 from crosscompile.kernels.kv_cache import KV_BLOCK, Cache, Heads, table_shape
 
 
-@cache
+@kernel_maker
 def rope_table(n: int, half: int, scaling: float, original: int = 0) -> tirx.PrimFunc:
     """(positions (n,) int32, inv_freq (half,) f32[, long (half,) f32, block_table]) -> table (n, 2 · half) f32.
 
@@ -61,7 +60,7 @@ class Turn:
     epsilon: float = 0.0
 
 
-@cache
+@kernel_maker
 def rope_append(n: int, heads: Heads, turn: Turn) -> tirx.PrimFunc:
     """(qkv (n, (Hq + 2 Hkv) · dim) f32, [table,] [wq (Hq · dim), wk (Hkv · dim),] positions, slots, block_table, k, v)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from math import gcd
 from typing import Any
 
@@ -29,7 +28,7 @@ from crosscompile.arithmetic import (
     tree_max,
     tree_sum,
 )
-from crosscompile.kernels.build import Builder, cast, kernel, span
+from crosscompile.kernels.build import Builder, cast, kernel, kernel_maker, span
 from crosscompile.packing import GROUP
 from crosscompile.target import Tier
 
@@ -93,7 +92,7 @@ def _write_row(k: Builder, out: tuple[Any, ...], m: Expr, columns: int, value: V
             k.store(out[2], total if form.sums == "wide" else total & tirx.const(0xFFFF, "int32"), m, b)
 
 
-@cache
+@kernel_maker
 def act_quant(n: int, columns: int, form: Form) -> tirx.PrimFunc:
     """(x (n, columns) f32) -> q, scale[, sum]."""
 
@@ -106,7 +105,7 @@ def act_quant(n: int, columns: int, form: Form) -> tirx.PrimFunc:
     return kernel("act_quant", body)
 
 
-@cache
+@kernel_maker
 def rms_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.PrimFunc:
     """(x (n, columns) f32, weight (columns,) f32) -> y (n, columns) f32, or q, scale[, sum]."""
 
@@ -128,7 +127,7 @@ def rms_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.Pr
     return kernel("rms_norm_quant" if form else "rms_norm", body)
 
 
-@cache
+@kernel_maker
 def layer_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.PrimFunc:
     """(x (n, columns) f32, weight (columns,) f32, bias likewise) -> y (n, columns) f32, or q, scale[, sum]."""
 
@@ -161,7 +160,7 @@ def layer_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.
 ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
 
 
-@cache
+@kernel_maker
 def gated(n: int, columns: int, activation: str, form: Form | None) -> tirx.PrimFunc:
     """(gate_up (n, 2 · columns) f32, gate first) -> activation(gate) · up, (n, columns) f32, or q, scale[, sum]."""
     act = ACTIVATIONS[activation]
@@ -175,7 +174,7 @@ def gated(n: int, columns: int, activation: str, form: Form | None) -> tirx.Prim
     return kernel(f"{activation}_mul_quant" if form else f"{activation}_mul", body)
 
 
-@cache
+@kernel_maker
 def activated(n: int, columns: int, activation: str, form: Form | None) -> tirx.PrimFunc:
     """(x (n, columns) f32) -> activation(x), (n, columns) f32, or q, scale[, sum]."""
     act = ACTIVATIONS[activation]
@@ -189,7 +188,7 @@ def activated(n: int, columns: int, activation: str, form: Form | None) -> tirx.
     return kernel(f"{activation}_quant" if form else activation, body)
 
 
-@cache
+@kernel_maker
 def flatten(n: int, columns: int, cap: float) -> tirx.PrimFunc:
     """(x (n, columns) f32) -> cap · tanh x. The range that threads share is vectors, as rows are few and long."""
     lanes = gcd(columns, LANES)  # the rows of a vocabulary are padded to the tier's row group, which may be less
@@ -206,7 +205,7 @@ def flatten(n: int, columns: int, cap: float) -> tirx.PrimFunc:
     return kernel("flatten", body)
 
 
-@cache
+@kernel_maker
 def gather(n: int, source_rows: int, columns: int) -> tirx.PrimFunc:
     """(x (source_rows, columns) f32, rows (n,) int32) -> y (n, columns) f32; row -1 is padding and takes row 0."""
 

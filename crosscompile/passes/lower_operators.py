@@ -16,10 +16,11 @@ from tvm import relax
 
 from crosscompile.errors import ConfigError
 from crosscompile.kernels import elementwise, experts, rows
+from crosscompile.kernels.build import origin_of
 from crosscompile.kernels.embed import embed
 from crosscompile.kernels.linear import float_linear, quantized_linear
 from crosscompile.packing import Packing
-from crosscompile.target import Tier
+from crosscompile.target import GPU_TIER, Tier
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class _Rewriter:
     origin: dict[Any, Any] = field(default_factory=dict)  # variable of the old function -> call that made it
     inputs: dict[str, Any] = field(default_factory=dict)  # by name, of the new function
     quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # (old variable, form) -> its quantized rows
+    split: dict[Any, tuple[Callable[[rows.Form | None], Any], list[Any]]] = field(default_factory=dict)  # see split_up
 
     def value(self, expr: Any) -> Any:
         """The new expression for an old one."""
@@ -99,6 +101,8 @@ class _Rewriter:
         self, call: Any, n: int, columns: int
     ) -> tuple[str, Callable[[rows.Form | None], Any], list[Any]] | None:
         """(name, kernel for a form of its result, arguments) of what makes rows by itself; None for anything else."""
+        if call in self.split:
+            return "attention_merge", *self.split[call]
         if _is(call, "relax.nn.rms_norm"):
             epsilon = float(call.attrs.epsilon)
             return "rms_norm", lambda form: rows.rms_norm(n, columns, epsilon, form), self.values_of(call.args[:2])
@@ -224,10 +228,34 @@ class _Rewriter:
         made = operator_for(name)([_shape(argument) for argument in call.args], call.attrs)
         return self.call(name.rpartition(".")[2], made, [self.value(a) for a in call.args], [((n, *rest), "float32")])
 
+    def split_up(self, var: Any, call: Any) -> bool:
+        """Whether a call is attention on a GPU: parts of the context first, and then whoever uses it merges them."""
+        if self.tier.name != GPU_TIER:
+            return False
+        from crosscompile.gpu import attention
+
+        origin = origin_of(self.module[call.args[0]])
+        if origin is None or origin.name != "attention" or not attention.supports(origin.arguments["heads"]):
+            return False
+        n, heads = origin.arguments["n"], origin.arguments["heads"]
+        splits = attention.splits_for(n, heads)
+        args = self.values_of(call.args[1].fields)
+        shape = ((n, heads.query, splits, heads.dim + 2), "float32")
+        parts = self.call("attention_parts", attention.attention_parts(n, heads, splits), args, [shape])
+        merging = [parts, self.inputs["positions"]]
+        self.split[call] = (lambda form: attention.attention_merge(n, heads, splits, form), merging)
+        whole = [((n, heads.query * heads.dim), "float32")]
+        self.values[var] = self.call(
+            "attention_merge", attention.attention_merge(n, heads, splits, None), merging, whole
+        )
+        return True
+
     def binding(self, var: Any, value: Any) -> None:
         self.origin[var] = value
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op):
             if value.op.name in ("relax.call_tir", "relax.call_tir_inplace"):
+                if self.split_up(var, value):
+                    return
                 symbol = self.builder.add_func(self.module[value.args[0]], value.args[0].name_hint)
                 args = [symbol, self.value(value.args[1]), *value.args[2:]]
                 call = relax.Call(value.op, args, value.attrs, value.ty_args)

@@ -120,21 +120,40 @@ static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, i
     printf("  peak memory          %10.1f MB\n", (double)bench_peak_rss_bytes() / 1e6);
 }
 
+/* What a GPU adds: the device, its memory, and how much work a token is for the driver. */
+static void device_json(const engine *e, buffer *json) {
+    ellm_device_info device;
+    if (!ellm_context_get_device(e->context, &device)) {
+        return;
+    }
+    buffer_put(json, ",\"gpu\":{\"name\":", 15);
+    buffer_put_json(json, device.name, strlen(device.name));
+    buffer_print(
+        json,
+        ",\"weight_bytes\":%llu,\"kv_bytes\":%llu,\"other_bytes\":%llu,\"upload_ms\":%.3f,\"pipelines_ms\":%.3f,"
+        "\"dispatches\":%u,\"barriers\":%u,\"submits\":1}",
+        (unsigned long long)device.weight_bytes, (unsigned long long)device.kv_bytes,
+        (unsigned long long)device.other_bytes, device.upload_ms, device.pipelines_ms, device.n_dispatches,
+        device.n_barriers);
+}
+
 static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m,
                        const step_times *t) {
-    buffer json = {0};
+    buffer json = {0}, device = {0};
     buffer_put_json(&json, e->info.name, strlen(e->info.name));
+    device_json(e, &device);
     printf("{\"name\":%s,\"scheme\":\"%s\",\"tier\":\"%s\",\"threads\":%d,\"threads_decode\":%d,\"prompt\":%lld,"
            "\"generate\":%lld,\"repeat\":"
            "%lld,"
            "\"prefill_tok_s\":%.3f,\"decode_tok_s\":%.3f,\"token_ms\":%.3f,\"token_p99_ms\":%.3f,\"ttft_ms\":%.3f,"
-           "\"load_ms\":%.3f,\"peak_rss_bytes\":%llu,\"guessed\":%llu,\"accepted\":%llu}\n",
+           "\"load_ms\":%.3f,\"peak_rss_bytes\":%llu,\"guessed\":%llu,\"accepted\":%llu%s}\n",
            json.data, e->info.scheme, e->info.tier, (int)engine_threads_prefill(e), (int)engine_threads_decode(e),
            (long long)n_prompt, (long long)n_generate, (long long)n_repeats, m->prefill_tok_s, m->decode_tok_s,
            bench_quantile(t, t->n, 0.5), bench_quantile(t, t->n, 0.99), m->first_token_ms, e->load_ms,
            (unsigned long long)bench_peak_rss_bytes(), (unsigned long long)t->lookup.n_guessed,
-           (unsigned long long)t->lookup.n_accepted);
+           (unsigned long long)t->lookup.n_accepted, device.n > 0 ? device.data : "");
     buffer_free(&json);
+    buffer_free(&device);
 }
 
 static ellm_status repeat(engine *e, const settings *s, int64_t n_prompt, int64_t n_generate, int64_t n_repeats,

@@ -54,7 +54,9 @@ extern "C" {
     X(SIGNATURE_UNTRUSTED, 62, "signed by another key")                                      \
     X(KEY_INVALID, 63, "a key file is malformed or open to others")                          \
     X(KEY_MISSING, 64, "the key to the weights is missing")                                  \
-    X(DECRYPTION_FAILED, 65, "the weights do not decrypt")
+    X(DECRYPTION_FAILED, 65, "the weights do not decrypt")                                   \
+    X(GPU_MISSING, 80, "there is no GPU here that can run the bundle")                       \
+    X(GPU_LOST, 81, "the GPU stopped working")
 
 typedef enum ellm_status {
 #define ELLM_STATUS_ENUM(name, number, text) ELLM_##name = number,
@@ -109,6 +111,7 @@ typedef struct ellm_model_info {
     int32_t sliding_window;      /* positions visible to attention, 0: all */
     uint64_t weight_bytes, arena_bytes, kv_bytes_per_token;
     uint64_t decrypted_bytes, locked_bytes; /* weights decrypted to memory, and how much of that never gets to swap */
+    bool on_gpu;                 /* a GPU computes; else the processor */
 } ellm_model_info;
 void ellm_model_get_info(const ellm_model *model, ellm_model_info *info);
 
@@ -130,6 +133,16 @@ int32_t ellm_context_length(const ellm_context *context);
 /* Threads used now for prompts and for answers. */
 void ellm_context_get_threads(const ellm_context *context, int32_t *prefill, int32_t *decode);
 
+/* The GPU that a context computes on. False where the processor does. */
+typedef struct ellm_device_info {
+    char name[256];
+    bool is_processor;           /* a program on the processor that imitates a GPU */
+    uint64_t weight_bytes, kv_bytes, other_bytes; /* of its memory */
+    double upload_ms, pipelines_ms;               /* at open */
+    uint32_t n_dispatches, n_barriers;            /* for one token */
+} ellm_device_info;
+bool ellm_context_get_device(const ellm_context *context, ellm_device_info *info);
+
 /* One row of a step: `token` is written at `position` of session `slot`. Rows of one session must be in
  * ascending position, without gaps, starting at the session's length. */
 typedef struct ellm_row {
@@ -143,7 +156,8 @@ typedef struct ellm_row {
  *   logits  out  (rows that want them, vocab) float32, caller-owned; may be NULL when none does
  *
  * Appends the positions to the sessions. Does not allocate. The logits do not depend on how rows are split
- * over calls, on the other rows of a call, or on the number of threads: the same bits each time.
+ * over calls, on the other rows of a call, or on the number of threads: the same bits each time. On a GPU, rows that
+ * are split differently may differ by rounding.
  * Returns ELLM_CONTEXT_FULL or ELLM_TOKEN_RANGE, nothing changed, if a row does not fit. */
 ellm_status ellm_context_eval(ellm_context *context, const ellm_row *rows, size_t n, float *logits);
 

@@ -10,6 +10,7 @@
 #include "cores.h"
 #include "error.h"
 #include "gear.h"
+#include "gpu.h"
 #include "kv.h"
 #include "ladder.h"
 #include "memory.h"
@@ -57,6 +58,9 @@ struct ellm_context {
     bool reads_always;   /* they do not */
     uint64_t symbols[ELLM_SYMBOLS];
     const ellm_observer *observer; /* NULL: nobody watches */
+    ellm_gpu *gpu;                 /* NULL: the processor computes */
+    const uint8_t *gpu_logits;
+    bool on_gpu;
     atomic_bool cancelled;
 };
 
@@ -90,9 +94,10 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     ellm_kv *kv = &context->kv;
     uint64_t total = 0, sessions = (uint64_t)kv->n_sessions, cap = (uint64_t)kv->table_cap;
     uint64_t blocks = (uint64_t)kv->n_blocks, inputs[ELLM_INPUTS];
-    uint64_t arena = lay_out(&total, plan->arena_bytes);
+    uint64_t arena = lay_out(&total, context->on_gpu ? 0 : plan->arena_bytes);
     uint64_t states = total, alignment = kv->n_sessions > context->n_sessions ? prefix_alignment : 64;
-    for (uint32_t i = 0; i < plan->n_states; i++) {
+    uint32_t n_states = context->on_gpu ? 0 : plan->n_states; /* the GPU has its own */
+    for (uint32_t i = 0; i < n_states; i++) {
         lay_out_at(&total, plan->state_bytes[i] * blocks, alignment);
         if (total > (uint64_t)1 << 50) {
             return no_room(context, total, ellm_available_bytes(), error);
@@ -116,12 +121,13 @@ static ellm_status take_memory(ellm_context *context, ellm_error *error) {
     }
     /* With huge pages, the first position would take one for every layer. */
     (void)madvise(memory, (size_t)total, MADV_NOHUGEPAGE);
-    context->reads_always = !plan->in_memory && ellm_plan_weight_bytes(plan) > (available - total) / 8 * 7;
+    context->reads_always =
+        !context->on_gpu && !plan->in_memory && ellm_plan_weight_bytes(plan) > (available - total) / 8 * 7;
     uint8_t *base = context->memory = memory;
     context->memory_bytes = (size_t)total;
     context->arena = base + arena;
-    kv->states = (uint8_t **)(void *)(base + pointers);
-    for (uint32_t i = 0; i < plan->n_states; i++) {
+    kv->states = context->on_gpu ? NULL : (uint8_t **)(void *)(base + pointers);
+    for (uint32_t i = 0; i < n_states; i++) {
         kv->states[i] = base + lay_out_at(&states, plan->state_bytes[i] * blocks, alignment);
     }
     for (int i = 0; i < ELLM_INPUTS; i++) {
@@ -174,14 +180,14 @@ static int32_t prefix_length(const ellm_context *context) {
     const ellm_file *file;
     const ellm_state *prefix = ellm_model_prefix(context->model, &file);
     int32_t most = context->context_length;
-    return prefix == NULL ? 0 : prefix->n_tokens < most ? prefix->n_tokens : most;
+    return prefix == NULL || context->on_gpu ? 0 : prefix->n_tokens < most ? prefix->n_tokens : most;
 }
 
 /* The prefix gets the session behind all others, and the first blocks of the pool. */
 static void map_prefix(ellm_context *context) {
     const ellm_file *file;
     const ellm_state *prefix = ellm_model_prefix(context->model, &file);
-    if (prefix != NULL) { /* where that fails, it is empty, and prompts are computed */
+    if (prefix != NULL && !context->on_gpu) { /* where that fails, it is empty, and prompts are computed */
         (void)ellm_state_put(prefix, file, &context->kv, context->n_sessions, prefix_length(context));
     }
 }
@@ -203,8 +209,10 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
         return ellm_fail(error, ELLM_USAGE, "%d sessions; 1 to %d are possible", (int)sessions, most_sessions);
     }
     ellm_cores_read(&context->cores);
-    set_gear(&context->prefill, &context->cores, given.n_threads_prefill, prefill_window, prefill_rest);
-    set_gear(&context->decode, &context->cores, given.n_threads_decode, decode_window, decode_rest);
+    context->on_gpu = info.on_gpu;
+    set_gear(&context->prefill, &context->cores, info.on_gpu ? 1 : given.n_threads_prefill, prefill_window,
+             prefill_rest);
+    set_gear(&context->decode, &context->cores, info.on_gpu ? 1 : given.n_threads_decode, decode_window, decode_rest);
     context->vocab_size = info.vocab_size;
     context->context_length = length;
     context->n_sessions = sessions;
@@ -220,6 +228,10 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
                          (int)context->decode.n_most);
     }
     return ELLM_OK;
+}
+
+static bool copy_block(void *user, int32_t from, int32_t to) {
+    return ellm_gpu_copy_block(user, from, to) == ELLM_OK;
 }
 
 ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options, ellm_context **result,
@@ -259,6 +271,12 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
                                   .states = context->kv.states,
                                   .inputs = context->inputs,
                                   .symbols = symbols};
+    if (status == ELLM_OK && context->on_gpu) {
+        const ellm_gpu_source source = {.plan = context->plan, .symbols = symbols, .inputs = context->inputs};
+        status = ellm_gpu_open(&source, &context->gpu, error);
+        context->kv.copy = copy_block;
+        context->kv.user = context->gpu;
+    }
     if (status == ELLM_OK
         && (!ellm_ladder_bind(&context->plan->body, &buffers, &context->region, &context->body)
             || !ellm_ladder_bind(&context->plan->head, &buffers, &context->region, &context->head))) {
@@ -270,7 +288,7 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
     }
     map_prefix(context);
     recall(context);
-    if (!context->plan->in_memory && !context->reads_always) {
+    if (!context->plan->in_memory && !context->reads_always && !context->on_gpu) {
         context->reader = ellm_ahead_start(context->plan);
     }
     *result = context;
@@ -285,6 +303,7 @@ void ellm_context_close(ellm_context *context) {
         const ellm_pace pace = pace_of(context);
         ellm_pace_write(&pace, ellm_model_directory(context->model));
     }
+    ellm_gpu_close(context->gpu);
     ellm_ahead_stop(context->reader);
     ellm_pool_close(context->pool);
     if (context->memory != NULL) {
@@ -297,6 +316,25 @@ void ellm_context_close(ellm_context *context) {
 void ellm_context_get_threads(const ellm_context *context, int32_t *prefill, int32_t *decode) {
     *prefill = context->prefill.best;
     *decode = context->decode.best;
+}
+
+bool ellm_context_get_device(const ellm_context *context, ellm_device_info *info) {
+    *info = (ellm_device_info){.is_processor = false};
+    if (context->gpu == NULL) {
+        return false;
+    }
+    ellm_gpu_info gpu;
+    ellm_gpu_get_info(context->gpu, &gpu);
+    memcpy(info->name, gpu.name, sizeof info->name);
+    info->is_processor = gpu.is_processor;
+    info->weight_bytes = gpu.weight_bytes;
+    info->kv_bytes = gpu.state_bytes;
+    info->other_bytes = gpu.other_bytes;
+    info->upload_ms = gpu.upload_ms;
+    info->pipelines_ms = gpu.pipelines_ms;
+    info->n_dispatches = gpu.n_dispatches;
+    info->n_barriers = gpu.n_barriers;
+    return true;
 }
 
 int32_t ellm_context_length(const ellm_context *context) {
@@ -326,7 +364,29 @@ static ellm_status run_reading(ellm_context *context, ellm_step_ladder *ladder, 
     return status;
 }
 
+/* A GPU runs functions in the order in which they are asked for; the head waits for the body. */
+static ellm_status run_on_gpu(ellm_context *context, ellm_step_ladder *ladder, const ellm_step_function *function) {
+    uint32_t index = (uint32_t)(function - ladder->functions);
+    bool is_head = ladder == &context->head;
+    if (context->observer != NULL) {
+        const ellm_observed now = {.function = function->source,
+                                   .launches = function->launches,
+                                   .is_head = is_head,
+                                   .symbols = context->symbols,
+                                   .inputs = context->inputs};
+        if (context->observer->ns == NULL) {
+            return ELLM_GPU_MISSING; /* buffers of a GPU cannot be looked at yet */
+        }
+        ellm_status status = ellm_gpu_timed(context->gpu, is_head, index, context->observer->ns);
+        return status != ELLM_OK ? status : context->observer->timed(context->observer->user, &now);
+    }
+    return is_head ? ellm_gpu_head(context->gpu, index, &context->gpu_logits) : ellm_gpu_body(context->gpu, index);
+}
+
 static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_step_function *function) {
+    if (context->gpu != NULL) {
+        return run_on_gpu(context, ladder, function);
+    }
     ellm_gear *gear = function->n < decode_rows ? &context->decode : &context->prefill;
     int32_t n_threads = gear->now;
     if (context->observer != NULL) {
@@ -404,7 +464,8 @@ static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t 
         if (status != ELLM_OK) {
             return status;
         }
-        const uint8_t *from = context->arena + context->plan->logits_offset;
+        const uint8_t *from =
+            context->gpu != NULL ? context->gpu_logits : context->arena + context->plan->logits_offset;
         for (size_t i = 0; i < filled; i++, done++) {
             memcpy(logits + done * (size_t)context->vocab_size, from + i * context->plan->logits_row_bytes,
                    (size_t)context->vocab_size * sizeof *logits);
@@ -443,6 +504,9 @@ static ellm_status eval_checked(ellm_context *context, const ellm_row *rows, siz
         ellm_status status = run_body(context, function, rows, now);
         if (status == ELLM_OK) {
             status = run_head(context, rows, now, logits, &n_wanted);
+        }
+        if (status == ELLM_OK && context->gpu != NULL) {
+            status = ellm_gpu_finish(context->gpu);
         }
         if (status != ELLM_OK) {
             return status;

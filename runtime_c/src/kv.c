@@ -48,7 +48,7 @@ static int32_t take_block(ellm_kv *kv) {
     int32_t block = -1;
     if (kv->n_free > 0) {
         block = kv->free_blocks[--kv->n_free];
-        for (uint32_t i = 0; i < kv->plan->n_states; i++) {
+        for (uint32_t i = 0; i < kv->plan->n_states && kv->states != NULL; i++) {
             size_t bytes = (size_t)kv->plan->state_bytes[i];
             memset(kv->states[i] + (size_t)block * bytes, 0, bytes);
         }
@@ -73,6 +73,9 @@ bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position) {
     *entry = block;
     if (shared >= 0) {
         kv->n_users[shared]--;
+        if (kv->states == NULL) {
+            return kv->copy(kv->user, shared, block);
+        }
         for (uint32_t i = 0; i < kv->plan->n_states; i++) {
             size_t bytes = (size_t)kv->plan->state_bytes[i];
             memcpy(kv->states[i] + (size_t)block * bytes, kv->states[i] + (size_t)shared * bytes, bytes);

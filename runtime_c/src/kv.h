@@ -15,6 +15,9 @@ typedef struct ellm_kv {
     int32_t *free_blocks;                    /* blocks used before and free again, n_free of them */
     int32_t *n_users;                        /* (n_blocks,) sessions that have the block in their tables */
     int32_t n_free, n_touched;               /* blocks from n_touched on were never used and are zero */
+    /* Where states is NULL, they are in the memory of a GPU, whose kernels read only what was written. */
+    bool (*copy)(void *user, int32_t from, int32_t to);
+    void *user;
 } ellm_kv;
 
 /* Blocks one session can hold at once. Sliding windows free what no row sees any more; step_rows rows may be under

@@ -8,6 +8,9 @@ static const double forgetting = 0.995; /* of a cost, each time that its functio
 /* ---- launches ---- */
 
 static void *bind(const ellm_buffers *buffers, const ellm_plan_argument *argument) {
+    if (buffers->states == NULL) {
+        return NULL; /* a GPU has its own */
+    }
     switch (argument->bind) {
     case ELLM_BIND_WEIGHT: return (void *)(uintptr_t)buffers->plan->weights[argument->value].data;
     case ELLM_BIND_ARENA: return buffers->arena + argument->value;

@@ -267,8 +267,10 @@ ellm_status ellm_manifest_read(const char *text, size_t n_bytes, ellm_region *re
     if (status == ELLM_OK) {
         status = read_fields(root, region, manifest, error);
     }
-    if (status == ELLM_OK && !ellm_json_equals(ellm_json_get(ellm_json_get(root, "target"), "device"), "cpu")) {
-        status = bad(error, "target", "device", "\"cpu\"");
+    const ellm_json *device = status == ELLM_OK ? ellm_json_get(ellm_json_get(root, "target"), "device") : NULL;
+    manifest->on_gpu = ellm_json_equals(device, "vulkan");
+    if (status == ELLM_OK && !manifest->on_gpu && !ellm_json_equals(device, "cpu")) {
+        status = bad(error, "target", "device", "\"cpu\" or \"vulkan\"");
     }
     if (status == ELLM_OK) {
         status = read_features(root, region, manifest, error);

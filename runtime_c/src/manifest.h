@@ -18,6 +18,7 @@ typedef struct ellm_manifest {
     const char *name, *architecture, *scheme, *arch, *tier;
     int32_t vocab_size, context_length, sliding_window;
     uint64_t weight_bytes;
+    bool on_gpu;
     const char **features; /* required, as in /proc/cpuinfo */
     size_t n_features;
     ellm_manifest_file *files;

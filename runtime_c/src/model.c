@@ -12,6 +12,7 @@
 #include "object.h"
 #include "plan.h"
 #include "safetensors.h"
+#include "shader.h"
 #include "state.h"
 #include "template.h"
 #include "tokenizer.h"
@@ -20,7 +21,8 @@ struct ellm_model {
     ellm_bundle bundle;
     ellm_plan plan;
     ellm_file kernels, tokenizer_file, template_file;
-    ellm_object object;
+    ellm_object object;   /* of code for the processor, else */
+    ellm_shaders shaders; /* for a GPU */
     ellm_file *shards;
     size_t n_shards;
     uint64_t decrypted_bytes, locked_bytes;
@@ -50,8 +52,43 @@ static ellm_status open_plan(ellm_model *model, ellm_error *error) {
     return status;
 }
 
+/* A kernel's module must be for as many buffers as the plan binds, and the plan must say how many workgroups. */
+static ellm_status check_shader(const ellm_plan_kernel *kernel, ellm_error *error) {
+    const ellm_shader *shader = kernel->function;
+    if (kernel->grid[0] == 0 || shader->n_bindings > kernel->n_parameters) {
+        return ellm_fail(
+            error, ELLM_PLAN_INVALID,
+            "plan.json: kernel %.100s has no grid, or fewer arguments than its code; compile the bundle again",
+            kernel->name);
+    }
+    return ELLM_OK;
+}
+
+static ellm_status open_shaders(ellm_model *model, ellm_error *error) {
+    static const char path[] = "kernels.spv";
+    ellm_status status = map_listed(model, path, &model->kernels, error);
+    if (status == ELLM_OK) {
+        status =
+            ellm_shaders_read(model->kernels.data, model->kernels.bytes, &model->bundle.region, &model->shaders, error);
+    }
+    ellm_file_release(&model->kernels);
+    for (uint32_t i = 0; i < model->plan.n_kernels && status == ELLM_OK; i++) {
+        ellm_plan_kernel *kernel = &model->plan.kernels[i];
+        kernel->function = ellm_shaders_find(&model->shaders, kernel->name);
+        status = kernel->function != NULL
+                     ? check_shader(kernel, error)
+                     : ellm_fail(error, ELLM_KERNEL_INVALID,
+                                 "%s: it lacks the kernel %.100s that plan.json calls; compile the bundle again", path,
+                                 kernel->name);
+    }
+    return status;
+}
+
 static ellm_status open_kernels(ellm_model *model, ellm_error *error) {
     static const char path[] = "kernels.so";
+    if (model->bundle.manifest.on_gpu) {
+        return open_shaders(model, error);
+    }
     ellm_status status = map_listed(model, path, &model->kernels, error);
     if (status == ELLM_OK) {
         status = ellm_object_open(&model->kernels, path, &model->object, error);
@@ -60,7 +97,11 @@ static ellm_status open_kernels(ellm_model *model, ellm_error *error) {
     for (uint32_t i = 0; i < model->plan.n_kernels && status == ELLM_OK; i++) {
         ellm_plan_kernel *kernel = &model->plan.kernels[i];
         kernel->function = ellm_object_find(&model->object, kernel->name);
-        if (kernel->function == NULL) {
+        if (kernel->grid[0] != 0) {
+            status = ellm_fail(error, ELLM_PLAN_INVALID,
+                               "plan.json: kernel %.100s is a GPU's, the manifest says cpu; compile the bundle again",
+                               kernel->name);
+        } else if (kernel->function == NULL) {
             status = ellm_fail(error, ELLM_KERNEL_INVALID,
                                "%s: it lacks the kernel %.100s that plan.json calls; compile the bundle again", path,
                                kernel->name);
@@ -312,7 +353,8 @@ void ellm_model_get_info(const ellm_model *model, ellm_model_info *info) {
                               .arena_bytes = model->plan.arena_bytes,
                               .kv_bytes_per_token = ellm_plan_token_bytes(&model->plan),
                               .decrypted_bytes = model->decrypted_bytes,
-                              .locked_bytes = model->locked_bytes};
+                              .locked_bytes = model->locked_bytes,
+                              .on_gpu = manifest->on_gpu};
 }
 
 bool ellm_token_is_stop(const ellm_model *model, int32_t token) {

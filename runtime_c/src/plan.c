@@ -128,6 +128,18 @@ static ellm_status read_parameter(const struct reader *reader, const ellm_json *
                : bad(reader, "kernel %.80s: bytes must be a size or [size, symbol]", kernel);
 }
 
+static ellm_status read_grid(const struct reader *reader, const ellm_json *grid, ellm_plan_kernel *kernel) {
+    bool good = grid->kind == ELLM_JSON_ARRAY && grid->count == 3;
+    const ellm_json *extent = good ? grid->first : NULL;
+    for (int i = 0; i < 3 && good; i++, extent = extent->next) {
+        int64_t number = 0;
+        good = ellm_json_int(extent, 1, INT32_MAX, &number);
+        kernel->grid[i] = (uint32_t)number;
+    }
+    kernel->groups = kernel->grain = 1;
+    return good ? ELLM_OK : bad(reader, "kernel %.80s: grid must be three whole numbers from 1", kernel->name);
+}
+
 static ellm_status read_kernel(const struct reader *reader, const ellm_json *item, ellm_plan_kernel *kernel) {
     const ellm_json *parameters = ellm_json_get(item, "args"), *scalars = ellm_json_get(item, "scalars");
     kernel->name = new_text(reader, ellm_json_get(item, "name"));
@@ -161,6 +173,10 @@ static ellm_status read_kernel(const struct reader *reader, const ellm_json *ite
             return bad(reader, "kernel %.80s: a scalar is no known symbol", kernel->name);
         }
         kernel->scalars[kernel->n_scalars++] = (ellm_symbol)symbol;
+    }
+    const ellm_json *grid = ellm_json_get(item, "grid");
+    if (grid != NULL) {
+        return read_grid(reader, grid, kernel);
     }
     if (!ellm_json_int(ellm_json_get(item, "groups"), 1, (int64_t)1 << 31, &kernel->groups)
         || !ellm_json_int(ellm_json_get(item, "grain"), 1, (int64_t)1 << 31, &kernel->grain)) {

@@ -41,11 +41,12 @@ typedef struct ellm_plan_parameter {
 
 typedef struct ellm_plan_kernel {
     const char *name;
-    void *function; /* resolved by the model */
+    const void *function; /* resolved by the model: code, or with a grid an ellm_shader */
     ellm_plan_parameter *parameters;
     uint32_t n_parameters, n_scalars;
     ellm_symbol scalars[2];
     int64_t groups, grain;
+    uint32_t grid[3]; /* workgroups on a GPU; 0 of them: the processor computes groups */
 } ellm_plan_kernel;
 
 typedef struct ellm_plan_step {

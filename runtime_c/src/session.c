@@ -25,6 +25,10 @@ ellm_status ellm_session_save(ellm_context *context, int32_t slot, const int32_t
     if (ellm_session_length(context, slot) < 1 || note_bytes > most_note_bytes) {
         return ellm_fail(error, ELLM_USAGE, "%.200s: there is nothing to save, or a note of more than 16 MiB", path);
     }
+    if (ellm_context_kv(context)->states == NULL) {
+        return ellm_fail(error, ELLM_USAGE,
+                         "%.200s: what a GPU computed cannot be saved yet; use a bundle for the processor", path);
+    }
     return ellm_state_write(path, ellm_context_kv(context), slot, tokens,
                             ellm_model_sha256(ellm_context_model(context)), note, note_bytes, error);
 }

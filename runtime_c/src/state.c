@@ -94,6 +94,9 @@ static size_t map_pages(const ellm_file *file, const uint8_t *from, uint8_t *to,
 bool ellm_state_put(const ellm_state *state, const ellm_file *file, ellm_kv *kv, int32_t slot, int32_t length) {
     int32_t first, end, from;
     bool is_fresh = kv->n_touched == 0;
+    if (kv->states == NULL) { /* a GPU's memory, which is not written from here yet */
+        return false;
+    }
     ellm_kv_visible(kv, length, &first, &end);
     ellm_kv_visible(kv, state->n_tokens, &from, &(int32_t){0});
     if (from != first || !ellm_kv_fill(kv, slot, length)) { /* with a window, a part of it shows what is gone */

@@ -1,0 +1,230 @@
+"""A few words for writing GPU kernels as ordinary Python: workgroups, their shared memory, and reductions over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.script.ir_builder import tirx as T
+
+from crosscompile.arithmetic import Expr, constant
+from crosscompile.spirv.capabilities import Gpu
+
+WORD_BYTES, QUAD_BYTES = 4, 16
+
+
+def gpu_kernel(name: str, gpu: Gpu, body: Callable[[Builder], None]) -> tirx.PrimFunc:
+    """The function that `body` writes."""
+    with IRBuilder() as builder, T.prim_func(s_tir=True):
+        T.func_name(name)
+        T.func_attr({"tirx.noalias": True, "global_symbol": name})
+        body(Builder(gpu))
+    return builder.get()
+
+
+def i32(value: int) -> Expr:
+    return tirx.const(value, "int32")
+
+
+def f32(value: float) -> Expr:
+    return constant(value, 1)
+
+
+class Builder:
+    """What a GPU kernel's body may say. Indices are int32."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu = gpu
+        self.threads = 1
+
+    # ---- buffers
+
+    def buffer(self, name: str, shape: Sequence[Any], dtype: str) -> Any:
+        """The next parameter."""
+        dims = tuple(i32(d) if isinstance(d, int) else d for d in shape)
+        return T.arg(name, T.Buffer(dims, dtype))
+
+    def words(self, name: str, n_bytes: int) -> Any:
+        """The next parameter, of whatever type, read as uint32."""
+        return self.buffer(name, (_whole(name, n_bytes, WORD_BYTES),), "uint32")
+
+    def quads(self, name: str, n_bytes: int, dtype: str = "uint32") -> Any:
+        """The next parameter, read 16 bytes at a time: uint32x4, or float32x4."""
+        return self.buffer(name, (_whole(name, n_bytes, QUAD_BYTES),), f"{dtype}x4")
+
+    def shared(self, size: int, dtype: str = "float32") -> Any:
+        """Memory of a workgroup, 4 bytes an element."""
+        return T.alloc_buffer((size,), dtype, scope="shared")
+
+    def local(self, size: int, dtype: str = "float32") -> Any:
+        """An array of one thread. Kept in registers where only constants index it."""
+        return T.alloc_buffer((size,), dtype, scope="local")
+
+    # ---- threads
+
+    @contextmanager
+    def launch(self, grid: Sequence[int], threads: int) -> Iterator[list[Any]]:
+        """Workgroups in up to three dimensions, of `threads` threads: yields their indices, then the thread's."""
+        if threads > self.gpu.invocations:
+            raise AssertionError(f"{threads} threads, the GPU has {self.gpu.invocations}")
+        self.threads = threads
+        with ExitStack() as stack:
+            indices = []
+            for axis, extent in zip("xyz", grid, strict=False):
+                indices.append(stack.enter_context(T.launch_thread(T.env_thread(f"blockIdx.{axis}"), extent)))
+            indices.append(stack.enter_context(T.launch_thread(T.env_thread("threadIdx.x"), threads)))
+            yield indices
+
+    def barrier(self) -> None:
+        """Waits for the workgroup."""
+        T.evaluate(T.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
+
+    # ---- statements
+
+    def bind(self, value: Expr) -> Expr:
+        return T.bind(value)
+
+    def store(self, buffer: Any, value: Expr, *index: Any) -> None:
+        T.buffer_store(buffer, value, list(index))
+
+    def loop(self, start: Any, stop: Any) -> Any:
+        """for start ≤ i < stop, in order."""
+        first, last = (i32(v) if isinstance(v, int) else v for v in (start, stop))
+        return T.serial(first, last)
+
+    @contextmanager
+    def strided(self, thread: Expr, size: Any) -> Iterator[Expr]:
+        """for i in thread, thread + threads, …, below size."""
+        if isinstance(size, int) and size <= self.threads:
+            if size == self.threads:
+                yield thread
+                return
+            with T.If(thread < i32(size)), T.Then():
+                yield thread
+            return
+        rounds = -(-size // self.threads) if isinstance(size, int) else (size + self.threads - 1) // self.threads
+        with self.loop(0, rounds) as turn:
+            at = self.bind(turn * self.threads + thread)
+            if isinstance(size, int) and size % self.threads == 0:
+                yield at
+                return
+            with T.If(at < size), T.Then():
+                yield at
+
+    @contextmanager
+    def when(self, condition: Expr) -> Iterator[None]:
+        with T.If(condition), T.Then():
+            yield
+
+    def choose(self, condition: Expr, then: Callable[[], None], otherwise: Callable[[], None]) -> None:
+        with T.If(condition):
+            with T.Then():
+                then()
+            with T.Else():
+                otherwise()
+
+    # ---- reductions
+
+    def reduce(self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool = False) -> list[Expr]:
+        """Sums of each of the values over the workgroup, or their maxima; every thread gets them.
+
+        shared: room for len(values) · threads elements. Begins and ends with what all threads see: no barrier is needed
+        around it unless `shared` is used for something else.
+        """
+        count = len(values)
+        if self.gpu.has("GroupNonUniformArithmetic"):
+            return self._reduce_subgroups(thread, values, shared, largest)
+        for i, value in enumerate(values):
+            self.store(shared, value, thread + i * self.threads)
+        self.barrier()
+        active = _power_below(self.threads)
+        while active >= 1:
+            with self.when(tirx.And(thread < active, thread + active < self.threads)):
+                for i in range(count):
+                    first, second = shared[thread + i * self.threads], shared[thread + i * self.threads + active]
+                    both = tirx.Max(first, second) if largest else first + second
+                    self.store(shared, both, thread + i * self.threads)
+            self.barrier()
+            active //= 2
+        results = [self.bind(shared[i * self.threads]) for i in range(count)]
+        self.barrier()
+        return results
+
+    def _reduce_subgroups(self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool) -> list[Expr]:
+        word = "ellm.subgroup_max" if largest else "ellm.subgroup_sum"
+        index, lane, groups = (
+            self.bind(tirx.call_extern("int32", f"ellm.subgroup_{name}")) for name in ("index", "lane", "count")
+        )
+        parts = [self.bind(tirx.call_extern("float32", word, value)) for value in values]
+        with self.when(tirx.EQ(lane, i32(0))):
+            for i, part in enumerate(parts):
+                self.store(shared, part, index + i * self.threads)
+        self.barrier()
+        totals = self.local(len(values))
+        for i in range(len(values)):
+            self.store(totals, shared[i * self.threads], i)
+        with self.loop(1, groups) as g:
+            for i in range(len(values)):
+                other = shared[g + i * self.threads]
+                self.store(totals, tirx.Max(totals[i], other) if largest else totals[i] + other, i)
+        results = [self.bind(totals[i]) for i in range(len(values))]
+        self.barrier()
+        return results
+
+    # ---- words
+
+    def dot4(self, a: Expr, b: Expr) -> Expr:
+        """Σ of the products of four signed bytes in a and in b, both uint32."""
+        if self.gpu.has("DotProduct", "DotProductInput4x8BitPacked"):
+            return tirx.call_pure_extern("int32", "ellm.dot4", a, b)
+        total = None
+        for byte in range(4):
+            product = signed_byte(a, byte) * signed_byte(b, byte)
+            total = product if total is None else total + product
+        return total
+
+    def halves(self, word: Expr) -> tuple[Expr, Expr]:
+        """The two float16 in a uint32, as float32."""
+        low, high = (tirx.call_pure_extern("float32", f"ellm.half_{part}", word) for part in ("low", "high"))
+        return low, high
+
+
+def signed_byte(word: Expr, byte: int) -> Expr:
+    """One byte of a uint32, with its sign, as int32."""
+    bits = tirx.Cast("int32", word)
+    return (bits << i32(24 - 8 * byte)) >> i32(24)
+
+
+def lane(vector: Expr, index: int) -> Expr:
+    """One lane of a vector."""
+    return tirx.Shuffle([vector], [index])
+
+
+def packed(values: Sequence[Expr]) -> Expr:
+    """Four int32 of −128 to 127 as the bytes of a uint32, the first one lowest."""
+    word = tirx.Cast("uint32", values[0] & i32(255))
+    for byte, value in enumerate(values[1:], 1):
+        word = word | tirx.Cast("uint32", (value & i32(255)) << i32(8 * byte))
+    return word
+
+
+def _whole(name: str, n_bytes: int, unit: int) -> int:
+    if n_bytes % unit:
+        raise AssertionError(f"{name}: {n_bytes} bytes are no multiple of {unit}")
+    return n_bytes // unit
+
+
+def _power_below(value: int) -> int:
+    """The largest power of two below a value; 0 for 1."""
+    return 1 << ((value - 1).bit_length() - 1) if value > 1 else 0
+
+
+def threads_for(work: int, most: int, least: int = 32) -> int:
+    """A power of two of threads, enough for `work` but at most `most`."""
+    threads = least
+    while threads < work and threads < most:
+        threads *= 2
+    return min(threads, most)

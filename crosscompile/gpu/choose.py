@@ -1,0 +1,148 @@
+"""Which GPU kernel stands for each of a program's kernels, and their translation to SPIR-V.
+
+A kernel that has no counterpart here, or one that a package brought, runs as it is: each unit of its shared range
+becomes a thread.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import tvm
+from tvm import s_tir, tirx
+from tvm.tirx.buffer import is_buffer_var
+
+from crosscompile.codegen import SCALARS, Signature, lowering, placement, replace_range
+from crosscompile.errors import CodegenError
+from crosscompile.gpu import attention, embed, rotary, rows
+from crosscompile.gpu.linear import Linear, linear_kernel
+from crosscompile.kernels.build import ORIGIN, Origin, origin_of
+from crosscompile.packing import GROUP
+from crosscompile.spirv.capabilities import Gpu, check
+from crosscompile.spirv.container import pack_modules
+from crosscompile.spirv.emit import Shader, emit
+from crosscompile.target import Target
+
+_LINEAR = re.compile(r"linear_(w4|w8|f16|f32)")
+
+Maker = Callable[..., tirx.PrimFunc]
+_MAKERS: dict[str, Maker] = {
+    "act_quant": rows.act_quant,
+    "activated": rows.activated,
+    "gated": rows.gated,
+    "rms_norm": rows.rms_norm,
+    "layer_norm": rows.layer_norm,
+    "gather": rows.gather,
+    "embed": embed.embed,
+    "attention_parts": attention.parts_kernel,
+    "attention_merge": attention.merge_kernel,
+}
+"""Functions that take what the CPU's of the same name take."""
+
+
+def _from_origin(name: str, origin: Origin, gpu: Gpu) -> tirx.PrimFunc | None:
+    """The GPU's kernel for one of ours; None where there is none."""
+    arguments = origin.arguments
+    if origin.name in _MAKERS:
+        return _MAKERS[origin.name](name, gpu, **arguments)
+    if origin.name in ("add", "add_bias"):
+        return rows.added(name, gpu, arguments["n"], arguments["columns"], origin.name == "add_bias")
+    if origin.name == "rope_table" and not arguments["original"]:
+        return rotary.rope_table(name, gpu, arguments["n"], arguments["half"], arguments["scaling"])
+    if origin.name == "rope_append" and rotary.supports(arguments["heads"], arguments["turn"]):
+        return rotary.rope_append(name, gpu, **arguments)
+    return None
+
+
+def _from_linear(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -> tirx.PrimFunc:
+    """The GPU's kernel for a linear layer with whatever additions FuseTIR put behind it."""
+    kind = _LINEAR.search(name)
+    assert kind is not None
+    sch = s_tir.Schedule(function)
+    m, g, r, b = (int(sch.get(loop).extent) for loop in sch.get_loops(sch.get_sblock("sum")))
+    names = [sch.get(block).name_hint for block in sch.get_child_blocks(sch.get_sblock("root"))]
+    behind = [each for each in names if each not in ("dot", "sum")]
+    if any(not each.startswith("add") for each in behind):
+        raise CodegenError(f"kernel {name}: {', '.join(behind)} behind a linear layer is not supported on a GPU")
+    quantized = kind[1] in ("w4", "w8")
+    addends = function.params[4 if quantized else 2 : -1]
+    if len(addends) != len(behind):
+        raise CodegenError(f"kernel {name}: {len(addends)} tensors for {len(behind)} additions; not supported on a GPU")
+    biases = tuple(len(addend.ty.shape) == 1 for addend in addends)
+    columns = b * GROUP if quantized else b
+    return linear_kernel(name, Linear(m, g * r, columns, target.tier.packing(kind[1]), biases), gpu)
+
+
+def as_threads(name: str, function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
+    """A kernel of the CPU with a thread for each unit of its shared range, flat."""
+    module = tvm.IRModule({name: function.without_attr(ORIGIN).with_attr("global_symbol", name)})
+    module = tvm.ir.transform.Sequential(placement())(module)
+    threads = min(32, gpu.invocations)
+    module = tvm.IRModule({name: _thread_range(module[name], threads)})
+    return tvm.ir.transform.Sequential(lowering())(module)[name]
+
+
+def _thread_range(function: tirx.PrimFunc, threads: int) -> tirx.PrimFunc:
+    """Turns the loop marked RANGE into a thread axis of the grid."""
+
+    def spread(loop: tirx.For) -> Any:
+        extent = int(loop.extent)
+        axes = [
+            (tirx.IterVar(None, tirx.Var(tag.replace(".", "_"), "int32"), tirx.IterVar.ThreadIndex, tag), count)
+            for tag, count in (("blockIdx.x", -(-extent // threads)), ("threadIdx.x", threads))
+        ]
+        unit = tirx.Cast("int64", axes[0][0].var * threads + axes[1][0].var)
+        inside = unit < tirx.IntImm("int64", extent)
+        body: Any = tirx.IfThenElse(inside, tirx.SeqStmt([tirx.Bind(loop.loop_var, unit), loop.body]), None)
+        for axis, count in reversed(axes):
+            body = tirx.AttrStmt(axis, "thread_extent", tirx.IntImm("int32", count), body)
+        return body
+
+    return replace_range(function, spread)[0]
+
+
+def gpu_function(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -> tirx.PrimFunc:
+    """The GPU's function for one kernel of a program, with flat buffers."""
+    origin = origin_of(function)
+    made = _from_origin(name, origin, gpu) if origin is not None else None
+    if made is None and _LINEAR.search(name):
+        made = _from_linear(name, function, target, gpu)
+    if made is None:
+        return as_threads(name, function, gpu)
+    return _flat(name, made)
+
+
+def _flat(name: str, function: tirx.PrimFunc) -> tirx.PrimFunc:
+    """Flat buffers, and nothing else: TVM's simplifier would put what is bound to a name back where it is used."""
+    return tirx.transform.FlattenBuffer()(tvm.IRModule({name: function.with_attr("global_symbol", name)}))[name]
+
+
+def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:
+    """CodegenError if a tensor, of so many bytes, is more than the GPU can bind."""
+    for name, size in weights.items():
+        if size > gpu.binding_bytes:
+            raise CodegenError(
+                f"{name} has {size / 1e6:,.0f} MB, the board's GPU binds {gpu.binding_bytes / 1e6:,.0f} MB at once "
+                "([vulkan] binding_bytes); use a smaller --embedding and --head scheme, or --device cpu"
+            )
+
+
+def compile_shaders(
+    kernels: Mapping[str, tirx.PrimFunc], target: Target
+) -> tuple[bytes, dict[str, Signature], dict[str, Shader]]:
+    """kernels.spv, how each kernel is called, and their modules by symbol. CodegenError where the GPU cannot."""
+    gpu = target.gpu
+    assert gpu is not None
+    shaders: dict[str, Shader] = {}
+    signatures = {}
+    for name, function in kernels.items():
+        shader = emit(gpu_function(name, function, target, gpu), SCALARS)
+        expected = len([p for p in function.params if is_buffer_var(p)])
+        if len(shader.buffers) != expected:
+            raise CodegenError(f"kernel {name}: {len(shader.buffers)} buffers on the GPU for {expected}")
+        check(name, shader.needs, gpu)
+        shaders[name] = shader
+        signatures[name] = Signature(name, shader.buffers, shader.scalars, 1, shader.grid)
+    return pack_modules({name: shader.code for name, shader in shaders.items()}), signatures, shaders

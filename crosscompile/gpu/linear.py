@@ -1,0 +1,241 @@
+"""The linear layer on a GPU, quantized or not, with what is added behind it.
+
+Few rows: workgroups take some rows of the weight each, and their threads share the columns; what is bound by memory
+reads every weight once, 16 bytes at a time. Many rows: tiles through shared memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from crosscompile.arithmetic import Expr, fma
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, threads_for
+from crosscompile.kernels.build import divisor
+from crosscompile.packing import GROUP, Packing
+from crosscompile.spirv.capabilities import Gpu
+
+FEW_ROWS = 8
+"""Rows of the activation that are kept in registers while weights pass by."""
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer: n rows of the activation, (rows, columns) of the weight, its packing, and addends.
+
+    addends: for each tensor that is added, whether it is a bias, (rows,), or else a tensor of (n, rows).
+    """
+
+    n: int
+    rows: int
+    columns: int
+    packing: str
+    addends: tuple[bool, ...]
+
+
+def linear_kernel(name: str, work: Linear, gpu: Gpu) -> tirx.PrimFunc:
+    """(a, scale_a, w, scale_w | x, w, then the addends) -> y."""
+    quantized = _quantized_few if work.n <= FEW_ROWS else _quantized_tiles
+    writer = quantized if Packing.parse(work.packing).kind in ("w4", "w8") else _float_few
+    return gpu_kernel(name, gpu, lambda k: writer(k, work))
+
+
+class _Output:
+    """The result, with what is added to it."""
+
+    def __init__(self, k: Builder, work: Linear) -> None:
+        self.k, self.work = k, work
+        self.addends = [
+            k.buffer(f"addend{i}", (work.rows,) if bias else (work.n, work.rows), "float32")
+            for i, bias in enumerate(work.addends)
+        ]
+        self.y = k.buffer("y", (work.n, work.rows), "float32")
+
+    def write(self, m: Any, row: Expr, value: Expr) -> None:
+        for bias, addend in zip(self.work.addends, self.addends, strict=True):
+            value = value + (addend[row] if bias else addend[m, row])
+        self.k.store(self.y, value, m, row)
+
+
+def _rows_together(work: Linear) -> int:
+    """Rows of the weight that a workgroup takes: more read activations less often, but leave less to do at once."""
+    return divisor(work.rows, 2)
+
+
+def _reduced(k: Builder, thread: Expr, sums: Any, count: int, out: _Output, first_row: Expr, together: int) -> None:
+    """Sums over the workgroup, m outermost, to the result."""
+    shared = k.shared(min(count, 4) * k.threads)
+    for start in range(0, count, 4):
+        part = list(range(start, min(start + 4, count)))
+        totals = k.reduce(thread, [sums[i] for i in part], shared)
+        for i, total in zip(part, totals, strict=True):
+            m, r = divmod(i, together)
+            with k.when(tirx.EQ(thread, i32(i % k.threads))):
+                out.write(m, first_row + r, total)
+
+
+def weight_words(form: Packing, quads: list[Expr]) -> list[tuple[int, Expr]]:
+    """(word of the activation's group, four weights as bytes) of a group that was read as uint32x4.
+
+    Nibbles keep their place in the byte, and so their sign: they count 16 times, which scales make up for.
+    """
+    words = [lane(quad, i) for quad in quads for i in range(4)]
+    if form.kind == "w8":
+        return list(enumerate(words))
+    mask = tirx.const(0xF0F0F0F0, "uint32")
+    low = [(j, (word << tirx.const(4, "uint32")) & mask) for j, word in enumerate(words)]
+    return low + [(j + 4, word & mask) for j, word in enumerate(words)]
+
+
+def _group_dot(k: Builder, weights: list[tuple[int, Expr]], a: list[Expr]) -> Expr:
+    total = None
+    for j, word in weights:
+        product = k.dot4(word, a[j])
+        total = product if total is None else total + product
+    return total
+
+
+def _weight_buffers(k: Builder, work: Linear, form: Packing) -> tuple[Any, Any, int]:
+    """(weights in units of 16 bytes, scales, units of a group)."""
+    if (form.rows, form.unsigned) != (1, False) or form.chunk * (2 if form.kind == "w4" else 1) != GROUP:
+        raise AssertionError(f"packing {work.packing} is not a GPU's")
+    blocks, units = work.columns // GROUP, 1 if form.kind == "w4" else 2
+    w = k.quads("w", work.rows * blocks * units * 16)
+    return w, k.buffer("scale_w", (work.rows, blocks), "float16"), units
+
+
+def _quantized_few(k: Builder, work: Linear) -> None:
+    form, blocks = Packing.parse(work.packing), work.columns // GROUP
+    a = k.quads("a", work.n * work.columns)
+    scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
+    w, scale_w, units = _weight_buffers(k, work, form)
+    out = _Output(k, work)
+    together = _rows_together(work)
+    threads = threads_for(blocks, min(128, k.gpu.invocations))
+    sums = k.local(work.n * together)
+    with k.launch((work.rows // together,), threads) as (group, thread):
+        row = k.bind(group * together)
+        for i in range(work.n * together):
+            k.store(sums, f32(0.0), i)
+        with k.strided(thread, blocks) as b:
+            quads = [[k.bind(w[((row + r) * blocks + b) * units + u]) for u in range(units)] for r in range(together)]
+            scales = [k.bind(tirx.Cast("float32", scale_w[row + r, b])) for r in range(together)]
+            unpacked = [[(j, k.bind(word)) for j, word in weight_words(form, quads[r])] for r in range(together)]
+            for m in range(work.n):
+                low, high = (k.bind(a[(m * blocks + b) * 2 + half]) for half in range(2))
+                words = [lane(low, i) for i in range(4)] + [lane(high, i) for i in range(4)]
+                scale = k.bind(scale_a[m, b])
+                for r in range(together):
+                    dot = tirx.Cast("float32", _group_dot(k, unpacked[r], words))
+                    i = m * together + r
+                    k.store(sums, fma(dot, scales[r] * scale, sums[i]), i)
+        _reduced(k, thread, sums, work.n * together, out, row, together)
+
+
+def _float_few(k: Builder, work: Linear) -> None:
+    """Weights in f16 or f32, row by row; more than FEW_ROWS rows of the activation are several workgroups."""
+    form = Packing.parse(work.packing)
+    if form.rows != 1 or work.columns % 8:
+        raise AssertionError(f"packing {work.packing} of {work.columns} columns is not a GPU's")
+    n = divisor(work.n, FEW_ROWS)
+    x = k.quads("x", work.n * work.columns * 4, "float32")
+    half = form.kind == "f16"
+    w = k.quads("w", work.rows * work.columns * (2 if half else 4), "uint32" if half else "float32")
+    out = _Output(k, work)
+    together = divisor(work.rows, 4 if n <= 2 else 2)
+    eights = work.columns // 8
+    threads = threads_for(eights, min(128, k.gpu.invocations))
+    sums = k.local(n * together)
+    with k.launch((work.rows // together, work.n // n), threads) as (group, part, thread):
+        row, first = k.bind(group * together), k.bind(part * n)
+        for i in range(n * together):
+            k.store(sums, f32(0.0), i)
+        with k.strided(thread, eights) as c:
+            weights = []
+            for r in range(together):
+                if half:
+                    quad = k.bind(w[(row + r) * eights + c])
+                    weights.append([k.bind(v) for i in range(4) for v in k.halves(lane(quad, i))])
+                else:
+                    pair = [k.bind(w[((row + r) * eights + c) * 2 + u]) for u in range(2)]
+                    weights.append([lane(q, i) for q in pair for i in range(4)])
+            for m in range(n):
+                pair = [k.bind(x[((first + m) * eights + c) * 2 + u]) for u in range(2)]
+                values = [lane(q, i) for q in pair for i in range(4)]
+                for r in range(together):
+                    total = sums[m * together + r]
+                    for weight, value in zip(weights[r], values, strict=True):
+                        total = fma(weight, value, total)
+                    k.store(sums, total, m * together + r)
+        shared = k.shared(min(n * together, 4) * k.threads)
+        for start in range(0, n * together, 4):
+            chosen = list(range(start, min(start + 4, n * together)))
+            totals = k.reduce(thread, [sums[i] for i in chosen], shared)
+            for i, total in zip(chosen, totals, strict=True):
+                m, r = divmod(i, together)
+                with k.when(tirx.EQ(thread, i32(i % k.threads))):
+                    out.write(first + m, row + r, total)
+
+
+_TILE_M, _TILE_R, _MINE = 32, 64, 4
+"""Rows of the activation and of the weight in a tile; each thread computes 4 · 4 of them."""
+_STRIDE = 9
+"""Words from one row of a group to the next in shared memory: eight, and one that spreads rows over the banks."""
+
+
+def _quantized_tiles(k: Builder, work: Linear) -> None:
+    form, blocks = Packing.parse(work.packing), work.columns // GROUP
+    a = k.quads("a", work.n * work.columns)
+    scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
+    w, scale_w, units = _weight_buffers(k, work, form)
+    out = _Output(k, work)
+    across, down = _TILE_R // _MINE, _TILE_M // _MINE
+    tiles_r = -(-work.rows // _TILE_R)
+    a_tile, w_tile = k.shared(_TILE_M * _STRIDE, "uint32"), k.shared(_TILE_R * _STRIDE, "uint32")
+    a_scales, w_scales = k.shared(_TILE_M), k.shared(_TILE_R)
+    sums, dots = k.local(_MINE * _MINE), k.local(_MINE * _MINE, "int32")
+    with k.launch((tiles_r, -(-work.n // _TILE_M)), across * down) as (tile_r, tile_m, thread):
+        first_row, first_m = k.bind(tile_r * _TILE_R), k.bind(tile_m * _TILE_M)
+        my_r, my_m = k.bind(tirx.truncmod(thread, i32(across))), k.bind(tirx.truncdiv(thread, i32(across)))
+        for i in range(_MINE * _MINE):
+            k.store(sums, f32(0.0), i)
+        with k.loop(0, blocks) as b:
+            with k.strided(thread, _TILE_R) as r:
+                row = k.bind(tirx.Min(first_row + r, i32(work.rows - 1)))
+                quads = [k.bind(w[(row * blocks + b) * units + u]) for u in range(units)]
+                for j, word in weight_words(form, quads):
+                    k.store(w_tile, word, r * _STRIDE + j)
+                k.store(w_scales, tirx.Cast("float32", scale_w[row, b]), r)
+            with k.strided(thread, 2 * _TILE_M) as half:
+                m, part = k.bind(tirx.truncdiv(half, i32(2))), k.bind(tirx.truncmod(half, i32(2)))
+                source = k.bind(tirx.Min(first_m + m, i32(work.n - 1)))
+                quad = k.bind(a[(source * blocks + b) * 2 + part])
+                for i in range(4):
+                    k.store(a_tile, lane(quad, i), m * _STRIDE + part * 4 + i)
+                with k.when(tirx.EQ(part, i32(0))):
+                    k.store(a_scales, scale_a[source, b], m)
+            k.barrier()
+            for i in range(_MINE * _MINE):
+                k.store(dots, i32(0), i)
+            for j in range(8):
+                weights = [k.bind(w_tile[(my_r + i * across) * _STRIDE + j]) for i in range(_MINE)]
+                values = [k.bind(a_tile[(my_m + i * down) * _STRIDE + j]) for i in range(_MINE)]
+                for m in range(_MINE):
+                    for r in range(_MINE):
+                        i = m * _MINE + r
+                        k.store(dots, dots[i] + k.dot4(weights[r], values[m]), i)
+            row_scales = [k.bind(w_scales[my_r + i * across]) for i in range(_MINE)]
+            for m in range(_MINE):
+                scale = k.bind(a_scales[my_m + m * down])
+                for r in range(_MINE):
+                    i = m * _MINE + r
+                    k.store(sums, fma(tirx.Cast("float32", dots[i]), row_scales[r] * scale, sums[i]), i)
+            k.barrier()
+        for m in range(_MINE):
+            for r in range(_MINE):
+                at, row = first_m + my_m + m * down, first_row + my_r + r * across
+                inside = tirx.And(at < i32(work.n), row < i32(work.rows))
+                with k.when(inside):
+                    out.write(k.bind(at), k.bind(row), sums[m * _MINE + r])

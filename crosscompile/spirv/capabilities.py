@@ -1,0 +1,92 @@
+"""What a GPU allows a kernel, and the check of every kernel against it.
+
+The default is the floor that all drivers reach which a board may have (facts: V3DV, PanVK, Turnip, NVIDIA's): float32
+arithmetic, 16-bit storage, 256 invocations and 16 KiB of shared memory for a workgroup, 8 storage buffers of 128 MiB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crosscompile.errors import CodegenError
+
+CAPABILITIES = {
+    "Shader": 1,
+    "Float16": 9,
+    "Int64": 11,
+    "Int16": 22,
+    "Int8": 39,
+    "GroupNonUniform": 61,
+    "GroupNonUniformArithmetic": 63,
+    "StorageBuffer16BitAccess": 4433,
+    "StorageBuffer8BitAccess": 4448,
+    "DotProductInput4x8BitPacked": 6018,
+    "DotProduct": 6019,
+}
+"""Names to numbers, as in the SPIR-V specification's table of capabilities."""
+
+EXTENSIONS = {
+    "StorageBuffer8BitAccess": "SPV_KHR_8bit_storage",
+    "DotProduct": "SPV_KHR_integer_dot_product",
+    "DotProductInput4x8BitPacked": "SPV_KHR_integer_dot_product",
+}
+"""What SPIR-V 1.3 must declare for a capability of a later version."""
+
+FLOOR = ("Shader", "GroupNonUniform", "StorageBuffer16BitAccess", "StorageBuffer8BitAccess")
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """What a GPU's driver reports, as far as kernels depend on it.
+
+    capabilities    names of SPIR-V capabilities that a kernel may declare
+    invocations     most of a workgroup; shared_bytes: its shared memory
+    buffers         storage buffers of a kernel; binding_bytes: the largest part of a buffer that one can be
+    """
+
+    capabilities: tuple[str, ...] = FLOOR
+    invocations: int = 256
+    shared_bytes: int = 16384
+    buffers: int = 8
+    binding_bytes: int = 128 << 20
+
+    def has(self, *names: str) -> bool:
+        """Whether kernels may use all of these capabilities."""
+        return set(names) <= set(self.capabilities)
+
+
+PUSH_BYTES = 128
+"""Push constants that every driver has (Vulkan specification, required limits)."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What one kernel asks of a GPU; units as in Gpu."""
+
+    capabilities: tuple[str, ...]
+    invocations: int
+    shared_bytes: int
+    buffers: int
+    push_bytes: int
+
+
+def check(name: str, needs: Needs, gpu: Gpu) -> None:
+    """CodegenError, with what is too much, if a GPU cannot run a kernel."""
+    missing = [capability for capability in needs.capabilities if capability not in gpu.capabilities]
+    if missing:
+        raise CodegenError(
+            f"kernel {name} needs SPIR-V's {', '.join(missing)}, which the board's GPU lacks ([vulkan] capabilities); "
+            "compile with --device cpu"
+        )
+    limits = (
+        ("invocations in a workgroup", needs.invocations, gpu.invocations),
+        ("bytes of shared memory", needs.shared_bytes, gpu.shared_bytes),
+        ("storage buffers", needs.buffers, gpu.buffers),
+        ("bytes of push constants", needs.push_bytes, PUSH_BYTES),
+    )
+    for what, asked, most in limits:
+        if asked > most:
+            raise CodegenError(
+                f"kernel {name} needs {asked} {what}, the board's GPU has {most} ([vulkan] in its manifest); "
+                "compile with --device cpu"
+            )

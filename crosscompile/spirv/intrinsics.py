@@ -1,0 +1,95 @@
+"""Calls in kernels: mathematics, and the words of crosscompile/gpu/build.py for subgroups and dot products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from crosscompile.errors import CodegenError
+from crosscompile.spirv.code import Code
+from crosscompile.spirv.module import kind_of
+
+MATH = {
+    "exp": 27,
+    "log": 28,
+    "exp2": 29,
+    "log2": 30,
+    "sqrt": 31,
+    "rsqrt": 32,
+    "pow": 26,
+    "sin": 13,
+    "cos": 14,
+    "tan": 15,
+    "tanh": 21,
+    "fabs": 4,
+    "floor": 8,
+    "ceil": 9,
+    "trunc": 3,
+    "nearbyint": 2,  # half to even
+    "fma": 50,
+}
+"""TIR's name of a float32 function -> its number in GLSL.std.450."""
+
+_SUBGROUP_ID, _SUBGROUPS, _LANE = 40, 38, 41  # built-ins
+_SUBGROUP_SCOPE, _REDUCE = 3, 0
+
+
+def math(code: Code, name: str, dtype: str, operands: list[int]) -> int:
+    """A function of one or more scalars."""
+    if name == "fabs" and kind_of(dtype) == "i":
+        return code.math(dtype, 5, *operands)
+    if name not in MATH or kind_of(dtype) != "f":
+        raise CodegenError(f"SPIR-V: function {name} of {dtype} is not supported")
+    return code.math(dtype, MATH[name], *operands)
+
+
+def _builtin(number: int) -> Callable[[Code, list[int]], int]:
+    def read(code: Code, operands: list[int]) -> int:
+        module = code.module
+        module.need("GroupNonUniform")
+        value = code.make(61, module.type("uint32"), module.builtin(number))
+        return code.make(124, module.type("int32"), value)
+
+    return read
+
+
+def _reduce(opcode: int, dtype: str) -> Callable[[Code, list[int]], int]:
+    def reduce(code: Code, operands: list[int]) -> int:
+        code.module.need("GroupNonUniform", "GroupNonUniformArithmetic")
+        scope = code.module.constant("uint32", _SUBGROUP_SCOPE)
+        return code.make(opcode, code.module.type(dtype), scope, _REDUCE, *operands)
+
+    return reduce
+
+
+def _dot4(code: Code, operands: list[int]) -> int:
+    """a · b of four signed bytes in each of two words, uint32."""
+    code.module.need("DotProduct", "DotProductInput4x8BitPacked")
+    return code.make(4450, code.module.type("int32"), *operands, 0)
+
+
+def _half_low(code: Code, operands: list[int]) -> int:
+    return _half(code, operands, 0)
+
+
+def _half_high(code: Code, operands: list[int]) -> int:
+    return _half(code, operands, 1)
+
+
+def _half(code: Code, operands: list[int], which: int) -> int:
+    """One of the two float16 in a word, uint32, as float32."""
+    module = code.module
+    both = code.make(12, module.vector("float32", 2), module.math, 62, *operands)  # UnpackHalf2x16
+    return code.make(81, module.type("float32"), both, which)
+
+
+WORDS: dict[str, Callable[[Code, list[int]], int]] = {
+    "ellm.subgroup_sum": _reduce(350, "float32"),
+    "ellm.subgroup_max": _reduce(358, "float32"),
+    "ellm.subgroup_index": _builtin(_SUBGROUP_ID),
+    "ellm.subgroup_count": _builtin(_SUBGROUPS),
+    "ellm.subgroup_lane": _builtin(_LANE),
+    "ellm.dot4": _dot4,
+    "ellm.half_low": _half_low,
+    "ellm.half_high": _half_high,
+}
+"""External functions that stand for instructions."""

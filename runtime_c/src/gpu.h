@@ -1,0 +1,41 @@
+/* gpu.h: running a plan on a GPU, through Vulkan (../vulkan/). Without ELLM_VULKAN, opening one is a named error. */
+#ifndef ELLM_GPU_H
+#define ELLM_GPU_H
+
+#include "plan.h"
+
+typedef struct ellm_gpu ellm_gpu;
+
+/* What it takes from a context. Everything must outlive the GPU. */
+typedef struct ellm_gpu_source {
+    const ellm_plan *plan;   /* kernels are resolved to ellm_shader */
+    const uint64_t *symbols; /* by ellm_symbol */
+    void *const *inputs;     /* by ellm_input: what the next function reads, written by the caller */
+} ellm_gpu_source;
+
+typedef struct ellm_gpu_info {
+    char name[256];                                  /* of the device */
+    bool is_processor;                               /* it is a program that imitates a GPU */
+    uint64_t weight_bytes, state_bytes, other_bytes; /* of its memory */
+    double upload_ms, pipelines_ms;
+    uint32_t n_dispatches, n_barriers; /* of one token: body and head of one row */
+} ellm_gpu_info;
+
+/* Picks a device, copies the weights to it, and records every function. GPU_MISSING, GPU_LOST, NO_MEMORY. */
+ellm_status ellm_gpu_open(const ellm_gpu_source *source, ellm_gpu **gpu, ellm_error *error);
+void ellm_gpu_close(ellm_gpu *gpu);
+void ellm_gpu_get_info(const ellm_gpu *gpu, ellm_gpu_info *info);
+
+/* Runs the body function with this index after whatever was asked for before, with the inputs as they are now. It need
+ * not be done when this returns: `finish` or `head` see to that. */
+ellm_status ellm_gpu_body(ellm_gpu *gpu, uint32_t index);
+/* Runs a head function behind the body and waits. `logits`: its rows, valid until the next call. */
+ellm_status ellm_gpu_head(ellm_gpu *gpu, uint32_t index, const uint8_t **logits);
+/* Starts what is still to be started; what it does shows later. */
+ellm_status ellm_gpu_finish(ellm_gpu *gpu);
+/* Runs one function alone and notes how long each of its steps took. */
+ellm_status ellm_gpu_timed(ellm_gpu *gpu, bool is_head, uint32_t index, int64_t *ns);
+/* Copies a block of every state. */
+ellm_status ellm_gpu_copy_block(ellm_gpu *gpu, int32_t from, int32_t to);
+
+#endif

@@ -1,0 +1,205 @@
+#include <stdio.h>
+#include <string.h>
+
+#include "error.h"
+#include "parts.h"
+
+enum { most_devices = 16, most_families = 32 };
+
+/* What a device has, as the structures that are asked for and enabled. */
+struct features {
+    VkPhysicalDeviceFeatures2 all;
+    VkPhysicalDevice16BitStorageFeatures storage16;
+    VkPhysicalDevice8BitStorageFeatures storage8;
+    VkPhysicalDeviceShaderIntegerDotProductFeatures dot;
+    const char *extensions[2];
+    uint32_t n_extensions;
+};
+
+static bool has_extension(const VkExtensionProperties *list, uint32_t n, const char *name) {
+    for (uint32_t i = 0; i < n; i++) {
+        if (strcmp(list[i].extensionName, name) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Asks for the features of a device; structures of extensions that it lacks stay out of the chain. */
+static bool read_features(ellm_gpu *gpu, VkPhysicalDevice device, uint32_t version, struct features *f) {
+    ellm_region scratch;
+    ellm_region_init(&scratch, 1 << 22);
+    uint32_t n = 0;
+    VkExtensionProperties *list = NULL;
+    bool good = gpu->api.EnumerateDeviceExtensionProperties(device, NULL, &n, NULL) == VK_SUCCESS;
+    list = good ? ellm_region_alloc(&scratch, n, sizeof *list) : NULL;
+    good = list != NULL && gpu->api.EnumerateDeviceExtensionProperties(device, NULL, &n, list) >= VK_SUCCESS;
+    *f = (struct features){.all = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2},
+                           .storage16 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES},
+                           .storage8 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_8BIT_STORAGE_FEATURES},
+                           .dot = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES}};
+    void **next = &f->all.pNext;
+    *next = &f->storage16;
+    next = &f->storage16.pNext;
+    if (good && (version >= VK_API_VERSION_1_2 || has_extension(list, n, VK_KHR_8BIT_STORAGE_EXTENSION_NAME))) {
+        *next = &f->storage8;
+        next = &f->storage8.pNext;
+        if (version < VK_API_VERSION_1_2) {
+            f->extensions[f->n_extensions++] = VK_KHR_8BIT_STORAGE_EXTENSION_NAME;
+        }
+    }
+    if (good
+        && (version >= VK_API_VERSION_1_3
+            || has_extension(list, n, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME))) {
+        *next = &f->dot;
+        if (version < VK_API_VERSION_1_3) {
+            f->extensions[f->n_extensions++] = VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME;
+        }
+    }
+    gpu->api.GetPhysicalDeviceFeatures2(device, &f->all);
+    ellm_region_free(&scratch);
+    return good;
+}
+
+/* What of `needs` a device lacks, in words; NULL if nothing. */
+static const char *lacking(const struct features *f, const VkPhysicalDeviceSubgroupProperties *subgroup,
+                           uint32_t needs) {
+    if ((needs & ELLM_NEEDS_16BIT) != 0 && f->storage16.storageBuffer16BitAccess == VK_FALSE) {
+        return "16-bit storage";
+    }
+    if ((needs & ELLM_NEEDS_8BIT) != 0 && f->storage8.storageBuffer8BitAccess == VK_FALSE) {
+        return "8-bit storage";
+    }
+    if ((needs & ELLM_NEEDS_DOT) != 0 && f->dot.shaderIntegerDotProduct == VK_FALSE) {
+        return "integer dot products";
+    }
+    bool computes = (subgroup->supportedStages & VK_SHADER_STAGE_COMPUTE_BIT) != 0;
+    if ((needs & ELLM_NEEDS_GROUP) != 0 && !computes) {
+        return "subgroups";
+    }
+    if ((needs & ELLM_NEEDS_SUMS) != 0
+        && (!computes || (subgroup->supportedOperations & VK_SUBGROUP_FEATURE_ARITHMETIC_BIT) == 0)) {
+        return "sums over subgroups";
+    }
+    return NULL;
+}
+
+static bool find_family(ellm_gpu *gpu, VkPhysicalDevice device, uint32_t *family, uint32_t *timestamp_bits) {
+    VkQueueFamilyProperties families[most_families];
+    uint32_t n = most_families;
+    gpu->api.GetPhysicalDeviceQueueFamilyProperties(device, &n, families);
+    for (uint32_t i = 0; i < n; i++) {
+        if ((families[i].queueFlags & VK_QUEUE_COMPUTE_BIT) != 0 && families[i].queueCount > 0) {
+            *family = i;
+            *timestamp_bits = families[i].timestampValidBits;
+            return true;
+        }
+    }
+    return false;
+}
+
+static int rank(VkPhysicalDeviceType type) {
+    switch (type) {
+    case VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU: return 4;
+    case VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU: return 3;
+    case VK_PHYSICAL_DEVICE_TYPE_VIRTUAL_GPU: return 2;
+    case VK_PHYSICAL_DEVICE_TYPE_OTHER: return 1;
+    default: return 0;
+    }
+}
+
+static ellm_status create(ellm_gpu *gpu, struct features *f, uint32_t needs, ellm_error *error) {
+    /* only what kernels need is turned on */
+    f->all.features = (VkPhysicalDeviceFeatures){0};
+    f->storage16 = (VkPhysicalDevice16BitStorageFeatures){.sType = f->storage16.sType,
+                                                          .pNext = f->storage16.pNext,
+                                                          .storageBuffer16BitAccess = (needs & ELLM_NEEDS_16BIT) != 0};
+    f->storage8 = (VkPhysicalDevice8BitStorageFeatures){.sType = f->storage8.sType,
+                                                        .pNext = f->storage8.pNext,
+                                                        .storageBuffer8BitAccess = (needs & ELLM_NEEDS_8BIT) != 0};
+    f->dot.shaderIntegerDotProduct = (needs & ELLM_NEEDS_DOT) != 0;
+    const float priority = 1;
+    const VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
+                                           .queueFamilyIndex = gpu->family,
+                                           .queueCount = 1,
+                                           .pQueuePriorities = &priority};
+    const VkDeviceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
+                                     .pNext = &f->all,
+                                     .queueCreateInfoCount = 1,
+                                     .pQueueCreateInfos = &queue,
+                                     .enabledExtensionCount = f->n_extensions,
+                                     .ppEnabledExtensionNames = f->extensions};
+    VkResult result = gpu->api.CreateDevice(gpu->physical, &info, NULL, &gpu->device);
+    if (result != VK_SUCCESS) {
+        gpu->device = NULL;
+        return ellm_vulkan_failed(result, "opening it", error);
+    }
+    ellm_status status = ellm_vulkan_load_device(&gpu->api, gpu->device, error);
+    if (status == ELLM_OK) {
+        gpu->api.GetDeviceQueue(gpu->device, gpu->family, 0, &gpu->queue);
+    }
+    return status;
+}
+
+ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error) {
+    VkPhysicalDevice devices[most_devices];
+    uint32_t n = most_devices;
+    VkResult result = gpu->api.EnumeratePhysicalDevices(gpu->api.instance, &n, devices);
+    if (result < VK_SUCCESS) {
+        return ellm_vulkan_failed(result, "looking for GPUs", error);
+    }
+    char lacks[300] = "no device";
+    size_t written = 0;
+    int best = -1;
+    struct features chosen = {.n_extensions = 0};
+    for (uint32_t i = 0; i < n; i++) {
+        VkPhysicalDeviceMaintenance3Properties sizes = {.sType =
+                                                            VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
+        VkPhysicalDeviceSubgroupProperties subgroup = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES,
+                                                       .pNext = &sizes};
+        VkPhysicalDeviceProperties2 about = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
+                                             .pNext = &subgroup};
+        gpu->api.GetPhysicalDeviceProperties2(devices[i], &about);
+        const VkPhysicalDeviceProperties *p = &about.properties;
+        uint32_t family = 0, timestamp_bits = 0;
+        struct features f;
+        const char *lack = p->apiVersion < VK_API_VERSION_1_1 ? "Vulkan 1.1" : NULL;
+        lack = lack == NULL && !find_family(gpu, devices[i], &family, &timestamp_bits) ? "a queue for computing" : lack;
+        lack = lack == NULL && !read_features(gpu, devices[i], p->apiVersion, &f) ? "a list of extensions" : lack;
+        lack = lack == NULL ? lacking(&f, &subgroup, needs) : lack;
+        if (lack != NULL) {
+            int more = snprintf(lacks + written, sizeof lacks - written, "%s%.80s lacks %s", written > 0 ? ", " : "",
+                                p->deviceName, lack);
+            written = more < 0 || (size_t)more >= sizeof lacks - written ? written : written + (size_t)more;
+        } else if (rank(p->deviceType) > best) {
+            best = rank(p->deviceType);
+            gpu->physical = devices[i];
+            gpu->family = family;
+            gpu->timestamp_bits = timestamp_bits;
+            gpu->limits = p->limits;
+            gpu->most_allocation = sizes.maxMemoryAllocationSize;
+            gpu->info.is_processor = p->deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+            memcpy(gpu->info.name, p->deviceName, sizeof gpu->info.name);
+            chosen = f;
+        }
+    }
+    if (best < 0) {
+        return ellm_fail(error, ELLM_GPU_MISSING,
+                         "no GPU here can run the bundle: %s; update its driver, or compile with --device cpu", lacks);
+    }
+    /* the chain points into a structure that was copied */
+    chosen.all.pNext = &chosen.storage16;
+    chosen.storage16.pNext = NULL;
+    void **next = &chosen.storage16.pNext;
+    if ((needs & ELLM_NEEDS_8BIT) != 0) {
+        *next = &chosen.storage8;
+        next = &chosen.storage8.pNext;
+    }
+    chosen.storage8.pNext = NULL;
+    if ((needs & ELLM_NEEDS_DOT) != 0) {
+        *next = &chosen.dot;
+    }
+    chosen.dot.pNext = NULL;
+    gpu->api.GetPhysicalDeviceMemoryProperties(gpu->physical, &gpu->memories);
+    return create(gpu, &chosen, needs, error);
+}

@@ -1,0 +1,95 @@
+/* parts.h: the parts of a GPU that runs a plan; each source file of this folder is one. */
+#ifndef ELLM_VULKAN_PARTS_H
+#define ELLM_VULKAN_PARTS_H
+
+#include "api.h"
+#include "gpu.h"
+#include "region.h"
+#include "shader.h"
+
+enum { ELLM_VULKAN_BINDINGS = 12 }; /* ELLM_KERNEL_POINTERS: most buffers of a kernel */
+
+/* A buffer with memory of its own. mapped: NULL where the processor cannot reach it. */
+typedef struct ellm_vulkan_buffer {
+    VkBuffer buffer;
+    VkDeviceMemory memory;
+    VkDeviceSize bytes;
+    uint8_t *mapped;
+} ellm_vulkan_buffer;
+
+/* A part of a buffer. */
+typedef struct ellm_vulkan_place {
+    const ellm_vulkan_buffer *buffer;
+    VkDeviceSize offset;
+} ellm_vulkan_place;
+
+/* One function of the plan, recorded. */
+typedef struct ellm_vulkan_function {
+    const ellm_plan_function *source;
+    VkCommandBuffer commands, timed;
+    VkDescriptorSet *sets; /* one a step */
+    VkPipeline *pipelines;
+    uint32_t n_barriers;
+} ellm_vulkan_function;
+
+struct ellm_gpu {
+    ellm_gpu_source source;
+    ellm_gpu_info info;
+    ellm_vulkan_api api;
+    ellm_region region;
+    /* device.c */
+    VkPhysicalDevice physical;
+    VkDevice device;
+    VkQueue queue;
+    uint32_t family, timestamp_bits;
+    VkPhysicalDeviceLimits limits;
+    VkDeviceSize most_allocation;
+    VkPhysicalDeviceMemoryProperties memories;
+    /* memory.c */
+    ellm_vulkan_buffer *chunks; /* of weights and states */
+    uint32_t n_chunks;
+    ellm_vulkan_buffer arena, inputs, logits;
+    ellm_vulkan_place *weights, *states;
+    VkDeviceSize input_offsets[ELLM_INPUTS], input_bytes[ELLM_INPUTS];
+    /* pipeline.c */
+    VkDescriptorSetLayout set_layouts[ELLM_VULKAN_BINDINGS + 1]; /* by number of buffers */
+    VkPipelineLayout layouts[ELLM_VULKAN_BINDINGS + 1];
+    VkPipeline *pipelines; /* by kernel of the plan */
+    /* record.c */
+    VkCommandPool command_pool;
+    VkDescriptorPool descriptor_pool;
+    VkQueryPool queries;
+    uint32_t n_queries;
+    ellm_vulkan_function *body, *head;
+    /* gpu.c */
+    VkFence fence;
+    VkCommandBuffer pending; /* recorded, not yet submitted */
+    VkCommandBuffer copying; /* of blocks */
+    bool in_flight;
+    ellm_status lost; /* what went wrong once stays wrong */
+};
+
+/* Picks a device that can do what `needs` says, the most capable kind first. GPU_MISSING names what each lacks. */
+ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error);
+
+/* Allocates everything, and copies the weights. */
+ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error);
+void ellm_vulkan_free(ellm_gpu *gpu);
+
+ellm_status ellm_vulkan_build_pipelines(ellm_gpu *gpu, ellm_error *error);
+void ellm_vulkan_free_pipelines(ellm_gpu *gpu);
+
+ellm_status ellm_vulkan_record_all(ellm_gpu *gpu, ellm_error *error);
+/* The same function with the time of each step, recorded when it is first asked for. */
+ellm_status ellm_vulkan_record_timed(ellm_gpu *gpu, ellm_vulkan_function *function, bool is_head, ellm_error *error);
+void ellm_vulkan_free_records(ellm_gpu *gpu);
+/* One command buffer of the pool. */
+ellm_status ellm_vulkan_commands(ellm_gpu *gpu, VkCommandBuffer *commands, ellm_error *error);
+ellm_status ellm_vulkan_begin(ellm_gpu *gpu, VkCommandBuffer commands, bool once, ellm_error *error);
+/* Everything before is done, and seen, by everything behind. */
+void ellm_vulkan_barrier(const ellm_gpu *gpu, VkCommandBuffer commands, VkPipelineStageFlags from,
+                         VkAccessFlags written, VkPipelineStageFlags to, VkAccessFlags read);
+/* Ends, submits and waits. */
+ellm_status ellm_vulkan_run_once(ellm_gpu *gpu, VkCommandBuffer commands, ellm_error *error);
+
+#endif

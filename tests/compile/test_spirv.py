@@ -1,0 +1,78 @@
+"""SPIR-V from TIR: random kernels against LLVM, and what is refused by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tvm import tirx
+
+from crosscompile.errors import CodegenError
+from crosscompile.gpu.choose import as_threads, gpu_function
+from crosscompile.kernels.build import Builder, cast, kernel
+from crosscompile.kernels.kv_cache import Heads
+from crosscompile.kernels.rotary import Turn, rope_append
+from crosscompile.kernels.rows import rms_norm
+from crosscompile.spirv.capabilities import Gpu, check
+from crosscompile.spirv.emit import emit
+from crosscompile.target import Target, gpu_tier
+from tests.campaigns import shaders
+from tests.shaders import DESKTOP, validate
+
+TARGET = Target("aarch64", "linux", gpu_tier("aarch64"))
+
+
+def test_random_kernels_compute_the_same_as_llvms(tmp_path: Path):
+    assert shaders.run(8, 20, tmp_path) == []
+
+
+def _elementwise(value) -> tirx.PrimFunc:
+    def body(k: Builder) -> None:
+        x, y = k.buffer("x", (4, 16), "float32"), k.buffer("y", (4, 16), "float32")
+        with k.shared(4) as m, k.loop(0, 16) as c:
+            k.store(y, value(x[m, c]), m, c)
+
+    return kernel("unusual", body)
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (lambda x: tirx.call_pure_extern("float32", "their_function", x), "their_function"),
+        (lambda x: tirx.erf(x), "erf"),
+        (lambda x: cast("float32", cast("float64", x)), "float64"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(value, named: str):
+    with pytest.raises(CodegenError, match=rf"unusual.*{named}"):
+        emit(as_threads("unusual", _elementwise(value), DESKTOP))
+
+
+def test_kernels_without_a_counterpart_run_as_they_are(tmp_path: Path):
+    """A KV cache in int8 and norms over whole rows have no GPU kernel of their own."""
+    for heads, turn in (
+        (Heads(4, 2, 64, "i8", 0), Turn(64)),
+        (Heads(4, 2, 64, "f16", 0), Turn(32, "row", True, 1e-5)),
+    ):
+        made = emit(gpu_function("rope_append", rope_append(3, heads, turn), TARGET, DESKTOP), ("table_cap",))
+        assert made.scalars == ("table_cap",)
+        validate(made.code, "rope_append", tmp_path)
+
+
+def test_a_gpu_without_subgroups_or_dot_products_gets_kernels_without(tmp_path: Path):
+    least = Gpu()
+    made = emit(gpu_function("rms_norm", rms_norm(2, 256, 1e-5, None), TARGET, least))
+    check("rms_norm", made.needs, least)
+    validate(made.code, "rms_norm", tmp_path)
+    assert "GroupNonUniformArithmetic" not in made.needs.capabilities
+    richer = emit(gpu_function("rms_norm", rms_norm(2, 256, 1e-5, None), TARGET, DESKTOP))
+    with pytest.raises(CodegenError, match=r"rms_norm needs SPIR-V's GroupNonUniformArithmetic.*--device cpu"):
+        check("rms_norm", richer.needs, least)
+
+
+def test_limits_of_a_gpu_are_checked():
+    made = emit(gpu_function("rms_norm", rms_norm(2, 8192, 1e-5, None), TARGET, DESKTOP))
+    with pytest.raises(CodegenError, match="256 invocations in a workgroup, the board's GPU has 64"):
+        check("rms_norm", made.needs, Gpu(DESKTOP.capabilities, invocations=64))
+    with pytest.raises(CodegenError, match="3 storage buffers, the board's GPU has 2"):
+        check("rms_norm", made.needs, Gpu(DESKTOP.capabilities, buffers=2))

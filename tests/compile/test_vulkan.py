@@ -1,0 +1,131 @@
+"""The demo model on a Vulkan device: Mesa's lavapipe, under the Khronos validation layers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edgellm import bundle as bundles
+from edgellm.compile import compile_model
+from edgellm.errors import BoardError
+from tests.compile.logits import Model, compare
+from tests.server import MODEL
+from tests.shaders import LAYERS, build_runner, lavapipe, lavapipe_alone, validate
+
+PROMPTS = ("Turn on the light in the kitchen.", "Hello! What can you do?", "What time is it in Paris?")
+
+
+@pytest.fixture(scope="module")
+def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_model(MODEL, "local", "w4a8", tmp_path_factory.mktemp("gpu") / "bundle", device="vulkan").path
+
+
+def run(bundle: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(bundle / "edgellm-rt"), *arguments]
+    env = {**lavapipe(), **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=env, timeout=600, check=False)
+
+
+def greedy(bundle: Path, prompt: str) -> list[int]:
+    done = run(bundle, "run", str(bundle), "-p", prompt, "-n", "24", "--temperature", "0", "--json")
+    assert done.returncode == 0, done.stderr
+    ids: list[int] = json.loads(done.stdout)["ids"]
+    return ids
+
+
+def modules(bundle: Path) -> dict[str, bytes]:
+    """The SPIR-V modules in kernels.spv, by name."""
+    data = (bundle / "kernels.spv").read_bytes()
+    count = struct.unpack_from("<I", data, 8)[0]
+    entries = [struct.unpack_from("<4I", data, 16 + 16 * i) for i in range(count)]
+    return {data[n : n + size].decode(): data[code : code + length] for n, size, code, length in entries}
+
+
+def test_greedy_tokens_equal_the_processors(on_gpu: Path, bundle: Path):
+    for prompt in PROMPTS:
+        assert greedy(on_gpu, prompt) == greedy(bundle, prompt)
+
+
+def test_logits_are_the_processors_within_the_tolerance(on_gpu: Path, bundle: Path, tmp_path: Path):
+    """docs/vulkan.md: 5 % of the largest logit for w4a8, as one activation rounded the other way grows to that."""
+    library = tmp_path / "libedgellm.so"
+    build_runner(tmp_path, library.name)
+    with lavapipe_alone():
+        a, b = Model(library, bundle), Model(library, on_gpu)
+        for lengths in ([1, 1, 1], [7], [33], [130, 1, 1]):
+            assert compare(a, b, lengths) < 0.05
+        a.close()
+        b.close()
+
+
+def test_every_module_is_valid_spirv(on_gpu: Path, tmp_path: Path):
+    found = modules(on_gpu)
+    plan = json.loads((on_gpu / "plan.json").read_text())
+    assert {kernel["name"] for kernel in plan["kernels"]} == set(found)
+    for name, module in found.items():
+        validate(module, name, tmp_path)
+
+
+def test_the_validation_layers_have_nothing_to_say(on_gpu: Path):
+    arguments = ("run", str(on_gpu), "-p", PROMPTS[0], "-n", "3", "--temperature", "0")
+    plain, watched = run(on_gpu, *arguments), run(on_gpu, *arguments, **LAYERS)
+    assert watched.returncode == 0
+    assert watched.stdout == plain.stdout
+    assert "Validation" not in watched.stdout + watched.stderr
+    assert "VUID" not in watched.stdout + watched.stderr
+
+
+def test_the_validation_layers_are_there(on_gpu: Path):
+    """Or the test above could not fail."""
+    done = run(on_gpu, "info", str(on_gpu), **LAYERS)
+    assert done.returncode == 0
+    listed = subprocess.run(["vulkaninfo", "--summary"], capture_output=True, text=True, env=lavapipe(), check=False)
+    assert "VK_LAYER_KHRONOS_validation" in listed.stdout
+
+
+def test_a_token_is_one_submission_with_fewer_barriers_than_two_a_step(on_gpu: Path):
+    done = run(on_gpu, "bench", str(on_gpu), "--json", "--prompt", "8", "--generate", "4", "--repeat", "1")
+    assert done.returncode == 0, done.stderr
+    gpu = json.loads(done.stdout)["gpu"]
+    plan = json.loads((on_gpu / "plan.json").read_text())
+    steps = sum(len(f["steps"]) for f in plan["functions"] if f["n"] == 1)
+    assert gpu["submits"] == 1
+    assert gpu["dispatches"] == steps
+    assert gpu["barriers"] <= steps + 3
+    assert "llvmpipe" in gpu["name"]
+    assert "--device cpu is faster" in done.stderr
+
+
+def test_without_a_driver_there_is_a_named_error(on_gpu: Path, tmp_path: Path):
+    missing = str(tmp_path / "none.json")
+    done = run(on_gpu, "run", str(on_gpu), "-p", "Hi", VK_ICD_FILENAMES=missing, VK_DRIVER_FILES=missing)
+    assert done.returncode == 80
+    assert "GPU_MISSING" in done.stderr
+    assert "--device cpu" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 or all("ERROR" in line for line in done.stderr.splitlines()[:-1])
+
+
+@pytest.mark.parametrize("name", ["kernels.spv", "plan.json"])
+def test_a_damaged_bundle_is_a_named_error(on_gpu: Path, tmp_path: Path, name: str):
+    copy = shutil.copytree(on_gpu, tmp_path / "copy")
+    manifest = bundles.read(copy).manifest
+    data = bytearray((copy / name).read_bytes())
+    if name == "kernels.spv":
+        struct.pack_into("<I", data, 16 + 8, len(data) + 4)  # the first module lies behind the end
+    else:
+        data = bytearray(data.replace(b'"grid":[1,', b'"grid":[0,', 1))
+    (copy / name).write_bytes(data)
+    bundles.seal(copy, {key: value for key, value in manifest.items() if key not in ("format", "files")})
+    done = run(copy, "info", str(copy))
+    assert done.returncode in (25, 26), done.stderr
+    assert name in done.stderr
+
+
+def test_boards_without_a_gpu_say_so():
+    with pytest.raises(BoardError, match=r"rpi2 has no GPU that is known.*--device cpu"):
+        compile_model(MODEL, "rpi2", device="vulkan")

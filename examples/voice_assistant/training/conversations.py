@@ -13,6 +13,7 @@ import random
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import home as homes
@@ -20,6 +21,9 @@ import names
 import patterns
 import speech
 from home import COVER, DOOR, LABELS, LIGHT, SWITCH, Device, Home
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))
+from voice_assistant.tools import TOOLS  # the assistant's, which the model is for
 
 Message = dict[str, Any]
 
@@ -48,31 +52,6 @@ OPPOSITE = {
     "open": "close",
     "close": "open",
 }
-
-_DEVICE = {"device": {"type": "string"}}
-_ARGUMENTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "turn_on": ("Turn a device on", _DEVICE),
-    "turn_off": ("Turn a device off", _DEVICE),
-    "lock": ("Lock a door", _DEVICE),
-    "unlock": ("Unlock a door", _DEVICE),
-    "open": ("Open a cover", _DEVICE),
-    "close": ("Close a cover", _DEVICE),
-    "set_brightness": ("Set a light's brightness", _DEVICE | {"percent": {"type": "integer"}}),
-    "set_temperature": ("Set a room's temperature", {"room": {"type": "string"}, "degrees": {"type": "integer"}}),
-    "set_timer": ("Start a timer", {"minutes": {"type": "integer"}}),
-}
-TOOLS: list[dict[str, Any]] = [
-    {
-        "type": "function",
-        "function": {
-            "name": name,
-            "description": description,
-            "parameters": {"type": "object", "properties": properties, "required": list(properties)},
-        },
-    }
-    for name, (description, properties) in _ARGUMENTS.items()
-]
-"""The tools in the form that chat templates and servers take."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The tools that the model may call, as OpenAI's API describes them: those of training/conversations.py."""
+"""The tools that the model may call, as OpenAI's API describes them, and as it was trained with them."""
 
 from __future__ import annotations
 

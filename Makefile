@@ -88,7 +88,7 @@ service: setup-test ## BUNDLE as a service under this machine's systemd, booted 
 service-board: setup-test setup-faults ## the demo model as a service under systemd on the full-system board (needs root)
 	@$(PY) -m tests.campaigns.service
 
-voice: setup-test ## the voice assistant with speakers that nothing was tuned on, then interrupted, with BUNDLE on this machine
+voice: setup-test ## the voice assistant with other speakers than it was tuned with, then interrupted, with BUNDLE on this machine
 	@cd examples/voice_assistant && for name in accuracy live; do \
 	  $(abspath $(PY)) -m evaluation.$$name $(abspath $(BUNDLE)) || exit 1; done
 

@@ -1,4 +1,4 @@
-"""Files that travel with the distribution but lie outside the packages: boards/ and runtime_c/."""
+"""Files that travel with the distribution but lie outside the packages: boards/, runtime_c/ and examples/."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def data_path(name: str) -> Path:
-    """The directory `name` ("boards" or "runtime_c"): packaged in the wheel, else beside the packages in a checkout.
+    """The directory `name`, "boards" say: packaged in the wheel, else beside the packages in a checkout.
 
     Raises FileNotFoundError if neither has it, which means that the installation is incomplete.
     """

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from crosscompile.checkpoint import Checkpoint
@@ -34,17 +35,22 @@ def host_target() -> Target | None:
         return None
 
 
+def output_of(command: Sequence[str], what: str, timeout_s: float) -> str:
+    """What the runtime prints on this machine. Raises ModelError, which says `what` it was for."""
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ModelError(f"{what}: the runtime did not answer on this machine: {error}") from error
+    if done.returncode:
+        text = done.stderr.decode("utf-8", "replace").strip() or f"exit code {done.returncode}"
+        raise ModelError(f"{what}: the runtime failed on this machine: {text}")
+    return done.stdout.decode("utf-8", "replace")
+
+
 def _run(directory: Path, *arguments: str) -> dict[str, list[int]]:
     command = [str(directory / "edgellm-rt"), "run", str(directory), *arguments]
     command += ["-n", str(N_TOKENS), "--temperature", "0", "--json"]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ModelError(f"golden prompts: the runtime did not answer on this machine: {error}") from error
-    if done.returncode:
-        text = done.stderr.decode("utf-8", "replace").strip() or f"exit code {done.returncode}"
-        raise ModelError(f"golden prompts: the runtime failed on this machine: {text}")
-    answer = json.loads(done.stdout.decode("utf-8", "replace").splitlines()[-1])
+    answer = json.loads(output_of(command, "golden prompts", TIMEOUT_S).splitlines()[-1])
     return {"prompt": answer["prompt_ids"], "tokens": answer["ids"]}
 
 

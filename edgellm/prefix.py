@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,7 +20,7 @@ from crosscompile.target import Target
 from edgellm import bundle as bundles
 from edgellm import cache, golden
 from edgellm.bundle import Bundle
-from edgellm.errors import BundleError, ModelError, UnsuitableError, UsageError
+from edgellm.errors import BundleError, UnsuitableError, UsageError
 
 FILE = "weights/prefix.safetensors"
 _MOST_BYTES = 100_000  # Linux takes 128 KiB in one argument of a command
@@ -143,12 +142,5 @@ def _compute(runs: Bundle, prefix: Prefix, output: Path) -> tuple[int, list[int]
             tools.write(prefix.tools)
             tools.flush()
             command += ["--tools", tools.name]
-        try:
-            done = subprocess.run(command, capture_output=True, timeout=_TIMEOUT_S, check=False)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise ModelError(f"--system-prompt: the runtime did not answer on this machine: {error}") from error
-    if done.returncode:
-        text = done.stderr.decode("utf-8", "replace").strip() or f"exit code {done.returncode}"
-        raise ModelError(f"--system-prompt: the runtime failed on this machine: {text}")
-    answer = json.loads(done.stdout)
+        answer = json.loads(golden.output_of(command, "--system-prompt", _TIMEOUT_S))
     return int(answer["tokens"]), [int(token) for token in answer["ids"]]

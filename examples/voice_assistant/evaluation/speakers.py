@@ -1,6 +1,6 @@
 """People to test with: synthetic voices of two engines, and the noise around them.
 
-Thresholds and grammar were tuned on TUNED_ON; figures are about HELD_OUT, which nothing was tuned on. A voice with an
+Thresholds and grammar were tuned on TUNED_ON; figures are about HELD_OUT. A voice with an
 effect of sox's is another person: higher or lower, faster or slower.
 """
 

@@ -16,10 +16,10 @@ from safetensors.numpy import save_file
 from crosscompile import checkpoint
 from crosscompile.errors import CheckpointError, CodegenError, ConfigError
 from crosscompile.target import target_of_tier
-from edgellm import cache
+from edgellm import cache, golden
 from edgellm.boards import load_board
 from edgellm.compile import MemoryCheck, Options, cache_key, run_worker
-from edgellm.errors import UnsuitableError
+from edgellm.errors import ModelError, UnsuitableError
 from edgellm.generation import generation
 
 ROOT = Path(__file__).parents[2]
@@ -152,3 +152,17 @@ def test_generation(model):
         section({"eos_token_id": 100})
     with pytest.raises(CheckpointError, match=r"top_p must be a number"):
         section({"do_sample": True, "top_p": "high"})
+
+
+@pytest.mark.parametrize(
+    ("command", "timeout_s", "said"),
+    [
+        (["sh", "-c", "echo 'no key' >&2; exit 3"], 60, "golden prompts: the runtime failed on this machine: no key"),
+        (["sh", "-c", "exit 3"], 60, "exit code 3"),
+        (["sleep", "60"], 0.1, "did not answer on this machine"),
+        (["./there-is-no-such-program"], 60, "did not answer on this machine"),
+    ],
+)
+def test_a_runtime_that_fails_here_is_quoted(command: list[str], timeout_s: float, said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        golden.output_of(command, "golden prompts", timeout_s)

@@ -1,149 +1,26 @@
+/* A context: opened with its options, asked, closed. */
 #include "posix.h"
 
-#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-#include "ahead.h"
-#include "context.h"
-#include "cores.h"
+#include "context_parts.h"
 #include "error.h"
-#include "gear.h"
-#include "gpu.h"
-#include "kv.h"
-#include "ladder.h"
-#include "memory.h"
 #include "model.h"
-#include "observe.h"
 #include "pace.h"
-#include "plan.h"
-#include "pool.h"
 #include "state.h"
-#include "watch.h"
 
 enum {
     default_context = 4096,
     most_sessions = 1024,
-    decode_rows = 8, /* steps of fewer rows are bound by reading weights */
     prefill_window = 2,
     prefill_rest = 6,
     decode_window = 6,
     decode_rest = 8,
-    remembered_rest = 256,    /* before the first attempt with what was remembered */
-    worth_remembering = 8,    /* steps */
-    prefix_alignment = 16384, /* of states in memory, so that pages of a file can take their place */
-    read_steps = 16,          /* steps that the disk is ahead of, where weights do not stay in memory */
+    remembered_rest = 256, /* before the first attempt with what was remembered */
+    worth_remembering = 8, /* steps */
 };
-
-struct ellm_context {
-    const ellm_model *model;
-    const ellm_plan *plan;
-    int32_t vocab_size, context_length;
-    ellm_cores cores;
-    ellm_gear prefill, decode;
-    uint32_t n_steps; /* measured */
-    ellm_pool *pool;
-    ellm_region region; /* launches */
-    uint8_t *memory;    /* everything below, one anonymous mapping */
-    size_t memory_bytes;
-    uint8_t *arena;
-    void *inputs[ELLM_INPUTS];
-    int32_t n_sessions;
-    ellm_kv kv;       /* with one session more where the bundle ships a prefix, which that one holds */
-    int32_t *pending; /* (sessions) rows of the current call */
-    ellm_row *rows;   /* ELLM_STEP_ROWS, for ellm_session_eval */
-    ellm_step_ladder body, head;
-    ellm_reader *reader; /* of weights that stay in memory */
-    bool reads_always;   /* they do not */
-    uint64_t symbols[ELLM_SYMBOLS];
-    const ellm_observer *observer; /* NULL: nobody watches */
-    ellm_gpu *gpu;                 /* NULL: the processor computes */
-    const uint8_t *gpu_logits;
-    bool on_gpu;
-    atomic_bool cancelled;
-};
-
-/* ---- memory ---- */
-
-/* Takes `bytes` from a growing layout and returns their offset, a multiple of the alignment. */
-static uint64_t lay_out_at(uint64_t *total, uint64_t bytes, uint64_t alignment) {
-    uint64_t at = (*total + alignment - 1) / alignment * alignment;
-    *total = at + bytes;
-    return at;
-}
-
-static uint64_t lay_out(uint64_t *total, uint64_t bytes) {
-    return lay_out_at(total, bytes, 64);
-}
-
-static ellm_status no_room(const ellm_context *context, uint64_t total, uint64_t available, ellm_error *error) {
-    uint64_t kv = ellm_plan_token_bytes(context->plan) * ELLM_BLOCK * (uint64_t)context->kv.n_blocks, mib = 1 << 20,
-             needed = total / mib + 1;
-    return ellm_fail(error, ELLM_NO_MEMORY,
-                     "%d sessions of %d positions need %llu MiB (KV cache %llu MiB, arena %llu MiB), %llu MiB are "
-                     "available; ask for a shorter context or fewer sessions",
-                     (int)context->n_sessions, (int)context->context_length, (unsigned long long)needed,
-                     (unsigned long long)(kv / mib), (unsigned long long)(context->plan->arena_bytes / mib),
-                     (unsigned long long)(available / mib));
-}
-
-/* One zeroed mapping for arena, KV pool, inputs and tables. */
-static ellm_status take_memory(ellm_context *context, ellm_error *error) {
-    const ellm_plan *plan = context->plan;
-    ellm_kv *kv = &context->kv;
-    uint64_t total = 0, sessions = (uint64_t)kv->n_sessions, cap = (uint64_t)kv->table_cap;
-    uint64_t blocks = (uint64_t)kv->n_blocks, inputs[ELLM_INPUTS];
-    uint64_t arena = lay_out(&total, context->on_gpu ? 0 : plan->arena_bytes);
-    uint64_t states = total, alignment = kv->n_sessions > context->n_sessions ? prefix_alignment : 64;
-    uint32_t n_states = context->on_gpu ? 0 : plan->n_states; /* the GPU has its own */
-    for (uint32_t i = 0; i < n_states; i++) {
-        lay_out_at(&total, plan->state_bytes[i] * blocks, alignment);
-        if (total > (uint64_t)1 << 50) {
-            return no_room(context, total, ellm_available_bytes(), error);
-        }
-    }
-    for (int i = 0; i < ELLM_INPUTS; i++) {
-        inputs[i] = lay_out(&total, i == ELLM_INPUT_BLOCK_TABLE ? sessions * cap * 4 : ELLM_STEP_ROWS * 4);
-    }
-    uint64_t pointers = lay_out(&total, plan->n_states * sizeof *kv->states);
-    uint64_t lengths = lay_out(&total, sessions * 4), pending = lay_out(&total, sessions * 4);
-    uint64_t free_blocks = lay_out(&total, blocks * 4), n_users = lay_out(&total, blocks * 4);
-    uint64_t rows = lay_out(&total, ELLM_STEP_ROWS * sizeof(ellm_row));
-
-    uint64_t available = ellm_available_bytes();
-    if (total > available || total > SIZE_MAX / 2) {
-        return no_room(context, total, available, error);
-    }
-    void *memory = mmap(NULL, (size_t)total, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) {
-        return no_room(context, total, available, error);
-    }
-    /* With huge pages, the first position would take one for every layer. */
-    (void)madvise(memory, (size_t)total, MADV_NOHUGEPAGE);
-    context->reads_always =
-        !context->on_gpu && !plan->in_memory && ellm_plan_weight_bytes(plan) > (available - total) / 8 * 7;
-    uint8_t *base = context->memory = memory;
-    context->memory_bytes = (size_t)total;
-    context->arena = base + arena;
-    kv->states = context->on_gpu ? NULL : (uint8_t **)(void *)(base + pointers);
-    for (uint32_t i = 0; i < n_states; i++) {
-        kv->states[i] = base + lay_out_at(&states, plan->state_bytes[i] * blocks, alignment);
-    }
-    for (int i = 0; i < ELLM_INPUTS; i++) {
-        context->inputs[i] = base + inputs[i];
-    }
-    kv->table = context->inputs[ELLM_INPUT_BLOCK_TABLE];
-    kv->lengths = (int32_t *)(void *)(base + lengths);
-    kv->free_blocks = (int32_t *)(void *)(base + free_blocks);
-    kv->n_users = (int32_t *)(void *)(base + n_users);
-    context->pending = (int32_t *)(void *)(base + pending);
-    context->rows = (ellm_row *)(void *)(base + rows);
-    ellm_kv_init(kv);
-    return ELLM_OK;
-}
-
-/* ---- open and close ---- */
 
 /* As many threads as the options say, else as many as turn out best, the fast cores' number to begin with. */
 static void set_gear(ellm_gear *gear, const ellm_cores *cores, int32_t given, uint32_t window, uint32_t rest) {
@@ -264,7 +141,7 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
         status = ellm_plan_check(context->plan, symbols, error);
     }
     if (status == ELLM_OK) {
-        status = take_memory(context, error);
+        status = ellm_context_take_memory(context, error);
     }
     const ellm_buffers buffers = {.plan = context->plan,
                                   .arena = context->arena,
@@ -343,255 +220,6 @@ int32_t ellm_context_length(const ellm_context *context) {
 
 void ellm_context_cancel(ellm_context *context, bool cancel) {
     atomic_store(&context->cancelled, cancel);
-}
-
-/* ---- evaluation ---- */
-
-/* Runs a function's launches while the disk reads what the next ones need; the head's weights follow the body's. */
-static ellm_status run_reading(ellm_context *context, ellm_step_ladder *ladder, const ellm_step_function *function,
-                               int32_t n_threads) {
-    const ellm_plan *plan = context->plan;
-    ellm_status status = ELLM_OK;
-    ellm_ahead_read(plan, function->source, 0, read_steps);
-    for (uint32_t at = 0; at < function->n_launches && status == ELLM_OK; at += read_steps) {
-        uint32_t left = function->n_launches - at, now = left < read_steps ? left : read_steps;
-        ellm_ahead_read(plan, function->source, at + read_steps, at + 2 * read_steps);
-        if (now == left && ladder == &context->body) {
-            ellm_ahead_read(plan, plan->head.functions, 0, UINT32_MAX);
-        }
-        status = ellm_pool_run(context->pool, function->launches + at, now, n_threads);
-    }
-    return status;
-}
-
-/* A GPU runs functions in the order in which they are asked for; the head waits for the body. */
-static ellm_status run_on_gpu(ellm_context *context, ellm_step_ladder *ladder, const ellm_step_function *function) {
-    uint32_t index = (uint32_t)(function - ladder->functions);
-    bool is_head = ladder == &context->head;
-    if (context->observer != NULL) {
-        const ellm_observed now = {.function = function->source,
-                                   .launches = function->launches,
-                                   .is_head = is_head,
-                                   .symbols = context->symbols,
-                                   .inputs = context->inputs};
-        if (context->observer->ns == NULL) {
-            return ELLM_GPU_MISSING; /* buffers of a GPU cannot be looked at yet */
-        }
-        ellm_status status = ellm_gpu_timed(context->gpu, is_head, index, context->observer->ns);
-        return status != ELLM_OK ? status : context->observer->timed(context->observer->user, &now);
-    }
-    return is_head ? ellm_gpu_head(context->gpu, index, &context->gpu_logits) : ellm_gpu_body(context->gpu, index);
-}
-
-static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_step_function *function) {
-    if (context->gpu != NULL) {
-        return run_on_gpu(context, ladder, function);
-    }
-    ellm_gear *gear = function->n < decode_rows ? &context->decode : &context->prefill;
-    int32_t n_threads = gear->now;
-    if (context->observer != NULL) {
-        const ellm_observed now = {.function = function->source,
-                                   .launches = function->launches,
-                                   .is_head = ladder == &context->head,
-                                   .symbols = context->symbols,
-                                   .inputs = context->inputs};
-        return ellm_observe_run(context->observer, &now, context->pool, n_threads);
-    }
-    if (context->reads_always) {
-        return run_reading(context, ladder, function, n_threads);
-    }
-    int64_t start = ellm_now_ns();
-    ellm_status status = ellm_pool_run(context->pool, function->launches, function->n_launches, n_threads);
-    double ns = (double)(ellm_now_ns() - start);
-    if (status != ELLM_OK || !ladder->was_read || ellm_pool_team(context->pool) != n_threads) {
-        ladder->was_read = status == ELLM_OK;
-        return status; /* a step that waited for the disk or for another program says nothing about speed */
-    }
-    context->n_steps++;
-    if (gear->now == gear->best) {
-        ellm_ladder_measured(ladder, function, ns);
-    }
-    if (ladder == &context->body && (function->n == 1 || function->n == ladder->rows)) { /* always the same kind */
-        ellm_gear_step(gear, ns);
-    }
-    return status;
-}
-
-/* Everything about rows that can be wrong, before anything changes. */
-static ellm_status check_rows(ellm_context *context, const ellm_row *rows, size_t n, const float *logits) {
-    memset(context->pending, 0, (size_t)context->n_sessions * sizeof *context->pending);
-    for (size_t i = 0; i < n; i++) {
-        const ellm_row *row = &rows[i];
-        if (row->slot < 0 || row->slot >= context->n_sessions || (row->wants_logits && logits == NULL)) {
-            return ELLM_USAGE;
-        }
-        if (row->token < 0 || row->token >= context->vocab_size) {
-            return ELLM_TOKEN_RANGE;
-        }
-        if (row->position >= context->context_length) {
-            return ELLM_CONTEXT_FULL;
-        }
-        if (row->position != context->kv.lengths[row->slot] + context->pending[row->slot]++) {
-            return ELLM_USAGE;
-        }
-    }
-    return ELLM_OK;
-}
-
-/* The head over the wanted rows of the step just run; returns how many there were. */
-static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t n, float *logits, size_t *n_wanted) {
-    int32_t *chosen = context->inputs[ELLM_INPUT_ROWS];
-    *n_wanted = 0;
-    if (logits == NULL) { /* then no row wants any */
-        return ELLM_OK;
-    }
-    for (size_t i = 0; i < n; i++) {
-        *n_wanted += rows[i].wants_logits;
-    }
-    size_t at = 0; /* the next row to look at */
-    for (size_t done = 0; done < *n_wanted;) {
-        ellm_step_function *function = ellm_ladder_pick(&context->head, *n_wanted - done);
-        size_t filled = 0, cap = (size_t)function->n;
-        for (; at < n && filled < cap; at++) {
-            if (rows[at].wants_logits) {
-                chosen[filled++] = (int32_t)at;
-            }
-        }
-        for (size_t i = filled; i < cap; i++) {
-            chosen[i] = -1;
-        }
-        ellm_status status = run(context, &context->head, function);
-        if (status != ELLM_OK) {
-            return status;
-        }
-        const uint8_t *from =
-            context->gpu != NULL ? context->gpu_logits : context->arena + context->plan->logits_offset;
-        for (size_t i = 0; i < filled; i++, done++) {
-            memcpy(logits + done * (size_t)context->vocab_size, from + i * context->plan->logits_row_bytes,
-                   (size_t)context->vocab_size * sizeof *logits);
-        }
-    }
-    return ELLM_OK;
-}
-
-/* The body over n rows with a function of at least as many; padding rows have position -1. */
-static ellm_status run_body(ellm_context *context, ellm_step_function *function, const ellm_row *rows, size_t n) {
-    int32_t *tokens = context->inputs[ELLM_INPUT_TOKENS], *positions = context->inputs[ELLM_INPUT_POSITIONS];
-    int32_t *slots = context->inputs[ELLM_INPUT_SLOTS];
-    for (size_t i = 0; i < (size_t)function->n; i++) {
-        bool real = i < n;
-        if (real && !ellm_kv_reserve(&context->kv, rows[i].slot, rows[i].position)) {
-            return ELLM_INTERNAL; /* the pool holds what every session may ask for */
-        }
-        tokens[i] = real ? rows[i].token : 0;
-        positions[i] = real ? rows[i].position : -1;
-        slots[i] = real ? rows[i].slot : 0;
-    }
-    ellm_status status = run(context, &context->body, function);
-    for (size_t i = 0; i < n && status == ELLM_OK; i++) {
-        ellm_kv_advance(&context->kv, rows[i].slot, rows[i].position + 1);
-    }
-    return status;
-}
-
-static ellm_status eval_checked(ellm_context *context, const ellm_row *rows, size_t n, float *logits) {
-    while (n > 0) {
-        if (atomic_load(&context->cancelled)) {
-            return ELLM_CANCELLED;
-        }
-        ellm_step_function *function = ellm_ladder_pick(&context->body, n);
-        size_t now = (size_t)function->n < n ? (size_t)function->n : n, n_wanted;
-        ellm_status status = run_body(context, function, rows, now);
-        if (status == ELLM_OK) {
-            status = run_head(context, rows, now, logits, &n_wanted);
-        }
-        if (status == ELLM_OK && context->gpu != NULL) {
-            status = ellm_gpu_finish(context->gpu);
-        }
-        if (status != ELLM_OK) {
-            return status;
-        }
-        logits = logits != NULL ? logits + n_wanted * (size_t)context->vocab_size : logits;
-        rows += now;
-        n -= now;
-    }
-    return ELLM_OK;
-}
-
-ellm_status ellm_context_eval(ellm_context *context, const ellm_row *rows, size_t n, float *logits) {
-    ellm_status status = check_rows(context, rows, n, logits);
-    return status != ELLM_OK ? status : eval_checked(context, rows, n, logits);
-}
-
-ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, float *logits) {
-    if (slot < 0 || slot >= context->n_sessions || (n == 0 && logits != NULL)) {
-        return ELLM_USAGE;
-    }
-    for (size_t i = 0; i < n; i++) {
-        if (tokens[i] < 0 || tokens[i] >= context->vocab_size) {
-            return ELLM_TOKEN_RANGE;
-        }
-    }
-    int32_t length = context->kv.lengths[slot];
-    if (n > (size_t)(context->context_length - length)) {
-        return ELLM_CONTEXT_FULL;
-    }
-    size_t most = (size_t)context->body.rows;
-    for (size_t done = 0; done < n;) {
-        size_t now = n - done < most ? n - done : most;
-        for (size_t i = 0; i < now; i++, done++) {
-            context->rows[i] = (ellm_row){.token = tokens[done],
-                                          .position = length + (int32_t)done,
-                                          .slot = slot,
-                                          .wants_logits = logits != NULL && done + 1 == n};
-        }
-        ellm_status status = eval_checked(context, context->rows, now, logits);
-        if (status != ELLM_OK) {
-            return status;
-        }
-    }
-    return ELLM_OK;
-}
-
-int32_t ellm_session_length(const ellm_context *context, int32_t slot) {
-    return slot < 0 || slot >= context->n_sessions ? 0 : context->kv.lengths[slot];
-}
-
-ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t length) {
-    if (slot < 0 || slot >= context->n_sessions || length < 0 || length > context->kv.lengths[slot]
-        || !ellm_kv_truncate(&context->kv, slot, length)) {
-        return ELLM_USAGE;
-    }
-    return ELLM_OK;
-}
-
-ellm_status ellm_session_share(ellm_context *context, int32_t from, int32_t to, int32_t length) {
-    ellm_kv *kv = &context->kv;
-    bool is_prefix = from == ELLM_PREFIX && kv->n_sessions > context->n_sessions;
-    bool good =
-        (is_prefix || (from >= 0 && from < context->n_sessions)) && to >= 0 && to < context->n_sessions && from != to;
-    from = is_prefix ? context->n_sessions : from;
-    good = good && length >= 0 && length <= kv->lengths[from];
-    return good && ellm_kv_share(kv, from, to, length) ? ELLM_OK : ELLM_USAGE;
-}
-
-void ellm_context_settle(ellm_context *context, bool fit) {
-    ellm_ladder_settle(&context->body, fit);
-    ellm_ladder_settle(&context->head, fit);
-    ellm_gear_fix(&context->prefill, context->prefill.best);
-    ellm_gear_fix(&context->decode, context->decode.best);
-}
-
-void ellm_context_observe(ellm_context *context, const ellm_observer *observer) {
-    context->observer = observer;
-}
-
-double ellm_context_cost_ns(const ellm_context *context, int32_t n) {
-    double head = 0, body = ellm_ladder_cost_ns(&context->body, n);
-    for (int32_t left = n; left > 0; left -= context->head.rows) {
-        head += ellm_ladder_cost_ns(&context->head, left < context->head.rows ? left : context->head.rows);
-    }
-    return body > 0 && head > 0 ? body + head : 0;
 }
 
 const ellm_model *ellm_context_model(const ellm_context *context) {

@@ -1,4 +1,4 @@
-/* Sessions in files: what one holds is written, and taken up again by a later run of the same bundle. */
+/* Sessions: what they hold grows and shrinks, and outlives the program in a file, for a later run of the same bundle. */
 #include "posix.h"
 
 #include <fcntl.h>
@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "context.h"
+#include "context_parts.h"
 #include "error.h"
 #include "model.h"
 #include "state.h"
@@ -19,6 +19,62 @@ struct ellm_saved {
     ellm_state state;
     bool is_foreign;
 };
+
+/* ---- positions ---- */
+
+ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, float *logits) {
+    if (slot < 0 || slot >= context->n_sessions || (n == 0 && logits != NULL)) {
+        return ELLM_USAGE;
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (tokens[i] < 0 || tokens[i] >= context->vocab_size) {
+            return ELLM_TOKEN_RANGE;
+        }
+    }
+    int32_t length = context->kv.lengths[slot];
+    if (n > (size_t)(context->context_length - length)) {
+        return ELLM_CONTEXT_FULL;
+    }
+    size_t most = (size_t)context->body.rows;
+    for (size_t done = 0; done < n;) {
+        size_t now = n - done < most ? n - done : most;
+        for (size_t i = 0; i < now; i++, done++) {
+            context->rows[i] = (ellm_row){.token = tokens[done],
+                                          .position = length + (int32_t)done,
+                                          .slot = slot,
+                                          .wants_logits = logits != NULL && done + 1 == n};
+        }
+        ellm_status status = ellm_context_run(context, context->rows, now, logits);
+        if (status != ELLM_OK) {
+            return status;
+        }
+    }
+    return ELLM_OK;
+}
+
+int32_t ellm_session_length(const ellm_context *context, int32_t slot) {
+    return slot < 0 || slot >= context->n_sessions ? 0 : context->kv.lengths[slot];
+}
+
+ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t length) {
+    if (slot < 0 || slot >= context->n_sessions || length < 0 || length > context->kv.lengths[slot]
+        || !ellm_kv_truncate(&context->kv, slot, length)) {
+        return ELLM_USAGE;
+    }
+    return ELLM_OK;
+}
+
+ellm_status ellm_session_share(ellm_context *context, int32_t from, int32_t to, int32_t length) {
+    ellm_kv *kv = &context->kv;
+    bool is_prefix = from == ELLM_PREFIX && kv->n_sessions > context->n_sessions;
+    bool good =
+        (is_prefix || (from >= 0 && from < context->n_sessions)) && to >= 0 && to < context->n_sessions && from != to;
+    from = is_prefix ? context->n_sessions : from;
+    good = good && length >= 0 && length <= kv->lengths[from];
+    return good && ellm_kv_share(kv, from, to, length) ? ELLM_OK : ELLM_USAGE;
+}
+
+/* ---- files ---- */
 
 ellm_status ellm_session_save(ellm_context *context, int32_t slot, const int32_t *tokens, const char *path,
                               const void *note, size_t note_bytes, ellm_error *error) {

@@ -1,0 +1,207 @@
+/* Steps: rows of tokens through the plan's functions, on the processor or a GPU. */
+#include "posix.h"
+
+#include <string.h>
+
+#include "context_parts.h"
+#include "watch.h"
+
+enum {
+    decode_rows = 8, /* steps of fewer rows are bound by reading weights */
+    read_steps = 16, /* steps that the disk is ahead of, where weights do not stay in memory */
+};
+
+/* Runs a function's launches while the disk reads what the next ones need; the head's weights follow the body's. */
+static ellm_status run_reading(ellm_context *context, ellm_step_ladder *ladder, const ellm_step_function *function,
+                               int32_t n_threads) {
+    const ellm_plan *plan = context->plan;
+    ellm_status status = ELLM_OK;
+    ellm_ahead_read(plan, function->source, 0, read_steps);
+    for (uint32_t at = 0; at < function->n_launches && status == ELLM_OK; at += read_steps) {
+        uint32_t left = function->n_launches - at, now = left < read_steps ? left : read_steps;
+        ellm_ahead_read(plan, function->source, at + read_steps, at + 2 * read_steps);
+        if (now == left && ladder == &context->body) {
+            ellm_ahead_read(plan, plan->head.functions, 0, UINT32_MAX);
+        }
+        status = ellm_pool_run(context->pool, function->launches + at, now, n_threads);
+    }
+    return status;
+}
+
+/* A GPU runs functions in the order in which they are asked for; the head waits for the body. */
+static ellm_status run_on_gpu(ellm_context *context, ellm_step_ladder *ladder, const ellm_step_function *function) {
+    uint32_t index = (uint32_t)(function - ladder->functions);
+    bool is_head = ladder == &context->head;
+    if (context->observer != NULL) {
+        const ellm_observed now = {.function = function->source,
+                                   .launches = function->launches,
+                                   .is_head = is_head,
+                                   .symbols = context->symbols,
+                                   .inputs = context->inputs};
+        if (context->observer->ns == NULL) {
+            return ELLM_GPU_MISSING; /* buffers of a GPU cannot be looked at yet */
+        }
+        ellm_status status = ellm_gpu_timed(context->gpu, is_head, index, context->observer->ns);
+        return status != ELLM_OK ? status : context->observer->timed(context->observer->user, &now);
+    }
+    return is_head ? ellm_gpu_head(context->gpu, index, &context->gpu_logits) : ellm_gpu_body(context->gpu, index);
+}
+
+static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_step_function *function) {
+    if (context->gpu != NULL) {
+        return run_on_gpu(context, ladder, function);
+    }
+    ellm_gear *gear = function->n < decode_rows ? &context->decode : &context->prefill;
+    int32_t n_threads = gear->now;
+    if (context->observer != NULL) {
+        const ellm_observed now = {.function = function->source,
+                                   .launches = function->launches,
+                                   .is_head = ladder == &context->head,
+                                   .symbols = context->symbols,
+                                   .inputs = context->inputs};
+        return ellm_observe_run(context->observer, &now, context->pool, n_threads);
+    }
+    if (context->reads_always) {
+        return run_reading(context, ladder, function, n_threads);
+    }
+    int64_t start = ellm_now_ns();
+    ellm_status status = ellm_pool_run(context->pool, function->launches, function->n_launches, n_threads);
+    double ns = (double)(ellm_now_ns() - start);
+    if (status != ELLM_OK || !ladder->was_read || ellm_pool_team(context->pool) != n_threads) {
+        ladder->was_read = status == ELLM_OK;
+        return status; /* a step that waited for the disk or for another program says nothing about speed */
+    }
+    context->n_steps++;
+    if (gear->now == gear->best) {
+        ellm_ladder_measured(ladder, function, ns);
+    }
+    if (ladder == &context->body && (function->n == 1 || function->n == ladder->rows)) { /* always the same kind */
+        ellm_gear_step(gear, ns);
+    }
+    return status;
+}
+
+/* Everything about rows that can be wrong, before anything changes. */
+static ellm_status check_rows(ellm_context *context, const ellm_row *rows, size_t n, const float *logits) {
+    memset(context->pending, 0, (size_t)context->n_sessions * sizeof *context->pending);
+    for (size_t i = 0; i < n; i++) {
+        const ellm_row *row = &rows[i];
+        if (row->slot < 0 || row->slot >= context->n_sessions || (row->wants_logits && logits == NULL)) {
+            return ELLM_USAGE;
+        }
+        if (row->token < 0 || row->token >= context->vocab_size) {
+            return ELLM_TOKEN_RANGE;
+        }
+        if (row->position >= context->context_length) {
+            return ELLM_CONTEXT_FULL;
+        }
+        if (row->position != context->kv.lengths[row->slot] + context->pending[row->slot]++) {
+            return ELLM_USAGE;
+        }
+    }
+    return ELLM_OK;
+}
+
+/* The head over the wanted rows of the step just run; returns how many there were. */
+static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t n, float *logits, size_t *n_wanted) {
+    int32_t *chosen = context->inputs[ELLM_INPUT_ROWS];
+    *n_wanted = 0;
+    if (logits == NULL) { /* then no row wants any */
+        return ELLM_OK;
+    }
+    for (size_t i = 0; i < n; i++) {
+        *n_wanted += rows[i].wants_logits;
+    }
+    size_t at = 0; /* the next row to look at */
+    for (size_t done = 0; done < *n_wanted;) {
+        ellm_step_function *function = ellm_ladder_pick(&context->head, *n_wanted - done);
+        size_t filled = 0, cap = (size_t)function->n;
+        for (; at < n && filled < cap; at++) {
+            if (rows[at].wants_logits) {
+                chosen[filled++] = (int32_t)at;
+            }
+        }
+        for (size_t i = filled; i < cap; i++) {
+            chosen[i] = -1;
+        }
+        ellm_status status = run(context, &context->head, function);
+        if (status != ELLM_OK) {
+            return status;
+        }
+        const uint8_t *from =
+            context->gpu != NULL ? context->gpu_logits : context->arena + context->plan->logits_offset;
+        for (size_t i = 0; i < filled; i++, done++) {
+            memcpy(logits + done * (size_t)context->vocab_size, from + i * context->plan->logits_row_bytes,
+                   (size_t)context->vocab_size * sizeof *logits);
+        }
+    }
+    return ELLM_OK;
+}
+
+/* The body over n rows with a function of at least as many; padding rows have position -1. */
+static ellm_status run_body(ellm_context *context, ellm_step_function *function, const ellm_row *rows, size_t n) {
+    int32_t *tokens = context->inputs[ELLM_INPUT_TOKENS], *positions = context->inputs[ELLM_INPUT_POSITIONS];
+    int32_t *slots = context->inputs[ELLM_INPUT_SLOTS];
+    for (size_t i = 0; i < (size_t)function->n; i++) {
+        bool real = i < n;
+        if (real && !ellm_kv_reserve(&context->kv, rows[i].slot, rows[i].position)) {
+            return ELLM_INTERNAL; /* the pool holds what every session may ask for */
+        }
+        tokens[i] = real ? rows[i].token : 0;
+        positions[i] = real ? rows[i].position : -1;
+        slots[i] = real ? rows[i].slot : 0;
+    }
+    ellm_status status = run(context, &context->body, function);
+    for (size_t i = 0; i < n && status == ELLM_OK; i++) {
+        ellm_kv_advance(&context->kv, rows[i].slot, rows[i].position + 1);
+    }
+    return status;
+}
+
+ellm_status ellm_context_run(ellm_context *context, const ellm_row *rows, size_t n, float *logits) {
+    while (n > 0) {
+        if (atomic_load(&context->cancelled)) {
+            return ELLM_CANCELLED;
+        }
+        ellm_step_function *function = ellm_ladder_pick(&context->body, n);
+        size_t now = (size_t)function->n < n ? (size_t)function->n : n, n_wanted;
+        ellm_status status = run_body(context, function, rows, now);
+        if (status == ELLM_OK) {
+            status = run_head(context, rows, now, logits, &n_wanted);
+        }
+        if (status == ELLM_OK && context->gpu != NULL) {
+            status = ellm_gpu_finish(context->gpu);
+        }
+        if (status != ELLM_OK) {
+            return status;
+        }
+        logits = logits != NULL ? logits + n_wanted * (size_t)context->vocab_size : logits;
+        rows += now;
+        n -= now;
+    }
+    return ELLM_OK;
+}
+
+ellm_status ellm_context_eval(ellm_context *context, const ellm_row *rows, size_t n, float *logits) {
+    ellm_status status = check_rows(context, rows, n, logits);
+    return status != ELLM_OK ? status : ellm_context_run(context, rows, n, logits);
+}
+
+void ellm_context_settle(ellm_context *context, bool fit) {
+    ellm_ladder_settle(&context->body, fit);
+    ellm_ladder_settle(&context->head, fit);
+    ellm_gear_fix(&context->prefill, context->prefill.best);
+    ellm_gear_fix(&context->decode, context->decode.best);
+}
+
+void ellm_context_observe(ellm_context *context, const ellm_observer *observer) {
+    context->observer = observer;
+}
+
+double ellm_context_cost_ns(const ellm_context *context, int32_t n) {
+    double head = 0, body = ellm_ladder_cost_ns(&context->body, n);
+    for (int32_t left = n; left > 0; left -= context->head.rows) {
+        head += ellm_ladder_cost_ns(&context->head, left < context->head.rows ? left : context->head.rows);
+    }
+    return body > 0 && head > 0 ? body + head : 0;
+}

@@ -50,13 +50,18 @@ def placement() -> list[Any]:
     ]
 
 
-def lowering() -> list[Any]:
-    """The second half, to what LLVM code generation takes, without the packed calling convention."""
+def lowering(bits: int = 64) -> list[Any]:
+    """The second half, to what LLVM code generation takes, without the packed calling convention.
+
+    bits: of an address. With 32 no buffer has 2^31 elements, so every index is narrowed; otherwise those are that stay
+    small as can be seen from the loops, which the shared range hides (two registers an index, on a core with thirteen).
+    """
+    narrow = tirx.transform.ForceNarrowIndexToInt32() if bits == 32 else tirx.transform.NarrowDataType(32)
     return [
         tirx.transform.StmtSimplify(),
         s_tir.transform.LowerOpaqueBlock(),
         tirx.transform.FlattenBuffer(),
-        tirx.transform.NarrowDataType(32),
+        narrow,
         s_tir.transform.LoopPartition(),
         tirx.transform.VectorizeLoop(True),
         tirx.transform.StorageRewrite(),
@@ -129,14 +134,16 @@ def _plain_interface(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[str,
     declarations = [tirx.DeclBuffer(b, data=pointer) for b, pointer in zip(buffers, pointers, strict=True)]
     used = {v.name for v in tirx.analysis.undefined_vars(function.body, [*buffers, *ranges])}
     scalars = tuple(name for name in SCALARS if name in shape_vars and name in used)
-    body: Any = tirx.SeqStmt([*declarations, function.body])
+    numbers = [*(shape_vars[name] for name in scalars), *ranges]
+    wide = [tirx.Var(number.name, "int64") for number in numbers]  # whatever the kernel computes with
+    narrowed = [tirx.Bind(n, tirx.Cast(n.ty.dtype, w)) for n, w in zip(numbers, wide, strict=True)]
+    body: Any = tirx.SeqStmt([*narrowed, *declarations, function.body])
     for buffer in buffers:
         body = tirx.AttrStmt(buffer, "storage_alignment", tirx.IntImm("int32", 64), body)
     for key, value in (("device_id", 0), ("device_type", 1)):  # LowerTVMBuiltin asks for these
         body = tirx.AttrStmt("default", key, tirx.IntImm("int32", value), body)
     body = tirx.SeqStmt([body, tirx.Return(tirx.IntImm("int32", 0))])
-    params = [*pointers, *(shape_vars[name] for name in scalars), *ranges]
-    plain = tirx.PrimFunc(params, body, PrimType("int32"), function.attrs)
+    plain = tirx.PrimFunc([*pointers, *wide], body, PrimType("int32"), function.attrs)
     return plain.with_attr("calling_conv", 1), tuple(b.name for b in buffers), scalars
 
 
@@ -165,7 +172,7 @@ def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tupl
     shared: dict[Any, tirx.PrimFunc] = {}
     for symbol, function in module.functions.items():
         shared[symbol], groups[symbol.name_hint] = _share_range(function)
-    module = tvm.ir.transform.Sequential(lowering())(tvm.IRModule(shared, attrs=module.attrs))
+    module = tvm.ir.transform.Sequential(lowering(ADDRESS_BITS[target.arch]))(tvm.IRModule(shared, attrs=module.attrs))
     signatures: dict[str, Signature] = {}
     plain: dict[Any, tirx.PrimFunc] = {}
     known: dict[str, str] = {}
@@ -179,6 +186,8 @@ def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tupl
     module = tirx.transform.LowerIntrin()(tirx.transform.LowerTVMBuiltin()(tvm.IRModule(plain)))
     return tvm.get_global_func("target.build.llvm")(module, llvm), signatures
 
+
+ADDRESS_BITS = {"aarch64": 64, "armv7": 32, "x86_64": 64}
 
 TRIPLES = {
     "aarch64": "aarch64-linux-gnu.2.28",

@@ -170,13 +170,14 @@ def _smmla(tile: Tile) -> Dots:
         lane = column % 16 // 8
         return T.reinterpret("int8x16", tirx.Shuffle([first, second], [lane, 2 + lane]))
 
+    width = GROUP // chunks  # columns of a chunk: the two halves of a vector's bytes, or one
     for c in range(chunks):
-        parts = {(group, row): tile.parts(group, c, row, 16) for group, row in vectors}
-        for half in range(len(parts[0, 0])):
-            for pair in pairs:
-                operand = bind(columns(pair, parts[0, 0][half][1]))
-                for vector in vectors:
-                    args = (sums[pair, vector], parts[vector][half][0], operand)
+        places = range(c * width, (c + 1) * width, 8)
+        operands = {(pair, column): bind(columns(pair, column)) for pair in pairs for column in places}
+        for vector in vectors:  # outermost, or the unpacked halves of all of them would be alive at once
+            for weights, column in tile.parts(vector[0], c, vector[1], 16):
+                for pair in pairs:
+                    args = (sums[pair, vector], weights, operands[pair, column])
                     sums[pair, vector] = bind(_call("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", *args))
     dots: Dots = [[[] for _ in range(tile.groups)] for _ in range(tile.tokens)]
     for pair in pairs:

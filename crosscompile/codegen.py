@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -50,13 +51,13 @@ def placement() -> list[Any]:
     ]
 
 
-def lowering(bits: int = 64) -> list[Any]:
+def lowering(small: bool = False) -> list[Any]:
     """The second half, to what LLVM code generation takes, without the packed calling convention.
 
-    bits: of an address. With 32 no buffer has 2^31 elements, so every index is narrowed; otherwise those are that stay
-    small as can be seen from the loops, which the shared range hides (two registers an index, on a core with thirteen).
+    small: every index fits 32 bits. Otherwise those are narrowed that stay small as can be seen from the loops, which
+    the shared range hides: two registers an index, on a core that has thirteen.
     """
-    narrow = tirx.transform.ForceNarrowIndexToInt32() if bits == 32 else tirx.transform.NarrowDataType(32)
+    narrow = tirx.transform.ForceNarrowIndexToInt32() if small else tirx.transform.NarrowDataType(32)
     return [
         tirx.transform.StmtSimplify(),
         s_tir.transform.LowerOpaqueBlock(),
@@ -147,12 +148,27 @@ def _plain_interface(function: tirx.PrimFunc) -> tuple[tirx.PrimFunc, tuple[str,
     return plain.with_attr("calling_conv", 1), tuple(b.name for b in buffers), scalars
 
 
+def _is_small(function: tirx.PrimFunc) -> bool:
+    """Whether no parameter can have 2^31 elements, as a KV cache can whose blocks are not counted yet."""
+    shapes = [[int(n) for n in p.ty.shape if isinstance(n, tirx.IntImm)] for p in function.params if is_buffer_var(p)]
+    return all(math.prod(shape) < 1 << 31 for shape in shapes)
+
+
 _SIZES = re.compile(r"(T\.Buffer|T\.decl_buffer)\(\((?:T\.int64\(\d+\)|\d+|\"\w+\"|\w+|, ?|,)*\)")
 
 
 def _code_key(function: tirx.PrimFunc) -> str:
     """The text of a lowered function without the sizes of its arguments, which no instruction depends on."""
     return _SIZES.sub(r"\1(()", function.without_attr("global_symbol").script())
+
+
+def _lower(module: tvm.IRModule, target: Target) -> tvm.IRModule:
+    small = {s: f for s, f in module.functions.items() if target.arch == "armv7" and _is_small(f)}
+    rest = {symbol: f for symbol, f in module.functions.items() if symbol not in small}
+    done = tvm.ir.transform.Sequential(lowering())(tvm.IRModule(rest, attrs=module.attrs))
+    if small:
+        done.update(tvm.ir.transform.Sequential(lowering(small=True))(tvm.IRModule(small, attrs=module.attrs)))
+    return done
 
 
 def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tuple[Any, dict[str, Signature]]:
@@ -172,7 +188,7 @@ def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tupl
     shared: dict[Any, tirx.PrimFunc] = {}
     for symbol, function in module.functions.items():
         shared[symbol], groups[symbol.name_hint] = _share_range(function)
-    module = tvm.ir.transform.Sequential(lowering(ADDRESS_BITS[target.arch]))(tvm.IRModule(shared, attrs=module.attrs))
+    module = _lower(tvm.IRModule(shared, attrs=module.attrs), target)
     signatures: dict[str, Signature] = {}
     plain: dict[Any, tirx.PrimFunc] = {}
     known: dict[str, str] = {}
@@ -186,8 +202,6 @@ def compile_object(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> tupl
     module = tirx.transform.LowerIntrin()(tirx.transform.LowerTVMBuiltin()(tvm.IRModule(plain)))
     return tvm.get_global_func("target.build.llvm")(module, llvm), signatures
 
-
-ADDRESS_BITS = {"aarch64": 64, "armv7": 32, "x86_64": 64}
 
 TRIPLES = {
     "aarch64": "aarch64-linux-gnu.2.28",

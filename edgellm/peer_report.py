@@ -106,8 +106,8 @@ def _sizes(sizes: dict[str, dict[str, int]], peers: Sequence[str]) -> Table:
         (model, *(size(n_bytes[side]) if side in n_bytes else "" for side in ("edgellm", *peers)))
         for model, n_bytes in sizes.items()
     ]
-    return Table("Program code, stripped: edgellm-rt and kernels; a peer's libraries without any program",
-                 ("model, weights", "edgellm", *peers), tuple(cells), 1)  # fmt: skip
+    title = "Program code, stripped: kernels and all of edgellm-rt, server and all; a peer's libraries without any program"
+    return Table(title, ("model, weights", "edgellm", *peers), tuple(cells), 1)
 
 
 def _instructions(counts: Sequence[dict[str, Any]], peer: str) -> Table:

@@ -27,7 +27,7 @@ else:
     import tomli as tomllib
 
 MANIFEST = "app.toml"
-_WORD = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*")
 _PLATFORMS = {"aarch64": "aarch64", "armv7": "armv7l", "x86_64": "x86_64"}
 _GLIBC = ((2, 39), (2, 36), (2, 35), (2, 34), (2, 31), (2, 28), (2, 27), (2, 24), (2, 17))
@@ -82,7 +82,7 @@ def read(folder: Path) -> Application:
     if unknown := sorted(set(table) - set(known)):
         raise UsageError(f"{path}: unknown key '{unknown[0]}'; known are {', '.join(known)}")
 
-    def word(key: str, pattern: re.Pattern[str] = _WORD) -> str:
+    def word(key: str, pattern: re.Pattern[str] = NAME) -> str:
         value = table.get(key)
         if not isinstance(value, str) or not pattern.fullmatch(value):
             raise UsageError(f"{path}: '{key}' must be a name such as \"voice_assistant\"")

@@ -42,7 +42,7 @@ NOON = datetime(2026, 3, 3, 12, 5)
 
 def test_the_example_is_read() -> None:
     config = read_config(EXAMPLE / "home.toml")
-    assert config.wake.phrase == "hey ember"
+    assert config.wake.phrase == "okay nabu"
     assert {device.kind for device in config.home.devices} == {"light", "switch", "door", "cover"}
 
 

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from voice_assistant.answering import Answer, Context, Listener
-from voice_assistant.audio import FRAME_S
+from voice_assistant.audio import FRAME_S, loudness
 from voice_assistant.commands import LocalCommands
 from voice_assistant.config import Config
 from voice_assistant.errors import EngineError
@@ -30,6 +30,8 @@ _KEPT_FRAMES = 64
 """About two seconds of the past, for words that began before it was known."""
 _SURE = 0.8
 """Probability from which it is surely speech."""
+_AS_LOUD = 0.15
+"""An interruption is at least so loud, as a share of the question: an echo canceller leaves less of the answer."""
 _PRE_ROLL = 10
 """Frames before an interruption was noticed that belong to it."""
 
@@ -64,6 +66,8 @@ class Assistant:
         self._answer: Answer | None = None
         self._n_loud = self._n_sure = self._n_quiet = 0
         self._paused = False
+        self._loudnesses: list[float] = []
+        self._user_loudness = 0.0
         self._hop_ms = FRAME_S * 1000 / (1 if parts.between is None else 2)
         if config.interrupt.by == "speech" and parts.between is not None:
             parts.source.halfway = self._hear_between
@@ -102,15 +106,17 @@ class Assistant:
             if (after := self._parts.wake_word.feed(frame, probability)) is not None:
                 self._interrupt(after)
         elif self._config.interrupt.by == "speech":
-            self._mind_speech(probability, heard_at)
+            self._mind_speech(frame, probability, heard_at)
 
     def _hear_between(self, frame: bytes, heard_at: float) -> None:
         if self.state in (THINKING, SPEAKING):
             assert self._parts.between is not None
-            self._mind_speech(self._parts.between(frame), heard_at)
+            self._mind_speech(frame, self._parts.between(frame), heard_at)
 
     def _listen(self, frame: bytes, probability: float, heard_at: float) -> None:
         self._parts.recognizer.feed(frame)
+        if probability >= self._config.vad.threshold:
+            self._loudnesses.append(loudness(frame))
         verdict = self._endpoint.add(probability)
         if verdict == "nothing":
             self._parts.recognizer.end()
@@ -124,11 +130,14 @@ class Assistant:
         self._endpoint = Endpoint(vad, spoken)
         self._parts.wake_word.reset()
         self._parts.recognizer.begin()
+        self._loudnesses.clear()
         for frame in list(self._past)[len(self._past) - n_past :] if n_past else ():
             self._parts.recognizer.feed(frame)
         self._become(LISTENING)
 
     def _end_utterance(self, heard_at: float) -> None:
+        if self._loudnesses:
+            self._user_loudness = sorted(self._loudnesses)[3 * len(self._loudnesses) // 4]
         marks = Marks(heard_at - self._endpoint.silent_s)
         marks.mark("endpoint", max(time.monotonic(), heard_at))
         try:
@@ -196,10 +205,10 @@ class Assistant:
             raise answer.error
         self._begin_utterance(n_past, spoken)
 
-    def _mind_speech(self, probability: float, heard_at: float) -> None:
+    def _mind_speech(self, frame: bytes, probability: float, heard_at: float) -> None:
         """Speech over an answer: a little silences it, more ends it; if there is no more, it goes on."""
         table = self._config.interrupt
-        if probability >= table.threshold:
+        if probability >= table.threshold and loudness(frame) >= _AS_LOUD * self._user_loudness:
             self._n_loud, self._n_quiet = self._n_loud + 1, 0
             self._n_sure += probability >= _SURE
         else:

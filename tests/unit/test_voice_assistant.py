@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from voice_assistant import service_manager
@@ -75,7 +76,7 @@ def test_systemd_is_told_that_the_first_frame_was_heard(tmp_path: Path, monkeypa
 
 def test_the_clock_follows_a_microphone_that_loses_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr("voice_assistant.streams.time.monotonic", lambda: now)
+    monkeypatch.setattr("voice_assistant.streams.time", SimpleNamespace(monotonic=lambda: now))
     clock = _Clock()
     lags = []
     for index in range(600):
@@ -85,7 +86,7 @@ def test_the_clock_follows_a_microphone_that_loses_samples(monkeypatch: pytest.M
         lags.append(now - clock.now(1.0))
         now -= late
     assert max(lags[:300]) == pytest.approx(0.02)
-    assert lags[301] > 0.5  # late, for all that is known
+    assert lags[301] > 0.4  # late, for all that is known
     assert max(lags[-100:]) == pytest.approx(0.02)
 
 

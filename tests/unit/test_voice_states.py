@@ -227,10 +227,8 @@ def test_an_answer_is_silenced_in_the_middle_of_a_frame() -> None:
         yield from room.utterance()
         assert room.ears.halfway is not None
         room.ears.probability = SPEECH
+        assert room.voice.log[-1].startswith("play")
         room.ears.halfway(SILENCE, 0.0)
-        assert room.voice.log[-1].startswith("play")  # 16 ms, surely speech: almost enough
-        yield SPEECH, False
-        yield QUIET, False
         assert room.voice.log[-1] == "pause"
         room.voice.done.set()
         while room.assistant.state != "idle":

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from edgellm import application, service
+from edgellm import app_unit, application, service
 from edgellm.application import Application, BoardPython
 from edgellm.board_session import root_of
 from edgellm.errors import CommandError, UnsuitableError
@@ -206,9 +206,9 @@ def _restart(remote: Remote, home: str, folder: str, version: str, app: Applicat
     remote.script(STOP, folder)
     remote.script(_SWITCH, folder, version)
     if board.can_systemd:
-        unit = _unit(folder, app.name, board.values.get("user", ""), model)
+        unit = app_unit.unit_text(folder, app, board.values.get("user", ""), model)
         argv = ["sh", "-c", "set -e\n" + service.INSTALL_UNIT, "edgellm", board.root, unit_name(f"app-{app.name}")]
-        result = remote.run(argv, stdin=unit.encode(), silence_s=120)
+        result = remote.run(argv, stdin=unit.encode(), silence_s=_TRY_S)
         if result.status != 0:
             raise CommandError(
                 f"{remote.name}: the service does not start: {one_line(result.stderr, 300)}", result.status
@@ -220,37 +220,3 @@ def _restart(remote: Remote, home: str, folder: str, version: str, app: Applicat
         with contextlib.suppress(CommandError):  # a crontab that may not be used
             remote.script(service.AT_BOOT, unit_name(f"app-{app.name}"), command)
     return "supervised"
-
-
-def _unit(folder: str, name: str, user: str, model: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9/._@+=:,-]+", folder + user):
-        raise UnsuitableError(f"'{folder}' cannot stand in a systemd unit; use a home without such characters")
-    return f"""\
-# Made by `edgellm deploy --app {name}`.
-[Unit]
-Description=edgellm: the application {name}
-After=sound.target {unit_name(model)}
-Wants={unit_name(model)}
-StartLimitIntervalSec=0
-
-[Service]
-User={user}
-SupplementaryGroups=audio
-ExecStart={folder}/current/run {folder}/config.toml
-Nice=-5
-Restart=always
-RestartSec=5
-MemoryMax=700M
-NoNewPrivileges=yes
-ProtectSystem=strict
-ProtectHome=read-only
-PrivateTmp=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectControlGroups=yes
-RestrictNamespaces=yes
-LockPersonality=yes
-
-[Install]
-WantedBy=multi-user.target
-"""

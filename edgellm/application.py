@@ -27,7 +27,7 @@ else:
     import tomli as tomllib
 
 MANIFEST = "app.toml"
-_WORD = re.compile(r"[a-z][a-z0-9_]*")
+NAME = re.compile(r"[a-z][a-z0-9_]*")
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]*")
 _PLATFORMS = {"aarch64": "aarch64", "armv7": "armv7l", "x86_64": "x86_64"}
 _GLIBC = ((2, 39), (2, 36), (2, 35), (2, 34), (2, 31), (2, 28), (2, 27), (2, 24), (2, 17))
@@ -36,7 +36,8 @@ _GLIBC = ((2, 39), (2, 36), (2, 35), (2, 34), (2, 31), (2, 28), (2, 27), (2, 24)
 
 @dataclass(frozen=True)
 class Application:
-    """An app.toml. folder: where it lies; wheels: requirements as pip reads them; programs: to Debian's packages."""
+    """An app.toml. folder: where it lies; wheels: requirements as pip reads them; programs: to Debian's packages;
+    notifies: it tells systemd when it is ready, and at least once a minute that it still is (sd_notify(3))."""
 
     folder: Path
     name: str
@@ -46,6 +47,7 @@ class Application:
     python: tuple[int, int]
     wheels: tuple[str, ...]
     programs: Mapping[str, tuple[str, ...]]
+    notifies: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,11 +80,11 @@ def read(folder: Path) -> Application:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UsageError(f"{path}: cannot be read: {one_line(str(error))}") from error
-    known = ("name", "module", "config", "model", "python", "wheels", "programs")
+    known = ("name", "module", "config", "model", "python", "wheels", "programs", "notifies")
     if unknown := sorted(set(table) - set(known)):
         raise UsageError(f"{path}: unknown key '{unknown[0]}'; known are {', '.join(known)}")
 
-    def word(key: str, pattern: re.Pattern[str] = _WORD) -> str:
+    def word(key: str, pattern: re.Pattern[str] = NAME) -> str:
         value = table.get(key)
         if not isinstance(value, str) or not pattern.fullmatch(value):
             raise UsageError(f"{path}: '{key}' must be a name such as \"voice_assistant\"")
@@ -94,6 +96,8 @@ def read(folder: Path) -> Application:
     version = re.fullmatch(r"3\.(\d{1,2})", str(table.get("python", "")))
     if not version:
         raise UsageError(f"{path}: 'python' must be the oldest version that it runs with, such as \"3.10\"")
+    if not isinstance(table.get("notifies", False), bool):
+        raise UsageError(f"{path}: 'notifies' must be true or false")
     application = Application(
         folder,
         word("name"),
@@ -103,6 +107,7 @@ def read(folder: Path) -> Application:
         (3, int(version[1])),
         _texts(path, "wheels", table.get("wheels", [])),
         {name: _texts(path, f"programs.{name}", packages, _PACKAGE) for name, packages in programs.items()},
+        table.get("notifies", False),
     )
     for needed in (application.config, application.module):
         if not (folder / needed).exists():

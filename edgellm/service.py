@@ -90,7 +90,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class _Board:
+class Board:
     """What the board says: values by key."""
 
     values: dict[str, str]
@@ -104,13 +104,13 @@ class _Board:
         return "systemd" in self.values and bool(self.root)
 
 
-def look(remote: Remote, home: str, model: str) -> _Board:
+def look(remote: Remote, home: str, model: str) -> Board:
     """What the board has to keep services with, and what it has of this model's."""
     values: dict[str, str] = {}
     for line in remote.script(_FIND, root_of(home), unit_name(model), model).text.splitlines():
         key, _, value = line.partition("=")
         values[key] = value
-    return _Board(values)
+    return Board(values)
 
 
 def find(remote: Remote, home: str, model: str) -> Service | None:
@@ -118,7 +118,7 @@ def find(remote: Remote, home: str, model: str) -> Service | None:
     return _find(remote, home, model, look(remote, home, model))
 
 
-def _find(remote: Remote, home: str, model: str, board: _Board) -> Service | None:
+def _find(remote: Remote, home: str, model: str, board: Board) -> Service | None:
     if "unit" in board.values:
         port = re.search(r"--port (\d{1,5})(?: |$)", board.values["unit"])
         state = one_line(f"{board.values.get('ActiveState', '?')} ({board.values.get('SubState', '?')})", 60)
@@ -175,7 +175,7 @@ def _unit(
     options: tuple[str, ...],
     sessions: int | None,
     context: int | None,
-    board: _Board,
+    board: Board,
 ) -> str:
     return unit_text(
         UnitOptions(
@@ -210,7 +210,7 @@ def as_wanted(
     return found if words[3:] == [word.encode() for word in ("--port", str(port), *options)] else None
 
 
-def _make_room(model: InstalledModel, home: str, board: _Board) -> None:
+def _make_room(model: InstalledModel, home: str, board: Board) -> None:
     """Ends what serves the model now and would start with the board, by whatever means it was begun."""
     if serving.status(model.remote, home, model.name).running:
         serving.stop(model.remote, home, model.name)
@@ -218,9 +218,7 @@ def _make_room(model: InstalledModel, home: str, board: _Board) -> None:
         model.remote.script(AT_BOOT, unit_name(model.name), "")
 
 
-def _install_supervised(
-    model: InstalledModel, home: str, port: int, options: tuple[str, ...], board: _Board
-) -> Service:
+def _install_supervised(model: InstalledModel, home: str, port: int, options: tuple[str, ...], board: Board) -> Service:
     arguments = ["--port", str(port), *options]
     serving.start(model, home, arguments)
     if "cron" in board.values:
@@ -261,12 +259,17 @@ def remove(remote: Remote, home: str, model: str) -> bool:
     if "in_crontab" in board.values:
         remote.script(AT_BOOT, unit_name(model), "")
     if found.kind == "systemd":
-        if not board.root:
-            raise UnsuitableError(f"{remote.name}: removing the service needs root or sudo without a password there")
-        remote.script(_REMOVE, board.root, unit_name(model), silence_s=120)
+        remove_unit(remote, board, model)
     else:
         serving.stop(remote, home, model)
     return True
+
+
+def remove_unit(remote: Remote, board: Board, name: str) -> None:
+    """Stops the unit of a model, or of "app-" and an application, and takes it away."""
+    if not board.root:
+        raise UnsuitableError(f"{remote.name}: removing the service needs root or sudo without a password there")
+    remote.script(_REMOVE, board.root, unit_name(name), silence_s=120)
 
 
 def _manifest(model: InstalledModel) -> dict[str, Any]:

@@ -55,6 +55,8 @@ def missing() -> str | None:
 class FullBoard:
     """One board with a disk of its own in `folder`. `with` it, or call kill()."""
 
+    memory_mb = 512
+
     def __init__(self, folder: Path, disk_mb: int = 128) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +97,8 @@ class FullBoard:
     def start(self, *, clock: str = "utc", writes_per_s: int = 0) -> None:
         """Boots, and returns when SSH answers. clock: what its clock says; writes_per_s: how slow its disk is."""
         throttle = f",throttling.iops-write={writes_per_s}" if writes_per_s else ""
-        command = [EMULATOR, "-M", "virt", "-cpu", "cortex-a76", "-smp", "2", "-m", "512", "-accel", "tcg,thread=multi"]
+        command = [EMULATOR, "-M", "virt", "-cpu", "cortex-a76", "-smp", "2", "-m", str(self.memory_mb)]
+        command += ["-accel", "tcg,thread=multi"]
         command += ["-nographic", "-no-reboot", "-kernel", str(self._kernel), "-initrd", str(self._initrd)]
         command += ["-append", "console=ttyAMA0 quiet", "-rtc", f"base={clock}"]
         command += ["-drive", f"file={self._disk},format=raw,if=none,id=d0{throttle}"]

@@ -63,9 +63,10 @@ class SystemdBoard(FullBoard):
 
     patience = 10
     has_memory_to_itself = True
+    disk_mb = 384
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, disk_mb=384)
+        super().__init__(folder, self.disk_mb)
         ssh = folder / "user/.ssh"
         ssh.mkdir(parents=True, exist_ok=True)
         keys = f"IdentityFile {self.address.key_path}\nUserKnownHostsFile {self.address.known_hosts_path}\n"

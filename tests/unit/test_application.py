@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgellm import app_install, application, service
+from edgellm import app_install, app_remove, application, service
 from edgellm.application import BoardPython
 from edgellm.errors import CommandError, UnsuitableError, UsageError
 from edgellm.fake import FakeRemote
@@ -144,6 +144,44 @@ def test_a_version_is_tried_before_it_is_switched_to(tmp_path: Path, board: Fake
         assert not (here / first.version).exists()
     finally:
         board.script(app_install.STOP, str(here))
+
+
+def test_removal_ends_it_keeps_the_configuration_and_can_be_repeated(tmp_path: Path, board: FakeRemote) -> None:
+    without(board, tmp_path, "crontab", "sudo")
+    home, here = str(board.home), board.home / ".edgellm" / "apps" / "tiny"
+    if service.look(board, home, "app-tiny").can_systemd:
+        pytest.skip("this machine's systemd is not to be touched")
+    assert not app_remove.remove(board, home, "tiny", purge=False).anything
+    app = application.read(write(tmp_path / "tiny"))
+    try:
+        done = app_install.install(board, facts(board), app, None, "m", lambda text: None)
+        wait_for(here / "ran")
+        keeper = int((here / "pid").read_text())
+        (here / "config.toml").write_text("mode = 'mine'\n")
+        first = app_remove.remove(board, home, "tiny", purge=False)
+        assert (first.service, first.versions, first.config) == ("supervised", (done.version,), "kept")
+        assert first.freed_bytes > 0
+        wait_until_gone(keeper)
+        assert [path.name for path in here.iterdir()] == ["config.toml"]
+        assert not app_remove.remove(board, home, "tiny", purge=False).anything
+        app_install.install(board, facts(board), app, None, "m", lambda text: None)
+        assert "mine" in (here / "config.toml").read_text()
+        last = app_remove.remove(board, home, "tiny", purge=True)
+        assert last.config == "removed"
+        assert not here.parent.exists()
+    finally:
+        board.script(app_install.STOP, str(here))
+
+
+@pytest.mark.parametrize("name", ["../models", "Tiny", "", "a/b"])
+def test_what_is_no_name_is_not_removed(name: str) -> None:
+    with pytest.raises(UsageError, match="neither an application's name"):
+        app_remove.name_of(name)
+
+
+def wait_until_gone(pid: int) -> None:
+    while Path(f"/proc/{pid}").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text():
+        subprocess.run(["sleep", "0.05"], check=True)
 
 
 def wait_for(path: Path) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from voice_assistant.audio import FRAME_S, RATE_HZ, read_wav, resample, seconds, stereo, write_wav
+from voice_assistant import service_manager
+from voice_assistant.audio import FRAME_S, RATE_HZ, SILENCE, loudness, read_wav, resample, seconds, stereo, write_wav
 from voice_assistant.chunker import pieces
 from voice_assistant.commands import LocalCommands
 from voice_assistant.config import Config, DeviceTable, HomeTable, RoomTable, VadTable, read_config
@@ -20,6 +24,7 @@ from voice_assistant.listening import Endpoint
 from voice_assistant.phones import likeness
 from voice_assistant.recognition import plain
 from voice_assistant.spelling import read_number, spell
+from voice_assistant.streams import Halfway, _Clock
 from voice_assistant.timers import Timers, in_words
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples/voice_assistant"
@@ -37,12 +42,60 @@ TABLE = HomeTable(
 NOON = datetime(2026, 3, 3, 12, 5)
 
 
+# ---- the service manager and the microphone's clock ----
+
+
+class Frames:
+    """A source of so many frames."""
+
+    patient = False
+    halfway: Halfway | None = None
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def frames(self) -> Iterator[tuple[bytes, float]]:
+        yield from [(SILENCE, 0.0)] * self.count
+
+    def close(self) -> None:
+        pass
+
+
+def test_systemd_is_told_that_the_first_frame_was_heard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        manager.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setattr(service_manager, "_EVERY_S", 0.0)
+        assert len(list(service_manager.Watched(Frames(3)).frames())) == 3
+        assert [manager.recv(99) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+        assert not list(service_manager.Watched(Frames(0)).frames())
+        with pytest.raises(BlockingIOError):  # a microphone that gives nothing is not ready
+            manager.recv(99)
+
+
+def test_the_clock_follows_a_microphone_that_loses_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr("voice_assistant.streams.time", SimpleNamespace(monotonic=lambda: now))
+    clock = _Clock()
+    lags = []
+    for index in range(600):
+        now += FRAME_S + (0.5 if index == 300 else 0.0)  # half a second is lost once
+        late = 0.02 if index % 7 else 0.0
+        now += late
+        lags.append(now - clock.now(1.0))
+        now -= late
+    assert max(lags[:300]) == pytest.approx(0.02)
+    assert lags[301] > 0.4  # late, for all that is known
+    assert max(lags[-100:]) == pytest.approx(0.02)
+
+
 # ---- the configuration ----
 
 
 def test_the_example_is_read() -> None:
     config = read_config(EXAMPLE / "home.toml")
-    assert config.wake.phrase == "hey ember"
+    assert config.wake.phrase == "okay nabu"
     assert {device.kind for device in config.home.devices} == {"light", "switch", "door", "cover"}
 
 
@@ -306,3 +359,8 @@ def test_defaults_are_safe() -> None:
     assert config.interrupt.by != "speech"
     assert config.llm.url.startswith("http://127.0.0.1")
     assert replace(config.home, backend="simulated") == config.home
+
+
+def test_loudness_is_the_root_of_the_mean_square() -> None:
+    assert loudness(SILENCE) == 0.0
+    assert loudness(b"\x64\x00\x9c\xff" * 8) == 100.0

@@ -15,6 +15,7 @@ from voice_assistant.config import CaptureTable, Config, DeviceTable, HomeTable,
 from voice_assistant.errors import EngineError
 from voice_assistant.home import Home, Simulated
 from voice_assistant.recognition import Heard
+from voice_assistant.streams import Halfway
 
 HOME = HomeTable(devices=(DeviceTable(name="desk lamp", kind="light"),))
 SPEECH, QUIET = 0.95, 0.0
@@ -27,13 +28,14 @@ class Ears:
 
     def __init__(self, *texts: str) -> None:
         self.texts, self.probability, self.wakes = list(texts), QUIET, False
-        self.assistant: Assistant | None = None
+        self.sound = SILENCE
+        self.halfway: Halfway | None = None
         self.script: Iterator[tuple[float, bool]] = iter(())
 
     def frames(self) -> Iterator[tuple[bytes, float]]:
         for probability, wakes in self.script:
             self.probability, self.wakes = probability, wakes
-            yield SILENCE, 0.0
+            yield self.sound, 0.0
 
     def close(self) -> None:
         pass
@@ -89,7 +91,7 @@ class Voice:
 class Room:
     """An assistant among Ears and Voice, and what it told."""
 
-    def __init__(self, config: Config, *texts: str) -> None:
+    def __init__(self, config: Config, *texts: str, two_detectors: bool = False) -> None:
         self.ears, self.voice = Ears(*texts), Voice()
         self.events: list[tuple[str, dict[str, Any]]] = []
         parts = Parts(
@@ -100,6 +102,7 @@ class Room:
             self.ears,
             self.voice,
             Home(config.home, Simulated()),  # type: ignore[arg-type]
+            self.ears if two_detectors else None,
         )
         self.assistant = Assistant(config, parts, lambda name, data: self.events.append((name, data)))
 
@@ -188,6 +191,48 @@ def test_a_cough_does_not_end_an_answer() -> None:
         assert room.voice.log[-2:] == ["pause", "resume"]
         room.voice.done.set()
         while room.assistant.state != "idle":
+            yield QUIET, False
+
+    room.run(script())
+    assert "interrupted" not in room.names()
+
+
+LOUD, FAINT = b"\x00\x10" * 512, b"\x40\x00" * 512
+
+
+def test_what_is_far_softer_than_the_question_is_an_echo_and_does_not_silence() -> None:
+    room = Room(BY_SPEECH, "what time is it")
+
+    def script() -> Iterator[tuple[float, bool]]:
+        room.ears.sound = LOUD
+        yield from room.utterance()
+        room.ears.sound = FAINT
+        yield from [(SPEECH, False)] * 20
+        assert room.voice.log[-1].startswith("play")
+        room.ears.sound = LOUD
+        yield SPEECH, False
+        yield QUIET, False
+        assert room.voice.log[-1] == "pause"
+        room.voice.done.set()
+        while room.assistant.state != "idle":
+            yield QUIET, False
+
+    room.run(script())
+
+
+def test_an_answer_is_silenced_in_the_middle_of_a_frame() -> None:
+    room = Room(BY_SPEECH, "what time is it", two_detectors=True)
+
+    def script() -> Iterator[tuple[float, bool]]:
+        yield from room.utterance()
+        assert room.ears.halfway is not None
+        room.ears.probability = SPEECH
+        assert room.voice.log[-1].startswith("play")
+        room.ears.halfway(SILENCE, 0.0)
+        assert room.voice.log[-1] == "pause"
+        room.voice.done.set()
+        while room.assistant.state != "idle":
+            room.ears.halfway(SILENCE, 0.0)
             yield QUIET, False
 
     room.run(script())

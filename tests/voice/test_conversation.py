@@ -33,9 +33,9 @@ def of(events: list[dict[str, Any]], name: str) -> list[dict[str, Any]]:
 def test_a_conversation_from_sound_to_sound(tmp_path: Path, server: Server) -> None:
     parts = [hush(1)]
     for text in (
-        "hey ember, turn on the desk lamp.",
-        "hey ember, is the front door locked?",
-        "hey ember, set a timer for five minutes.",
+        "okay nabu, turn on the desk lamp.",
+        "okay nabu, is the front door locked?",
+        "okay nabu, set a timer for five minutes.",
     ):
         parts += [TUNED_ON[0].say(text), hush(1.2)]
     events = converse(tmp_path, server, b"".join(parts))
@@ -59,7 +59,7 @@ def test_a_conversation_from_sound_to_sound(tmp_path: Path, server: Server) -> N
 
 
 def test_what_has_nothing_to_do_with_the_home_switches_nothing(tmp_path: Path, server: Server) -> None:
-    said = HELD_OUT[0].say("hey ember, what is the capital of france?")
+    said = HELD_OUT[0].say("okay nabu, what is the capital of france?")
     events = converse(tmp_path, server, noise("music", 8, -30, 1) + hush(1) + said + hush(1.2))
     assert len(of(events, "wake")) == 1  # the music did not
     assert not of(events, "tool")

@@ -35,8 +35,10 @@ SNR_DB = (None, 20.0, 10.0)
 class Bench:
     """One set of engines, used for every trial: they take seconds to open."""
 
-    def __init__(self, url: str) -> None:
-        self.config = replace(Config(home=homes.UNSEEN), llm=replace(Config().llm, url=url))
+    def __init__(self, url: str, phrase: str) -> None:
+        """phrase: the wake word; it decides the engine."""
+        wake = replace(Config().wake, phrase=phrase)
+        self.config = replace(Config(home=homes.UNSEEN), llm=replace(Config().llm, url=url), wake=wake)
         table = self.config.home
         self._detector = open_detector()
         self._wake_word = open_wake_word(self.config.wake, self.config.vad)
@@ -61,9 +63,9 @@ class Bench:
         return backend, told
 
 
-def recording(speaker: Speaker, text: str, kind: str, snr_db: float | None, seed: int) -> bytes:
+def recording(speaker: Speaker, wake: str, text: str, kind: str, snr_db: float | None, seed: int) -> bytes:
     """The wake word and a sentence in one breath, with a second of room before and after."""
-    said = hush(1.0, seed=seed) + speaker.say(f"hey ember, {text}.") + hush(1.2, seed=seed + 1)
+    said = hush(1.0, seed=seed) + speaker.say(f"{wake}, {text}.") + hush(1.2, seed=seed + 1)
     return said if snr_db is None else in_noise(said, kind, snr_db, seed)
 
 
@@ -74,7 +76,7 @@ def count(bench: Bench, speakers: Sequence[Speaker], trials: Sequence[homes.Tria
     kinds = list(NOISES)
     for index, (speaker, trial) in enumerate((speaker, trial) for speaker in speakers for trial in trials):
         kind = kinds[index % len(kinds)]
-        backend, told = bench.hear(recording(speaker, trial.text, kind, snr_db, index))
+        backend, told = bench.hear(recording(speaker, bench.config.wake.phrase, trial.text, kind, snr_db, index))
         done = tuple(backend.done)
         woke = any(event["event"] == "wake" for event in told)
         result["all"] += 1
@@ -118,13 +120,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundle", type=Path, help="of the demo model, for this machine: edgellm compile --board local")
     parser.add_argument("--tuned", action="store_true", help="the voices that thresholds were tuned on, instead")
+    parser.add_argument("--phrase", default=Config().wake.phrase, help="the wake word (%(default)s)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth sentence")
     parser.add_argument("--minutes", type=float, default=10, help="of each noise that must not wake")
     parser.add_argument("--log", type=Path, default=Path("accuracy.jsonl"), help="each trial, one JSON object a line")
     arguments = parser.parse_args()
     speakers = TUNED_ON if arguments.tuned else HELD_OUT
     with served(arguments.bundle) as url, arguments.log.open("w") as log:
-        bench = Bench(url)
+        bench = Bench(url, arguments.phrase)
         print(f"speakers: {'; '.join(speaker.name for speaker in speakers)}")
         print("\n| what | noise | woke | right | wrong device or state |\n|---|---|---|---|---|", flush=True)
         for snr_db in SNR_DB:

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from voice_assistant.audio import RATE_HZ, write_wav
+from voice_assistant.config import read_config
 from voice_assistant.latency import report, table
 
 from evaluation.accuracy import served
@@ -30,6 +31,7 @@ from evaluation.sound_room import CAPTURE, PLAYBACK, SoundRoom, overlap_ms
 from evaluation.speakers import HELD_OUT, TUNED_ON, Speaker
 
 HOME = Path(__file__).parents[1] / "home.toml"
+WAKE = read_config(HOME).wake.phrase
 PATIENCE_S = 30.0
 
 
@@ -107,7 +109,7 @@ def interrupt(room: SoundRoom, program: Running, speaker: Speaker, tape: Path) -
 
     The question is put by somebody whose wake word is surely heard, for that is not what is measured.
     """
-    question = TUNED_ON[0].say("hey ember, what can you do?")
+    question = TUNED_ON[0].say(f"{WAKE}, what can you do?")
     interruption = speaker.say("turn on the desk lamp.")
     pcm, begin = np.frombuffer(interruption, np.int16), 0
     try:
@@ -133,10 +135,10 @@ def converse(room: SoundRoom, program: Running) -> None:
         "what time is it?",
         "set a timer for five minutes.",
     ):
-        room.speak(speaker.say(f"hey ember, {text}")).wait()
+        room.speak(speaker.say(f"{WAKE}, {text}")).wait()
         program.wait("turn")
         time.sleep(0.7)
-    room.speak(speaker.say("hey ember, what can you do?")).wait()
+    room.speak(speaker.say(f"{WAKE}, what can you do?")).wait()
     program.wait("state", state="speaking")
     time.sleep(1.5)
     room.speak(HELD_OUT[0].say("turn off the desk lamp.")).wait()

@@ -84,13 +84,12 @@ class SoundRoom:
         self.close()
 
 
-def locate(tape: np.ndarray, said: np.ndarray) -> tuple[int, float]:
-    """Where in a recording `said` begins, and how loud it is there, by correlation."""
+def locate(tape: np.ndarray, said: np.ndarray) -> int:
+    """Where in a recording `said` begins, by correlation."""
     part = tape.astype(np.float64)
     n = 1 << (len(part) + len(said)).bit_length()
     product = np.fft.irfft(np.fft.rfft(part, n) * np.conj(np.fft.rfft(said.astype(np.float64), n)), n)[: len(part)]
-    start = int(np.argmax(product))
-    return start, float(product[start] / np.sum(said.astype(np.float64) ** 2))
+    return int(np.argmax(product))
 
 
 def overlap_ms(tape: np.ndarray, said: np.ndarray) -> float:
@@ -99,9 +98,9 @@ def overlap_ms(tape: np.ndarray, said: np.ndarray) -> float:
     tape: everything in the room, with `said` in it once. What is said is known to the sample, so it is taken away, and
     what is left is the speaker's sound.
     """
-    start, gain = locate(tape, said)
+    start = locate(tape, said)
     rest = tape[start : start + len(said)].astype(np.float64)
-    rest -= gain * said[: len(rest)]
+    rest -= said[: len(rest)]  # the room changes no volume, so that nothing of it is left
     onset = _first_loud(said)
     step = RATE_HZ // 200  # 5 ms
     frames = rest[: len(rest) // step * step].reshape(-1, step)

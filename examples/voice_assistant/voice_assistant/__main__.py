@@ -15,6 +15,7 @@ from voice_assistant.errors import VoiceError
 from voice_assistant.home import Home
 from voice_assistant.listening import open_detector, open_wake_word
 from voice_assistant.recognition import open_recognizer
+from voice_assistant.service_manager import Watched
 from voice_assistant.streams import CommandPlayer, CommandSource, Player, Source, WavConversation
 from voice_assistant.synthesis import Synthesizer
 
@@ -30,6 +31,7 @@ def open_parts(config: Config, source: Source, player: Player) -> Parts:
         open_recognizer(config, home.devices, list(home.rooms)),
         Synthesizer(config.tts),
         home,
+        open_detector() if config.interrupt.by == "speech" else None,
     )
 
 
@@ -70,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
         if arguments.wav_out:
             write_wav(arguments.wav_out, stereo(bytes(conversation.heard), bytes(conversation.said)), channels=2)
         return 0
-    source = CommandSource(config.capture)
+    source = Watched(CommandSource(config.capture))
     try:
         Assistant(config, open_parts(config, source, CommandPlayer(config.playback)), tell).run()
     finally:

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any
 
 from voice_assistant.answering import Answer, Context, Listener
-from voice_assistant.audio import FRAME_S
+from voice_assistant.audio import FRAME_S, loudness
 from voice_assistant.commands import LocalCommands
 from voice_assistant.config import Config
 from voice_assistant.errors import EngineError
@@ -28,8 +28,10 @@ from voice_assistant.timers import Timers, in_words
 IDLE, LISTENING, THINKING, SPEAKING = "idle", "listening", "thinking", "speaking"
 _KEPT_FRAMES = 64
 """About two seconds of the past, for words that began before it was known."""
-_SURE = 0.9
-"""Probability from which a frame is surely speech."""
+_SURE = 0.8
+"""Probability from which it is surely speech."""
+_AS_LOUD = 0.15
+"""An interruption is at least so loud, as a share of the question: an echo canceller leaves less of the answer."""
 _PRE_ROLL = 10
 """Frames before an interruption was noticed that belong to it."""
 
@@ -45,6 +47,8 @@ class Parts:
     recognizer: Recognizer
     synthesizer: Synthesizer
     home: Home
+    between: Detector | None = None
+    """A second detector, for the frames that begin in the middle of others, while an answer can be interrupted."""
 
 
 class Assistant:
@@ -62,6 +66,11 @@ class Assistant:
         self._answer: Answer | None = None
         self._n_loud = self._n_sure = self._n_quiet = 0
         self._paused = False
+        self._loudnesses: list[float] = []
+        self._user_loudness = 0.0
+        self._hop_ms = FRAME_S * 1000 / (1 if parts.between is None else 2)
+        if config.interrupt.by == "speech" and parts.between is not None:
+            parts.source.halfway = self._hear_between
         self.state = ""
         self._become(IDLE)
 
@@ -97,10 +106,17 @@ class Assistant:
             if (after := self._parts.wake_word.feed(frame, probability)) is not None:
                 self._interrupt(after)
         elif self._config.interrupt.by == "speech":
-            self._mind_speech(probability)
+            self._mind_speech(frame, probability, heard_at)
+
+    def _hear_between(self, frame: bytes, heard_at: float) -> None:
+        if self.state in (THINKING, SPEAKING):
+            assert self._parts.between is not None
+            self._mind_speech(frame, self._parts.between(frame), heard_at)
 
     def _listen(self, frame: bytes, probability: float, heard_at: float) -> None:
         self._parts.recognizer.feed(frame)
+        if probability >= self._config.vad.threshold:
+            self._loudnesses.append(loudness(frame))
         verdict = self._endpoint.add(probability)
         if verdict == "nothing":
             self._parts.recognizer.end()
@@ -114,11 +130,14 @@ class Assistant:
         self._endpoint = Endpoint(vad, spoken)
         self._parts.wake_word.reset()
         self._parts.recognizer.begin()
+        self._loudnesses.clear()
         for frame in list(self._past)[len(self._past) - n_past :] if n_past else ():
             self._parts.recognizer.feed(frame)
         self._become(LISTENING)
 
     def _end_utterance(self, heard_at: float) -> None:
+        if self._loudnesses:
+            self._user_loudness = sorted(self._loudnesses)[3 * len(self._loudnesses) // 4]
         marks = Marks(heard_at - self._endpoint.silent_s)
         marks.mark("endpoint", max(time.monotonic(), heard_at))
         try:
@@ -141,6 +160,8 @@ class Assistant:
         self._n_loud = self._n_sure = self._n_quiet = 0
         self._paused = False
         self._answer = answer
+        if self._parts.between is not None:
+            self._parts.between.reset()
         self._become(THINKING)
         answer.start()
 
@@ -184,22 +205,22 @@ class Assistant:
             raise answer.error
         self._begin_utterance(n_past, spoken)
 
-    def _mind_speech(self, probability: float) -> None:
+    def _mind_speech(self, frame: bytes, probability: float, heard_at: float) -> None:
         """Speech over an answer: a little silences it, more ends it; if there is no more, it goes on."""
         table = self._config.interrupt
-        if probability >= table.threshold:
+        if probability >= table.threshold and loudness(frame) >= _AS_LOUD * self._user_loudness:
             self._n_loud, self._n_quiet = self._n_loud + 1, 0
             self._n_sure += probability >= _SURE
         else:
             self._n_quiet += 1
-        loud_ms = self._n_loud * FRAME_S * 1000
-        if loud_ms >= table.confirm_ms:
-            self._interrupt(min(len(self._past), self._n_loud + _PRE_ROLL), spoken=True)
-        elif (self._n_loud + self._n_sure) * FRAME_S * 1000 >= table.pause_ms and not self._paused:
+        if self._n_loud * self._hop_ms >= table.confirm_ms:
+            n_frames = round(self._n_loud * self._hop_ms / (FRAME_S * 1000))
+            self._interrupt(min(len(self._past), n_frames + _PRE_ROLL), spoken=True)
+        elif (self._n_loud + self._n_sure) * self._hop_ms >= table.pause_ms and not self._paused:
             self._paused = True
             self._parts.player.pause()
-            self._tell("paused", {})
-        elif self._n_quiet * FRAME_S * 1000 >= table.confirm_ms:
+            self._tell("paused", {"behind_ms": round(1000 * (time.monotonic() - heard_at))})
+        elif self._n_quiet * self._hop_ms >= table.confirm_ms:
             self._n_loud = self._n_sure = 0
             if self._paused:
                 self._paused = False

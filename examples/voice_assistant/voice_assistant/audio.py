@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import wave
 from array import array
 from pathlib import Path
@@ -19,6 +20,12 @@ SILENCE = bytes(FRAME_BYTES)
 
 def seconds(pcm: bytes) -> float:
     return len(pcm) / (2 * RATE_HZ)
+
+
+def loudness(pcm: bytes) -> float:
+    """The root of the mean square of the samples."""
+    samples = array("h", pcm)
+    return math.sqrt(sum(sample * sample for sample in samples) / max(1, len(samples)))
 
 
 def silence(duration_s: float) -> bytes:

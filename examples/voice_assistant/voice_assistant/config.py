@@ -45,7 +45,7 @@ class CaptureTable:
 
     command: tuple[str, ...] = (
         "arecord", "-q", "-D", "{device}", "-t", "raw", "-f", "S16_LE", "-r", "16000", "-c", "1",
-        "--buffer-time=200000", "--period-time=16000",
+        "--buffer-time=100000", "--period-time=8000",
     )  # fmt: skip
     device: str = "default"
     echo_cancelled: bool = False
@@ -67,15 +67,20 @@ class PlaybackTable:
 class WakeTable:
     """How a conversation begins.
 
-    engine        "pocketsphinx" hears any phrase; "none": whatever is said is meant for the assistant
-    threshold     from which the phrase is believed at once: 1e-40 hears more, 1e-10 less. Below it, down to 1e-50, it
-                  is believed if what was heard sounds like it
+    engine        "micro_wake_word" hears "okay nabu", "hey jarvis", "hey mycroft" and "alexa", in noise, too;
+                  "pocketsphinx" hears any phrase, but less well; "auto" takes the first for its phrases; "none":
+                  whatever is said is meant for the assistant
+    model_path    a network of yours for "micro_wake_word": the .json of its training
+    threshold     from which the phrase is believed, 0: the engine's own. micro_wake_word: a probability. pocketsphinx:
+                  1e-40 hears more, 1e-10 less (1e-25); below it, down to 1e-50, the phrase is believed if what was
+                  heard sounds like it
     follow_up_s   how long after an answer one may go on without the wake word
     """
 
-    engine: str = _one_of("pocketsphinx", "none")
-    phrase: str = "hey ember"
-    threshold: float = _within(1e-25, 0, 1)
+    engine: str = _one_of("auto", "micro_wake_word", "pocketsphinx", "none")
+    phrase: str = "okay nabu"
+    model_path: str = ""
+    threshold: float = _within(0, 0, 1)
     follow_up_s: float = _within(0, 0, 60)
 
 
@@ -146,13 +151,14 @@ class InterruptTable:
     """How an answer can be interrupted.
 
     by          "speech" (needs capture.echo_cancelled), "wake_word", or "nothing"
-    pause_ms    so much speech silences the answer; a frame that is surely speech counts twice
+    threshold   probability from which 32 ms count as speech; they are looked at every 16 ms
+    pause_ms    so much speech silences the answer; what is surely speech counts twice
     confirm_ms  so much speech ends it; with less, it goes on where it was
     """
 
     by: str = _one_of("wake_word", "speech", "nothing")
-    threshold: float = _within(0.6, 0.01, 0.99)
-    pause_ms: float = _within(64, 32, 1000)
+    threshold: float = _within(0.5, 0.01, 0.99)
+    pause_ms: float = _within(32, 16, 1000)
     confirm_ms: float = _within(320, 32, 3000)
 
 

@@ -11,7 +11,7 @@ from voice_assistant.errors import ConfigError
 from voice_assistant.listening import Endpoint
 from voice_assistant.phones import likeness
 
-_LOOSE = 1e-50
+_STRICT, _LOOSE = 1e-25, 1e-50
 _LIKENESS = 0.6
 _LEAD = 10
 """Frames before speech, and after it, that the search hears, too: a word's beginning is soft."""
@@ -42,7 +42,7 @@ class KeyPhrase:
             )
         self._strict, self._loose = (
             Decoder(keyphrase=table.phrase, kws_threshold=threshold, lm=None, **model)
-            for threshold in (table.threshold, _LOOSE)
+            for threshold in (table.threshold or _STRICT, _LOOSE)
         )
         self._threshold = vad_threshold
         self._before: deque[bytes] = deque(maxlen=_LEAD)

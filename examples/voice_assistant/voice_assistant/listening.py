@@ -92,6 +92,10 @@ def open_wake_word(wake: WakeTable, vad: VadTable) -> WakeWord:
     """The configured engine. Raises EngineError."""
     if wake.engine == "none":
         return Always(vad.threshold)
+    from voice_assistant.micro_wake_word import PHRASES, MicroWakeWord
+
+    if wake.engine == "micro_wake_word" or (wake.engine == "auto" and (wake.model_path or wake.phrase in PHRASES)):
+        return MicroWakeWord(wake, vad.threshold)
     from voice_assistant.key_phrase import KeyPhrase
 
     return KeyPhrase(wake, vad.threshold)

@@ -6,21 +6,25 @@ import contextlib
 import subprocess
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Protocol
 
 from voice_assistant.audio import FRAME_BYTES, FRAME_S, RATE_HZ, seconds
 from voice_assistant.config import CaptureTable, PlaybackTable
 from voice_assistant.errors import AudioError
 
+Halfway = Callable[[bytes, float], None]
+
 
 class Source(Protocol):
     """Frames as they are heard.
 
     patient: it waits while the assistant answers, as a person would who lets others finish; else time goes on.
+    halfway: is told, in the middle of a frame, the last FRAME_SAMPLES until then and the time, for what cannot wait.
     """
 
     patient: bool
+    halfway: Halfway | None
 
     def frames(self) -> Iterator[tuple[bytes, float]]:
         """Each frame with the time, on the monotonic clock, at which its last sample was heard."""
@@ -64,21 +68,22 @@ class CommandSource:
         self._argv = _filled(table.command, table.device)
         self._process = _started(self._argv, stdout=subprocess.PIPE)
         self._closed = False
+        self.halfway: Halfway | None = None
 
     def frames(self) -> Iterator[tuple[bytes, float]]:
         stream = self._process.stdout
         assert stream is not None
-        n_frames, begin = 0, float("inf")
+        clock, late = _Clock(), bytes(FRAME_BYTES // 2)
         while True:
-            frame = _exactly(stream, FRAME_BYTES)
-            if len(frame) < FRAME_BYTES:
+            early = _exactly(stream, FRAME_BYTES // 2)
+            if self.halfway is not None and len(early) == FRAME_BYTES // 2:
+                self.halfway(late + early, clock.now(0.5))
+            late = _exactly(stream, FRAME_BYTES // 2)
+            if len(late) < FRAME_BYTES // 2:
                 if self._closed:
                     return
                 raise AudioError(f"{self._argv[0]} ended: {_last_line(self._process)}; see `arecord -L` for devices")
-            n_frames += 1
-            # A frame that was read late was heard when its number says; the earliest ever read sets the clock.
-            begin = min(begin, time.monotonic() - n_frames * FRAME_S)
-            yield frame, begin + n_frames * FRAME_S
+            yield early + late, clock.now(1.0)
 
     def close(self) -> None:
         self._closed = True
@@ -87,6 +92,30 @@ class CommandSource:
         for stream in (self._process.stdout, self._process.stderr):
             if stream is not None:
                 stream.close()
+
+
+class _Clock:
+    """When frames were heard: one that was read late was heard when its number says.
+
+    The earliest that was read in the last few seconds sets the clock, for samples get lost, and no two crystals agree.
+    """
+
+    _MEMORY = round(5.0 / FRAME_S)
+
+    def __init__(self) -> None:
+        self._n_frames = 0
+        self._begin = self._begin_before = float("inf")
+
+    def now(self, part: float) -> float:
+        """The time at which this part of the next frame, which was just read, was heard; 1.0 is all of it."""
+        position = (self._n_frames + part) * FRAME_S
+        self._begin = min(self._begin, time.monotonic() - position)
+        heard = min(self._begin, self._begin_before) + position
+        if part == 1.0:
+            self._n_frames += 1
+            if self._n_frames % self._MEMORY == 0:
+                self._begin, self._begin_before = float("inf"), self._begin
+        return heard
 
 
 class CommandPlayer:
@@ -180,6 +209,7 @@ class WavConversation:
         """paced: frames come at the speed at which they were spoken, else as fast as they are taken."""
         self._pcm, self._paced = pcm, paced
         self.heard, self.said = bytearray(), bytearray()
+        self.halfway: Halfway | None = None  # never told: it lets others finish
         self._stopped = False
 
     def frames(self) -> Iterator[tuple[bytes, float]]:

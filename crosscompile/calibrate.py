@@ -17,6 +17,7 @@ import numpy as np
 from crosscompile.forward import (
     CHUNK,
     Block,
+    Linear,
     Stream,
     Values,
     embedded,
@@ -27,8 +28,9 @@ from crosscompile.forward import (
 )
 from crosscompile.models.design import EMBEDDING, HEAD, Design, Experts
 from crosscompile.models.schemes import WEIGHT_KINDS, Scheme
+from crosscompile.packing import dequantize, quantize
 from crosscompile.pieces import Tensors
-from crosscompile.rounding import DAMPING, Rounded, damped, round_matrix
+from crosscompile.rounding import DAMPING, Rounded, damped, error_of, round_matrix
 
 TIED_DAMPING = 0.05
 """For a matrix that is the embedding too: its rows must stay what they are in every direction."""
@@ -128,11 +130,10 @@ class Calibration:
         """Rounds every matrix of `kinds` on the texts' token ids."""
         made = self.values.made
         lengths = [len(text) for text in texts]
-        shared = made.tied and HEAD not in self.kinds and EMBEDDING in self.kinds
-        if shared:
-            table = self._shared_table(texts, lengths)
-        else:
-            table = self._plain(EMBEDDING) if EMBEDDING in self.kinds else None
+        table = None
+        if EMBEDDING in self.kinds:
+            shared = made.tied and HEAD not in self.kinds
+            table = self._shared_table(texts, lengths) if shared else self._plain(EMBEDDING)
         exact = Stream(embedded(self.values, texts), lengths)
         rounded = Stream(embedded(self.values, texts, table), lengths, rounded=True)
         for index in range(len(made.layers)):
@@ -182,9 +183,9 @@ class Calibration:
         return made.values
 
 
-def advance(block: Block, stream: Stream) -> None:
-    """Takes a stream through a block with the checkpoint's weights."""
-    linear = plain_linear(block)
+def advance(block: Block, stream: Stream, linear: Linear | None = None) -> None:
+    """Takes a stream through a block, with the checkpoint's weights."""
+    linear = linear or plain_linear(block)
     for span in stream.spans():
         x = stream.x[span]
         mixed = linear("self_attn.o_proj", block.attention(linear("self_attn.qkv_proj", block.to_attention(x))))
@@ -295,7 +296,7 @@ class Layer:
 
             def pair(name: str, sums: Sums, expert: int = expert) -> tuple[np.ndarray, np.ndarray]:
                 full = f"{block.prefix}{name}.weight"
-                count = calibration.values.count(full) // experts.total
+                count = calibration.values.shape(full)[0] // experts.total
                 own = calibration.values.read(full, slice(expert * count, (expert + 1) * count))
                 if full not in calibration.kinds:
                     return own, own
@@ -303,7 +304,8 @@ class Layer:
                 return own, stacks[name][-1].values
 
             both = [part[rows[1]] for part in inputs]  # the exact model's values of the same rows
-            out = self._feed(pair, *stacks, both, rounded, None)
+            up, down = stacks
+            out = self._feed(pair, up, down, both, rounded, None)
             made[1][rows[1]] += out[1] * shares[1][rows[1], expert, None]
             exactly = expert_rows(block, expert, inputs[0][rows[0]])
             made[0][rows[0]] += exactly * shares[0][rows[0], expert, None]
@@ -318,6 +320,63 @@ class Layer:
         return made
 
 
+Noise = dict[str, dict[str, float]]
+"""By parameter and kind, what rounding it plainly adds to the model's error, in a unit that adds up roughly."""
+
+
+def noise_of(values: Values, names: Sequence[str], texts: Sequence[Sequence[int]] | None, progress: Progress) -> Noise:
+    """The part of each matrix's output that is noise once it is rounded, on what the texts give it.
+
+    Without texts, as if its inputs were of equal size and independent. One of a part of the residual stream counts by
+    how large that part is.
+    """
+    found: Noise = {}
+
+    def weigh(name: str, hessian: np.ndarray | None, share: float = 1.0) -> None:
+        weight = values.read(name)
+        found[name] = {}
+        for kind in KINDS:
+            rounded = dequantize(*quantize(kind, weight))
+            noise = (
+                float(np.square(weight - rounded).sum() / max(float(np.square(weight).sum()), 1e-30))
+                if hessian is None
+                else error_of(weight, rounded, hessian)
+            )
+            found[name][kind] = noise * share
+        progress(len(found), len(names))
+
+    if texts is None:
+        for name in names:
+            weigh(name, None)
+        return found
+    made, wanted = values.made, set(names)
+    stream = Stream(embedded(values, texts), [len(text) for text in texts])
+    for name in wanted & {EMBEDDING}:
+        weigh(name, None)
+    for index in range(len(made.layers)):
+        block = Block(values, index)
+        seen: dict[str, np.ndarray] = {}
+        plain = plain_linear(block)
+
+        def linear(name: str, h: np.ndarray, seen: dict[str, np.ndarray] = seen, plain: Linear = plain) -> np.ndarray:
+            seen[name] = seen[name] + h.T @ h if name in seen else h.T @ h
+            return plain(name, h)
+
+        before = stream.x.copy()
+        advance(block, stream, linear)
+        share = float(np.square(stream.x - before).mean() / max(float(np.square(stream.x).mean()), 1e-30))
+        for name, hessian in seen.items():
+            if (full := f"{block.prefix}{name}.weight") in wanted:
+                weigh(full, hessian, min(share, 1.0))
+        for name in wanted:
+            if name.startswith(block.prefix) and name not in found:
+                weigh(name, None, min(share, 1.0))
+    for name in wanted - found.keys():  # the head
+        h = final_norm(values)(stream.x)
+        weigh(name, h.T @ h)
+    return found
+
+
 def calibrate(
     tensors: Tensors,
     made: Design,
@@ -326,7 +385,7 @@ def calibrate(
     sink: Sink,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Rounds every matrix that `kinds` names and gives it to `sink`. Returns what part of each one's output is noise."""
+    """Rounds every matrix that `kinds` names and gives it to `sink`; returns what part of each output is noise."""
     calibration = Calibration(Values(tensors, made), kinds, sink, progress or (lambda done, total: None))
     calibration.run(texts)
     return calibration.error

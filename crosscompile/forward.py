@@ -1,7 +1,7 @@
 """A decoder's forward pass over whole texts in NumPy's own float32, for measuring what its layers are given.
 
 It computes what a Design says, for every family, as fast as the machine's BLAS does; the arithmetic of the format, to
-the bit, is crosscompile.reference's. A Stream is what one version of the model, exact or rounded, has made of all texts.
+the bit, is crosscompile.reference's. A Stream is what one version of the model, exact or rounded, makes of all texts.
 """
 
 from __future__ import annotations
@@ -45,9 +45,10 @@ class Values:
             at += n
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    def count(self, name: str) -> int:
-        """Rows of a parameter."""
-        return sum(Rows(self.tensors, source).shape[0] for source in self.sources(name))
+    def shape(self, name: str) -> tuple[int, ...]:
+        """(out, in) or (length,)."""
+        found = [Rows(self.tensors, source).shape for source in self.sources(name)]
+        return (sum(shape[0] for shape in found), *found[0][1:])
 
 
 @dataclass

@@ -52,8 +52,8 @@ class Weights:
     """What was written. n_bytes: stored tensors with their scales and row padding, without alignment between them.
 
     n_parameters: logical weights taken from the checkpoint, before padding. n_kept: how many of them are the very
-    integers that the checkpoint had; n_again: how many it had quantized and were quantized again; n_calibrated: how many
-    calibration rounded.
+    integers that the checkpoint had; n_again: how many it had quantized and were quantized again; n_calibrated: how
+    many calibration rounded.
     """
 
     n_bytes: int

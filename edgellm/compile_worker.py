@@ -51,7 +51,10 @@ def target_of(request: dict[str, Any]) -> Target:
 
 
 def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
-    """Compiles kernels and writes weights into request["output"]; returns what the manifest needs."""
+    """Compiles kernels and writes weights into request["output"]; returns what the manifest needs.
+
+    With "outline" in the request, only counts the bytes of all weights.
+    """
     started = time.monotonic()
     channel.progress("compiling kernels", 0, 0)
     source = checkpoint.load(request["checkpoint"], request.get("lora"))
@@ -61,6 +64,8 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
 
     scheme = scheme_for(*(request[key] for key in ("scheme", "embedding", "head", "kv", "tensors")))
     target = target_of(request)
+    if request.get("outline"):
+        return {"weight_bytes": weight_bytes(outline(source.config, target, scheme)[0]).n_bytes}
     dump = Path(request["dump"]) if request["dump"] else None
     ladder = GPU_LADDER if target.gpu is not None else SHORT_LADDER if request.get("short") else FULL_LADDER
     parameters, kv_bytes_per_token = outline(source.config, target, scheme)

@@ -56,15 +56,15 @@ def scheme_for(
 
     ConfigError on unknown names.
     """
-    tensors = dict(tensors)
+    own = dict(tensors)
     for what, value, known in (
         ("scheme", name, SCHEMES),
         ("embedding scheme", embedding or name, SCHEMES),
         ("head scheme", head or name, SCHEMES),
         ("kv type", kv or "f16", KV_TYPES),
-        *((f"scheme of {tensor}", value, SCHEMES) for tensor, value in tensors.items()),
+        *((f"scheme of {tensor}", value, SCHEMES) for tensor, value in own.items()),
     ):
         if value not in known:
             raise ConfigError(f"{what} {value!r} does not exist; there are {', '.join(known)}")
     base = SCHEMES[name]
-    return Scheme(name, base.body, embedding or base.embedding, head or base.head, kv or base.kv, tensors)
+    return Scheme(name, base.body, embedding or base.embedding, head or base.head, kv or base.kv, own)

@@ -96,7 +96,7 @@ def from_roff(text: str) -> str:
 
 def is_prose(text: str) -> bool:
     """Whether a paragraph is a few English sentences, not a table, a list or code."""
-    if not SHORTEST <= len(text) <= LONGEST or text[-1] not in ".:!?)\"" or "  " in text:
+    if not SHORTEST <= len(text) <= LONGEST or text[-1] not in '.:!?)"' or "  " in text:
         return False
     words = re.findall(r"[A-Za-z']+", text.lower())
     frequent = sum(word in FREQUENT for word in words)

@@ -23,7 +23,7 @@ import crosscompile.errors
 from crosscompile import checkpoint
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.errors import CodegenError, CompileError
-from crosscompile.models.schemes import Scheme, scheme_for
+from crosscompile.models.schemes import Scheme
 from crosscompile.ndk import find_ndk
 from crosscompile.target import Target
 from edgellm import bundle as bundles
@@ -33,7 +33,7 @@ from edgellm.boards import Board
 from edgellm.bundle import Bundle
 from edgellm.errors import BundleError, ModelError, UnsuitableError
 from edgellm.generation import generation
-from edgellm.precision import PLAIN, Rounding, Wish, prepare
+from edgellm.precision import PLAIN, Options, Rounding, Wish, content_of, prepare
 from edgellm.prefix import Prefix
 
 if TYPE_CHECKING:
@@ -47,16 +47,6 @@ RUNTIME_BYTES = 16 << 20
 
 DEFAULT_CONTEXT = 4096
 """Positions a session gets where nobody asks for more (ellm_context_options.context_length)."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides the content of a bundle, besides checkpoint and target. None: the scheme's default."""
-
-    scheme: str
-    embedding: str | None = None
-    head: str | None = None
-    kv: str | None = None
 
 
 DEVICES = ("cpu", "vulkan")
@@ -137,7 +127,7 @@ def build(
         prefixes.check(prefix, source.chat_template)
     fits = MemoryCheck(board, context)
     found = tuned.lookup(board)
-    rounding = _rounding(source, target, options, wish, show)
+    rounding = PLAIN if wish == Wish() else prepare(source, target, options, wish, weigher(source, target), show)
     made = compile_checkpoint(
         source, name, target, options, fits=fits, dump=dump, progress=show, knobs=found, rounding=rounding
     )
@@ -157,10 +147,8 @@ def build(
     return made
 
 
-def _rounding(source: Checkpoint, target: Target, options: Options, wish: Wish, show: Progress) -> Rounding:
-    """What a wish means for this checkpoint and target."""
-    if wish == Wish():
-        return PLAIN
+def weigher(source: Checkpoint, target: Target) -> Callable[[Scheme], int]:
+    """A function that tells the bytes of all weights under a scheme; it asks the compiling process."""
 
     def weigh(scheme: Scheme) -> int:
         request = {
@@ -175,10 +163,9 @@ def _rounding(source: Checkpoint, target: Target, options: Options, wish: Wish, 
             "scheme": scheme.name,
             "tensors": (),
         }
-        return int(run_worker(request, None, show)["weight_bytes"])
+        return int(run_worker(request, None, lambda stage, done, total: None)["weight_bytes"])
 
-    scheme = scheme_for(options.scheme, options.embedding, options.head, options.kv)
-    return prepare(source, content_of(source, show), target, scheme, wish, weigh, show)
+    return weigh
 
 
 @dataclass(frozen=True)
@@ -244,20 +231,6 @@ def cache_key(
     if (ndk := find_ndk(target)) is not None:
         parts["runtime"] = ndk.identity
     return cache.key_of(parts), content
-
-
-def content_of(source: Checkpoint, show: Progress) -> str:
-    """The hash of a checkpoint's content."""
-    files = source.paths
-    total, done = sum(file.stat().st_size for file in files), 0
-
-    def count(n_bytes: int) -> None:
-        nonlocal done
-        done += n_bytes
-        show("hashing the checkpoint", done, total)
-
-    hashes = cache.content_hashes(files, count)
-    return cache.key_of({file.name: digest for file, digest in hashes.items()})
 
 
 def compile_checkpoint(

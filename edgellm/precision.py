@@ -41,6 +41,16 @@ FOLDER = "calibrations"
 
 
 @dataclass(frozen=True)
+class Options:
+    """What decides the content of a bundle, besides checkpoint and target. None: the scheme's default."""
+
+    scheme: str
+    embedding: str | None = None
+    head: str | None = None
+    kv: str | None = None
+
+
+@dataclass(frozen=True)
 class Rounding:
     """How a model's matrices are rounded, where that is not plainly by its scheme.
 
@@ -66,6 +76,20 @@ class Wish:
     calibrate: Path | None = None
     budget_bytes: int | None = None
     n_tokens: int = N_TOKENS
+
+
+def content_of(source: Checkpoint, show: Show) -> str:
+    """The hash of a checkpoint's content."""
+    files = source.paths
+    total, done = sum(file.stat().st_size for file in files), 0
+
+    def count(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        show("hashing the checkpoint", done, total)
+
+    hashes = cache.content_hashes(files, count)
+    return cache.key_of({file.name: digest for file, digest in hashes.items()})
 
 
 def parse_bytes(text: str) -> int:
@@ -111,16 +135,14 @@ Weigh = Callable[[Scheme], int]
 """The bytes of all weights under a scheme, which the compiling process counts."""
 
 
-def prepare(
-    source: Checkpoint, content: str, target: Target, scheme: Scheme, wish: Wish, weigh: Weigh, show: Show
-) -> Rounding:
-    """Solves the budget and calibrates, as far as `wish` says so. content: hash of the checkpoint's files.
+def prepare(source: Checkpoint, target: Target, options: Options, wish: Wish, weigh: Weigh, show: Show) -> Rounding:
+    """Solves the budget and calibrates, as far as `wish` says so.
 
     Raises UsageError for texts that are too short, QuantizeError where no choice fits the budget.
     """
     if wish.calibrate is None and wish.budget_bytes is None:
         return PLAIN
-    made = design_of(source)
+    made, scheme = design_of(source), scheme_for(options.scheme, options.embedding, options.head, options.kv)
     texts = None if wish.calibrate is None else windows(source, wish.calibrate, wish.n_tokens)
     tensors: tuple[tuple[str, str], ...] = ()
     if wish.budget_bytes is not None:
@@ -131,7 +153,7 @@ def prepare(
     kinds = kinds_of(made, scheme)
     if not kinds:
         raise UsageError(f"--calibrate: scheme {scheme.name} rounds nothing to integers; w4a8 and w8a8 do")
-    return Rounding(tensors, _calibrated(source, made, content, kinds, texts, wish, show))
+    return Rounding(tensors, _calibrated(source, made, content_of(source, show), kinds, texts, wish, show))
 
 
 def _calibrated(

@@ -246,10 +246,11 @@ def place_parameter(name: str, shape: tuple[int, ...], network: Network, scheme:
         return Stored(name, "vec", shape)
     if name.endswith(GATES):
         return Stored(name, target.tier.packing("f32" if scheme.body == "f32" else "f16"), shape)
-    kinds = {EMBEDDING: scheme.embedding, POSITIONS: scheme.embedding, HEAD: scheme.head}
-    packing = target.tier.packing(WEIGHT_KINDS[kinds.get(name, scheme.body)])
-    if name == HEAD and network.tied and scheme.embedding == scheme.head:
+    parts = {EMBEDDING: "embedding", POSITIONS: "embedding", HEAD: "head"}
+    own = scheme.of(name, parts.get(name, "body"))
+    if name == HEAD and network.tied and own == scheme.of(EMBEDDING, "embedding"):
         name = EMBEDDING
+    packing = target.tier.packing(WEIGHT_KINDS[own])
     return Stored(name, packing, shape)
 
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from crosscompile.calibrated import Calibrated
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.errors import CheckpointError, QuantizeError
 from crosscompile.packing import Packing, fits, pack, pack_quantized, quantize
@@ -51,13 +52,15 @@ class Weights:
     """What was written. n_bytes: stored tensors with their scales and row padding, without alignment between them.
 
     n_parameters: logical weights taken from the checkpoint, before padding. n_kept: how many of them are the very
-    integers that the checkpoint had; n_again: how many it had quantized and were quantized again.
+    integers that the checkpoint had; n_again: how many it had quantized and were quantized again; n_calibrated: how
+    many calibration rounded.
     """
 
     n_bytes: int
     n_parameters: int
     n_kept: int = 0
     n_again: int = 0
+    n_calibrated: int = 0
 
     @property
     def bits_per_weight(self) -> float:
@@ -114,19 +117,28 @@ Quantized = tuple[np.ndarray, np.ndarray]
 
 @dataclass
 class _Slices:
-    """The sources of a parameter stacked, some rows at a time. n_kept, n_again: as in Weights, of rows handed out.
+    """The sources of a parameter stacked, some rows at a time. n_kept and the like: as in Weights, of rows handed out.
 
-    kind: "w4" or "w8", for rows as Quantized; any other for float32.
+    kind: "w4" or "w8", for rows as Quantized; any other for float32. calibrated: has some parameters as integers.
     """
 
     checkpoint: Checkpoint
     parameter: Parameter
     kind: str
+    calibrated: Calibrated | None = None
     n_kept: int = 0
     n_again: int = 0
+    n_calibrated: int = 0
 
     def of(self, rows: int) -> Iterator[tuple[int, np.ndarray | Quantized]]:
         """(first row, rows) of at most `rows` rows; all but the last have exactly `rows`."""
+        name, shape = self.parameter.name, self.parameter.shape
+        found = self.calibrated.matrix(name, self.kind, shape) if self.calibrated is not None else None
+        if found is not None:
+            self.n_calibrated = shape[0] * shape[1]
+            for first in range(0, shape[0], rows):
+                yield first, found.rows(first, min(first + rows, shape[0]))
+            return
         pending: list[Any] = []
         held = first = 0
         for source in self.parameter.sources:
@@ -189,18 +201,22 @@ def _check_finite(name: str, first: int, values: np.ndarray) -> None:
 
 
 def _write_parameter(
-    checkpoint: Checkpoint, parameter: Parameter, writer: ShardWriter, done: Callable[[int], None]
-) -> tuple[int, int]:
-    """Writes one parameter; returns (n_kept, n_again) of Weights."""
+    checkpoint: Checkpoint,
+    parameter: Parameter,
+    writer: ShardWriter,
+    done: Callable[[int], None],
+    calibrated: Calibrated | None,
+) -> tuple[int, int, int]:
+    """Writes one parameter; returns (n_kept, n_again, n_calibrated) of Weights."""
     if parameter.value is not None:
         writer.write(parameter.name, 0, parameter.value)
         done(parameter.value.nbytes)
-        return 0, 0
+        return 0, 0, 0
     form = Packing.parse(parameter.packing)
     columns = int(np.prod(parameter.shape[1:], dtype=np.int64))
     rows = max(SLICE_ELEMENTS // max(columns, 1) // form.rows, 1) * form.rows
     positions: dict[str, int] = {}
-    slices = _Slices(checkpoint, parameter, form.kind)
+    slices = _Slices(checkpoint, parameter, form.kind, calibrated)
     for first, part in slices.of(rows):
         try:
             pieces = (
@@ -215,14 +231,19 @@ def _write_parameter(
             writer.write(parameter.name + suffix, at, piece)
             positions[suffix] = at + piece.nbytes
             done(piece.nbytes)
-    return slices.n_kept, slices.n_again
+    return slices.n_kept, slices.n_again, slices.n_calibrated
 
 
 def write_weights(
-    checkpoint: Checkpoint, parameters: Iterable[Parameter], directory: Path, progress: Progress | None = None
+    checkpoint: Checkpoint,
+    parameters: Iterable[Parameter],
+    directory: Path,
+    progress: Progress | None = None,
+    calibrated: Calibrated | None = None,
 ) -> Weights:
     """Writes one safetensors shard per `Parameter.shard` and the index into `directory`, which must exist.
 
+    calibrated: the integers of the matrices that it has in the kind they are stored in; all others are rounded here.
     Each file appears under its name only when it is complete. Raises QuantizeError for NaN, infinities and values
     beyond a scheme's range (naming tensor and row), CheckpointError for missing tensors and wrong shapes.
     """
@@ -241,7 +262,8 @@ def write_weights(
     for parameter in parameters:
         shards.setdefault(parameter.shard, []).append(parameter)
     weight_map: dict[str, str] = {}
-    total = n_kept = n_again = 0
+    total = 0
+    counts = np.zeros(3, np.int64)
     for shard, members in shards.items():
         slots: dict[str, Slot] = {}
         for parameter in members:
@@ -250,8 +272,7 @@ def write_weights(
         file = directory / f"{shard}.safetensors"
         with ShardWriter(file, slots, metadata) as writer:
             for parameter in members:
-                kept, again = _write_parameter(checkpoint, parameter, writer, done)
-                n_kept, n_again = n_kept + kept, n_again + again
+                counts += _write_parameter(checkpoint, parameter, writer, done, calibrated)
         weight_map.update(dict.fromkeys(slots, file.name))
         total += sum(slot.n_bytes for slot in slots.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -261,4 +282,5 @@ def write_weights(
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(directory / INDEX)
-    return replace(size, n_kept=n_kept, n_again=n_again)
+    kept, again, given = (int(count) for count in counts)
+    return replace(size, n_kept=kept, n_again=again, n_calibrated=given)

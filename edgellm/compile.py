@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import crosscompile.errors
 from crosscompile import checkpoint
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.errors import CodegenError, CompileError
+from crosscompile.models.schemes import Scheme
 from crosscompile.ndk import find_ndk
 from crosscompile.target import Target
 from edgellm import bundle as bundles
@@ -32,7 +33,11 @@ from edgellm.boards import Board
 from edgellm.bundle import Bundle
 from edgellm.errors import BundleError, ModelError, UnsuitableError
 from edgellm.generation import generation
+from edgellm.precision import PLAIN, Options, Rounding, Wish, content_of, prepare
 from edgellm.prefix import Prefix
+
+if TYPE_CHECKING:
+    from edgellm.quality import Gate
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, what is done and the total in bytes (total 0: not measured)."""
@@ -42,16 +47,6 @@ RUNTIME_BYTES = 16 << 20
 
 DEFAULT_CONTEXT = 4096
 """Positions a session gets where nobody asks for more (ellm_context_options.context_length)."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What decides the content of a bundle, besides checkpoint and target. None: the scheme's default."""
-
-    scheme: str
-    embedding: str | None = None
-    head: str | None = None
-    kv: str | None = None
 
 
 DEVICES = ("cpu", "vulkan")
@@ -108,8 +103,14 @@ def build(
     progress: Progress | None = None,
     lora: Path | None = None,
     device: str = "cpu",
+    wish: Wish = Wish(),  # noqa: B008 - it is frozen
+    gate: Gate | None = None,
 ) -> Compilation:
-    """compile_model, with statistics. lora: directory of an adapter that is merged into the weights."""
+    """compile_model, with statistics.
+
+    lora: directory of an adapter that is merged into the weights. wish: calibration and byte budget. gate: texts that
+    the bundle's quality is measured on, and the least that is shipped; QualityError below that, and nothing is written.
+    """
     if isinstance(board, str):
         from edgellm.boards import find_board
 
@@ -126,17 +127,45 @@ def build(
         prefixes.check(prefix, source.chat_template)
     fits = MemoryCheck(board, context)
     found = tuned.lookup(board)
-    made = compile_checkpoint(source, name, target, options, fits=fits, dump=dump, progress=show, knobs=found)
+    rounding = PLAIN if wish == Wish() else prepare(source, target, options, wish, weigher(source, target), show)
+    made = compile_checkpoint(
+        source, name, target, options, fits=fits, dump=dump, progress=show, knobs=found, rounding=rounding
+    )
+    if gate is not None:
+        from edgellm.quality import judged
+
+        made = replace(made, bundle=judged(made.bundle, source, name, options, rounding, gate, show))
     if prefix is not None:
 
         def twin(host: Target) -> Bundle:
-            return compile_checkpoint(source, name, host, options, progress=show).bundle
+            return compile_checkpoint(source, name, host, options, progress=show, rounding=rounding).bundle
 
         made = replace(made, bundle=prefixes.ship(made.bundle, prefix, twin, show))
     if output is not None:
         show("copying", 0, 0)
         made = replace(made, bundle=bundles.copy(made.bundle, Path(output)))
     return made
+
+
+def weigher(source: Checkpoint, target: Target) -> Callable[[Scheme], int]:
+    """A function that tells the bytes of all weights under a scheme; it asks the compiling process."""
+
+    def weigh(scheme: Scheme) -> int:
+        request = {
+            "outline": True,
+            "checkpoint": str(source.path.absolute()),
+            "lora": str(source.adapter.absolute()) if source.adapter is not None else None,
+            "tier": target.tier.name,
+            "arch": target.arch,
+            "os": target.os,
+            "gpu": asdict(target.gpu) if target.gpu is not None else None,
+            **{key: getattr(scheme, key) for key in ("embedding", "head", "kv")},
+            "scheme": scheme.name,
+            "tensors": (),
+        }
+        return int(run_worker(request, None, lambda stage, done, total: None)["weight_bytes"])
+
+    return weigh
 
 
 @dataclass(frozen=True)
@@ -176,23 +205,21 @@ Knobs = Mapping[str, Mapping[str, int]]
 
 
 def cache_key(
-    source: Checkpoint, name: str, target: Target, options: Options, show: Progress, knobs: Knobs | None = None
+    source: Checkpoint,
+    name: str,
+    target: Target,
+    options: Options,
+    show: Progress,
+    knobs: Knobs | None = None,
+    rounding: Rounding = PLAIN,
 ) -> tuple[str, str]:
     """(key of the finished bundle, hash of the checkpoint's content)."""
-    files = source.paths
-    total, done = sum(file.stat().st_size for file in files), 0
-
-    def count(n_bytes: int) -> None:
-        nonlocal done
-        done += n_bytes
-        show("hashing the checkpoint", done, total)
-
-    hashes = cache.content_hashes(files, count)
-    content = cache.key_of({file.name: digest for file, digest in hashes.items()})
+    content = content_of(source, show)
     parts = {
         "name": name,
         "checkpoint": content,
         "options": asdict(options),
+        "rounding": asdict(rounding),
         "target": [target.arch, target.os, target.tier.name],
         "versions": cache.versions(),
         "sources": cache.sources_digest(),
@@ -216,15 +243,16 @@ def compile_checkpoint(
     dump: Path | None = None,
     progress: Progress | None = None,
     knobs: Knobs | None = None,
+    rounding: Rounding = PLAIN,
 ) -> Compilation:
     """The cached bundle of a checkpoint for a target, compiled if it is not there.
 
     fits: called with the bundle's memory needs and context length; what it raises ends the compilation. knobs: what
-    tuning found for this board.
+    tuning found for this board. rounding: what was decided of single matrices (edgellm.precision).
     """
     show = progress or (lambda stage, done, total: None)
     knobs = knobs or {}
-    key, content = cache_key(source, name, target, options, show, knobs)
+    key, content = cache_key(source, name, target, options, show, knobs, rounding)
     folder = cache.root() / "bundles"
     with cache.locked(key):
         if dump is None:
@@ -233,7 +261,7 @@ def compile_checkpoint(
                 if fits is not None:
                     fits(hit.bundle.manifest["memory"], hit.bundle.manifest["model"]["context_length"])
                 return hit
-        job = _Job(source, name, target, options, fits, dump, show, knobs)
+        job = _Job(source, name, target, options, fits, dump, show, knobs, rounding)
         with bundles.building(folder / key) as partial:
             report = job.run(partial, content)
         (folder / f"{key}.json").write_text(json.dumps(report))
@@ -284,6 +312,7 @@ class _Job:
     dump: Path | None
     show: Progress
     knobs: Knobs
+    rounding: Rounding = PLAIN
     processes: _Processes = field(default_factory=_Processes)
 
     def run(self, partial: Path, content: str) -> dict[str, Any]:
@@ -374,6 +403,8 @@ class _Job:
             "dump": str(dump.absolute()) if dump is not None else None,
             "knobs": {} if short else self.knobs,  # golden prompts cost the same either way
             **asdict(self.options),
+            "tensors": self.rounding.tensors,
+            "calibrated": str(directory_) if (directory_ := self.rounding.directory) is not None else None,
         }
         return run_worker(request, fits, show, self.processes.add)
 

@@ -12,12 +12,17 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgellm import prefix
 from edgellm.compile import DEFAULT_CONTEXT, DEVICES, Compilation, Options, build
+from edgellm.errors import UsageError
 from edgellm.keygen_cli import add_signing, ask_passphrase
+from edgellm.precision import Wish, parse_bytes
 from edgellm.terminal import size
+
+if TYPE_CHECKING:
+    from edgellm.quality import Gate
 
 SCHEMES = ("w4a8", "w8a8", "f16", "f32")
 
@@ -62,6 +67,53 @@ def add_lora(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
+    """--calibrate, --budget, --eval and --max-kl, for the commands that make a bundle for a board."""
+    group = parser.add_argument_group(
+        "quality",
+        "TEXTS is a .jsonl file of conversations or texts, or plain text, as `edgellm eval` takes it; what a model is "
+        "calibrated on should resemble what it will read, and what it is judged by should be other text.",
+    )
+    group.add_argument(
+        "--calibrate",
+        type=Path,
+        metavar="TEXTS",
+        help="round weights so that they do best on these texts: the same size and speed, less error; takes minutes",
+    )
+    group.add_argument(
+        "--budget",
+        metavar="SIZE",
+        help="most bytes for the weights (2.3GB, 900MB): each tensor gets 4 bits or 8, the most sensitive ones first",
+    )
+    group.add_argument(
+        "--eval", type=Path, metavar="TEXTS", help="measure what the scheme changes and put the card into the bundle"
+    )
+    group.add_argument(
+        "--max-kl",
+        type=float,
+        metavar="NATS",
+        help="with --eval: refuse to make a bundle whose KL divergence from f32 is larger",
+    )
+
+
+def wish_of(args: argparse.Namespace) -> Wish:
+    """What --calibrate and --budget ask for."""
+    if args.budget is not None and ((args.scheme or "w4a8") != "w4a8" or args.embedding or args.head):
+        raise UsageError("--budget chooses between 4 and 8 bits itself; leave out --scheme, --embedding and --head")
+    return Wish(args.calibrate, None if args.budget is None else parse_bytes(args.budget))
+
+
+def gate_of(args: argparse.Namespace) -> Gate | None:
+    """What --eval and --max-kl ask for."""
+    if args.eval is None:
+        if args.max_kl is not None:
+            raise UsageError("--max-kl needs --eval TEXTS, on which the divergence is measured")
+        return None
+    from edgellm.quality import Gate
+
+    return Gate(args.eval, args.max_kl)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `edgellm compile`."""
     parser.add_argument(
@@ -72,6 +124,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scheme_arguments(parser)
     add_prefix_arguments(parser)
     add_lora(parser)
+    add_quality_arguments(parser)
     add_signing(parser)
     parser.add_argument(
         "--device",
@@ -96,7 +149,7 @@ def main(args: argparse.Namespace) -> int:
         from edgellm.signing import load_private
 
         key = load_private(args.sign, ask_passphrase)  # first of all: a wrong passphrase should not cost a compilation
-    wanted = prefix.read(args.system_prompt, args.tools)
+    wanted, wish, gate = prefix.read(args.system_prompt, args.tools), wish_of(args), gate_of(args)
     with StageDisplay(quiet=args.json) as display:
         made = build(
             args.model,
@@ -109,6 +162,8 @@ def main(args: argparse.Namespace) -> int:
             progress=display.update,
             lora=args.lora,
             device=args.device,
+            wish=wish,
+            gate=gate,
         )
     if args.device != "cpu":
         warn_of_gpu(args.board)
@@ -178,6 +233,7 @@ def as_json(made: Compilation, elapsed_s: float) -> dict[str, Any]:
         "scheme": manifest["scheme"],
         "target": manifest["target"],
         "memory": manifest["memory"],
+        "quality": manifest.get("quality"),
         "prefix_tokens": manifest.get("prefix", {}).get("tokens", 0),
         **made.report,
         "cached": made.cached,
@@ -189,6 +245,8 @@ def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
     """Prints what was compiled, sizes and seconds per stage."""
     from rich.console import Console
     from rich.table import Table
+
+    from edgellm.quality import sentence
 
     manifest, report = made.bundle.manifest, made.report
     model, scheme, memory = manifest["model"], manifest["scheme"], manifest["memory"]
@@ -204,6 +262,14 @@ def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
     table.add_row("kernels", f"{statistics['kernels']} in {size(statistics['kernel_bytes'])}")
     weights = f"{size(memory['weight_bytes'])}, {statistics['bits_per_weight']:.2f} bits per weight"
     table.add_row("weights", weights)
+    if mixed := scheme.get("tensors"):
+        counts = ", ".join(f"{list(mixed.values()).count(kind)} {kind}" for kind in dict.fromkeys(mixed.values()))
+        table.add_row("", f"of the tensors {counts}, because of the budget")
+    if statistics.get("parameters_calibrated"):
+        share = statistics["parameters_calibrated"] / statistics["parameters"]
+        table.add_row("", f"{share:.0%} of the weights calibrated")
+    if card := manifest.get("quality"):
+        table.add_row("quality", sentence(card))
     kept, again = statistics.get("parameters_kept", 0), statistics.get("parameters_quantized_again", 0)
     if kept or again:
         total = statistics["parameters"]

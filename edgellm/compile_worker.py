@@ -8,7 +8,6 @@ LLVM may abort this process; the parent turns that into an error.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import resource
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from crosscompile import checkpoint
+from crosscompile import calibrated, checkpoint
 from crosscompile.errors import CompileError
 from crosscompile.quantize import check_sources, weight_bytes, write_weights
 from crosscompile.spirv.capabilities import Gpu
@@ -52,7 +51,10 @@ def target_of(request: dict[str, Any]) -> Target:
 
 
 def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
-    """Compiles kernels and writes weights into request["output"]; returns what the manifest needs."""
+    """Compiles kernels and writes weights into request["output"]; returns what the manifest needs.
+
+    With "outline" in the request, only counts the bytes of all weights.
+    """
     started = time.monotonic()
     channel.progress("compiling kernels", 0, 0)
     source = checkpoint.load(request["checkpoint"], request.get("lora"))
@@ -60,8 +62,10 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
     from crosscompile.program import FULL_LADDER, GPU_LADDER, SHORT_LADDER, outline
 
-    scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
+    scheme = scheme_for(*(request[key] for key in ("scheme", "embedding", "head", "kv", "tensors")))
     target = target_of(request)
+    if request.get("outline"):
+        return {"weight_bytes": weight_bytes(outline(source.config, target, scheme)[0]).n_bytes}
     dump = Path(request["dump"]) if request["dump"] else None
     ladder = GPU_LADDER if target.gpu is not None else SHORT_LADDER if request.get("short") else FULL_LADDER
     parameters, kv_bytes_per_token = outline(source.config, target, scheme)
@@ -79,14 +83,18 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     output = Path(request["output"])
     (output / "weights").mkdir()
     weights = write_weights(
-        source, compiled.parameters, output / "weights", lambda done, total: channel.progress("weights", done, total)
+        source,
+        compiled.parameters,
+        output / "weights",
+        lambda done, total: channel.progress("weights", done, total),
+        calibrated.read(Path(request["calibrated"])) if request.get("calibrated") else None,
     )
     (output / ("kernels.so" if target.gpu is None else "kernels.spv")).write_bytes(compiled.kernels)
     (output / "plan.json").write_text(json.dumps(compiled.plan, separators=(",", ":")))
     return {
         "model": compiled.model,
         "memory": memory,
-        "scheme": dataclasses.asdict(scheme),
+        "scheme": scheme.as_dict(),
         "statistics": {
             "kernels": len(compiled.plan["kernels"]),
             "kernel_bytes": len(compiled.kernels),
@@ -94,6 +102,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
             "parameters": weights.n_parameters,
             "parameters_kept": weights.n_kept,
             "parameters_quantized_again": weights.n_again,
+            "parameters_calibrated": weights.n_calibrated,
         },
         "seconds": {
             "start": compiled_at - started - sum(compiled.seconds.values()),

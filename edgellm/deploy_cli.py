@@ -31,8 +31,11 @@ from edgellm.compile_cli import (
     StageDisplay,
     add_lora,
     add_prefix_arguments,
+    add_quality_arguments,
     add_scheme_arguments,
+    gate_of,
     options_of,
+    wish_of,
 )
 from edgellm.connection import connect
 from edgellm.deploy_trust import Trust, add_trust_arguments
@@ -95,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_scheme_arguments(parser)
     add_prefix_arguments(parser)
     add_lora(parser)
+    add_quality_arguments(parser)
     add_trust_arguments(parser)
     fleet_cli.add_rollout(parser)
     parser.set_defaults(scheme=None)  # a fleet's file may have another one
@@ -203,13 +207,15 @@ def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) 
             raise UsageError(
                 f"{path} is a bundle, whose weights are packed: compile the checkpoint with --lora instead"
             )
+        if any(value is not None for value in (args.calibrate, args.budget, args.eval, args.max_kl)):
+            raise UsageError(f"{path} is compiled already: what is for its quality goes to `edgellm compile`")
         bundle = bundles.read(path)
         say(args, "bundle", f"{path}: {bundle.name} {bundle.scheme} for {bundle.tier}, {size(bundle.n_bytes)}")
         return bundle
     from edgellm.compile import build
 
     assert board is not None
-    wanted = prefix.read(args.system_prompt, args.tools)
+    wanted, wish, gate = prefix.read(args.system_prompt, args.tools), wish_of(args), gate_of(args)
     with StageDisplay(quiet=args.json) as display:
         made = build(
             args.model,
@@ -219,6 +225,8 @@ def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) 
             prefix=wanted,
             progress=display.update,
             lora=args.lora,
+            wish=wish,
+            gate=gate,
         )
     bundle = made.bundle
     how = "compiled before" if made.cached else f"compiled in {made.report['seconds']['total']:.1f} s"

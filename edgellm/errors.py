@@ -6,6 +6,7 @@
     ├── BundleError             a bundle directory is missing, malformed or damaged
     ├── TrustError              a signature or a key is missing, wrong, or not one that is trusted
     ├── ModelError              a model cannot be found, fetched or compiled
+    ├── QualityError            a model is changed more by its scheme than was allowed
     ├── PeerError               a program to compare with cannot be fetched, built, fed or run
     ├── VirtualBoardError       a virtual board cannot be prepared or started
     ├── UnsuitableError         the bundle does not fit this board: CPU, memory or disk
@@ -46,6 +47,10 @@ class TrustError(EdgeError):
 
 class ModelError(EdgeError):
     """A model cannot be found, fetched or compiled."""
+
+
+class QualityError(EdgeError):
+    """A model is changed more by its scheme than was allowed."""
 
 
 class PeerError(EdgeError):

@@ -16,8 +16,9 @@ from crosscompile import checkpoint
 from edgellm import hub
 from edgellm.compile import Options
 from edgellm.compile_cli import SCHEMES, StageDisplay
-from edgellm.evaluate import N_TOKENS, Quality, evaluate, read_texts
+from edgellm.evaluate import N_TOKENS, Quality, evaluate
 from edgellm.terminal import size
+from edgellm.texts import read_texts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

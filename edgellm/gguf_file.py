@@ -54,10 +54,14 @@ def blocks(kind: str, weight: np.ndarray) -> np.ndarray:
 
     kind: Q4_0, Q8_0, F16 or F32. Raises QuantizeError where a value does not fit.
     """
-    out, columns = weight.shape
     if kind in ("F16", "F32"):
         return np.ascontiguousarray(weight, "<f2" if kind == "F16" else "<f4").view(np.uint8)
-    q, scale = quantize("w4" if kind == "Q4_0" else "w8", weight)
+    return quantized_blocks(kind, *quantize("w4" if kind == "Q4_0" else "w8", weight))
+
+
+def quantized_blocks(kind: str, q: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """The same of integers: q (out, in) int8 and scale (out, in / 32) float16. kind: Q4_0 or Q8_0."""
+    out, columns = q.shape
     groups = q.reshape(out, columns // GROUP, GROUP)
     if kind == "Q4_0":  # byte j: number j in the low nibble, number j + 16 in the high one
         shifted = (groups + 8).astype(np.uint8)

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from crosscompile.calibrated import Calibrated, Matrix
 from crosscompile.checkpoint import Checkpoint
+from crosscompile.models import FAMILIES
+from crosscompile.pieces import piece_of
 from edgellm.errors import PeerError
-from edgellm.gguf_file import TYPES, TensorSlot, Value, blocks, write
+from edgellm.gguf_file import TYPES, TensorSlot, Value, blocks, quantized_blocks, write
 
 _SLICE_ELEMENTS = 1 << 21
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
@@ -26,12 +29,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Entry:
-    """One tensor: its names here and there, its type, and for q and k the heads whose rotary halves interleave."""
+    """One tensor: its names here and there, its type, and for q and k the heads whose rotary halves interleave.
+
+    matrix: the integers that calibration made of the parameter it is part of, from row `first` on.
+    """
 
     source: str
     name: str
     type: str
     heads: int | None = None
+    matrix: Matrix | None = None
+    first: int = 0
 
 
 def entries(config: Mapping[str, Any], scheme: Mapping[str, str]) -> list[Entry]:
@@ -67,14 +75,22 @@ def interleave(rows: np.ndarray) -> np.ndarray:
 
 
 def write_llama(
-    source: Checkpoint, name: str, scheme: Mapping[str, str], file: Path, progress: Progress | None = None
+    source: Checkpoint,
+    name: str,
+    scheme: Mapping[str, str],
+    file: Path,
+    progress: Progress | None = None,
+    calibrated: Calibrated | None = None,
 ) -> None:
-    """Writes the file, whole or not at all. Raises PeerError for models that are stored in another way."""
+    """Writes the file, whole or not at all. calibrated: integers that take the place of the scheme's.
+
+    Raises PeerError for models that are stored in another way.
+    """
     config = source.config
     biased = config.get("attention_bias") or config.get("mlp_bias")
     if config.get("architectures") != ["LlamaForCausalLM"] or config.get("rope_scaling") or biased:
         raise PeerError(f"{name}: only a LlamaForCausalLM without rope_scaling and biases is written; use another")
-    plan = entries(config, scheme)
+    plan = [_with_integers(source, entry, calibrated) for entry in entries(config, scheme)]
     slots = [TensorSlot(entry.name, source.info(entry.source).shape, entry.type) for entry in plan]
     pieces = (piece for entry in plan for piece in _pieces(source, entry))
 
@@ -85,6 +101,21 @@ def write_llama(
     write(file, _keys(source, name), slots, pieces, show)
 
 
+def _with_integers(source: Checkpoint, entry: Entry, calibrated: Calibrated | None) -> Entry:
+    """The entry with its part of a calibrated parameter, where there is one."""
+    if calibrated is None:
+        return entry
+    sources = FAMILIES["LlamaForCausalLM"].design(source.config).sources
+    for name, matrix in calibrated.matrices.items():
+        first = 0
+        for part in sources.get(name, (name,)):
+            if part == entry.source:
+                kind = {"w4": "Q4_0", "w8": "Q8_0"}[matrix.kind]
+                return replace(entry, type=kind, matrix=matrix, first=first)
+            first += source.info(piece_of(part).tensor).shape[0]
+    return entry
+
+
 def _pieces(source: Checkpoint, entry: Entry) -> Iterator[np.ndarray]:
     """The tensor's bytes, some rows at a time: whole heads where their rows change places."""
     shape = source.info(entry.source).shape
@@ -93,6 +124,11 @@ def _pieces(source: Checkpoint, entry: Entry) -> Iterator[np.ndarray]:
         return
     step = shape[0] // entry.heads if entry.heads else max(_SLICE_ELEMENTS // shape[1], 1)
     for at in range(0, shape[0], step):
+        if entry.matrix is not None:
+            last = entry.first + min(at + step, shape[0])
+            q, scale = entry.matrix.rows(entry.first + at, last)
+            yield quantized_blocks(entry.type, *((interleave(q), interleave(scale)) if entry.heads else (q, scale)))
+            continue
         rows = source.read(entry.source, slice(at, at + step))
         yield blocks(entry.type, interleave(rows) if entry.heads else rows)
 

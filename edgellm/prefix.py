@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -109,7 +108,7 @@ def ship(
         runs = base if is_native else twin(host)
         show("computing the prefix", 0, 0)
         with bundles.building(output) as partial:
-            _link(base, partial)
+            bundles.link(base, partial)
             tokens, prompt = _compute(runs, prefix, partial / FILE)
             (partial / FILE).chmod(0o644)  # saved sessions are private; this is as public as the weights
             answer = golden.continuation(runs.path, prompt)
@@ -120,16 +119,6 @@ def ship(
                 manifest["prefix"]["system"] = prefix.system
             bundles.seal(partial, manifest, lambda done, total: show("checksums", done, total))
         return bundles.read(output)
-
-
-def _link(base: Bundle, partial: Path) -> None:
-    """Names for the base's files in `partial`: they take no disk twice. Linking makes its stamp stale."""
-    is_vouched = bundles.is_stamped(base)
-    for file in base.files:
-        (partial / file.path).parent.mkdir(parents=True, exist_ok=True)
-        os.link(base.path / file.path, partial / file.path)
-    if is_vouched:
-        bundles.write_stamp(base)
 
 
 def _compute(runs: Bundle, prefix: Prefix, output: Path) -> tuple[int, list[int]]:

@@ -9,45 +9,11 @@ from typing import Any
 import numpy as np
 from tvm.relax.frontend import nn
 
-from crosscompile.errors import ConfigError
 from crosscompile.kernels.kv_cache import Heads
+from crosscompile.models.schemes import SCHEMES, WEIGHT_KINDS, Scheme, scheme_for
 from crosscompile.pieces import Source
 
-
-@dataclass(frozen=True)
-class Scheme:
-    """How weights and cache are stored: f32, f16, w8a8 or w4a8 for body, embedding and head; f32 or f16 for kv."""
-
-    name: str
-    body: str
-    embedding: str
-    head: str
-    kv: str
-
-
-SCHEMES: dict[str, Scheme] = {
-    "f32": Scheme("f32", "f32", "f32", "f32", "f32"),
-    "f16": Scheme("f16", "f16", "f16", "f16", "f16"),
-    "w8a8": Scheme("w8a8", "w8a8", "w8a8", "w8a8", "f16"),
-    "w4a8": Scheme("w4a8", "w4a8", "w8a8", "w8a8", "f16"),
-}
-KV_TYPES = ("f16", "i8", "f32")
-WEIGHT_KINDS = {"f32": "f32", "f16": "f16", "w8a8": "w8", "w4a8": "w4"}
-"""The stored kind of weights under each scheme."""
-
-
-def scheme_for(name: str, embedding: str | None = None, head: str | None = None, kv: str | None = None) -> Scheme:
-    """A scheme by name, with embedding, head and cache chosen separately where given. ConfigError on unknown names."""
-    for what, value, known in (
-        ("scheme", name, SCHEMES),
-        ("embedding scheme", embedding or name, SCHEMES),
-        ("head scheme", head or name, SCHEMES),
-        ("kv type", kv or "f16", KV_TYPES),
-    ):
-        if value not in known:
-            raise ConfigError(f"{what} {value!r} does not exist; there are {', '.join(known)}")
-    base = SCHEMES[name]
-    return Scheme(name, base.body, embedding or base.embedding, head or base.head, kv or base.kv)
+__all__ = ["SCHEMES", "WEIGHT_KINDS", "Architecture", "Network", "Scheme", "constant", "scheme_for"]
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ import pytest
 
 from crosscompile import checkpoint
 from edgellm.errors import UsageError
-from edgellm.evaluate import Sample, Tally, encode, read_texts
+from edgellm.evaluate import Tally
+from edgellm.texts import Sample, encode, read_texts
 from tests.oracle.configurations import BASE, write_checkpoint
 
 

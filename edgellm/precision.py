@@ -1,0 +1,230 @@
+"""What the matrices of a model are rounded to, and how well: a byte budget solved, calibration on text, both cached.
+
+Forward passes are NumPy's (crosscompile.calibrate); sizes come from the target's packing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crosscompile.budget import Choice, solve
+from crosscompile.calibrate import calibrate, kinds_of, noise_of
+from crosscompile.calibrated import INDEX, CalibrationWriter
+from crosscompile.checkpoint import Checkpoint
+from crosscompile.forward import Values
+from crosscompile.models import FAMILIES, name_of
+from crosscompile.models.design import EMBEDDING, HEAD, Design
+from crosscompile.models.schemes import WEIGHT_KINDS, Scheme, scheme_for
+from crosscompile.packing import Packing
+from crosscompile.target import Target
+from edgellm import cache
+from edgellm.errors import ModelError, UsageError
+from edgellm.texts import encode, read_texts
+
+Show = Callable[[str, int, int], None]
+
+N_TOKENS = 65536
+"""Of the texts, that calibration looks at."""
+WINDOW = 512
+"""Tokens of a stretch of text."""
+LEAST_TOKENS = 1024
+CHOICES = ("w4a8", "w8a8")
+"""What a budget chooses from, tensor by tensor."""
+FOLDER = "calibrations"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What decides the content of a bundle, besides checkpoint and target. None: the scheme's default."""
+
+    scheme: str
+    embedding: str | None = None
+    head: str | None = None
+    kv: str | None = None
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How a model's matrices are rounded, where that is not plainly by its scheme.
+
+    tensors: (parameter, scheme) of those that differ; calibration: name of its directory in the cache.
+    """
+
+    tensors: tuple[tuple[str, str], ...] = ()
+    calibration: str | None = None
+
+    @property
+    def directory(self) -> Path | None:
+        """Where the calibration's integers lie."""
+        return None if self.calibration is None else cache.root() / FOLDER / self.calibration
+
+
+PLAIN = Rounding()
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a user asks for. calibrate: a file of texts; budget_bytes: what the weights may take at most."""
+
+    calibrate: Path | None = None
+    budget_bytes: int | None = None
+    n_tokens: int = N_TOKENS
+
+
+def content_of(source: Checkpoint, show: Show) -> str:
+    """The hash of a checkpoint's content."""
+    files = source.paths
+    total, done = sum(file.stat().st_size for file in files), 0
+
+    def count(n_bytes: int) -> None:
+        nonlocal done
+        done += n_bytes
+        show("hashing the checkpoint", done, total)
+
+    hashes = cache.content_hashes(files, count)
+    return cache.key_of({file.name: digest for file, digest in hashes.items()})
+
+
+def parse_bytes(text: str) -> int:
+    """ "2.3GB", "900 MB", "1.5GiB" or a number of bytes. UsageError names what is meant."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kMGT]?)(i?)B?\s*", text, re.IGNORECASE)
+    if not match:
+        raise UsageError(f"--budget {text!r} is no size; write 2.3GB, 900MB or a number of bytes")
+    power = " kmgt".index(match[2].lower() or " ")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def design_of(source: Checkpoint) -> Design:
+    """The checkpoint's network as data. ModelError where an installed package builds it."""
+    name = name_of(source.config)
+    if name not in FAMILIES:
+        raise ModelError(
+            f"{name} is built by an installed package, and only built-in families can be calibrated or fitted to a "
+            f"budget; leave out --calibrate and --budget"
+        )
+    return FAMILIES[name].design(source.config)
+
+
+def windows(source: Checkpoint, file: Path, n_tokens: int) -> list[list[int]]:
+    """Token ids of about n_tokens of a file's texts, in stretches taken evenly from all of it.
+
+    Raises UsageError where the file is not text, or too little of it.
+    """
+    ids: list[int] = []
+    for sample in encode(source, read_texts(file, source), n_tokens):
+        ids += sample.ids
+    context = source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW
+    length = min(WINDOW, int(context))
+    if len(ids) < max(LEAST_TOKENS, length):
+        raise UsageError(
+            f"{file} has {len(ids)} tokens; calibration wants {LEAST_TOKENS} at least, and gets better up to {n_tokens}"
+        )
+    stretches = [ids[at : at + length] for at in range(0, len(ids) - length + 1, length)]
+    step = max(len(stretches) * length / n_tokens, 1.0)
+    return [stretches[int(index * step)] for index in range(int(len(stretches) / step))]
+
+
+Weigh = Callable[[Scheme], int]
+"""The bytes of all weights under a scheme, which the compiling process counts."""
+
+
+def prepare(source: Checkpoint, target: Target, options: Options, wish: Wish, weigh: Weigh, show: Show) -> Rounding:
+    """Solves the budget and calibrates, as far as `wish` says so.
+
+    Raises UsageError for texts that are too short, QuantizeError where no choice fits the budget.
+    """
+    if wish.calibrate is None and wish.budget_bytes is None:
+        return PLAIN
+    made, scheme = design_of(source), scheme_for(options.scheme, options.embedding, options.head, options.kv)
+    texts = None if wish.calibrate is None else windows(source, wish.calibrate, wish.n_tokens)
+    tensors: tuple[tuple[str, str], ...] = ()
+    if wish.budget_bytes is not None:
+        tensors = _budgeted(source, made, target, scheme, texts, wish.budget_bytes, weigh, show)
+        scheme = scheme_for(scheme.name, scheme.embedding, scheme.head, scheme.kv, tensors)
+    if texts is None or wish.calibrate is None:
+        return Rounding(tensors)
+    kinds = kinds_of(made, scheme)
+    if not kinds:
+        raise UsageError(f"--calibrate: scheme {scheme.name} rounds nothing to integers; w4a8 and w8a8 do")
+    return Rounding(tensors, _calibrated(source, made, content_of(source, show), kinds, texts, wish, show))
+
+
+def _calibrated(
+    source: Checkpoint,
+    made: Design,
+    content: str,
+    kinds: Mapping[str, str],
+    texts: Sequence[Sequence[int]],
+    wish: Wish,
+    show: Show,
+) -> str:
+    """The name of a calibration in the cache, made if it is not there."""
+    assert wish.calibrate is not None
+    facts = {
+        "checkpoint": content,
+        "texts_sha256": hashlib.sha256(wish.calibrate.read_bytes()).hexdigest(),
+        "tokens": sum(map(len, texts)),
+    }
+    key = cache.key_of({**facts, "kinds": kinds, "n_tokens": wish.n_tokens, "sources": cache.sources_digest()})
+    folder = cache.root() / FOLDER
+    folder.mkdir(exist_ok=True)
+    with cache.locked(f"calibration-{key}"):
+        if (folder / key / INDEX).is_file():
+            return key
+        partial = folder / f".{key}.{os.getpid()}.partial"
+        shutil.rmtree(folder / key, ignore_errors=True)
+        try:
+            partial.mkdir()
+            writer = CalibrationWriter(partial)
+            show("calibrating", 0, len(kinds))
+            calibrate(source, made, kinds, texts, writer, lambda done, total: show("calibrating", done, total))
+            writer.finish(**facts)
+            partial.rename(folder / key)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return key
+
+
+def _budgeted(
+    source: Checkpoint,
+    made: Design,
+    target: Target,
+    scheme: Scheme,
+    texts: Sequence[Sequence[int]] | None,
+    budget_bytes: int,
+    weigh: Weigh,
+    show: Show,
+) -> tuple[tuple[str, str], ...]:
+    """The tensors whose scheme is not w4a8, so that all weights take at most budget_bytes."""
+    values = Values(source, made)
+    plain = scheme_for("w4a8", "w4a8", "w4a8", scheme.kv)
+    names = list(kinds_of(made, plain))
+    rest = weigh(plain) + sum(4 * 2 * len(rope.inv_freq) for rope in made.ropes)
+    show("weighing tensors", 0, len(names))
+    losses = noise_of(values, names, texts, lambda done, total: show("weighing tensors", done, total))
+    choices = []
+    for name in names:
+        sizes = {own: _stored_bytes(target, own, *values.shape(name)) for own in CHOICES}
+        rest -= sizes["w4a8"]
+        choices.append(Choice(name, sizes, {own: losses[name][WEIGHT_KINDS[own]] for own in CHOICES}))
+    found = solve(choices, rest, budget_bytes)
+    if made.tied:
+        found[HEAD] = found[EMBEDDING]
+    return tuple(sorted((name, own) for name, own in found.items() if own != default_of(scheme, name)))
+
+
+def default_of(scheme: Scheme, name: str) -> str:
+    """What a scheme without exceptions says of a parameter."""
+    return {EMBEDDING: scheme.embedding, HEAD: scheme.head}.get(name, scheme.body)
+
+
+def _stored_bytes(target: Target, own: str, rows: int, columns: int) -> int:
+    form = Packing.parse(target.tier.packing(WEIGHT_KINDS[own]))
+    return sum(math.prod(shape) * dtype.itemsize for shape, dtype in form.stored(rows, columns).values())

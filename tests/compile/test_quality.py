@@ -1,0 +1,100 @@
+"""The gate: a calibrated model is closer to the original, its bundle says so, and what is worse than asked is not made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crosscompile import checkpoint
+from crosscompile.forward import Values, logits
+from crosscompile.models import FAMILIES as DESIGNS
+from crosscompile.models import name_of
+from edgellm import cli
+from edgellm.compile import Options, build
+from edgellm.errors import QualityError, UsageError
+from edgellm.precision import Wish
+from edgellm.quality import Gate
+from tests.oracle.family_checkpoints import LOGITS, WHOLE, text, write_checkpoint
+from tests.oracle.family_configurations import FAMILIES
+from tests.server import MODEL
+
+CONVERSATIONS = Path(__file__).parents[1] / "data" / "conversations_heldout.jsonl"
+FOUR = Options("w4a8", "w4a8", "w4a8")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Conversations to calibrate on, and others to judge by."""
+    lines = CONVERSATIONS.read_text(encoding="utf-8").splitlines()
+    folder = tmp_path_factory.mktemp("texts")
+    for name, part in (("calibrate", lines[20:]), ("judge", lines[:12])):
+        (folder / f"{name}.jsonl").write_text("\n".join(part) + "\n", encoding="utf-8")
+    return folder / "calibrate.jsonl", folder / "judge.jsonl"
+
+
+def test_calibration_makes_a_closer_model_and_the_card_says_so(texts: tuple[Path, Path]) -> None:
+    calibrate, judge = texts
+    plain = build(MODEL, "local", FOUR, gate=Gate(judge)).bundle.manifest["quality"]
+    made = build(MODEL, "local", FOUR, wish=Wish(calibrate), gate=Gate(judge))
+    card = made.bundle.manifest["quality"]
+    assert card["kl_nats"] < 0.8 * plain["kl_nats"]  # most of this model's weights are whole numbers of 4 bits already
+    assert card["bits_per_weight"] == plain["bits_per_weight"] < 4.7
+    assert plain["calibration"] is None
+    assert card["calibration"]["tokens"] > 1000
+    assert card["positions"] == plain["positions"] > 100
+    assert made.report["statistics"]["parameters_calibrated"] == made.report["statistics"]["parameters"] - norms()
+
+
+def norms() -> int:
+    """Parameters of the demo model that are vectors."""
+    return sum(int(np.prod(t.shape)) for t in checkpoint.load(MODEL).tensors.values() if len(t.shape) == 1)
+
+
+def test_the_gate_refuses_and_leaves_nothing(
+    texts: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "bundle"
+    with pytest.raises(QualityError, match=r"not shipped: .* KL divergence of 0\.\d+ nats on judge\.jsonl .*--max-kl"):
+        build(MODEL, "local", FOUR, output, gate=Gate(texts[1], max_kl=1e-6))
+    assert list(tmp_path.iterdir()) == []
+    arguments = ["compile", str(MODEL), "--board", "local", "--embedding", "w4a8", "--head", "w4a8", "--json"]
+    assert cli.main([*arguments, "-o", str(output), "--eval", str(texts[1]), "--max-kl", "5"]) == 0
+    card = json.loads(capsys.readouterr().out)["quality"]
+    assert card == json.loads((output / "manifest.json").read_text())["quality"]
+    assert cli.main([*arguments, "-o", str(tmp_path / "x"), "--max-kl", "5"]) == 1
+    assert "--max-kl needs --eval" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("calibrated", [False, True])
+def test_a_budget_is_kept(texts: tuple[Path, Path], calibrated: bool) -> None:
+    least = build(MODEL, "local", FOUR).bundle.manifest["memory"]["weight_bytes"]
+    most = build(MODEL, "local", Options("w8a8")).bundle.manifest["memory"]["weight_bytes"]
+    budget = (least + most) // 2
+    made = build(MODEL, "local", Options("w4a8"), wish=Wish(texts[0] if calibrated else None, budget)).bundle
+    taken = made.manifest["memory"]["weight_bytes"]
+    assert least < taken <= budget
+    assert taken > 0.9 * budget
+    assert set(made.manifest["scheme"]["tensors"].values()) <= {"w4a8", "w8a8"}
+
+
+def test_wishes_that_make_no_sense(tmp_path: Path) -> None:
+    few = tmp_path / "few.txt"
+    few.write_text("Not enough.")
+    with pytest.raises(UsageError, match=r"few\.txt has \d+ tokens; calibration wants 1024"):
+        build(MODEL, "local", FOUR, wish=Wish(few))
+    with pytest.raises(UsageError, match="scheme f16 rounds nothing"):
+        build(MODEL, "local", Options("f16"), wish=Wish(CONVERSATIONS))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_forward_pass_is_transformers(tmp_path: Path, name: str) -> None:
+    write_checkpoint(tmp_path, name)
+    source = checkpoint.load(tmp_path)
+    found = logits(
+        Values(source, DESIGNS[name_of(source.config)].design(source.config)), text({"config": source.config})
+    )
+    whole = np.load(LOGITS)[f"{name}.whole"]
+    assert np.abs(found[list(WHOLE)] - whole).max() <= 1e-4 * np.abs(whole).max()

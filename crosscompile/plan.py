@@ -223,7 +223,9 @@ def write_plan(
 
     order = list(dict.fromkeys(name for f in functions for name, _ in f.steps))
     index = {name: i for i, name in enumerate(order)}
-    bound = {name: [states[v] if kind == "s" else None for kind, v in args] for f in functions for name, args in f.steps}
+    bound = {
+        name: [states[v] if kind == "s" else None for kind, v in args] for f in functions for name, args in f.steps
+    }
     entries = []
     for name in order:
         signature, buffers = signatures[name], kernels.functions[name].params

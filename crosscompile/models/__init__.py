@@ -61,7 +61,9 @@ FAMILIES: dict[str, Family] = {
     ),
     "Qwen3MoeForCausalLM": Family("Qwen3-MoE", "mixtures.qwen3_moe", "mixture of experts, norms of queries and keys"),
     "MambaForCausalLM": Family("Mamba", "recurrent.mamba", "no attention: a state of one size"),
-    "FalconMambaForCausalLM": Family("Falcon Mamba", "recurrent.falcon_mamba", "Mamba with norms of time steps, B and C"),
+    "FalconMambaForCausalLM": Family(
+        "Falcon Mamba", "recurrent.falcon_mamba", "Mamba with norms of time steps, B and C"
+    ),
     "Mamba2ForCausalLM": Family("Mamba 2", "recurrent.mamba2", "no attention: a state of one size, by heads"),
 }
 """Built in; more come from installed packages through the entry-point group `edgellm.architectures`."""

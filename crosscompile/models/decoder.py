@@ -270,6 +270,8 @@ def network(made: Design, kv: str, feed_forward: type[nn.Module] | None = None) 
             for name in ("gate_up_proj", "down_proj")
             if layer.experts
         },
-        tuple(state for i, layer in enumerate(made.layers) if layer.selective for state in states_of(i, layer.selective)),
+        tuple(
+            state for i, layer in enumerate(made.layers) if layer.selective for state in states_of(i, layer.selective)
+        ),
         len(made.layers),
     )

@@ -273,7 +273,14 @@ FAMILIES: dict[str, Configuration] = {
     "mamba-untied": ("mamba", {**MAMBA, **UNTIED, "state_size": 5, "use_bias": True, "time_step_rank": 32}),
     "mamba-narrow": (
         "mamba",
-        {**MAMBA, "expand": 1, "conv_kernel": 3, "use_conv_bias": False, "time_step_rank": 7, "layer_norm_epsilon": 1e-3},
+        {
+            **MAMBA,
+            "expand": 1,
+            "conv_kernel": 3,
+            "use_conv_bias": False,
+            "time_step_rank": 7,
+            "layer_norm_epsilon": 1e-3,
+        },
     ),
     "falcon-mamba-tied": ("falcon_mamba", {**MAMBA, "mixer_rms_eps": 1e-3}),
     "falcon-mamba-untied": ("falcon_mamba", {**MAMBA, **UNTIED, "state_size": 11, "use_bias": True}),

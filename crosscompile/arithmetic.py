@@ -107,6 +107,19 @@ def sigmoid(x: Expr) -> Expr:
     return one / (exp(constant(0.0, lanes_of(x)) - x) + one)
 
 
+def softplus(x: Expr) -> Expr:
+    """ln(1 + e^x), within 4 ulp: max(x, 0) + ln(1 + z) with z = e^-|x|, as 2 · atanh(z / (2 + z))."""
+    n = lanes_of(x)
+
+    def of(v: Expr, z: Expr) -> Expr:
+        def series(s: Expr, q: Expr) -> Expr:
+            return fma(s * constant(2.0, n), polynomial(q, ATANH), tirx.Max(v, constant(0.0, n)))
+
+        return let(z / (z + constant(2.0, n)), lambda s: let(s * s, lambda q: series(s, q)))
+
+    return let(x, lambda v: let(exp(constant(0.0, n) - magnitude(v)), lambda z: of(v, z)))
+
+
 def polynomial(x: Expr, coefficients: tuple[float, ...]) -> Expr:
     """Horner's rule, highest power first."""
     n = lanes_of(x)
@@ -121,6 +134,8 @@ def with_sign(size: Expr, of: Expr) -> Expr:
     return from_bits(bits(size) | (bits(of) & constant(-0x80000000, lanes_of(of), "int32")))
 
 
+ATANH = tuple(1.0 / k for k in range(17, 0, -2))
+"""atanh x / x in x², for |x| ≤ 1/3: what is left out is below 2⁻²⁸ of it."""
 TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 ERF = (
     7.853861353153693e-5,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from crosscompile.errors import QuantizeError
+from crosscompile.parallel import PART, in_parts
 
 GROUP = 32
 """Columns that share one scale."""
@@ -68,23 +69,33 @@ def quantize(kind: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     out, columns = weight.shape
     if columns % GROUP:
         raise QuantizeError(f"a weight of {columns} columns cannot be cut into groups of {GROUP}")
-    blocks = np.ascontiguousarray(weight, np.float32).reshape(out, columns // GROUP, GROUP)
     if kind not in RANGES:
         raise QuantizeError(f"{kind!r} is not a quantized kind; w4 and w8 are")
-    low, high = RANGES[kind]
-    if kind == "w4":
-        index = np.abs(blocks).argmax(-1)[..., None]
-        extreme = np.take_along_axis(blocks, index, -1)[..., 0] / np.float32(-8)
-    else:
-        extreme = np.abs(blocks).max(-1) / np.float32(127)
-    with np.errstate(over="ignore"):
-        scale = extreme.astype(np.float16)
+    groups = np.ascontiguousarray(weight, np.float32).reshape(-1, GROUP)
+    q, scale = np.empty(groups.shape, np.int8), np.empty(len(groups), np.float16)
+    in_parts(len(groups), PART // GROUP, lambda at: _quantize(kind, groups[at], q[at], scale[at]))
     if not np.isfinite(scale).all():
-        row = int(np.argwhere(~np.isfinite(scale))[0][0])
+        row = int(np.argmin(np.isfinite(scale))) * GROUP // columns
         raise QuantizeError(f"row {row} holds a value that is not finite or too large for a float16 scale")
-    wide = scale.astype(np.float32)[..., None]
-    q = np.divide(blocks, wide, out=np.zeros_like(blocks), where=wide != 0)
-    return np.clip(np.rint(q), low, high).astype(np.int8).reshape(out, columns), scale
+    return q.reshape(out, columns), scale.reshape(out, columns // GROUP)
+
+
+def _quantize(kind: str, groups: np.ndarray, q: np.ndarray, scale: np.ndarray) -> None:
+    """Writes q and scale of groups (n, 32), each of which is looked at while it is in the cache."""
+    low, high = RANGES[kind]
+    values = np.abs(groups)
+    places = values.argmax(-1)  # of equals the first
+    places += np.arange(0, groups.size, GROUP)
+    extreme = groups.reshape(-1).take(places)
+    extreme = extreme / np.float32(-8) if kind == "w4" else np.abs(extreme) / np.float32(127)
+    with np.errstate(over="ignore", invalid="ignore"):  # found out by whoever calls
+        scale[:] = extreme
+        wide = scale.astype(np.float32)
+        wide[wide == 0] = np.inf  # whatever is divided by it is 0
+        np.divide(groups, wide[:, None], out=values)
+        np.rint(values, out=values)
+        np.clip(values, low, high, out=values)
+        np.copyto(q, values, casting="unsafe")
 
 
 def dequantize(q: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -125,18 +136,30 @@ def pack_quantized(packing: str, q: np.ndarray, scale: np.ndarray) -> dict[str, 
     """Lay out rows that are quantized already: q (out, in) int8 that `fits`, scale (out, in // 32) float16."""
     form = Packing.parse(packing)
     out, columns = q.shape
-    padding = ((0, form.padded_rows(out) - out), (0, 0))
     groups, blocks = form.padded_rows(out) // form.rows, columns // GROUP
-    q, scale = np.pad(q, padding), np.pad(scale, padding)
-    if form.kind == "w8":
-        cells = q.reshape(groups, form.rows, blocks, GROUP // form.chunk, form.chunk).transpose(0, 2, 3, 1, 4)
-        data = np.ascontiguousarray(cells).view(np.uint8)
-        if form.unsigned:
-            data = data ^ np.uint8(0x80)
-    else:
-        nibbles = ((q + 8 if form.unsigned else q) & 15).astype(np.uint8)
-        shape = (groups, form.rows, blocks, GROUP // 2 // form.chunk, 2, form.chunk)
-        cells = nibbles.reshape(shape).transpose(0, 2, 3, 4, 1, 5)
-        data = np.ascontiguousarray(cells[:, :, :, 0] | (cells[:, :, :, 1] << 4))
+    if form.padded_rows(out) > out:
+        padding = ((0, form.padded_rows(out) - out), (0, 0))
+        q, scale = np.pad(q, padding), np.pad(scale, padding)
+    shape, _ = form.stored(out, columns)[""]
+    data = np.empty(shape, np.uint8)
+    rows = np.ascontiguousarray(q).view(np.uint8).reshape(groups, form.rows, columns)
+    in_parts(groups, max(1, PART // (form.rows * columns)), lambda at: _lay_out(form, rows[at], data[at]))
     scale = scale.reshape(groups, form.rows, blocks).transpose(0, 2, 1)
     return {"": data, ".scale": np.ascontiguousarray(scale)}
+
+
+def _lay_out(form: Packing, rows: np.ndarray, data: np.ndarray) -> None:
+    """Fills data (groups, blocks, chunks, rows, chunk) from q (groups, rows, columns), both as bytes.
+
+    A chunk moves as one word, and its nibbles are put together before it does.
+    """
+    n, _, columns = rows.shape
+    word = np.dtype(f"<u{min(form.chunk, 8)}")
+    if form.kind == "w8":
+        words = (rows ^ np.uint8(0x80) if form.unsigned else rows).view(word)
+    else:
+        nibbles = rows + np.uint8(8) if form.unsigned else rows & np.uint8(15)
+        pairs = nibbles.view(word).reshape(n, form.rows, -1, 2, form.chunk // word.itemsize)
+        words = pairs[:, :, :, 0] | (pairs[:, :, :, 1] << word.type(4))
+    chunks = words.reshape(n, form.rows, -1, form.chunk // word.itemsize)
+    data.view(word).reshape(n, chunks.shape[2], form.rows, chunks.shape[3])[:] = chunks.transpose(0, 2, 1, 3)

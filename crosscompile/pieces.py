@@ -17,6 +17,7 @@ class Piece:
     transposed   the tensor is stored (in, out), as GPT-2's Conv1D has it
     ranges       (first, count) of the tensor's rows in the order in which they are wanted; () for all
     times, plus  what every value is multiplied by, and what is added then
+    decays       the logarithm of a rate is stored, and -e^x of it is wanted
     """
 
     tensor: str
@@ -24,6 +25,7 @@ class Piece:
     ranges: tuple[tuple[int, int], ...] = ()
     times: float = 1.0
     plus: float = 0.0
+    decays: bool = False
 
 
 Source = str | Piece
@@ -75,7 +77,7 @@ class Rows:
     def integers(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Rows [start, stop) as the checkpoint quantized them: q (rows, columns) int8, scale (rows, columns / 32)
         float16. None where it did not, or where they are changed on the way."""
-        if self.transposed or self.piece.times != 1.0 or self.piece.plus or len(self.shape) != 2:
+        if self.transposed or self.piece.times != 1.0 or self.piece.plus or self.piece.decays or len(self.shape) != 2:
             return None
         found = []
         for low, high in self._runs(start, stop):
@@ -106,6 +108,8 @@ class Rows:
         return self.whole[start:stop]
 
     def _changed(self, values: np.ndarray) -> np.ndarray:
+        if self.piece.decays:  # in float64, whose rounding no CPU's vector units change
+            values = (-np.exp(values.astype(np.float64))).astype(np.float32)
         if self.piece.times != 1.0:
             values = values * np.float32(self.piece.times)
         return values + np.float32(self.piece.plus) if self.piece.plus else values

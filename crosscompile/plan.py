@@ -28,6 +28,15 @@ def aligned(size: int) -> int:
 
 
 @dataclass(frozen=True)
+class State:
+    """What sessions keep from step to step. n_bytes: of a block of positions, or, per_session, of a whole session."""
+
+    name: str
+    n_bytes: int
+    per_session: bool = False
+
+
+@dataclass(frozen=True)
 class Function:
     """One function of the plan, before offsets are final.
 
@@ -173,10 +182,10 @@ class Kernels:
         return symbols
 
 
-def _extent(name: str, shape: Sequence[Any], dtype: str, kind: str) -> Any:
+def _extent(name: str, shape: Sequence[Any], dtype: str, state: State | None) -> Any:
     """Bytes an argument spans: a number, or [number, symbol]."""
-    if kind == "s":
-        return [_nbytes(shape[1:], dtype), "blocks"]
+    if state is not None:
+        return [_nbytes(shape[1:], dtype), "sessions" if state.per_session else "blocks"]
     if name == "block_table":
         return [4, "table"]
     return _nbytes(shape, dtype)
@@ -205,32 +214,31 @@ def write_plan(
     kernels: Kernels,
     signatures: Mapping[str, Signature],
     weights: Weights,
-    states: Sequence[tuple[str, int]],
+    states: Sequence[State],
     hidden_row_bytes: int,
     logits_row_bytes: int,
 ) -> dict[str, Any]:
-    """plan.json as a dictionary (runtime_c/FORMAT.md).
-
-    states: (name, bytes per block).
-    """
+    """plan.json as a dictionary (runtime_c/FORMAT.md)."""
     hidden_bytes, logits, arena = arena_layout(functions, hidden_row_bytes, logits_row_bytes)
 
     order = list(dict.fromkeys(name for f in functions for name, _ in f.steps))
     index = {name: i for i, name in enumerate(order)}
-    kinds = {name: [kind for kind, _ in args] for f in functions for name, args in f.steps}
+    bound = {
+        name: [states[v] if kind == "s" else None for kind, v in args] for f in functions for name, args in f.steps
+    }
     entries = []
     for name in order:
         signature, buffers = signatures[name], kernels.functions[name].params
         changed = kernels.inplace.get(name, ())
         first_output = _first_output(buffers)
         arguments, touched = [], 0
-        for i, (buffer, kind) in enumerate(zip(buffers, kinds[name], strict=True)):
-            extent = _extent(buffer.name, buffer.ty.shape, str(buffer.ty.dtype), kind)
+        for i, (buffer, state) in enumerate(zip(buffers, bound[name], strict=True)):
+            extent = _extent(buffer.name, buffer.ty.shape, str(buffer.ty.dtype), state)
             access = "rw" if i in changed else "w" if i >= first_output else "r"
             arguments.append({"access": access, "bytes": extent})
             touched += extent if isinstance(extent, int) else 0
         grain = work_grain(signature.groups, touched)
-        if "s" in kinds[name]:
+        if any(bound[name]):
             grain = 1
         entry: dict[str, Any] = {"name": signature.name, "args": arguments, "scalars": list(signature.scalars)}
         if signature.grid is not None:
@@ -250,7 +258,10 @@ def write_plan(
         "arena_bytes": arena,
         "kv_block": KV_BLOCK,
         "weights": [{"tensor": name, "bytes": size} for name, size in weights.bytes_of.items()],
-        "states": [{"name": name, "bytes_per_block": size} for name, size in states],
+        "states": [
+            {"name": state.name, "bytes_per_session" if state.per_session else "bytes_per_block": state.n_bytes}
+            for state in states
+        ],
         "kernels": entries,
         "functions": [
             {

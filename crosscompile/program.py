@@ -13,6 +13,7 @@ import tvm
 from tvm.relax.frontend import nn
 
 from crosscompile.codegen import Signature, compile_kernels
+from crosscompile.errors import ConfigError
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.lower import FUNCTION, linear_layers, lower
@@ -22,11 +23,19 @@ from crosscompile.models.design import EMBEDDING, HEAD, POSITIONS
 from crosscompile.packing import Packing
 from crosscompile.passes.lower_operators import Stored
 from crosscompile.pieces import Source
-from crosscompile.plan import Function, Kernels, Weights, read_function, write_plan
+from crosscompile.plan import Function, Kernels, State, Weights, read_function, write_plan
 from crosscompile.target import Target
 
-GATES = (".mlp.gate.weight", ".mlp.shared_expert_gate.weight")
-"""What decides which experts a token goes to: small, and not to be rounded to integers."""
+GATES = (
+    ".mlp.gate.weight",
+    ".mlp.shared_expert_gate.weight",
+    ".mixer.dt_low.weight",
+    ".mixer.dt_proj.weight",
+    ".mixer.bc_proj.weight",
+)
+"""What decides which experts a token goes to, or stands in exponents: small, and not to be rounded to integers."""
+RATES = ".mixer.A"
+"""A table of numbers that no matrix multiplication reads."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ class Parameter:
 class CompiledModel:
     """What compiling a configuration gives: code, plan, and which parameters to pack how.
 
-    memory   arena_bytes, arena_unplanned_bytes, kv_bytes_per_token
+    memory   arena_bytes, arena_unplanned_bytes, kv_bytes_per_token, state_bytes_per_session where there is such a state
     model    the manifest's `model` object, without its name
     seconds  per stage
     """
@@ -98,6 +107,7 @@ def compile_model(
     """
     name, architecture = architecture_for(config)
     network = architecture.build(config, scheme.kv)
+    check_device(name, network, target)
     tier = target.tier
     stored: dict[str, Stored] = {}
     functions, kernels = [], Kernels()
@@ -135,18 +145,24 @@ def compile_model(
         {
             "arena_bytes": plan["arena_bytes"],
             "arena_unplanned_bytes": max(f.unplanned_bytes for f in functions),
-            "kv_bytes_per_token": sum(size for _, size in states) // KV_BLOCK,
+            **state_memory(network),
         },
         {
             "architecture": name,
             "vocab_size": network.vocab_size,
             "context_length": network.context_length,
             "sliding_window": windows.pop() if len(windows) == 1 else 0,
-            "n_layers": len(network.heads),
+            "n_layers": network.depth,
             "parameters": count,
         },
         seconds,
     )
+
+
+def check_device(name: str, network: Network, target: Target) -> None:
+    """ConfigError for a network that the target's device does not run."""
+    if network.recurrent and target.gpu is not None:
+        raise ConfigError(f"{name} keeps a state from token to token, which runs on processors only: --device cpu")
 
 
 def _generate(
@@ -166,20 +182,20 @@ def _generate(
     return code, signatures
 
 
-def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[tuple[Parameter, ...], int]:
-    """(parameters from the checkpoint, KV bytes per token), without compiling: what can be checked first.
+def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[tuple[Parameter, ...], dict[str, int]]:
+    """(parameters from the checkpoint, state_memory), without compiling: what can be checked first.
 
     Raises ConfigError for what is not supported.
     """
-    _, architecture = architecture_for(config)
+    name, architecture = architecture_for(config)
     network = architecture.build(config, scheme.kv)
+    check_device(name, network, target)
     stored: dict[str, Stored] = {}
     for role in ("body", "head"):
         for parameter, tensor in trace(network, role, 1, 1)[1]:
             shape = tuple(int(extent) for extent in tensor.shape)
             stored[parameter] = place_parameter(parameter, shape, network, scheme, target)
-    kv_bytes_per_token = sum(size for _, size in states_of(network)) // KV_BLOCK
-    return parameters_of(stored, network, Weights()), kv_bytes_per_token
+    return parameters_of(stored, network, Weights()), state_memory(network)
 
 
 @dataclass(frozen=True)
@@ -229,6 +245,7 @@ def trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule,
         states = []
         for heads in network.heads:
             states += [nn.spec.Tensor(shape, kv_dtype(heads.dtype)) for shape in state_shapes(heads)]
+        states += [nn.spec.Tensor(state.shape, "float32") for state in network.recurrent]
         spec = {
             "tokens": nn.spec.Tensor((n,), "int32"),
             "positions": nn.spec.Tensor((n,), "int32"),
@@ -242,7 +259,7 @@ def trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule,
 
 def place_parameter(name: str, shape: tuple[int, ...], network: Network, scheme: Scheme, target: Target) -> Stored:
     """Where and how a parameter is stored. A tied head shares the embedding's tensor if it is packed alike."""
-    if len(shape) == 1:
+    if len(shape) != 2 or name.endswith(RATES):
         return Stored(name, "vec", shape)
     if name.endswith(GATES):
         return Stored(name, target.tier.packing("f32" if scheme.body == "f32" else "f16"), shape)
@@ -254,13 +271,21 @@ def place_parameter(name: str, shape: tuple[int, ...], network: Network, scheme:
     return Stored(name, packing, shape)
 
 
-def states_of(network: Network) -> list[tuple[str, int]]:
-    """(name, bytes per block) of every state."""
+def states_of(network: Network) -> list[State]:
+    """Every state, in the order of the plan."""
     states = []
     for layer, heads in enumerate(network.heads):
         size = state_bytes(heads)
-        states += [(f"k.{layer}", size), (f"v.{layer}", size)]
-    return states
+        states += [State(f"k.{layer}", size), State(f"v.{layer}", size)]
+    return states + [State(each.name, each.n_bytes, per_session=True) for each in network.recurrent]
+
+
+def state_memory(network: Network) -> dict[str, int]:
+    """kv_bytes_per_token, and, where a session keeps a state of one size, state_bytes_per_session."""
+    states = states_of(network)
+    memory = {"kv_bytes_per_token": sum(state.n_bytes for state in states if not state.per_session) // KV_BLOCK}
+    fixed = sum(state.n_bytes for state in states if state.per_session)
+    return memory | ({"state_bytes_per_session": fixed} if fixed else {})
 
 
 def parameters_of(stored: Mapping[str, Stored], network: Network, weights: Weights) -> tuple[Parameter, ...]:

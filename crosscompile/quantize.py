@@ -18,6 +18,7 @@ from crosscompile.calibrated import Calibrated
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.errors import CheckpointError, QuantizeError
 from crosscompile.packing import Packing, fits, pack, pack_quantized, quantize
+from crosscompile.parallel import PART, in_parts
 from crosscompile.pieces import Rows, Source, piece_of
 from crosscompile.safetensors_stream import ShardWriter, Slot
 
@@ -190,8 +191,11 @@ def _joined(parts: list[Any]) -> np.ndarray | Quantized:
 
 
 def _check_finite(name: str, first: int, values: np.ndarray) -> None:
-    finite = np.isfinite(values)
-    if not finite.all():
+    bad: list[int] = []
+    flat = values.reshape(-1)
+    in_parts(flat.size, PART, lambda at: None if np.isfinite(flat[at]).all() else bad.append(at.start))
+    if bad:
+        finite = np.isfinite(values)
         row = first + int(np.argwhere(~finite)[0][0])
         kind = "NaN" if np.isnan(values).any() else "an infinity"
         raise QuantizeError(

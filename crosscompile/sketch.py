@@ -26,6 +26,7 @@ class Sketch:
     vector_bytes     norms, biases and constants
     body, head       what each step reads whole, and of mixtures of experts what one token reads
     arena_bytes      intermediate values; kv_bytes_per_token: of the cache
+    state_bytes      that a session keeps however long it is, read and written by every token
     attention        query heads × head dimension, over all layers: products with a position's key, and with its value
     window           positions that attention sees, 0 for all
     launches         of kernels, by function: "body 1", "body 64", "head 1"
@@ -46,6 +47,7 @@ class Sketch:
     context_length: int
     vocab_size: int
     n_layers: int
+    state_bytes: int = 0
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from crosscompile.kernels.kv_cache import KV_BLOCK
 from crosscompile.lower import lower
 from crosscompile.models import architecture_for
 from crosscompile.models.architecture import Network, Scheme
@@ -18,7 +17,7 @@ from crosscompile.models.design import EMBEDDING, HEAD, POSITIONS
 from crosscompile.packing import Packing
 from crosscompile.passes.lower_operators import Stored
 from crosscompile.plan import Function, Kernels, Weights, arena_layout, read_function
-from crosscompile.program import FULL_LADDER, Parameter, parameters_of, place_parameter, states_of, trace
+from crosscompile.program import FULL_LADDER, Parameter, parameters_of, place_parameter, state_memory, trace
 from crosscompile.quantize import stored_slots
 from crosscompile.sketch import Matrix, Sketch
 from crosscompile.target import Target
@@ -62,7 +61,8 @@ def _sketch(
 ) -> Sketch:
     sizes = {p.name: sum(slot.n_bytes for slot in stored_slots(p).values()) for p in parameters}
     head, lookup = stored[HEAD].tensor, EMBEDDING
-    matrices = [p for p in parameters if len(p.shape) == 2 and p.value is None]
+    matrices = [p for p in parameters if len(p.shape) == 2 and p.packing != "vec" and p.value is None]
+    memory = state_memory(network)
     windows = {heads.window for heads in network.heads}
     return Sketch(
         architecture=name,
@@ -73,13 +73,14 @@ def _sketch(
         body=_matrices([p for p in matrices if p.name not in (lookup, head, POSITIONS)], sizes, network.shares),
         head=_matrices([p for p in matrices if p.name == head], sizes, {}),
         arena_bytes=arena,
-        kv_bytes_per_token=sum(size for _, size in states_of(network)) // KV_BLOCK,
+        kv_bytes_per_token=memory["kv_bytes_per_token"],
+        state_bytes=memory.get("state_bytes_per_session", 0),
         attention=sum(heads.query * heads.dim for heads in network.heads),
         window=windows.pop() if len(windows) == 1 else 0,
         launches={f"{f.role} {f.n}": len(f.steps) for f in functions},
         context_length=network.context_length,
         vocab_size=network.vocab_size,
-        n_layers=len(network.heads),
+        n_layers=network.depth,
     )
 
 

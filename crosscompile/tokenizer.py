@@ -1,7 +1,7 @@
 """Compiles a Hugging Face tokenizer.json to tokenizer.bin (runtime_c/FORMAT.md has every byte).
 
 Byte-pair encoding, byte-level (GPT-2, Llama 3, Qwen) or over characters with byte fallback (SentencePiece: Llama 2,
-Mistral). Anything the board cannot reproduce exactly is a TokenizerError that names the construct.
+Mistral), and Unigram. Anything the board cannot reproduce exactly is a TokenizerError that names the construct.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from .errors import TokenizerError
 from .pattern import NONE, Program
 
 MAGIC = b"ELLMTOK1"
-N_SECTIONS = 21
+N_SECTIONS = {1: 21, 2: 23}
+"""By version of the file: 2 where it has a Unigram model or a character map."""
 HEADER_BYTES = 64
 MOST_TOKENS = 1 << 22
 
 # Flags of the file.
-BYTE_LEVEL, BYTE_FALLBACK, FUSE_UNKNOWN, IGNORE_MERGES, DROP_FIRST = 1, 2, 4, 8, 16
+BYTE_LEVEL, BYTE_FALLBACK, FUSE_UNKNOWN, IGNORE_MERGES, DROP_FIRST, UNIGRAM = 1, 2, 4, 8, 16, 32
 # Flags of a token.
 EXISTS, SPECIAL, BYTE, WORD = 1, 2, 4, 8
 # Flags of an added token.
@@ -66,8 +67,9 @@ class Writer:
 
 def refuse(construct: str) -> TokenizerError:
     return TokenizerError(
-        f"tokenizer.json: {construct} is not supported. Supported are byte-level BPE (GPT-2, Llama 3, Qwen) and "
-        "SentencePiece BPE (Llama 2, Mistral) tokenizers; convert the tokenizer or extend crosscompile/tokenizer.py."
+        f"tokenizer.json: {construct} is not supported. Supported are byte-level BPE (GPT-2, Llama 3, Qwen), "
+        "SentencePiece BPE (Llama 2, Mistral) and Unigram tokenizers; convert the tokenizer or extend "
+        "crosscompile/tokenizer.py."
     )
 
 
@@ -331,6 +333,8 @@ def compile_tokenizer(tokenizer_json: bytes, tokenizer_config: Mapping[str, Any]
 
 
 def check_model(model: Mapping[str, Any]) -> None:
+    if model.get("type") == "Unigram":
+        return
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise refuse(f"model type {model.get('type')}")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -338,12 +342,55 @@ def check_model(model: Mapping[str, Any]) -> None:
             raise refuse(f"BPE with {name} {model[name]!r}")
 
 
+@dataclass(frozen=True)
+class Unigram:
+    """A model of scored pieces. vocab: of equal pieces the last one's id, as `tokenizers` looks them up."""
+
+    pieces: tuple[tuple[str, float], ...]
+    unknown: str
+
+    @classmethod
+    def of(cls, model: Mapping[str, Any]) -> Unigram:
+        pieces = tuple((str(piece), float(score)) for piece, score in model["vocab"])
+        unknown = model.get("unk_id")
+        if not isinstance(unknown, int) or not 0 <= unknown < len(pieces):
+            raise refuse("a Unigram model without unk_id")
+        if not all(piece for piece, _ in pieces) or not all(abs(score) < 1e30 for _, score in pieces):
+            raise refuse("a Unigram model with an empty piece, or a score that is not finite,")
+        made = cls(pieces, pieces[unknown][0])
+        if made.vocab[made.unknown] != unknown:
+            raise refuse(f"a Unigram model that has {made.unknown!r} twice")
+        return made
+
+    @property
+    def vocab(self) -> dict[str, int]:
+        return {piece: token_id for token_id, (piece, _) in enumerate(self.pieces)}
+
+    @property
+    def unknown_score(self) -> float:
+        return min(score for _, score in self.pieces) - UNKNOWN_PENALTY
+
+    def section(self, writer: Writer) -> bytes:
+        """(text offset, bytes, id, 0, score) in ascending order of text."""
+        rows, base, texts = [], len(writer.strings), bytearray()
+        for text, token_id in sorted((piece.encode(), token_id) for piece, token_id in self.vocab.items()):
+            rows.append(struct.pack("<4Id", base + len(texts), len(text), token_id, 0, self.pieces[token_id][1]))
+            texts += text
+        writer.strings += texts
+        return b"".join(rows)
+
+
+UNKNOWN_PENALTY = 10.0
+"""How much worse than the worst piece an unknown character is."""
+
+
 def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     model = document["model"]
     check_model(model)
-    vocab: dict[str, int] = model["vocab"]
+    unigram = Unigram.of(model) if model.get("type") == "Unigram" else None
+    vocab: dict[str, int] = model["vocab"] if unigram is None else unigram.vocab
     added = added_tokens(document, config, vocab)
-    ids = [*vocab.values(), *(token.id for token in added)]
+    ids = [*vocab.values(), *(token.id for token in added), *(range(len(unigram.pieces)) if unigram else ())]
     if not ids or min(ids) < 0 or max(ids) >= MOST_TOKENS:
         raise refuse("an empty vocabulary or a token id outside [0, 4194304)")
     n_tokens = max(ids) + 1
@@ -359,6 +406,8 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     if byte_level != (decoding.mode == DECODE_BYTES):
         raise refuse("a ByteLevel pre-tokenizer without ByteLevel decoder, or the reverse,")
     byte_fallback = bool(model.get("byte_fallback"))
+    if byte_level and unigram is not None:
+        raise refuse("a Unigram model with ByteLevel")
     if byte_level and byte_fallback:
         raise refuse("byte_fallback with ByteLevel")
     if stand_ins and model.get("ignore_merges"):
@@ -377,6 +426,8 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     reachable: dict[int, bytes] = {}
     specials = {token.content for token in added if token.flags & ADDED_SPECIAL}
     shown = {token_id: (content, True) for content, token_id in vocab.items()}
+    if unigram is not None:
+        shown = {token_id: (content, True) for token_id, (content, _) in enumerate(unigram.pieces)}
     shown.update({t.id: (normalize(t.content) if t.normalized else t.content, t.content in vocab) for t in added})
     for token_id, (content, in_vocab) in shown.items():
         flags[token_id] = EXISTS | SPECIAL * (content in specials)
@@ -401,7 +452,7 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
                 reachable[token_id] = text
         texts[token_id] = text
 
-    unknown = model.get("unk_token")
+    unknown = model.get("unk_token") if unigram is None else unigram.unknown
     if unknown is not None and unknown not in vocab:
         raise refuse(f"unk_token {unknown!r} that is not in the vocabulary,")
     if byte_level:
@@ -411,10 +462,11 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     else:
         byte_ids = [vocab.get(f"<0x{byte:02X}>", NONE) for byte in range(256)]
     chars: list[int] = []
-    if stand_ins or not byte_level:
+    if (stand_ins or not byte_level) and unigram is None:
         chars = [v for char, i in sorted(vocab.items()) if len(char) == 1 for v in (ord(char), i)]
     prefix, suffix = post_processing(document.get("post_processor"))
-    merge_rows, merges = merge_table(model, vocab, n_tokens)
+    merge_rows, merges = merge_table(model if unigram is None else {"merges": []}, vocab, n_tokens)
+    pieces = b"" if unigram is None else unigram.section(writer)
     ends = [0]
     for text in texts:
         ends.append(ends[-1] + len(text))
@@ -430,10 +482,13 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         | FUSE_UNKNOWN * bool(model.get("fuse_unk"))
         | IGNORE_MERGES * bool(model.get("ignore_merges"))
         | DROP_FIRST * decoding.drop_first
+        | UNIGRAM * (unigram is not None)
     )
+    version = 1 if unigram is None else 2
     header = [
-        *(1, n_tokens, file_flags, NONE if unknown is None else vocab[unknown], n_normalizers, len(prefix)),
-        *(decoding.mode, decoding.strip, decoding.start, space_index, word_index, 0),
+        *(version, n_tokens, file_flags, NONE if unknown is None else vocab[unknown], n_normalizers, len(prefix)),
+        *(decoding.mode, decoding.strip, decoding.start, space_index, word_index),
+        *((0,) if unigram is None else struct.unpack("<2I", struct.pack("<d", unigram.unknown_score))),
     ]
     tables = writer.tables
     sections = [
@@ -446,14 +501,15 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         *(words(v for step in writer.steps for v in step), words(writer.program.words), words(classes), words(ranges)),
         *(words(tables.maps), words(tables.values), words(tables.marks), words(tables.compose), bytes(writer.strings)),
         *(words(prefix + suffix), words(replacements)),
+        *((pieces, b"") if version > 1 else ()),
     ]
     return layout(header, sections)
 
 
 def layout(header: list[int], sections: list[bytes]) -> bytes:
     """Magic, file size, header words, section table, then the sections, each at a multiple of 8."""
-    assert len(sections) == N_SECTIONS
-    offset = (HEADER_BYTES + 8 * N_SECTIONS + 7) & ~7
+    assert len(sections) == N_SECTIONS[header[0]]
+    offset = (HEADER_BYTES + 8 * len(sections) + 7) & ~7
     table, body = b"", b""
     chunks = []
     for section in sections:

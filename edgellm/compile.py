@@ -178,7 +178,7 @@ class MemoryCheck:
     def __call__(self, memory: dict[str, int], context_length: int) -> None:
         """Raises UnsuitableError, with the numbers and what would help."""
         positions = min(self.context or DEFAULT_CONTEXT, context_length)
-        kv = memory["kv_bytes_per_token"] * positions
+        kv = memory["kv_bytes_per_token"] * positions + memory.get("state_bytes_per_session", 0)
         total = memory["weight_bytes"] + memory["arena_bytes"] + kv + RUNTIME_BYTES
         ram = self.board.memory_bytes
         if total <= ram:
@@ -186,8 +186,8 @@ class MemoryCheck:
         arena = f"arena {_mb(memory['arena_bytes'])}, " if memory["arena_bytes"] else ""
         rest = f"KV cache {_mb(kv)} for {positions} positions, runtime {_mb(RUNTIME_BYTES)}"
         parts = f"weights {_mb(memory['weight_bytes'])}, {arena}{rest}"
-        room = ram - (total - kv)
-        if room >= 64 * memory["kv_bytes_per_token"]:
+        room = ram - (total - memory["kv_bytes_per_token"] * positions)
+        if memory["kv_bytes_per_token"] and room >= 64 * memory["kv_bytes_per_token"]:
             remedy = f"use --context {room // memory['kv_bytes_per_token'] // 64 * 64} or less"
         else:
             remedy = (

@@ -277,7 +277,10 @@ def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
         table.add_row("", f"{text}, {again / total:.0%} were quantized a second time" if again else text)
     unplanned = f"without planning {size(memory['arena_unplanned_bytes'])}, {saved:.0%} saved"
     table.add_row("arena", f"{size(memory['arena_bytes'])} ({unplanned})")
-    table.add_row("KV cache", f"{size(memory['kv_bytes_per_token'])} per token")
+    if memory["kv_bytes_per_token"]:
+        table.add_row("KV cache", f"{size(memory['kv_bytes_per_token'])} per token")
+    if memory.get("state_bytes_per_session"):
+        table.add_row("state", f"{size(memory['state_bytes_per_session'])} per session, however long it is")
     if shipped := manifest.get("prefix"):
         what = " and ".join(
             word for word, has in (("system prompt", "system" in shipped), ("tools", shipped["tools"])) if has

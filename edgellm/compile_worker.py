@@ -68,9 +68,9 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
         return {"weight_bytes": weight_bytes(outline(source.config, target, scheme)[0]).n_bytes}
     dump = Path(request["dump"]) if request["dump"] else None
     ladder = GPU_LADDER if target.gpu is not None else SHORT_LADDER if request.get("short") else FULL_LADDER
-    parameters, kv_bytes_per_token = outline(source.config, target, scheme)
+    parameters, states = outline(source.config, target, scheme)
     check_sources(source, parameters)
-    least = {"weight_bytes": weight_bytes(parameters).n_bytes, "kv_bytes_per_token": kv_bytes_per_token}
+    least = {"weight_bytes": weight_bytes(parameters).n_bytes, **states}
     channel.send(sized={"memory": {**least, "arena_bytes": 0}, "context_length": 64})
     compiled = crosscompile.compile_model(
         source.config, target, scheme, dump=dump, ladder=ladder, tuned=request.get("knobs")

@@ -48,7 +48,8 @@ class Match:
     def limit_bytes(self, context: int) -> int:
         """Most memory that a run should take: weights, KV cache and 16 MB."""
         memory = self.bundle.manifest["memory"]
-        return int(memory["weight_bytes"]) + int(memory["kv_bytes_per_token"]) * context + 16_000_000
+        kept = int(memory["kv_bytes_per_token"]) * context + int(memory.get("state_bytes_per_session", 0))
+        return int(memory["weight_bytes"]) + kept + 16_000_000
 
 
 @dataclass(frozen=True)

@@ -235,6 +235,8 @@ def show_board(name: str, found: Sequence[Any], best: Any) -> None:
         ("weights", [size(each.sketch.weight_bytes) for each in found]),
         ("KV cache, per position", [size(each.sketch.kv_bytes_per_token) for each in found]),
     ]
+    if first.sketch.state_bytes:
+        rows.append(("state, however long the text", [size(each.sketch.state_bytes) for each in found]))
     error = first.basis.errors.get("memory")
     for n in contexts:
         cells = []

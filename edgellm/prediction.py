@@ -99,7 +99,7 @@ def decode_work(sketch: Sketch, table: Table, depth: float) -> Work:
     seen = min(depth, sketch.window) if sketch.window else depth
     matrices = (*sketch.body, *sketch.head)
     return Work(
-        bytes=_bytes(matrices) + sketch.vector_bytes + sketch.kv_bytes_per_token * seen,
+        bytes=_bytes(matrices) + sketch.vector_bytes + sketch.kv_bytes_per_token * seen + 2 * sketch.state_bytes,
         instructions=_instructions(matrices, table, 1),
         attention=0.0,
         attention_row=2.0 * sketch.attention * seen,
@@ -116,7 +116,7 @@ def prefill_work(sketch: Sketch, table: Table, tokens: int) -> Work:
     seen = sum(min(position, sketch.window) if sketch.window else position for position in range(tokens))
     body = _instructions(sketch.body, table, STEP_ROWS)
     return Work(
-        bytes=steps * (_bytes(sketch.body) + sketch.vector_bytes) + _bytes(sketch.head),
+        bytes=steps * (_bytes(sketch.body) + sketch.vector_bytes + 2 * sketch.state_bytes) + _bytes(sketch.head),
         instructions=rows * body + _instructions(sketch.head, table, 1),
         attention=2.0 * sketch.attention * seen,
         attention_row=0.0,
@@ -126,11 +126,12 @@ def prefill_work(sketch: Sketch, table: Table, tokens: int) -> Work:
 
 
 def kv_bytes(sketch: Sketch, positions: int) -> int:
-    """The KV cache of a session, in whole blocks; a window keeps no more than it sees and a step adds."""
+    """What a session keeps: its KV cache, in whole blocks, of which a window keeps no more than it sees and a step adds,
+    and states of one size."""
     blocks = -(-positions // BLOCK)
     if sketch.window:
         blocks = min(blocks, (sketch.window + STEP_ROWS - 1 + BLOCK - 2) // BLOCK + 1)
-    return blocks * BLOCK * sketch.kv_bytes_per_token
+    return blocks * BLOCK * sketch.kv_bytes_per_token + sketch.state_bytes
 
 
 def resident_bytes(sketch: Sketch, memory: Memory, positions: int, looked_up: int | None = None) -> float:

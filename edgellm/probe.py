@@ -77,7 +77,7 @@ def needed_memory_bytes(bundle: Bundle) -> int:
     """Weights, arena, and a KV cache as large as the runtime makes it by default."""
     memory, model = bundle.manifest["memory"], bundle.manifest["model"]
     n_tokens = min(int(model.get("context_length", _DEFAULT_CONTEXT)), _DEFAULT_CONTEXT)
-    kv = int(memory.get("kv_bytes_per_token", 0)) * n_tokens
+    kv = int(memory.get("kv_bytes_per_token", 0)) * n_tokens + int(memory.get("state_bytes_per_session", 0))
     return int(memory.get("weight_bytes", 0)) + int(memory.get("arena_bytes", 0)) + kv + _RUNTIME_BYTES
 
 

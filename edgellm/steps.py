@@ -82,10 +82,11 @@ class Function:
 
 @dataclass(frozen=True)
 class Plan:
-    """functions by (role, rows); state_bytes: of a block, by state."""
+    """functions by (role, rows); state_bytes: of a block, by state, or, of the last n_fixed, of a session."""
 
     functions: dict[tuple[str, int], Function]
     state_bytes: tuple[int, ...]
+    n_fixed: int = 0
 
     def fitting(self, role: str, n_rows: int) -> Function:
         """The smallest function that holds n_rows rows. BundleError if none does."""
@@ -143,7 +144,9 @@ def work_of(step: Step, plan: Plan, n: int, first: int, rows: int, vocab: int, w
         return Work(read, sizes["a"] + sizes["i"], 0, round(data * _ELEMENTS_PER_BYTE[experts[2]]) * chosen)
     states = sum(plan.state_bytes[int(a.value)] for a in step.arguments if a.bind == "s")
     kv_bytes, multiply_adds = 0, 0
-    if states and any(argument.bind == "s" and argument.access != "r" for argument in step.arguments):
+    if any(a.bind == "s" and int(a.value) >= len(plan.state_bytes) - plan.n_fixed for a in step.arguments):
+        kv_bytes, multiply_adds = 2 * states, states // 2 * rows  # read and written; two a number
+    elif states and any(argument.bind == "s" and argument.access != "r" for argument in step.arguments):
         kv_bytes = states * rows // KV_BLOCK
     elif states and rows:
         lowest = max(0, first + 1 - window) if window else 0
@@ -224,10 +227,13 @@ def read_plan(text: bytes, where: str) -> Plan:
     reader = _Reader(where)
     root = _json_object(text, reader.bad)
     weights = [reader.text(reader.object(w, "a weight").get("tensor"), "tensor") for w in reader.items(root, "weights")]
-    states = tuple(
-        reader.whole(reader.object(s, "a state").get("bytes_per_block"), "bytes_per_block", 1, 1 << 32)
-        for s in reader.items(root, "states")
-    )
+    states, n_fixed = [], 0
+    for item in reader.items(root, "states"):
+        entry = reader.object(item, "a state")
+        fixed = n_fixed > 0 or "bytes_per_session" in entry
+        key = "bytes_per_session" if fixed else "bytes_per_block"
+        states.append(reader.whole(entry.get(key), key, 1, 1 << 32))
+        n_fixed += fixed
     kernels = []
     for item in reader.items(root, "kernels"):
         kernel = reader.object(item, "a kernel")
@@ -242,7 +248,7 @@ def read_plan(text: bytes, where: str) -> Plan:
         functions[str(role), n] = Function(str(role), n, steps)
     if {role for role, _ in functions} != {"body", "head"}:
         raise reader.bad("it lacks a body or a head function")
-    return Plan(functions, states)
+    return Plan(functions, tuple(states), n_fixed)
 
 
 def _json_object(text: bytes, bad: Callable[[str], BundleError]) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def memory_max_bytes(manifest: Mapping[str, Any], sessions: int | None, context:
     """What the service may take: weights, arena, the KV caches of all sessions, and a quarter more."""
     memory, model = manifest.get("memory", {}), manifest.get("model", {})
     longest = min(int(model.get("context_length", DEFAULT_CONTEXT)), context or DEFAULT_CONTEXT)
-    kv = int(memory.get("kv_bytes_per_token", 0)) * longest * (sessions or DEFAULT_SESSIONS)
+    each = int(memory.get("kv_bytes_per_token", 0)) * longest + int(memory.get("state_bytes_per_session", 0))
+    kv = each * (sessions or DEFAULT_SESSIONS)
     needed = int(memory.get("weight_bytes", 0)) + int(memory.get("arena_bytes", 0)) + kv + _RUNTIME_BYTES
     return -(-int(needed * _SLACK) // _PAGE_ROUND) * _PAGE_ROUND
 

@@ -61,13 +61,13 @@ Value = Callable[[Expr, Expr], Expr]
 """(row, first column) -> sixteen consecutive values of the row."""
 
 
-def _outputs(k: Builder, n: int, columns: int, form: Form | None) -> tuple[Any, ...]:
+def declare_rows(k: Builder, n: int, columns: int, form: Form | None) -> tuple[Any, ...]:
     """Declares the output parameters of a row kernel: float32 rows, or quantized ones."""
     declared = [("y", (n, columns), "float32")] if form is None else form.outputs(n, columns)
     return tuple(k.buffer(*each) for each in declared)
 
 
-def _write_row(k: Builder, out: tuple[Any, ...], m: Expr, columns: int, value: Value, form: Form | None) -> None:
+def write_row(k: Builder, out: tuple[Any, ...], m: Expr, columns: int, value: Value, form: Form | None) -> None:
     """Writes a row as floats, or quantized: scale = max|x| / 127, q = round(x · 127 / max|x|) per group."""
     if form is None:
         with k.loop(0, columns // LANES) as c:
@@ -98,9 +98,9 @@ def act_quant(n: int, columns: int, form: Form) -> tirx.PrimFunc:
 
     def body(k: Builder) -> None:
         x = k.buffer("x", (n, columns), "float32")
-        out = _outputs(k, n, columns, form)
+        out = declare_rows(k, n, columns, form)
         with k.shared(n) as m:
-            _write_row(k, out, m, columns, lambda m, c: x[m, span(c)], form)
+            write_row(k, out, m, columns, lambda m, c: x[m, span(c)], form)
 
     return kernel("act_quant", body)
 
@@ -112,7 +112,7 @@ def rms_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.Pr
     def body(k: Builder) -> None:
         x = k.buffer("x", (n, columns), "float32")
         weight = k.buffer("weight", (columns,), "float32")
-        out = _outputs(k, n, columns, form)
+        out = declare_rows(k, n, columns, form)
         squares = k.local(LANES)
         with k.shared(n) as m:
             k.fill(squares, LANES)
@@ -122,7 +122,7 @@ def rms_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.Pr
             mean = tree_sum(squares[span(0)]) / constant(float(columns), 1)
             factor = k.bind(constant(1.0, 1) / tirx.sqrt(mean + constant(epsilon, 1)))
             scaled = tirx.Broadcast(factor, LANES)
-            _write_row(k, out, m, columns, lambda m, c: (x[m, span(c)] * scaled) * weight[span(c)], form)
+            write_row(k, out, m, columns, lambda m, c: (x[m, span(c)] * scaled) * weight[span(c)], form)
 
     return kernel("rms_norm_quant" if form else "rms_norm", body)
 
@@ -134,7 +134,7 @@ def layer_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.
     def body(k: Builder) -> None:
         x = k.buffer("x", (n, columns), "float32")
         weight, bias = (k.buffer(name, (columns,), "float32") for name in ("weight", "bias"))
-        out = _outputs(k, n, columns, form)
+        out = declare_rows(k, n, columns, form)
         sums = k.local(LANES)
         with k.shared(n) as m:
             k.fill(sums, LANES)
@@ -152,7 +152,7 @@ def layer_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.
             def value(m: Expr, c: Expr) -> Expr:
                 return fma((x[m, span(c)] - mean) * scaled, weight[span(c)], bias[span(c)])
 
-            _write_row(k, out, m, columns, value, form)
+            write_row(k, out, m, columns, value, form)
 
     return kernel("layer_norm_quant" if form else "layer_norm", body)
 
@@ -167,9 +167,9 @@ def gated(n: int, columns: int, activation: str, form: Form | None) -> tirx.Prim
 
     def body(k: Builder) -> None:
         x = k.buffer("gate_up", (n, 2 * columns), "float32")
-        out = _outputs(k, n, columns, form)
+        out = declare_rows(k, n, columns, form)
         with k.shared(n) as m:
-            _write_row(k, out, m, columns, lambda m, c: act(x[m, span(c)]) * x[m, span(c + columns)], form)
+            write_row(k, out, m, columns, lambda m, c: act(x[m, span(c)]) * x[m, span(c + columns)], form)
 
     return kernel(f"{activation}_mul_quant" if form else f"{activation}_mul", body)
 
@@ -181,9 +181,9 @@ def activated(n: int, columns: int, activation: str, form: Form | None) -> tirx.
 
     def body(k: Builder) -> None:
         x = k.buffer("x", (n, columns), "float32")
-        out = _outputs(k, n, columns, form)
+        out = declare_rows(k, n, columns, form)
         with k.shared(n) as m:
-            _write_row(k, out, m, columns, lambda m, c: act(x[m, span(c)]), form)
+            write_row(k, out, m, columns, lambda m, c: act(x[m, span(c)]), form)
 
     return kernel(f"{activation}_quant" if form else activation, body)
 

@@ -60,6 +60,11 @@ FAMILIES: dict[str, Family] = {
         "Qwen1.5-MoE, Qwen2-MoE", "mixtures.qwen2_moe", "mixture of experts, one shared by all tokens"
     ),
     "Qwen3MoeForCausalLM": Family("Qwen3-MoE", "mixtures.qwen3_moe", "mixture of experts, norms of queries and keys"),
+    "MambaForCausalLM": Family("Mamba", "recurrent.mamba", "no attention: a state of one size"),
+    "FalconMambaForCausalLM": Family(
+        "Falcon Mamba", "recurrent.falcon_mamba", "Mamba with norms of time steps, B and C"
+    ),
+    "Mamba2ForCausalLM": Family("Mamba 2", "recurrent.mamba2", "no attention: a state of one size, by heads"),
 }
 """Built in; more come from installed packages through the entry-point group `edgellm.architectures`."""
 

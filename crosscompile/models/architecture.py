@@ -10,6 +10,7 @@ import numpy as np
 from tvm.relax.frontend import nn
 
 from crosscompile.kernels.kv_cache import Heads
+from crosscompile.kernels.recurrent import Recurrent
 from crosscompile.models.schemes import SCHEMES, WEIGHT_KINDS, Scheme, scheme_for
 from crosscompile.pieces import Source
 
@@ -35,6 +36,8 @@ class Network:
     sources       bundle parameter -> what of the checkpoint is stacked along rows, where that is not its namesake
     heads         of every layer with a KV cache, in order
     shares        parameter -> how much of it one token reads, where that is not all
+    recurrent     states of one size for ever, in the order in which they follow the KV caches
+    n_layers      where not every one has a KV cache; 0: as many as heads
     """
 
     body: nn.Module
@@ -46,6 +49,13 @@ class Network:
     context_length: int
     tied: bool
     shares: Mapping[str, float] = field(default_factory=dict)
+    recurrent: tuple[Recurrent, ...] = ()
+    n_layers: int = 0
+
+    @property
+    def depth(self) -> int:
+        """Layers."""
+        return self.n_layers or len(self.heads)
 
 
 def constant(value: np.ndarray) -> Any:

@@ -16,6 +16,7 @@ from crosscompile.models import design
 from crosscompile.models.architecture import Network, constant
 from crosscompile.models.design import Design
 from crosscompile.models.experts import Mixture
+from crosscompile.models.selective import MambaHeads, MambaLayer, states_of
 from crosscompile.models.rope import Rope
 
 Tensor = Any
@@ -134,38 +135,43 @@ class PlainFeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """One transformer block."""
+    """One transformer block, or one with another mixer in place of attention, which keeps two states, too."""
 
     def __init__(self, made: Design, layer: design.Layer, kv: str, feed_forward: type[nn.Module]) -> None:
-        self.arrangement = made.arrangement
+        self.arrangement, self.layer = made.arrangement, layer
         names = design.NORMS[made.arrangement]  # in the order of their use, in which the weights are stored
         first = [name for name in names if name == "input_layernorm"]
         for name in first:
             setattr(self, name, norm_of(made))
-        self.self_attn = Attention(made, layer, kv)
+        if layer.selective is None:
+            self.self_attn = Attention(made, layer, kv)
+        else:
+            self.mixer = (MambaHeads if layer.selective.heads else MambaLayer)(made.hidden, layer.selective)
         for name in names[len(first) :]:
             setattr(self, name, norm_of(made))
         mixture = layer.experts
-        self.mlp = (
-            Mixture(made, mixture, feed_forward, _ACTIVATIONS[made.activation]) if mixture else feed_forward(made)
-        )
+        if mixture is not None:
+            self.mlp = Mixture(made, mixture, feed_forward, _ACTIVATIONS[made.activation])
+        elif made.arrangement != "mixer":
+            self.mlp = feed_forward(made)
 
     def forward(self, x: Tensor, rows_: Rows, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         norms = [getattr(self, name) for name in design.NORMS[self.arrangement]]
+        mixer = self.self_attn if self.layer.selective is None else self.mixer
         if self.arrangement.startswith("parallel"):
             h = norms[0](x)
-            mixed, k, v = self.self_attn(h, rows_, k, v)
+            mixed, k, v = mixer(h, rows_, k, v)
             return x + mixed + self.mlp(norms[1](x) if len(norms) > 1 else h), k, v
         if self.arrangement == "after":
-            mixed, k, v = self.self_attn(x, rows_, k, v)
+            mixed, k, v = mixer(x, rows_, k, v)
             x = x + norms[0](mixed)
             return x + norms[1](self.mlp(x)), k, v
-        mixed, k, v = self.self_attn(norms[0](x), rows_, k, v)
+        mixed, k, v = mixer(norms[0](x), rows_, k, v)
         if self.arrangement == "around":
             x = x + norms[1](mixed)
             return x + norms[3](self.mlp(norms[2](x))), k, v
         x = x + mixed
-        return x + self.mlp(norms[1](x)), k, v
+        return x if self.arrangement == "mixer" else x + self.mlp(norms[1](x)), k, v
 
 
 class Decoder(nn.Module):
@@ -193,9 +199,16 @@ class Body(nn.Module):
             x = x * self.made.embedding_scale
         if self.made.positions:
             x = x + self.model.embed_positions(positions)
-        for i, layer in enumerate(self.model.layers):
-            x, new[2 * i], new[2 * i + 1] = layer(x, shared, new[2 * i], new[2 * i + 1])
+        for layer, at in zip(self.model.layers, state_places(self.made), strict=True):
+            x, new[at], new[at + 1] = layer(x, shared, new[at], new[at + 1])
         return [x, *new]
+
+
+def state_places(made: Design) -> list[int]:
+    """Where each layer's two states stand: KV caches come first, then recurrent states."""
+    kept = [layer.selective is not None for layer in made.layers]
+    first = 2 * kept.count(False)
+    return [first + 2 * sum(kept[:i]) if kept[i] else 2 * (i - sum(kept[:i])) for i in range(len(kept))]
 
 
 def _table(rope: Rope, positions: Tensor, block_table: Tensor, number: int) -> Tensor:
@@ -246,7 +259,7 @@ def network(made: Design, kv: str, feed_forward: type[nn.Module] | None = None) 
         Body(made, kv, chosen),
         Head(made),
         made.sources,
-        tuple(heads_of(made, layer, kv) for layer in made.layers),
+        tuple(heads_of(made, layer, kv) for layer in made.layers if layer.selective is None),
         made.vocab,
         made.hidden,
         made.context,
@@ -257,4 +270,8 @@ def network(made: Design, kv: str, feed_forward: type[nn.Module] | None = None) 
             for name in ("gate_up_proj", "down_proj")
             if layer.experts
         },
+        tuple(
+            state for i, layer in enumerate(made.layers) if layer.selective for state in states_of(i, layer.selective)
+        ),
+        len(made.layers),
     )

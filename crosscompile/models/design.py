@@ -29,6 +29,7 @@ NORMS = {
     ),
     "parallel": ("input_layernorm", "post_attention_layernorm"),
     "parallel shared": ("input_layernorm",),
+    "mixer": ("input_layernorm",),
 }
 """The norms of a block by Design.arrangement, in the order of their use."""
 
@@ -71,17 +72,42 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Selective:
+    """A selective state-space layer in place of attention: Mamba 1, or 2 where there are heads.
+
+    inner     channels; states: numbers that each keeps from token to token; width: of the convolution before
+    rank      of the projection that makes time steps (Mamba 1)
+    epsilon   added to mean squares: of time steps, B and C (Mamba 1; 0: they are not normalized), of what is gated (2)
+    heads     of inner / heads channels; groups of them share B and C; limit: of time steps (all Mamba 2)
+    bias      of the projections in and out; conv_bias: of the convolution
+    """
+
+    inner: int
+    states: int
+    width: int
+    rank: int = 0
+    epsilon: float = 0.0
+    heads: int = 0
+    groups: int = 1
+    limit: tuple[float, float] = (0.0, float("inf"))
+    bias: bool = False
+    conv_bias: bool = True
+
+
+@dataclass(frozen=True)
 class Layer:
     """How a block differs from others of its network.
 
-    window    positions that a row sees, 0 for all
-    rope      index of its rotary embedding in Design.ropes; None: positions do not matter to it
-    experts   None: one feed-forward
+    window     positions that a row sees, 0 for all
+    rope       index of its rotary embedding in Design.ropes; None: positions do not matter to it
+    experts    None: one feed-forward
+    selective  what stands in place of attention; None: attention
     """
 
     window: int = 0
     rope: int | None = 0
     experts: Experts | None = None
+    selective: Selective | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +122,7 @@ class Design:
                        "after"      y = x + norm(attention x); y + norm(mlp y)
                        "around"     y = x + norm(attention(norm x)); y + norm(mlp(norm y))
                        "parallel"   x + attention(norm x) + mlp(norm' x), and "parallel shared": both of one norm
+                       "mixer"      x + attention(norm x): no feed-forward
     gated            activation(gate x) · (up x), else activation(up x)
     embedding_scale  what embeddings are multiplied by
     logits_cap       where tanh flattens logits, 0 for never

@@ -15,7 +15,7 @@ import tvm
 from tvm import relax
 
 from crosscompile.errors import ConfigError
-from crosscompile.kernels import elementwise, experts, rows
+from crosscompile.kernels import elementwise, experts, recurrent, rows
 from crosscompile.kernels.build import origin_of
 from crosscompile.kernels.embed import embed
 from crosscompile.kernels.linear import float_linear, quantized_linear
@@ -101,6 +101,12 @@ class _Rewriter:
         self, call: Any, n: int, columns: int
     ) -> tuple[str, Callable[[rows.Form | None], Any], list[Any]] | None:
         """(name, kernel for a form of its result, arguments) of what makes rows by itself; None for anything else."""
+        if _named(call, "ellm.gated_norm"):
+            _, groups, epsilon = str(call.args[0].global_symbol).split(":")
+            args = self.values_of(call.args[1].fields)
+            wide = _shape(args[1])[1]
+            make = recurrent.gated_norm
+            return "gated_norm", lambda form: make(n, columns, wide, int(groups), float(epsilon), form), args
         if call in self.split:
             return "attention_merge", *self.split[call]
         if _is(call, "relax.nn.rms_norm"):
@@ -150,10 +156,18 @@ class _Rewriter:
             function = float_linear(n, padded, columns, stored.packing)
         return self.call(f"linear_{form.kind}", function, args, outputs)
 
-    def mixture(self, var: Any, call: Any) -> Any:
-        """The parts of a mixture of experts that crosscompile/models/experts.py names."""
+    def named(self, var: Any, call: Any) -> Any:
+        """What crosscompile/models names: the parts of a mixture of experts, and what reads padded rows."""
         name, *numbers = str(call.args[0].global_symbol).split(":")
         args = list(call.args[1].fields)
+        prologue = self.prologue(call, *_shape(var)) if name == "ellm.gated_norm" else None
+        if prologue is not None:
+            return self.call(prologue[0], prologue[1](None), prologue[2], [(_shape(var), "float32")])
+        if name == "ellm.narrow":
+            value = self.value(args[0])
+            n, columns = _shape(value)
+            function = recurrent.narrow(n, columns, int(numbers[0]), int(numbers[1]), float(numbers[2]))
+            return self.call("narrow", function, [value], [((n, int(numbers[0])), "float32")])
         if name == "ellm.route":
             total, used, normalized = map(int, numbers)
             logits = self.value(args[0])
@@ -262,7 +276,7 @@ class _Rewriter:
                 self.values[var] = self.builder.emit(call)
                 return
             if value.op.name == "relax.call_dps_packed":
-                self.values[var] = self.mixture(var, value)
+                self.values[var] = self.named(var, value)
                 return
             made = self.operator(var, value)
             if made is not None:
@@ -311,6 +325,13 @@ def _scalar(expr: Any) -> float | None:
 
 def _is(expr: Any, name: str) -> bool:
     return isinstance(expr, relax.Call) and isinstance(expr.op, tvm.ir.Op) and expr.op.name == name
+
+
+def _named(expr: Any, name: str) -> bool:
+    """Whether a call is of one of the names that crosscompile/models gives."""
+    if not _is(expr, "relax.call_dps_packed"):
+        return False
+    return str(expr.args[0].global_symbol).partition(":")[0] == name
 
 
 def _shape(expr: Any) -> tuple[int, ...]:

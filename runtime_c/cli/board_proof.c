@@ -197,12 +197,13 @@ static double real(const ellm_json *object, const char *key) {
 /* What weights, arena, a cache as large as it is made by default and the program itself take. */
 static uint64_t expected_bytes(const ellm_json *manifest, const ellm_bundle *bundle) {
     const ellm_json *memory = ellm_json_get(manifest, "memory");
-    int64_t arena = 0, kv = 0;
+    int64_t arena = 0, kv = 0, state = 0;
     (void)ellm_json_int(ellm_json_get(memory, "arena_bytes"), 0, INT64_MAX / 8, &arena);
     (void)ellm_json_int(ellm_json_get(memory, "kv_bytes_per_token"), 0, 1 << 30, &kv);
+    (void)ellm_json_int(ellm_json_get(memory, "state_bytes_per_session"), 0, INT64_MAX / 8, &state);
     uint64_t context = (uint64_t)bundle->manifest.context_length;
     context = context < default_context ? context : default_context;
-    return bundle->manifest.weight_bytes + (uint64_t)arena + (uint64_t)kv * context;
+    return bundle->manifest.weight_bytes + (uint64_t)arena + (uint64_t)state + (uint64_t)kv * context;
 }
 
 static ellm_status judge(const proof *p, ellm_error *error) {

@@ -40,8 +40,12 @@ static void print_summary(const ellm_model *model, const ellm_model_info *info, 
            info->tier, ellm_cpu_arch(), (int)cores.n);
     printf("  context       %d positions%s\n", (int)info->context_length,
            info->sliding_window > 0 ? ", sliding window" : "");
-    printf("  memory        weights %.1f MB, arena %.1f MB, %.1f KB per position\n", (double)info->weight_bytes / 1e6,
+    printf("  memory        weights %.1f MB, arena %.1f MB, %.1f KB per position", (double)info->weight_bytes / 1e6,
            (double)info->arena_bytes / 1e6, (double)info->kv_bytes_per_token / 1e3);
+    if (info->state_bytes_per_session > 0) {
+        printf(", %.1f KB per session", (double)info->state_bytes_per_session / 1e3);
+    }
+    printf("\n");
     printf("  chat          %s; %u golden prompts\n",
            ellm_model_has_chat_template(model) ? "has a template" : "no template", golden != NULL ? golden->count : 0u);
     const int32_t *tokens;

@@ -35,16 +35,26 @@ static uint64_t n_blocks(const ellm_observed *now) {
     return n == 0 ? 0 : (uint64_t)(positions[n - 1] / ELLM_BLOCK - positions[0] / ELLM_BLOCK + 1);
 }
 
+/* Whether an argument is a state per session. */
+static bool is_fixed(const tracer *t, const ellm_observed *now, uint32_t step, uint32_t argument) {
+    const ellm_plan_argument *given = &now->function->steps[step].arguments[argument];
+    return given->bind == ELLM_BIND_STATE && ellm_plan_state_count(t->plan, given->value) == ELLM_SYMBOL_SESSIONS;
+}
+
 static part block_of(const tracer *t, const ellm_observed *now, uint32_t step, uint32_t argument, uint64_t i) {
     const int32_t *positions = now->inputs[ELLM_INPUT_POSITIONS], *table = now->inputs[ELLM_INPUT_BLOCK_TABLE];
     const uint8_t *pool = now->launches[step].pointers[argument];
-    uint64_t bytes = t->plan->state_bytes[now->function->steps[step].arguments[argument].value];
+    uint64_t state = now->function->steps[step].arguments[argument].value, bytes = t->plan->state_bytes[state];
+    if (is_fixed(t, now, step, argument)) {
+        return (part){pool, bytes}; /* of the one session that there is */
+    }
     return (part){pool + bytes * (uint64_t)table[(uint64_t)(positions[0] / ELLM_BLOCK) + i], bytes};
 }
 
 /* Number of parts of what a step wrote to an argument, and the i-th one. Rows that are padding come last. */
-static uint64_t n_parts(const ellm_observed *now, uint32_t step, uint32_t argument) {
-    return now->function->steps[step].arguments[argument].bind == ELLM_BIND_STATE ? n_blocks(now) : 1;
+static uint64_t n_parts(const tracer *t, const ellm_observed *now, uint32_t step, uint32_t argument) {
+    bool in_blocks = now->function->steps[step].arguments[argument].bind == ELLM_BIND_STATE;
+    return in_blocks && !is_fixed(t, now, step, argument) ? n_blocks(now) : 1;
 }
 
 static part part_of(const tracer *t, const ellm_observed *now, uint32_t step, uint32_t argument, uint64_t i) {
@@ -84,7 +94,7 @@ static ellm_status show_outputs(tracer *t, const ellm_observed *now, uint32_t st
         char hex[65];
         uint64_t bytes = 0;
         ellm_sha256_init(&sha);
-        for (uint64_t i = 0; i < n_parts(now, step, a); i++) {
+        for (uint64_t i = 0; i < n_parts(t, now, step, a); i++) {
             part p = part_of(t, now, step, a, i);
             ellm_sha256_update(&sha, p.data, (size_t)p.bytes);
             bytes += p.bytes;
@@ -97,7 +107,7 @@ static ellm_status show_outputs(tracer *t, const ellm_observed *now, uint32_t st
     buffer_print(&t->line, "]}\n");
     ellm_status status = output_write(t->line.data, t->line.n, t->error);
     for (uint32_t a = 0; t->data && a < n; a++) {
-        for (uint64_t i = 0; writes(now, step, a) && status == ELLM_OK && i < n_parts(now, step, a); i++) {
+        for (uint64_t i = 0; writes(now, step, a) && status == ELLM_OK && i < n_parts(t, now, step, a); i++) {
             part p = part_of(t, now, step, a, i);
             status = output_write((const char *)p.data, (size_t)p.bytes, t->error);
         }

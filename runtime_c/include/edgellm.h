@@ -21,41 +21,41 @@ extern "C" {
 /* ---- status ------------------------------------------------------------------------------------------- */
 
 /* One list makes the enum, the text and the program's exit codes. Numbers are frozen once released. */
-#define ELLM_STATUS_LIST(X)                                                                  \
-    X(OK, 0, "ok")                                                                           \
-    X(USAGE, 2, "wrong arguments")                                                           \
-    X(IO, 10, "a file could not be read or written")                                         \
-    X(NO_MEMORY, 11, "not enough memory")                                                    \
-    X(BUNDLE_MISSING, 20, "the bundle or one of its files is missing")                       \
-    X(BUNDLE_CORRUPT, 21, "a bundle file does not match its checksum or size")               \
-    X(BUNDLE_FORMAT, 22, "a bundle file is malformed")                                       \
-    X(BUNDLE_VERSION, 23, "the bundle has a format version this runtime does not read")      \
-    X(CPU_UNSUPPORTED, 24, "the bundle was compiled for another CPU")                        \
-    X(PLAN_INVALID, 25, "the plan refers to something that does not exist or does not fit")  \
-    X(KERNEL_INVALID, 26, "kernels.so is malformed or lacks a kernel")                       \
-    X(KERNEL_FAILED, 27, "a kernel reported an error")                                       \
-    X(TOKENIZER_INVALID, 30, "tokenizer.bin is malformed")                                   \
-    X(TEMPLATE_INVALID, 31, "chat.bin is malformed")                                         \
-    X(TEMPLATE_FAILED, 32, "the chat template raised an error")                              \
-    X(TEMPLATE_LIMIT, 33, "the chat template exceeded its time or memory limit")             \
-    X(TOKEN_RANGE, 40, "a token id is outside the vocabulary")                               \
-    X(CONTEXT_FULL, 41, "the context is full")                                               \
-    X(BUFFER_SMALL, 42, "the caller's buffer is too small")                                  \
-    X(CANCELLED, 43, "cancelled")                                                            \
-    X(GRAMMAR_INVALID, 44, "the grammar or schema is malformed, or has what is not supported")                 \
-    X(GRAMMAR_LIMIT, 45, "the grammar or schema is too large, or has too many readings")                       \
-    X(GRAMMAR_STUCK, 46, "the vocabulary cannot write what the grammar wants")                                 \
-    X(BOARD_BUSY, 50, "somebody else changes what is deployed here")                         \
-    X(BOARD_REFUSED, 51, "the model does not prove itself on this board")                    \
-    X(SESSION_INVALID, 70, "a saved session is damaged")                                     \
-    X(INTERNAL, 99, "internal error")                                                        \
-    X(SIGNATURE_MISSING, 60, "the bundle is not signed")                                     \
-    X(SIGNATURE_INVALID, 61, "the signature is wrong")                                       \
-    X(SIGNATURE_UNTRUSTED, 62, "signed by another key")                                      \
-    X(KEY_INVALID, 63, "a key file is malformed or open to others")                          \
-    X(KEY_MISSING, 64, "the key to the weights is missing")                                  \
-    X(DECRYPTION_FAILED, 65, "the weights do not decrypt")                                   \
-    X(GPU_MISSING, 80, "there is no GPU here that can run the bundle")                       \
+#define ELLM_STATUS_LIST(X)                                                                                            \
+    X(OK, 0, "ok")                                                                                                     \
+    X(USAGE, 2, "wrong arguments")                                                                                     \
+    X(IO, 10, "a file could not be read or written")                                                                   \
+    X(NO_MEMORY, 11, "not enough memory")                                                                              \
+    X(BUNDLE_MISSING, 20, "the bundle or one of its files is missing")                                                 \
+    X(BUNDLE_CORRUPT, 21, "a bundle file does not match its checksum or size")                                         \
+    X(BUNDLE_FORMAT, 22, "a bundle file is malformed")                                                                 \
+    X(BUNDLE_VERSION, 23, "the bundle has a format version this runtime does not read")                                \
+    X(CPU_UNSUPPORTED, 24, "the bundle was compiled for another CPU")                                                  \
+    X(PLAN_INVALID, 25, "the plan refers to something that does not exist or does not fit")                            \
+    X(KERNEL_INVALID, 26, "kernels.so is malformed or lacks a kernel")                                                 \
+    X(KERNEL_FAILED, 27, "a kernel reported an error")                                                                 \
+    X(TOKENIZER_INVALID, 30, "tokenizer.bin is malformed")                                                             \
+    X(TEMPLATE_INVALID, 31, "chat.bin is malformed")                                                                   \
+    X(TEMPLATE_FAILED, 32, "the chat template raised an error")                                                        \
+    X(TEMPLATE_LIMIT, 33, "the chat template exceeded its time or memory limit")                                       \
+    X(TOKEN_RANGE, 40, "a token id is outside the vocabulary")                                                         \
+    X(CONTEXT_FULL, 41, "the context is full")                                                                         \
+    X(BUFFER_SMALL, 42, "the caller's buffer is too small")                                                            \
+    X(CANCELLED, 43, "cancelled")                                                                                      \
+    X(GRAMMAR_INVALID, 44, "the grammar or schema is malformed, or has what is not supported")                         \
+    X(GRAMMAR_LIMIT, 45, "the grammar or schema is too large, or has too many readings")                               \
+    X(GRAMMAR_STUCK, 46, "the vocabulary cannot write what the grammar wants")                                         \
+    X(BOARD_BUSY, 50, "somebody else changes what is deployed here")                                                   \
+    X(BOARD_REFUSED, 51, "the model does not prove itself on this board")                                              \
+    X(SESSION_INVALID, 70, "a saved session is damaged")                                                               \
+    X(INTERNAL, 99, "internal error")                                                                                  \
+    X(SIGNATURE_MISSING, 60, "the bundle is not signed")                                                               \
+    X(SIGNATURE_INVALID, 61, "the signature is wrong")                                                                 \
+    X(SIGNATURE_UNTRUSTED, 62, "signed by another key")                                                                \
+    X(KEY_INVALID, 63, "a key file is malformed or open to others")                                                    \
+    X(KEY_MISSING, 64, "the key to the weights is missing")                                                            \
+    X(DECRYPTION_FAILED, 65, "the weights do not decrypt")                                                             \
+    X(GPU_MISSING, 80, "there is no GPU here that can run the bundle")                                                 \
     X(GPU_LOST, 81, "the GPU stopped working")
 
 typedef enum ellm_status {
@@ -100,18 +100,19 @@ ellm_status ellm_bundle_verify_trusted(const char *path, const ellm_trust *trust
                                        ellm_error *error);
 
 typedef struct ellm_model_info {
-    const char *name;            /* owned by the model, like every string here */
-    const char *architecture;    /* "LlamaForCausalLM" */
-    const char *scheme;          /* "w4a8" */
-    const char *tier;            /* "dotprod" */
-    const char *manifest;        /* the whole manifest.json */
+    const char *name;         /* owned by the model, like every string here */
+    const char *architecture; /* "LlamaForCausalLM" */
+    const char *scheme;       /* "w4a8" */
+    const char *tier;         /* "dotprod" */
+    const char *manifest;     /* the whole manifest.json */
     size_t manifest_bytes;
     int32_t vocab_size;
-    int32_t context_length;      /* largest position + 1 the model was compiled for */
-    int32_t sliding_window;      /* positions visible to attention, 0: all */
+    int32_t context_length; /* largest position + 1 the model was compiled for */
+    int32_t sliding_window; /* positions visible to attention, 0: all */
     uint64_t weight_bytes, arena_bytes, kv_bytes_per_token;
+    uint64_t state_bytes_per_session; /* besides: the same however long a session is; such a session cannot be cut */
     uint64_t decrypted_bytes, locked_bytes; /* weights decrypted to memory, and how much of that never gets to swap */
-    bool on_gpu;                 /* a GPU computes; else the processor */
+    bool on_gpu;                            /* a GPU computes; else the processor */
 } ellm_model_info;
 void ellm_model_get_info(const ellm_model *model, ellm_model_info *info);
 
@@ -120,14 +121,14 @@ void ellm_model_get_info(const ellm_model *model, ellm_model_info *info);
 typedef struct ellm_context ellm_context;
 
 typedef struct ellm_context_options {
-    int32_t n_sessions;          /* default 1 */
-    int32_t context_length;      /* positions per session; 0: min(model's, 4096) */
-    int32_t n_threads_prefill;   /* 0: as many as turn out fastest, measured as steps run and remembered */
-    int32_t n_threads_decode;    /* the same for steps of few rows */
+    int32_t n_sessions;        /* default 1 */
+    int32_t context_length;    /* positions per session; 0: min(model's, 4096) */
+    int32_t n_threads_prefill; /* 0: as many as turn out fastest, measured as steps run and remembered */
+    int32_t n_threads_decode;  /* the same for steps of few rows */
 } ellm_context_options;
 
-ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options,
-                              ellm_context **context, ellm_error *error);
+ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options, ellm_context **context,
+                              ellm_error *error);
 void ellm_context_close(ellm_context *context);
 int32_t ellm_context_length(const ellm_context *context);
 /* Threads used now for prompts and for answers. */
@@ -136,7 +137,7 @@ void ellm_context_get_threads(const ellm_context *context, int32_t *prefill, int
 /* The GPU that a context computes on. False where the processor does. */
 typedef struct ellm_device_info {
     char name[256];
-    bool is_processor;           /* a program on the processor that imitates a GPU */
+    bool is_processor;                            /* a program on the processor that imitates a GPU */
     uint64_t weight_bytes, kv_bytes, other_bytes; /* of its memory */
     double upload_ms, pipelines_ms;               /* at open */
     uint32_t n_dispatches, n_barriers;            /* for one token */
@@ -158,19 +159,22 @@ typedef struct ellm_row {
  * Appends the positions to the sessions. Does not allocate. The logits do not depend on how rows are split
  * over calls, on the other rows of a call, or on the number of threads: the same bits each time. On a GPU, rows that
  * are split differently may differ by rounding.
- * Returns ELLM_CONTEXT_FULL or ELLM_TOKEN_RANGE, nothing changed, if a row does not fit. */
+ * Returns ELLM_CONTEXT_FULL or ELLM_TOKEN_RANGE, nothing changed, if a row does not fit. Where a kernel fails, sessions
+ * with states per session are empty. */
 ellm_status ellm_context_eval(ellm_context *context, const ellm_row *rows, size_t n, float *logits);
 
 /* Convenience over eval for one session: appends `tokens`, writes the last one's logits, (vocab,) float32. */
 ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, float *logits);
 /* Positions held by a session; cut back to `length` positions (0 empties it, blocks return to the pool). With a
- * sliding window, ELLM_USAGE where positions that would become visible again are gone already; 0 always works. */
+ * sliding window, ELLM_USAGE where positions that would become visible again are gone already, and with states per
+ * session (state_bytes_per_session) wherever something would be cut; 0 always works. */
 int32_t ellm_session_length(const ellm_context *context, int32_t slot);
 ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t length);
 
 /* Makes session `to` hold the first `length` positions of `from`, in place of its own, without computing or copying them:
  * the same bits. What either appends afterwards is its own. ELLM_USAGE where `from` does not hold them; with a sliding
- * window, also where it gave up what they would show. Nothing has changed then. */
+ * window, also where it gave up what they would show, and with states per session unless it holds just those. Nothing has
+ * changed then. */
 ellm_status ellm_session_share(ellm_context *context, int32_t from, int32_t to, int32_t length);
 
 /* As `from` of ellm_session_share: what the bundle ships, computed when it was compiled (`edgellm compile --system-prompt`),
@@ -215,8 +219,8 @@ typedef enum ellm_lookup_mode {
 } ellm_lookup_mode;
 
 typedef struct ellm_lookup_stats {
-    uint64_t n_tokens, n_steps;      /* tokens fed, and steps they took */
-    uint64_t n_guessed, n_accepted;  /* guesses computed, and those that were right */
+    uint64_t n_tokens, n_steps;     /* tokens fed, and steps they took */
+    uint64_t n_guessed, n_accepted; /* guesses computed, and those that were right */
 } ellm_lookup_stats;
 
 ellm_status ellm_lookup_open(ellm_context *context, int32_t slot, ellm_lookup_mode mode, ellm_lookup **lookup);
@@ -236,12 +240,12 @@ void ellm_lookup_get_stats(const ellm_lookup *lookup, ellm_lookup_stats *stats);
 /* Encodes `n_bytes` of UTF-8 (invalid bytes are treated as U+FFFD, as Hugging Face's readers do).
  * add_special: apply the post-processor (BOS and the like). parse_special: recognise special tokens in text.
  * Writes at most `cap` ids, always the full count to n_tokens; ELLM_BUFFER_SMALL if it did not fit. */
-ellm_status ellm_encode(const ellm_model *model, const char *text, size_t n_bytes, bool add_special,
-                        bool parse_special, int32_t *tokens, size_t cap, size_t *n_tokens);
+ellm_status ellm_encode(const ellm_model *model, const char *text, size_t n_bytes, bool add_special, bool parse_special,
+                        int32_t *tokens, size_t cap, size_t *n_tokens);
 
 /* Decodes ids to UTF-8 as `tokenizers` does. Writes at most `cap` bytes, the full count to n_bytes. */
-ellm_status ellm_decode(const ellm_model *model, const int32_t *tokens, size_t n_tokens, bool skip_special,
-                        char *text, size_t cap, size_t *n_bytes);
+ellm_status ellm_decode(const ellm_model *model, const int32_t *tokens, size_t n_tokens, bool skip_special, char *text,
+                        size_t cap, size_t *n_bytes);
 
 /* Streaming decode: feeds one token, gets the bytes that are certain now (whole characters only). The text of
  * all calls plus ellm_stream_flush equals ellm_decode of all tokens. Zero-initialise to start. */
@@ -252,8 +256,7 @@ typedef struct ellm_stream {
 } ellm_stream;
 ellm_status ellm_stream_push(const ellm_model *model, ellm_stream *stream, int32_t token, char *text, size_t cap,
                              size_t *n_bytes);
-ellm_status ellm_stream_flush(const ellm_model *model, ellm_stream *stream, char *text, size_t cap,
-                              size_t *n_bytes);
+ellm_status ellm_stream_flush(const ellm_model *model, ellm_stream *stream, char *text, size_t cap, size_t *n_bytes);
 
 /* True for ids that end an answer (generation_config's eos_token_id and the like, from the manifest). */
 bool ellm_token_is_stop(const ellm_model *model, int32_t token);
@@ -268,8 +271,7 @@ bool ellm_token_is_stop(const ellm_model *model, int32_t token);
  * Writes at most `cap` bytes, the full count to n_bytes; ELLM_BUFFER_SMALL if it did not fit.
  * ELLM_TEMPLATE_FAILED with the template's own message where it calls raise_exception. */
 ellm_status ellm_chat_render(const ellm_model *model, const char *messages_json, const char *extra_json,
-                             bool add_generation_prompt, char *text, size_t cap, size_t *n_bytes,
-                             ellm_error *error);
+                             bool add_generation_prompt, char *text, size_t cap, size_t *n_bytes, ellm_error *error);
 bool ellm_model_has_chat_template(const ellm_model *model);
 
 /* ---- sampling ------------------------------------------------------------------------------------------- */
@@ -280,13 +282,13 @@ typedef struct ellm_logit_bias {
 } ellm_logit_bias;
 
 typedef struct ellm_sampler_options {
-    float temperature;           /* 0: greedy (lowest id wins a tie) */
-    int32_t top_k;               /* 0: off */
-    float top_p;                 /* 1: off */
-    float min_p;                 /* 0: off */
-    float repetition_penalty;    /* 1: off */
+    float temperature;                         /* 0: greedy (lowest id wins a tie) */
+    int32_t top_k;                             /* 0: off */
+    float top_p;                               /* 1: off */
+    float min_p;                               /* 0: off */
+    float repetition_penalty;                  /* 1: off */
     float presence_penalty, frequency_penalty; /* 0: off */
-    int32_t penalty_window;      /* tokens looked back on, 0: 64 */
+    int32_t penalty_window;                    /* tokens looked back on, 0: 64 */
     uint64_t seed;
     const ellm_logit_bias *bias; /* n_bias entries, caller-owned, must outlive the sampler */
     size_t n_bias;

@@ -13,6 +13,7 @@
 
 enum {
     default_context = 4096,
+    default_endless = 32768, /* where positions cost no memory */
     most_sessions = 1024,
     prefill_window = 2,
     prefill_rest = 6,
@@ -57,7 +58,11 @@ static int32_t prefix_length(const ellm_context *context) {
     const ellm_file *file;
     const ellm_state *prefix = ellm_model_prefix(context->model, &file);
     int32_t most = context->context_length;
-    return prefix == NULL || context->on_gpu ? 0 : prefix->n_tokens < most ? prefix->n_tokens : most;
+    if (prefix == NULL || context->on_gpu) {
+        return 0;
+    }
+    most = context->plan->n_fixed > 0 && prefix->n_tokens > most ? 0 : most; /* such a state cannot be cut */
+    return prefix->n_tokens < most ? prefix->n_tokens : most;
 }
 
 /* The prefix gets the session behind all others, and the first blocks of the pool. */
@@ -75,7 +80,8 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
     ellm_context_options given = options != NULL ? *options : (ellm_context_options){0};
     int32_t length = given.context_length;
     if (length == 0) {
-        length = info.context_length < default_context ? info.context_length : default_context;
+        int32_t usual = info.kv_bytes_per_token > 0 ? default_context : default_endless;
+        length = info.context_length < usual ? info.context_length : usual;
     }
     if (length < 1 || length > info.context_length) {
         return ellm_fail(error, ELLM_USAGE, "a context of %d positions; the model was compiled for 1 to %d",

@@ -22,9 +22,16 @@ static uint64_t lay_out(uint64_t *total, uint64_t bytes) {
     return lay_out_at(total, bytes, 64);
 }
 
+/* Of one of the plan's states, for all sessions. */
+static uint64_t state_bytes(const ellm_kv *kv, uint32_t state) {
+    bool in_blocks = ellm_plan_state_count(kv->plan, state) == ELLM_SYMBOL_BLOCKS;
+    return kv->plan->state_bytes[state] * (uint64_t)(in_blocks ? kv->n_blocks : kv->n_sessions);
+}
+
 static ellm_status no_room(const ellm_context *context, uint64_t total, uint64_t available, ellm_error *error) {
     uint64_t kv = ellm_plan_token_bytes(context->plan) * ELLM_BLOCK * (uint64_t)context->kv.n_blocks, mib = 1 << 20,
              needed = total / mib + 1;
+    kv += ellm_plan_session_bytes(context->plan) * (uint64_t)context->kv.n_sessions;
     return ellm_fail(error, ELLM_NO_MEMORY,
                      "%d sessions of %d positions need %llu MiB (KV cache %llu MiB, arena %llu MiB), %llu MiB are "
                      "available; ask for a shorter context or fewer sessions",
@@ -42,7 +49,7 @@ ellm_status ellm_context_take_memory(ellm_context *context, ellm_error *error) {
     uint64_t states = total, alignment = kv->n_sessions > context->n_sessions ? prefix_alignment : 64;
     uint32_t n_states = context->on_gpu ? 0 : plan->n_states; /* the GPU has its own */
     for (uint32_t i = 0; i < n_states; i++) {
-        lay_out_at(&total, plan->state_bytes[i] * blocks, alignment);
+        lay_out_at(&total, state_bytes(kv, i), alignment);
         if (total > (uint64_t)1 << 50) {
             return no_room(context, total, ellm_available_bytes(), error);
         }
@@ -72,7 +79,7 @@ ellm_status ellm_context_take_memory(ellm_context *context, ellm_error *error) {
     context->arena = base + arena;
     kv->states = context->on_gpu ? NULL : (uint8_t **)(void *)(base + pointers);
     for (uint32_t i = 0; i < n_states; i++) {
-        kv->states[i] = base + lay_out_at(&states, plan->state_bytes[i] * blocks, alignment);
+        kv->states[i] = base + lay_out_at(&states, state_bytes(kv, i), alignment);
     }
     for (int i = 0; i < ELLM_INPUTS; i++) {
         context->inputs[i] = base + inputs[i];

@@ -12,6 +12,16 @@ int32_t ellm_kv_session_blocks(int32_t context_length, int32_t window, int32_t s
     return seen < all ? (int32_t)seen : all;
 }
 
+/* The states that are in blocks. */
+static uint32_t n_caches(const ellm_kv *kv) {
+    return kv->plan->n_states - kv->plan->n_fixed;
+}
+
+/* Whether what a session holds can be taken as `length` positions. */
+static bool can_cut(const ellm_kv *kv, int32_t slot, int32_t length) {
+    return kv->plan->n_fixed == 0 || length == 0 || length == kv->lengths[slot];
+}
+
 /* The first block that a row at `position` or later can see. */
 static int32_t first_visible(const ellm_kv *kv, int32_t position) {
     int32_t first = kv->window == 0 ? 0 : position - kv->window + 1;
@@ -48,7 +58,7 @@ static int32_t take_block(ellm_kv *kv) {
     int32_t block = -1;
     if (kv->n_free > 0) {
         block = kv->free_blocks[--kv->n_free];
-        for (uint32_t i = 0; i < kv->plan->n_states && kv->states != NULL; i++) {
+        for (uint32_t i = 0; i < n_caches(kv) && kv->states != NULL; i++) {
             size_t bytes = (size_t)kv->plan->state_bytes[i];
             memset(kv->states[i] + (size_t)block * bytes, 0, bytes);
         }
@@ -76,7 +86,7 @@ bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position) {
         if (kv->states == NULL) {
             return kv->copy(kv->user, shared, block);
         }
-        for (uint32_t i = 0; i < kv->plan->n_states; i++) {
+        for (uint32_t i = 0; i < n_caches(kv); i++) {
             size_t bytes = (size_t)kv->plan->state_bytes[i];
             memcpy(kv->states[i] + (size_t)block * bytes, kv->states[i] + (size_t)shared * bytes, bytes);
         }
@@ -88,10 +98,16 @@ bool ellm_kv_share(ellm_kv *kv, int32_t from, int32_t to, int32_t length) {
     int32_t *source = session_table(kv, from), *table = session_table(kv, to);
     int32_t first, end;
     ellm_kv_visible(kv, length, &first, &end);
+    if (!can_cut(kv, from, length)) {
+        return false;
+    }
     for (int32_t i = first; i < end; i++) {
         if (source[i] < 0) {
             return false;
         }
+    }
+    for (uint32_t i = n_caches(kv); i < kv->plan->n_states && length > 0; i++) {
+        memcpy(ellm_kv_block(kv, to, 0, i), ellm_kv_block(kv, from, 0, i), (size_t)kv->plan->state_bytes[i]);
     }
     for (int32_t i = 0; i < kv->table_cap; i++) {
         bool has = i >= first && i < end;
@@ -106,7 +122,7 @@ bool ellm_kv_share(ellm_kv *kv, int32_t from, int32_t to, int32_t length) {
 }
 
 uint8_t *ellm_kv_block(const ellm_kv *kv, int32_t slot, int32_t block, uint32_t state) {
-    int32_t at = session_table(kv, slot)[block];
+    int32_t at = state < n_caches(kv) ? session_table(kv, slot)[block] : slot;
     return kv->states[state] + (size_t)at * (size_t)kv->plan->state_bytes[state];
 }
 
@@ -135,6 +151,9 @@ bool ellm_kv_truncate(ellm_kv *kv, int32_t slot, int32_t length) {
     int32_t *table = session_table(kv, slot);
     int32_t first, end;
     ellm_kv_visible(kv, length, &first, &end);
+    if (!can_cut(kv, slot, length)) {
+        return false;
+    }
     for (int32_t i = first; i < end; i++) {
         if (table[i] < 0) {
             return false;
@@ -152,7 +171,7 @@ bool ellm_kv_truncate(ellm_kv *kv, int32_t slot, int32_t length) {
 }
 
 int32_t ellm_kv_spare(const ellm_kv *kv, int32_t slot, int32_t context_length) {
-    int32_t length = kv->lengths[slot], most = context_length - length;
+    int32_t length = kv->lengths[slot], most = kv->plan->n_fixed > 0 ? 0 : context_length - length;
     if (kv->window > 0) { /* until the first visible block changes, none is given back */
         int32_t first = first_visible(kv, length);
         int32_t until = (first + 1) * ELLM_BLOCK + kv->window - 2 - length;

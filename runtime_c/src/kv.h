@@ -1,5 +1,6 @@
 /* kv.h: the KV cache: one pool of blocks of 64 positions, and a table per session that says which are its own. Sessions
- * that begin alike may share blocks; whoever writes into a shared one gets a copy of his own. */
+ * that begin alike may share blocks; whoever writes into a shared one gets a copy of his own. States of one size per
+ * session (plan->n_fixed) are copied instead, and cannot be cut: they know the end of what they read, and no more. */
 #ifndef ELLM_KV_H
 #define ELLM_KV_H
 
@@ -9,7 +10,7 @@ typedef struct ellm_kv {
     const ellm_plan *plan;
     int32_t n_sessions, table_cap, n_blocks; /* table_cap: blocks that a whole context would take */
     int32_t window;                          /* positions visible to a row, 0: all */
-    uint8_t **states;                        /* plan->n_states arrays of n_blocks blocks */
+    uint8_t **states;                        /* plan->n_states arrays of n_blocks blocks, or of n_sessions states */
     int32_t *table;                          /* (n_sessions, table_cap), -1: no block */
     int32_t *lengths;                        /* positions each session holds */
     int32_t *free_blocks;                    /* blocks used before and free again, n_free of them */
@@ -34,16 +35,16 @@ void ellm_kv_advance(ellm_kv *kv, int32_t slot, int32_t length);
 /* Most positions that the session can take, up to context_length in all, and be cut back by again. */
 int32_t ellm_kv_spare(const ellm_kv *kv, int32_t slot, int32_t context_length);
 /* Makes `to` hold the first `length` positions of `from`, in place of its own. False, and nothing changed, if `from` has
- * them no more. */
+ * them no more, or more than them where that cannot be cut. */
 bool ellm_kv_share(ellm_kv *kv, int32_t from, int32_t to, int32_t length);
 /* The blocks [first, end) that hold what is visible to a row at position `length` and later, of those before it. */
 void ellm_kv_visible(const ellm_kv *kv, int32_t length, int32_t *first, int32_t *end);
-/* Block `block` of a session, which holds it, in one of the states. */
+/* Block `block` of a session, which holds it, in one of the states; of a state per session, that, whatever the block. */
 uint8_t *ellm_kv_block(const ellm_kv *kv, int32_t slot, int32_t block, uint32_t state);
 /* Makes an empty session hold `length` positions in blocks of its own, whose content is for the caller to write. False,
  * and still empty, where the pool has not as many. */
 bool ellm_kv_fill(ellm_kv *kv, int32_t slot, int32_t length);
-/* Cuts the session back. False if its window would show positions that are gone. */
+/* Cuts the session back. False if its window would show positions that are gone, or a state be cut. */
 bool ellm_kv_truncate(ellm_kv *kv, int32_t slot, int32_t length);
 
 #endif

@@ -87,7 +87,10 @@ static ellm_status open_shaders(ellm_model *model, ellm_error *error) {
 static ellm_status open_kernels(ellm_model *model, ellm_error *error) {
     static const char path[] = "kernels.so";
     if (model->bundle.manifest.on_gpu) {
-        return open_shaders(model, error);
+        return model->plan.n_fixed == 0 ? open_shaders(model, error)
+                                        : ellm_fail(error, ELLM_PLAN_INVALID,
+                                                    "plan.json: states per session are not for GPUs yet; compile the "
+                                                    "bundle for the processor");
     }
     ellm_status status = map_listed(model, path, &model->kernels, error);
     if (status == ELLM_OK) {
@@ -352,6 +355,7 @@ void ellm_model_get_info(const ellm_model *model, ellm_model_info *info) {
                               .weight_bytes = manifest->weight_bytes,
                               .arena_bytes = model->plan.arena_bytes,
                               .kv_bytes_per_token = ellm_plan_token_bytes(&model->plan),
+                              .state_bytes_per_session = ellm_plan_session_bytes(&model->plan),
                               .decrypted_bytes = model->decrypted_bytes,
                               .locked_bytes = model->locked_bytes,
                               .on_gpu = manifest->on_gpu};

@@ -97,9 +97,13 @@ static ellm_status read_states(const struct reader *reader, const ellm_json *roo
     }
     plan->state_bytes = bytes;
     for (const ellm_json *item = list->first; item != NULL; item = item->next, bytes++) {
-        if (!read_bytes(ellm_json_get(item, "bytes_per_block"), 1, bytes) || *bytes > (uint64_t)1 << 32) {
-            return bad(reader, "states[%td].bytes_per_block is no size", bytes - plan->state_bytes);
+        const ellm_json *fixed = ellm_json_get(item, "bytes_per_session");
+        bool is_fixed = fixed != NULL || plan->n_fixed > 0; /* once one is, all that follow are */
+        const char *name = is_fixed ? "bytes_per_session" : "bytes_per_block";
+        if (!read_bytes(is_fixed ? fixed : ellm_json_get(item, name), 1, bytes) || *bytes > (uint64_t)1 << 32) {
+            return bad(reader, "states[%td].%s is no size", bytes - plan->state_bytes, name);
         }
+        plan->n_fixed += is_fixed;
     }
     return status;
 }
@@ -405,7 +409,7 @@ static bool fits(const ellm_plan *plan, int32_t n, const ellm_plan_parameter *pa
     case ELLM_BIND_ARENA: extent = plan->arena_bytes - argument->value; break;
     case ELLM_BIND_STATE:
         known = known && symbols != NULL;
-        extent = known ? plan->state_bytes[argument->value] * symbols[ELLM_SYMBOL_BLOCKS] : 0;
+        extent = known ? plan->state_bytes[argument->value] * symbols[ellm_plan_state_count(plan, argument->value)] : 0;
         break;
     case ELLM_BIND_INPUT:
         extent = (uint64_t)n * 4;
@@ -456,12 +460,24 @@ const char *ellm_input_name(ellm_input input) {
     return input_names[input];
 }
 
-uint64_t ellm_plan_token_bytes(const ellm_plan *plan) {
-    uint64_t block = 0;
-    for (uint32_t i = 0; i < plan->n_states; i++) {
-        block += plan->state_bytes[i];
+ellm_symbol ellm_plan_state_count(const ellm_plan *plan, uint64_t state) {
+    return state < plan->n_states - plan->n_fixed ? ELLM_SYMBOL_BLOCKS : ELLM_SYMBOL_SESSIONS;
+}
+
+static uint64_t sum_states(const ellm_plan *plan, uint32_t first, uint32_t end) {
+    uint64_t sum = 0;
+    for (uint32_t i = first; i < end; i++) {
+        sum += plan->state_bytes[i];
     }
-    return block / ELLM_BLOCK;
+    return sum;
+}
+
+uint64_t ellm_plan_token_bytes(const ellm_plan *plan) {
+    return sum_states(plan, 0, plan->n_states - plan->n_fixed) / ELLM_BLOCK;
+}
+
+uint64_t ellm_plan_session_bytes(const ellm_plan *plan) {
+    return sum_states(plan, plan->n_states - plan->n_fixed, plan->n_states);
 }
 
 int32_t ellm_ladder_rows(const ellm_plan_ladder *ladder) {

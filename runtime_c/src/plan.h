@@ -74,9 +74,9 @@ typedef struct ellm_plan_weight {
 typedef struct ellm_plan {
     uint64_t arena_bytes;
     ellm_plan_weight *weights;
-    uint64_t *state_bytes; /* per block */
+    uint64_t *state_bytes; /* per block, or, of the last n_fixed, per session */
     ellm_plan_kernel *kernels;
-    uint32_t n_weights, n_states, n_kernels;
+    uint32_t n_weights, n_states, n_fixed, n_kernels;
     ellm_plan_ladder body, head;
     uint64_t hidden_offset, hidden_row_bytes, logits_offset, logits_row_bytes;
     bool in_memory; /* the weights are in memory of this process, not on a disk; set by the model */
@@ -92,8 +92,11 @@ ellm_status ellm_plan_check(const ellm_plan *plan, const uint64_t *symbols, ellm
 
 /* An input's name in plan.json. */
 const char *ellm_input_name(ellm_input input);
-/* KV bytes that one position takes. */
+/* KV bytes that one position takes, and bytes that a session keeps however long it is. */
 uint64_t ellm_plan_token_bytes(const ellm_plan *plan);
+uint64_t ellm_plan_session_bytes(const ellm_plan *plan);
+/* How many states of an index there are: blocks of the pool, or sessions. */
+ellm_symbol ellm_plan_state_count(const ellm_plan *plan, uint64_t state);
 /* Bytes of all weights. */
 uint64_t ellm_plan_weight_bytes(const ellm_plan *plan);
 /* Rows of the largest function. */

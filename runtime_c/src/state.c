@@ -31,6 +31,11 @@ static const ellm_tensor *find(const ellm_tensor *tensors, size_t n, const char 
     return NULL;
 }
 
+/* How many blocks, or states, a file has of one of the plan's states. */
+static uint64_t n_items(const ellm_plan *plan, uint32_t state, int32_t first, int32_t end) {
+    return ellm_plan_state_count(plan, state) == ELLM_SYMBOL_BLOCKS ? (uint64_t)(end - first) : 1;
+}
+
 ellm_status ellm_state_read(const ellm_tensor *tensors, size_t n_tensors, const ellm_kv *kv, int32_t vocab_size,
                             const char *path, ellm_region *region, ellm_state *state, ellm_error *error) {
     *state = (ellm_state){0};
@@ -64,7 +69,7 @@ ellm_status ellm_state_read(const ellm_tensor *tensors, size_t n_tensors, const 
         char name[name_bytes];
         snprintf(name, sizeof name, "kv.%u", (unsigned)i);
         const ellm_tensor *blocks = find(tensors, n_tensors, name);
-        uint64_t bytes = kv->plan->state_bytes[i] * (uint64_t)(end - first);
+        uint64_t bytes = kv->plan->state_bytes[i] * n_items(kv->plan, i, first, end);
         if (blocks == NULL || blocks->bytes != bytes) {
             return ellm_fail(error, ELLM_BUNDLE_FORMAT,
                              "%s: %s must have %llu bytes for %d positions, it has %s%llu; compile the bundle again",
@@ -99,11 +104,18 @@ bool ellm_state_put(const ellm_state *state, const ellm_file *file, ellm_kv *kv,
     }
     ellm_kv_visible(kv, length, &first, &end);
     ellm_kv_visible(kv, state->n_tokens, &from, &(int32_t){0});
+    if (kv->plan->n_fixed > 0 && length != state->n_tokens) {
+        return false;
+    }
     if (from != first || !ellm_kv_fill(kv, slot, length)) { /* with a window, a part of it shows what is gone */
         return false;
     }
     for (uint32_t i = 0; i < kv->plan->n_states; i++) {
         const uint8_t *blocks = state->blocks[i];
+        if (ellm_plan_state_count(kv->plan, i) == ELLM_SYMBOL_SESSIONS) {
+            memcpy(ellm_kv_block(kv, slot, 0, i), blocks, (size_t)kv->plan->state_bytes[i]);
+            continue;
+        }
         size_t bytes = (size_t)kv->plan->state_bytes[i], n = is_fresh ? bytes * (size_t)(end - first) : 0, done = 0;
         if (n > 0) { /* the first blocks of the pool, in order */
             done = map_pages(file, blocks, kv->states[i], n);
@@ -183,8 +195,8 @@ static void put_data(sink *to, const saved *s) {
     }
     for (uint32_t i = 0; i < s->kv->plan->n_states; i++) {
         pad(to, block_alignment);
-        for (int32_t block = s->first; block < s->end; block++) {
-            put(to, ellm_kv_block(s->kv, s->slot, block, i), (size_t)s->kv->plan->state_bytes[i]);
+        for (uint64_t block = 0; block < n_items(s->kv->plan, i, s->first, s->end); block++) {
+            put(to, ellm_kv_block(s->kv, s->slot, s->first + (int32_t)block, i), (size_t)s->kv->plan->state_bytes[i]);
         }
     }
     pad(to, 64);
@@ -242,8 +254,8 @@ static char *new_header(const saved *s, size_t *n_bytes) {
         char name[name_bytes];
         snprintf(name, sizeof name, "kv.%u", (unsigned)i);
         describe_pad(&h, block_alignment);
-        describe(&h, name, "U8", (uint64_t)(s->end - s->first), plan->state_bytes[i],
-                 (uint64_t)(s->end - s->first) * plan->state_bytes[i]);
+        uint64_t n = n_items(plan, i, s->first, s->end);
+        describe(&h, name, "U8", n, plan->state_bytes[i], n * plan->state_bytes[i]);
     }
     describe_pad(&h, 64);
     h.text[h.n++] = '}';

@@ -152,8 +152,12 @@ static ellm_status run_body(ellm_context *context, ellm_step_function *function,
         slots[i] = real ? rows[i].slot : 0;
     }
     ellm_status status = run(context, &context->body, function);
-    for (size_t i = 0; i < n && status == ELLM_OK; i++) {
-        ellm_kv_advance(&context->kv, rows[i].slot, rows[i].position + 1);
+    for (size_t i = 0; i < n; i++) {
+        if (status == ELLM_OK) {
+            ellm_kv_advance(&context->kv, rows[i].slot, rows[i].position + 1);
+        } else if (context->plan->n_fixed > 0) { /* a state may have advanced, and does not go back */
+            (void)ellm_kv_truncate(&context->kv, rows[i].slot, 0);
+        }
     }
     return status;
 }

@@ -30,12 +30,15 @@ enum {
     STRINGS,
     POST,
     REPLACEMENTS,
+    N_SECTIONS_1, /* of version 1 */
+    PIECES = N_SECTIONS_1,
+    CHARSMAP,
     N_SECTIONS
 };
 enum { header_bytes = 64, most_tokens = 1 << 22, most_steps = 32, most_code = 1 << 16, most_image = 32 };
 
 static const uint8_t record_bytes[N_SECTIONS] = {4, 1,  1, 4,  12, 4,  8,  4, 16, 16, 32,
-                                                 4, 24, 8, 12, 4,  12, 12, 1, 4,  16};
+                                                 4, 24, 8, 12, 4,  12, 12, 1, 4,  16, 24, 16};
 
 typedef struct reader {
     const uint8_t *data;
@@ -53,17 +56,21 @@ static ellm_status read_sections(reader *r, size_t bytes) {
     if (((uintptr_t)r->data & 7) != 0) {
         return ellm_fail(r->error, ELLM_INTERNAL, "tokenizer.bin: not aligned to 8 bytes in memory");
     }
-    if (bytes < header_bytes + 8 * N_SECTIONS || memcmp(r->data, "ELLMTOK1", 8) != 0) {
+    if (bytes < header_bytes + 8 * N_SECTIONS_1 || memcmp(r->data, "ELLMTOK1", 8) != 0) {
         return bad(r, "no tokenizer");
     }
     if (r->header[2] != bytes || bytes > UINT32_C(0x7FFFFFFF)) {
         return bad(r, "wrong size");
     }
-    if (r->header[3] != 1) {
-        return ellm_fail(r->error, ELLM_BUNDLE_VERSION, "tokenizer.bin: version %u, this runtime reads version 1",
+    if (r->header[3] != 1 && r->header[3] != 2) {
+        return ellm_fail(r->error, ELLM_BUNDLE_VERSION, "tokenizer.bin: version %u, this runtime reads versions 1 and 2",
                          (unsigned)r->header[3]);
     }
-    for (size_t i = 0; i < N_SECTIONS; i++) {
+    size_t n_sections = r->header[3] == 1 ? N_SECTIONS_1 : N_SECTIONS;
+    if (bytes < header_bytes + 8 * n_sections) {
+        return bad(r, "no tokenizer");
+    }
+    for (size_t i = 0; i < n_sections; i++) {
         uint32_t offset = r->header[16 + 2 * i], size = r->header[17 + 2 * i];
         if (offset % 8 != 0 || offset > bytes || size > bytes - offset || size % record_bytes[i] != 0) {
             return bad(r, "a section lies outside the file");
@@ -122,7 +129,7 @@ static ellm_status check_merges(const reader *r, const ellm_tokenizer *t) {
     return ELLM_OK;
 }
 
-static ellm_status check_alphabet(const reader *r, const ellm_tokenizer *t) {
+static ellm_status check_alphabet(const reader *r, ellm_tokenizer *t) {
     if (r->count[BYTES] != 256) {
         return bad(r, "the byte table has the wrong size");
     }
@@ -145,6 +152,9 @@ static ellm_status check_alphabet(const reader *r, const ellm_tokenizer *t) {
     }
     if (t->n_words != 0 && ((t->n_words & (t->n_words - 1)) != 0 || empty == 0)) {
         return bad(r, "the word table has the wrong size");
+    }
+    if ((t->flags & UNIGRAM) != 0 && !ellm_unigram_check(t, r->count[STRINGS])) {
+        return bad(r, "the pieces are malformed or not in order");
     }
     if (((t->flags & IGNORE_MERGES) != 0 && t->n_words == 0) || (t->unknown != NO_ID && !id_ok(t, t->unknown))) {
         return bad(r, "a table that the flags ask for is missing");
@@ -351,6 +361,9 @@ static void bind(const reader *r, ellm_tokenizer *t) {
                           .n_compose = r->count[COMPOSE],
                           .n_post = r->count[POST]};
     t->replacement = r->count[REPLACEMENTS] != 0 ? r->section[REPLACEMENTS] : NULL;
+    t->pieces = r->section[PIECES];
+    t->n_pieces = (uint32_t)r->count[PIECES];
+    memcpy(&t->unknown_score, h + 14, sizeof t->unknown_score);
 }
 
 static ellm_status check(const reader *r, ellm_tokenizer *t, uint8_t *starts) {

@@ -216,7 +216,22 @@ static uint32_t word_id(const ellm_tokenizer *t, const uint8_t *text, size_t n) 
     return NO_ID;
 }
 
+static ellm_status encode_unigram(encoder *e, const uint8_t *text, size_t n) {
+    buffer ids = {0};
+    ellm_status status = ellm_unigram(e->t, text, n, &ids);
+    for (size_t i = 0; i < ids.n && status == ELLM_OK; i += sizeof(uint32_t)) {
+        uint32_t id;
+        memcpy(&id, ids.data + i, sizeof id);
+        put_id(e, id);
+    }
+    ellm_buffer_free(&ids);
+    return status;
+}
+
 static ellm_status encode_word(encoder *e, const uint8_t *text, size_t n) {
+    if ((e->t->flags & UNIGRAM) != 0) {
+        return encode_unigram(e, text, n);
+    }
     if ((e->t->flags & IGNORE_MERGES) != 0) {
         uint32_t id = word_id(e->t, text, n);
         if (id != NO_ID) {

@@ -6,7 +6,7 @@
 
 #define NO_ID 0xFFFFFFFFu
 
-enum { BYTE_LEVEL = 1, BYTE_FALLBACK = 2, FUSE_UNKNOWN = 4, IGNORE_MERGES = 8, DROP_FIRST = 16 };
+enum { BYTE_LEVEL = 1, BYTE_FALLBACK = 2, FUSE_UNKNOWN = 4, IGNORE_MERGES = 8, DROP_FIRST = 16, UNIGRAM = 32 };
 enum { TOKEN_EXISTS = 1, TOKEN_SPECIAL = 2, TOKEN_BYTE = 4, TOKEN_WORD = 8 };
 enum { ADDED_LSTRIP = 1, ADDED_RSTRIP = 2, ADDED_SINGLE_WORD = 4, ADDED_SPECIAL = 8 };
 enum { STEP_DECOMPOSE = 1, STEP_COMPOSE, STEP_MAP, STEP_REPLACE, STEP_PREPEND, STEP_STRIP };
@@ -28,6 +28,11 @@ typedef struct added_list {
     size_t n;
     uint32_t leads[8]; /* bit set of their first bytes */
 } added_list;
+
+typedef struct piece {
+    uint32_t text, bytes, id, zero;
+    double score;
+} piece;
 
 typedef struct class_entry {
     uint32_t first, n, ascii[4];
@@ -57,6 +62,9 @@ struct ellm_tokenizer {
     const triple *marks, *compose; /* marks: first, last, combining class */
     size_t n_chars, n_words, n_steps, n_code, n_classes, n_marks, n_compose, n_post;
     added_list raw, normalized;
+    const piece *pieces; /* of a Unigram model, ascending by text */
+    double unknown_score;
+    uint32_t n_pieces, piece_leads[257]; /* the first piece that begins with a byte, or with a later one */
 };
 
 /* A growing byte buffer. */
@@ -82,6 +90,11 @@ bool ellm_class_has(const ellm_tokenizer *tokenizer, uint32_t class_index, uint3
 /* The leftmost match of the program at `pc` in text[from, n). False if there is none or matcher->status is set. */
 bool ellm_match_find(matcher *matcher, uint32_t pc, const uint8_t *text, size_t n, size_t from, size_t *start,
                      size_t *end);
+
+/* Appends the ids of a piece of text, uint32_t each. */
+ellm_status ellm_unigram(const ellm_tokenizer *tokenizer, const uint8_t *text, size_t n, buffer *ids);
+/* Whether the pieces are sound; notes where those of each first byte begin. */
+bool ellm_unigram_check(ellm_tokenizer *tokenizer, size_t n_strings);
 
 /* Runs all normalizer steps on `text`; the result replaces it. */
 ellm_status ellm_normalize(matcher *matcher, buffer *text);

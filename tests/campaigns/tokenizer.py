@@ -189,6 +189,44 @@ def sentencepiece(
     return made
 
 
+def unigram(
+    normalizer: normalizers.Normalizer | None,
+    pre: pre_tokenizers.PreTokenizer | None,
+    decoder: str,
+    fallback: bool,
+) -> tokenizers.Tokenizer:
+    """A Unigram model trained on words behind ▁, with the steps of a family around it."""
+    made = tokenizers.Tokenizer(models.Unigram())
+    made.pre_tokenizer = pre_tokenizers.Metaspace()
+    names = ["<unk>", "<s>", "</s>", *([f"<0x{b:02X}>" for b in range(256)] if fallback else [])]
+    made.train_from_iterator(
+        corpus(),
+        trainers.UnigramTrainer(vocab_size=2500, special_tokens=names, unk_token="<unk>", show_progress=False),
+    )
+    document = json.loads(made.to_str())
+    document["added_tokens"] = [token for token in document["added_tokens"] if not token["content"].startswith("<0x")]
+    document["pre_tokenizer"] = None
+    document["model"]["byte_fallback"] = fallback
+    made = tokenizers.Tokenizer.from_str(json.dumps(document))
+    if normalizer is not None:
+        made.normalizer = normalizer
+    if pre is not None:
+        made.pre_tokenizer = pre
+    if decoder == "llama":
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        made.decoder = decoders.Sequence(steps)
+    else:
+        made.decoder = decoders.Metaspace()
+    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
+    made.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("word", normalized=True)])
+    return made
+
+
+def t5_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
+    return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+
+
 def llama2_normalizer() -> normalizers.Normalizer:
     return normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
 
@@ -273,6 +311,9 @@ KINDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
     "deepseek": lambda: byte_level(deepseek()),
     "gemma": gemma,
     "phi3": phi3,
+    "unigram-bytes": lambda: unigram(llama2_normalizer(), None, "llama", True),
+    "unigram-first": lambda: unigram(normalizers.NFKC(), metaspace("first", False), "metaspace", True),
+    "unigram-words": lambda: unigram(normalizers.NFKC(), t5_pre_tokenizer(), "metaspace", False),
     "unknowns": lambda: sentencepiece(normalizers.NFC(), metaspace("first", True), "none", fallback=False),
 }
 

@@ -41,7 +41,12 @@ class PlanRunner:
         self.arena = aligned(self.plan["arena_bytes"])
         # blocks in another order than positions, so that the table matters
         self.table = np.arange(self.table_cap, dtype=np.int32)[::-1].copy()
-        self.states = [aligned(state["bytes_per_block"] * self.table_cap) for state in self.plan["states"]]
+        self.states = []
+        for state in self.plan["states"]:
+            n = self.table_cap if "bytes_per_block" in state else 1
+            self.states.append(aligned(n * state.get("bytes_per_block", state.get("bytes_per_session"))))
+            if "bytes_per_session" in state:
+                self.states[-1][:] = 0xFF  # what another session left, NaNs: position 0 begins with zeros
 
     def run(self, function: dict[str, Any], inputs: dict[str, np.ndarray]) -> None:
         """Runs the steps of one function."""

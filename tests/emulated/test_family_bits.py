@@ -29,6 +29,9 @@ SAMPLE = (
     ("qwen2-moe-some", "w4a8", "armv7-neon"),
     ("qwen3-moe-plain", "w8a8", "dotprod"),
     ("mixtral-tied", "w4a8", "i8mm"),
+    ("mamba-narrow", "w4a8", "armv7-neon"),
+    ("mamba2-groups", "w8a8", "dotprod"),
+    ("falcon-mamba-untied", "f16", "armv8-neon"),
 )
 ALL = [(name, scheme) for name in FAMILIES for scheme in SCHEMES]
 

@@ -36,7 +36,9 @@ def tensors(checkpoint: dict[str, Any]) -> dict[str, np.ndarray]:
     made = {}
     for name, shape in sorted(checkpoint["tensors"].items()):
         values = generator.standard_normal(shape, np.float32)
-        if len(shape) == 1:
+        if name.endswith(("A_log", "dt_bias", "dt_proj.bias")):  # rates and time steps as networks have them
+            values = values * np.float32(0.5) + np.float32(0.5 if name.endswith("A_log") else -2.0)
+        elif len(shape) == 1:
             is_norm = name.endswith("weight")
             values = values * np.float32(0.15) + np.float32(is_norm and not zero_centred)
         else:

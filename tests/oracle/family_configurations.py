@@ -59,6 +59,13 @@ FALCON: dict[str, Any] = {
     **{key: value for key, value in SIZES.items() if key not in ("intermediate_size", "num_key_value_heads")},
 }
 
+MAMBA: dict[str, Any] = {
+    key: SIZES[key]
+    for key in ("hidden_size", "num_hidden_layers", "vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")
+}
+"""Time steps of six numbers, which no vector has."""
+MAMBA2: dict[str, Any] = {**MAMBA, "num_heads": 6, "head_dim": 32, "n_groups": 2, "state_size": 24}
+
 MOE = {"num_experts": 17, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 
 Configuration = tuple[str, dict[str, Any]]
@@ -262,4 +269,35 @@ FAMILIES: dict[str, Configuration] = {
         {**SIZES, **TIED, **MOE, **THREE, "norm_topk_prob": True, "attention_bias": True},
     ),
     "qwen3-moe-some": ("qwen3_moe", {**SIZES, **UNTIED, **MOE, "head_dim": 16, "decoder_sparse_step": 2}),
+    "mamba-tied": ("mamba", {**MAMBA, "state_size": 16}),
+    "mamba-untied": ("mamba", {**MAMBA, **UNTIED, "state_size": 5, "use_bias": True, "time_step_rank": 32}),
+    "mamba-narrow": (
+        "mamba",
+        {
+            **MAMBA,
+            "expand": 1,
+            "conv_kernel": 3,
+            "use_conv_bias": False,
+            "time_step_rank": 7,
+            "layer_norm_epsilon": 1e-3,
+        },
+    ),
+    "falcon-mamba-tied": ("falcon_mamba", {**MAMBA, "mixer_rms_eps": 1e-3}),
+    "falcon-mamba-untied": ("falcon_mamba", {**MAMBA, **UNTIED, "state_size": 11, "use_bias": True}),
+    "falcon-mamba-wide": ("falcon_mamba", {**MAMBA, "expand": 3, "conv_kernel": 2, "time_step_rank": 16}),
+    "mamba2-groups": ("mamba2", {**MAMBA2, "use_bias": True}),
+    "mamba2-tied": ("mamba2", {**MAMBA2, **TIED, "num_heads": 12, "head_dim": 16, "n_groups": 1, "state_size": 16}),
+    "mamba2-limits": (
+        "mamba2",
+        {
+            **MAMBA2,
+            "num_heads": 4,
+            "head_dim": 48,
+            "n_groups": 4,
+            "conv_kernel": 5,
+            "use_conv_bias": False,
+            "time_step_limit": [0.05, 0.3],
+            "chunk_size": 32,
+        },
+    ),
 }

@@ -81,6 +81,19 @@ def test_reads_shards_through_the_index(model):
         checkpoint.load(model)
 
 
+def test_every_16_bit_float_is_read_exactly(tmp_path):
+    bits = np.arange(1 << 16, dtype=np.uint16).reshape(256, 256)
+    (tmp_path / "config.json").write_text("{}")
+    tensors = {"half": bits.view(np.float16), "brain": bits.view(ml_dtypes.bfloat16)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    source = checkpoint.load(tmp_path)
+    for name, values in tensors.items():
+        expected, found = values.astype(np.float32), source.read(name)
+        numbers = ~np.isnan(expected)
+        assert (np.isnan(found) == ~numbers).all()
+        assert found[numbers].tobytes() == expected[numbers].tobytes()
+
+
 def test_a_slice_does_not_read_the_tensor(model):
     rows, columns = 40_000, 64
     save_file({"big": np.zeros((rows, columns), np.float16)}, model / "model.safetensors")

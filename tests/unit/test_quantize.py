@@ -137,6 +137,37 @@ def test_slices_do_not_show(tmp_path, monkeypatch):
     assert (tmp_path / "layer.0.safetensors").read_bytes() == whole
 
 
+def plainly(kind: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What `quantize` does, group by group."""
+    groups = weight.reshape(-1, 32)
+    q, scale = np.zeros(groups.shape, np.int8), np.zeros(len(groups), np.float16)
+    for i, group in enumerate(groups):
+        largest = group[np.abs(group).argmax()]
+        scale[i] = largest / np.float32(-8) if kind == "w4" else np.abs(largest) / np.float32(127)
+        if scale[i] != 0:
+            low, high = (-8, 7) if kind == "w4" else (-127, 127)
+            q[i] = np.clip(np.rint(group / np.float32(scale[i])), low, high)
+    return q.reshape(weight.shape), scale.reshape(len(weight), -1)
+
+
+@pytest.mark.parametrize("kind", ["w4", "w8"])
+def test_quantize_is_the_plain_rule_bit_for_bit(kind):
+    generator = np.random.Generator(np.random.PCG64(9))
+    for exponent in range(-9, 4):  # scales from nothing through float16's subnormals to its end
+        weight = random(40, 96, seed=exponent + 20) * np.float32(10.0**exponent)
+        weight[:10] = np.round(weight[:10] / np.abs(weight).max() * 3)  # many of equal size, of both signs
+        weight[10:20][generator.random((10, 96)) < 0.9] = 0
+        weight[20] = np.where(generator.random(96) < 0.5, -0.0, 0.0)
+        for found, expected in zip(quantize(kind, weight), plainly(kind, weight), strict=True):
+            assert found.dtype == expected.dtype and found.tobytes() == expected.tobytes()
+
+
+def test_parts_do_not_show():
+    weight = random(300, 512)  # more than a thread takes at a time
+    for found, expected in zip(quantize("w4", weight), plainly("w4", weight), strict=True):
+        assert found.tobytes() == expected.tobytes()
+
+
 def test_memory_stays_at_a_slice(tmp_path):
     rows = 30_000
     source = make(tmp_path / "model", big=np.ones((rows, 1024), np.float16))

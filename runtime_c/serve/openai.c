@@ -210,30 +210,6 @@ exchange *openai_chat(parsing *p) {
 
 /* ---- plain text ---- */
 
-/* One prompt: a text, or token ids. */
-static bool parse_prompt(parsing *p, const ellm_json *prompt, generation *g) {
-    if (prompt->kind == ELLM_JSON_STRING) {
-        return parse_text(p, prompt->text, prompt->count, true, g) && check_room(p, g);
-    }
-    if (prompt->kind != ELLM_JSON_ARRAY || prompt->count > (uint32_t)p->service->context_length) {
-        return parsing_fail(p, 400, "prompt", "a prompt is a text, or at most %d token ids",
-                            (int)p->service->context_length);
-    }
-    g->prompt = calloc(prompt->count + 1, sizeof *g->prompt);
-    if (g->prompt == NULL) {
-        return parsing_fail(p, 500, NULL, "memory ran out");
-    }
-    for (const ellm_json *each = prompt->first; each != NULL; each = each->next) {
-        int64_t token;
-        if (!ellm_json_int(each, 0, p->service->info.vocab_size - 1, &token)) {
-            return parsing_fail(p, 400, "prompt", "a prompt's token ids are whole numbers from 0 to %d",
-                                (int)p->service->info.vocab_size - 1);
-        }
-        g->prompt[g->n_prompt++] = (int32_t)token;
-    }
-    return check_room(p, g);
-}
-
 static bool parse_one(parsing *p, const ellm_json *prompt, shared *s, generation **answer) {
     int64_t n_likely = -1;
     generation *g = *answer = generation_new(p->service->model);
@@ -243,7 +219,7 @@ static bool parse_one(parsing *p, const ellm_json *prompt, shared *s, generation
     g->options.most_tokens = 16; /* as OpenAI's */
     form f = {0};
     bool good = parse_shared(p, g, s) && parse_int(p, p->body, "logprobs", 0, MOST_LIKELY, &n_likely)
-                && parse_format(p, &f) && parse_prompt(p, prompt, g) && form_apply(p, &f, g);
+                && parse_format(p, &f) && parse_prompt(p, "prompt", prompt, false, g) && form_apply(p, &f, g);
     g->options.n_likely = (int)n_likely;
     return good;
 }

@@ -164,12 +164,34 @@ bool check_room(parsing *p, const generation *g) {
     return true;
 }
 
+bool parse_prompt(parsing *p, const char *key, const ellm_json *prompt, bool cuts, generation *g) {
+    size_t most = (size_t)p->service->context_length;
+    int64_t token = 0;
+    bool good = prompt->kind == ELLM_JSON_STRING;
+    if (good && !parse_text(p, prompt->text, prompt->count, true, g)) {
+        return false;
+    }
+    if (prompt->kind == ELLM_JSON_ARRAY) {
+        g->prompt = calloc(prompt->count + 1, sizeof *g->prompt);
+        good = g->prompt != NULL;
+        for (const ellm_json *each = prompt->first; each != NULL && good; each = each->next) {
+            good = ellm_json_int(each, 0, p->service->info.vocab_size - 1, &token);
+            g->prompt[g->n_prompt++] = (int32_t)token;
+        }
+    }
+    g->n_prompt = cuts && g->n_prompt > most ? most : g->n_prompt;
+    return good ? check_room(p, g)
+                : parsing_fail(p, 400, key, "'%s' is a text, or a list of token ids from 0 to %d", key,
+                               (int)p->service->info.vocab_size - 1);
+}
+
 /* ---- exchanges ---- */
 
 static void make_id(service *s, exchange *e) {
-    static const char *const prefixes[] = {
-        [OPENAI_CHAT] = "chatcmpl-", [OPENAI_TEXT] = "cmpl-", [OLLAMA_CHAT] = "", [OLLAMA_TEXT] = ""};
-    snprintf(e->id, sizeof e->id, "%s%016llx", prefixes[e->kind], (unsigned long long)fresh_seed(s));
+    static const char *const prefixes[] = {[OPENAI_CHAT] = "chatcmpl-",
+                                           [OPENAI_TEXT] = "cmpl-"}; /* the other kinds show none */
+    const char *prefix = e->kind <= OPENAI_TEXT ? prefixes[e->kind] : "";
+    snprintf(e->id, sizeof e->id, "%s%016llx", prefix, (unsigned long long)fresh_seed(s));
 }
 
 static exchange *no_exchange(generation *const *answers, int n_answers, exchange *e) {

@@ -37,6 +37,8 @@ bool parse_model(parsing *p, const char *key);
 
 /* Text to the generation's prompt. special: BOS and the like are added. Sets no limit on its length. */
 bool parse_text(parsing *p, const char *text, size_t n_bytes, bool special, generation *g);
+/* A member `key` that is a text, or a list of token ids; cuts: what does not fit the context is left out. */
+bool parse_prompt(parsing *p, const char *key, const ellm_json *prompt, bool cuts, generation *g);
 /* 400 where the prompt leaves no room in the context, or is empty. */
 bool check_room(parsing *p, const generation *g);
 

@@ -94,7 +94,7 @@ def test_bodies_that_are_no_requests(server: Server) -> None:
     assert server.request("GET", "/api/chat")[0] == 405
     assert server.request("PATCH", "/api/tags")[0] == 405
     assert server.request("GET", "/nowhere")[0] == 404
-    assert server.request("POST", "/v1/embeddings", {})[0] == 501
+    assert server.request("POST", "/api/create", {})[0] == 501
     assert server.request("HEAD", "/")[2] == b""
 
 

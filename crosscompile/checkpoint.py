@@ -70,7 +70,7 @@ class Checkpoint:
 
     @property
     def pooling(self) -> str | None:
-        """How sentence-transformers makes an embedding of a text's tokens: "mean" (where nothing is said, too) or "last".
+        """How an embedding is made of a text's tokens: "mean", also where sentence-transformers is not told, or "last".
 
         None: in another way, which no bundle has. Raises CheckpointError for a malformed 1_Pooling/config.json.
         """

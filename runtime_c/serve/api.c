@@ -100,8 +100,7 @@ static void put_health(service *s, reply *r) {
     buffer_put_json(&b, s->name, strlen(s->name));
     buffer_print(&b, ",\"sha256\":\"%s\",\"sessions\":%d,\"running\":%d,\"waiting\":%d}", s->sha256,
                  (int)stats.n_sessions, (int)stats.n_running, (int)stats.n_waiting);
-    reply_put(r, good ? 200 : 503, "application/json", "", b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, good ? 200 : 503, &b);
 }
 
 static void put_metrics(service *s, reply *r) {

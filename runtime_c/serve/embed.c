@@ -60,7 +60,7 @@ exchange *embed_begin(parsing *p, api_kind kind) {
         buffer_free(&t.ends);
         generation_free(g);
         if (good) {
-            parsing_note(p, 500, NULL, "memory ran out");
+            (void)parsing_no_memory(p);
         }
         return NULL;
     }
@@ -128,6 +128,5 @@ void embed_whole(exchange *e, reply *r) {
     } else {
         buffer_put(&b, "}", 1);
     }
-    reply_put(r, 200, "application/json", "", b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, 200, &b);
 }

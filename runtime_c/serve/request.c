@@ -25,6 +25,10 @@ void parsing_note(parsing *p, int status, const char *param, const char *format,
     }
 }
 
+bool parsing_no_memory(parsing *p) {
+    return parsing_fail(p, 500, NULL, "memory ran out");
+}
+
 bool parsing_open(parsing *p, service *s, const char *body, size_t n_body) {
     ellm_error error = {{0}};
     *p = (parsing){.service = s};
@@ -85,7 +89,7 @@ bool parse_stops(parsing *p, const ellm_json *object, generation *g) {
         }
         g->options.stops[g->options.n_stops] = strdup(text);
         if (g->options.stops[g->options.n_stops] == NULL) {
-            return parsing_fail(p, 500, NULL, "memory ran out");
+            return parsing_no_memory(p);
         }
         g->options.n_stops++;
     }
@@ -143,7 +147,7 @@ bool parse_text(parsing *p, const char *text, size_t n_bytes, bool special, gene
         free(g->prompt);
         g->prompt = calloc(cap, sizeof *g->prompt);
         if (g->prompt == NULL) {
-            return parsing_fail(p, 500, NULL, "memory ran out");
+            return parsing_no_memory(p);
         }
         status = ellm_encode(p->service->model, text, n_bytes, special, true, g->prompt, cap, &g->n_prompt);
         cap = g->n_prompt;
@@ -223,7 +227,7 @@ exchange *exchange_begin(parsing *p, api_kind kind, generation *const *answers, 
         good = all[i] != NULL;
     }
     if (!good) {
-        parsing_note(p, 500, NULL, "memory ran out");
+        (void)parsing_no_memory(p);
         return no_exchange(all, n, e);
     }
     *e = (exchange){.service = s,

@@ -1,4 +1,4 @@
-"""/v1/embeddings, /api/embed and /api/embeddings: official clients, against the NumPy reference's last hidden states."""
+"""/v1/embeddings, /api/embed and /api/embeddings: official clients, against NumPy's last hidden states."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LONG = " ".join(QUESTIONS * 4)
 """More than one piece of 64 rows."""
 
 
-def mean_of(tokens: Sequence[int]) -> np.ndarray:
-    """What an embedding should be: the mean of the hidden states behind the final norm, of length 1."""
+def embedding_of(tokens: Sequence[int], pooling: str = "mean") -> np.ndarray:
+    """What an embedding should be: the mean or the last of the hidden states behind the final norm, of length 1."""
     states: list[tuple[str, np.ndarray]] = []
 
     def note(name: str, *values: np.ndarray) -> None:
@@ -33,8 +33,8 @@ def mean_of(tokens: Sequence[int]) -> np.ndarray:
     network.logits(tokens)
     name, last = states[-2]
     assert name == "rms_norm"
-    mean = last.astype(np.float64).sum(axis=0)
-    return mean / np.linalg.norm(mean)
+    pooled = last.astype(np.float64).sum(axis=0) if pooling == "mean" else last[-1].astype(np.float64)
+    return pooled / np.linalg.norm(pooled)
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_openai_s_client_gets_the_reference_s_means(client: openai.OpenAI, model
     assert [item.index for item in answer.data] == [0, 1]
     assert (answer.usage.prompt_tokens, answer.usage.total_tokens) == (152, 152)
     for tokens, item in zip(ids, answer.data, strict=True):
-        np.testing.assert_allclose(item.embedding, mean_of(tokens), atol=2e-7)
+        np.testing.assert_allclose(item.embedding, embedding_of(tokens), atol=2e-7)
     plain = client.embeddings.create(model=model, input=ids, encoding_format="float")
     assert [np.float32(item.embedding).tolist() for item in plain.data] == [
         np.float32(item.embedding).tolist() for item in answer.data
@@ -111,18 +111,41 @@ def test_what_cannot_be_embedded(server: Server, body: dict[str, Any], what: str
     assert what in answer["error"]["message"]
 
 
-def test_a_bundle_without_them_says_so(bundle: Path, tmp_path: Path) -> None:
-    older = bundles.copy(bundles.read(bundle), tmp_path / "older").path
-    plan = json.loads((older / "plan.json").read_text())
-    assert plan.pop("norms")
-    (older / "plan.json").unlink()
-    (older / "plan.json").write_text(json.dumps(plan))
+def changed(bundle: Path, copy: Path, embedding: dict[str, Any] | None) -> Server:
+    """A server of the bundle whose plan says this about embeddings."""
+    bundles.copy(bundles.read(bundle), copy)
+    plan = json.loads((copy / "plan.json").read_text())
+    plan["embedding"] = plan.pop("embedding") | (embedding or {})
+    if embedding is None:
+        del plan["embedding"]
+    (copy / "plan.json").unlink()
+    (copy / "plan.json").write_text(json.dumps(plan))
     manifest = {k: v for k, v in bundles.read(bundle).manifest.items() if k not in ("format", "files")}
-    bundles.seal(older, manifest)
-    server = Server(older)
+    bundles.seal(copy, manifest)
+    return Server(copy)
+
+
+def test_a_model_that_pools_by_the_last_token(bundle: Path, tmp_path: Path) -> None:
+    server = changed(bundle, tmp_path / "last", {"pooling": "last"})
+    try:
+        for tokens in ([5], list(range(3, 150))):  # the second in several pieces
+            answer = server.post("/v1/embeddings", {"input": tokens})[1]
+            np.testing.assert_allclose(answer["data"][0]["embedding"], embedding_of(tokens, "last"), atol=2e-7)
+    finally:
+        assert server.stop() == 0
+
+
+def test_a_bundle_without_them_says_so(bundle: Path, tmp_path: Path) -> None:
+    server = changed(bundle, tmp_path / "older", None)
     try:
         for path, body in (("/v1/embeddings", {"input": "x"}), ("/api/embed", {"input": "x"})):
             status, answer = server.post(path, body)
             assert (status, "compile the model again" in json.dumps(answer)) == (501, True)
     finally:
         assert server.stop() == 0
+
+
+@pytest.mark.parametrize("embedding", [{"pooling": "cls"}, {"functions": []}, {"functions": 7}])
+def test_a_plan_that_is_wrong_about_them(bundle: Path, tmp_path: Path, embedding: dict[str, Any]) -> None:
+    with pytest.raises(AssertionError, match=r"plan\.json.*embedding"):
+        changed(bundle, tmp_path / "wrong", embedding)

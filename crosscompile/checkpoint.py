@@ -29,6 +29,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 RANDOM = "random.json"
 """Stands in for the weights of a random checkpoint (crosscompile.random_checkpoint)."""
 _ADAPTER = "{} holds an adapter, not a model; name the model it is for, and this directory with --lora"
+POOLING = "1_Pooling/config.json"
+"""Of sentence-transformers: how an embedding is made."""
 TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -37,6 +39,7 @@ TEXT_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "chat_template.json",
+    POOLING,
 )
 """Every file besides the tensors that can change what is compiled."""
 
@@ -65,6 +68,19 @@ class Checkpoint:
     def paths(self) -> list[Path]:
         """`files` as they can be opened."""
         return [self.path / name for name in self.files]
+
+    @property
+    def pooling(self) -> str | None:
+        """How an embedding is made of a text's tokens: "mean", also where sentence-transformers is not told, or "last".
+
+        None: in another way, which no bundle has. Raises CheckpointError for a malformed 1_Pooling/config.json.
+        """
+        if POOLING not in self.files:
+            return "mean"
+        said = read_object(self.path / POOLING)
+        modes = [key for key, value in said.items() if key.startswith("pooling_mode_") and value is True]
+        known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+        return known.get(modes[0]) if len(modes) == 1 else None
 
     def info(self, name: str, shape: tuple[int, ...] | None = None) -> TensorInfo:
         """The tensor's place. CheckpointError if it is missing, not a float type, or not of this shape.

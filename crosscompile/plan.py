@@ -194,13 +194,15 @@ def _extent(name: str, shape: Sequence[Any], dtype: str, state: State | None) ->
 def arena_layout(functions: Sequence[Function], hidden_row_bytes: int, logits_row_bytes: int) -> tuple[int, int, int]:
     """(bytes of the hidden rows, offset of the logits, bytes of the arena).
 
-    Hidden rows come first, kept from body to head; then scratch; logits behind the heads' scratch.
+    Hidden rows come first, kept from body to head; then scratch; then logits, or rows behind the final norm.
     """
     bodies = [f for f in functions if f.role == "body"]
     heads = [f for f in functions if f.role == "head"]
+    norms = [f for f in functions if f.role == "norm"]
     hidden_bytes = aligned(max(f.n for f in bodies) * hidden_row_bytes)
-    logits = hidden_bytes + max(f.scratch_bytes for f in heads)
+    logits = hidden_bytes + max(f.scratch_bytes for f in (*heads, *norms))
     logits_bytes = aligned(max(f.n for f in heads) * logits_row_bytes)
+    logits_bytes = max(logits_bytes, aligned(max((f.n for f in norms), default=0) * hidden_row_bytes))
     return hidden_bytes, logits, max(logits + logits_bytes, hidden_bytes + max(f.scratch_bytes for f in bodies))
 
 
@@ -217,8 +219,12 @@ def write_plan(
     states: Sequence[State],
     hidden_row_bytes: int,
     logits_row_bytes: int,
+    pooling: str = "mean",
 ) -> dict[str, Any]:
-    """plan.json as a dictionary (runtime_c/FORMAT.md)."""
+    """plan.json as a dictionary (runtime_c/FORMAT.md).
+
+    pooling: of embeddings, "mean" or "last"; of use where there is a norm function.
+    """
     hidden_bytes, logits, arena = arena_layout(functions, hidden_row_bytes, logits_row_bytes)
 
     order = list(dict.fromkeys(name for f in functions for name, _ in f.steps))
@@ -253,6 +259,13 @@ def write_plan(
             return ["a", 0 if role == "body" else logits]
         return ["a", hidden_bytes + value] if kind == "scratch" else [kind, value]
 
+    def written(f: Function) -> dict[str, Any]:
+        steps = [
+            {"kernel": index[name], "args": [place(f.role, argument) for argument in args]} for name, args in f.steps
+        ]
+        return {"name": f.role, "n": f.n, "steps": steps}
+
+    norms = [written(f) for f in functions if f.role == "norm"]
     return {
         "format": 1,
         "arena_bytes": arena,
@@ -263,17 +276,8 @@ def write_plan(
             for state in states
         ],
         "kernels": entries,
-        "functions": [
-            {
-                "name": f.role,
-                "n": f.n,
-                "steps": [
-                    {"kernel": index[name], "args": [place(f.role, argument) for argument in args]}
-                    for name, args in f.steps
-                ],
-            }
-            for f in functions
-        ],
+        "functions": [written(f) for f in functions if f.role != "norm"],
+        **({"embedding": {"pooling": pooling, "functions": norms}} if norms else {}),
         "hidden": {"arena": 0, "bytes_per_row": hidden_row_bytes},
         "logits": {"arena": logits, "bytes_per_row": logits_row_bytes},
     }

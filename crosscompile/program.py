@@ -56,6 +56,10 @@ SHORT_LADDER = Ladder((1, 8), (1,))
 """Quick to compile: for golden prompts on the host."""
 
 
+NORM_LADDER = (1, 8)
+"""For embeddings. No longer than the head's, so that it needs no more of the arena."""
+
+
 @dataclass(frozen=True)
 class Parameter:
     """One tensor of the bundle and where it comes from.
@@ -99,10 +103,12 @@ def compile_model(
     dump: Path | None = None,
     ladder: Ladder = FULL_LADDER,
     tuned: Tuned | None = None,
+    pooling: str | None = "mean",
 ) -> CompiledModel:
     """Compiles a config.json for a target.
 
     dump: a folder that gets the IR after each phase. tuned: knobs that tuning found, by workload; speed, never bits.
+    pooling: how embeddings are made of a text's tokens, "mean" or "last"; None: there are none, nor on a GPU.
     Raises ConfigError for what is not supported, CodegenError and PlanError where lowering fails.
     """
     name, architecture = architecture_for(config)
@@ -113,7 +119,10 @@ def compile_model(
     functions, kernels = [], Kernels()
     weights, seconds = Weights(), {"trace": 0.0, "lower": 0.0}
 
-    for role, counts in (("body", ladder.body), ("head", ladder.head)):
+    roles = [("body", ladder.body), ("head", ladder.head)]
+    embeds = pooling is not None and network.norm is not None and target.gpu is None
+    roles += [("norm", NORM_LADDER)] if embeds else []
+    for role, counts in roles:
         for n in counts:
             start = time.monotonic()
             traced, parameters = trace(network, role, n, max(ladder.body))
@@ -134,7 +143,8 @@ def compile_model(
     seconds["generate code"] = time.monotonic() - start
     states = states_of(network)
     head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
-    plan = write_plan(functions, kernels, signatures, weights, states, 4 * network.hidden_size, 4 * head_rows)
+    row_bytes = 4 * network.hidden_size, 4 * head_rows
+    plan = write_plan(functions, kernels, signatures, weights, states, *row_bytes, pooling or "")
     parameters_ = parameters_of(stored, network, weights)
     count = sum(int(np.prod(p.shape)) for p in parameters_ if p.value is None)
     windows = {heads.window for heads in network.heads}
@@ -235,12 +245,13 @@ def linear_layers_of(
 
 def trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule, list[tuple[str, Any]]]:
     """The Relax function of one row count, and its parameters in order."""
-    if role == "head":
+    if role in ("head", "norm"):
         spec: dict[str, Any] = {
             "hidden": nn.spec.Tensor((most, network.hidden_size), "float32"),
             "rows": nn.spec.Tensor((n,), "int32"),
         }
-        module = network.head
+        module = network.head if role == "head" else network.norm
+        assert module is not None
     else:
         states = []
         for heads in network.heads:

@@ -73,7 +73,13 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     least = {"weight_bytes": weight_bytes(parameters).n_bytes, **states}
     channel.send(sized={"memory": {**least, "arena_bytes": 0}, "context_length": 64})
     compiled = crosscompile.compile_model(
-        source.config, target, scheme, dump=dump, ladder=ladder, tuned=request.get("knobs")
+        source.config,
+        target,
+        scheme,
+        dump=dump,
+        ladder=ladder,
+        tuned=request.get("knobs"),
+        pooling=source.pooling,
     )
     size = weight_bytes(compiled.parameters)
     compiled_at = time.monotonic()

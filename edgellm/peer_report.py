@@ -106,7 +106,9 @@ def _sizes(sizes: dict[str, dict[str, int]], peers: Sequence[str]) -> Table:
         (model, *(size(n_bytes[side]) if side in n_bytes else "" for side in ("edgellm", *peers)))
         for model, n_bytes in sizes.items()
     ]
-    title = "Program code, stripped: kernels and all of edgellm-rt, server and all; a peer's libraries without any program"
+    title = (
+        "Program code, stripped: kernels and all of edgellm-rt, server and all; a peer's libraries without any program"
+    )
     return Table(title, ("model, weights", "edgellm", *peers), tuple(cells), 1)
 
 

@@ -67,6 +67,7 @@ _REMOVE = (
     _AS_ROOT
     + r"""
 as_root "$1" systemctl disable --now "$2"
+as_root "$1" systemctl clean --what=state "$2" 2>/dev/null || true # kept sessions; systemd before 243 cannot
 as_root "$1" rm -f "/etc/systemd/system/$2"
 as_root "$1" systemctl daemon-reload
 """
@@ -139,9 +140,18 @@ def _find(remote: Remote, home: str, model: str, board: Board) -> Service | None
 
 
 def install(
-    model: InstalledModel, home: str, port: int, options: tuple[str, ...], sessions: int | None, context: int | None
+    model: InstalledModel,
+    home: str,
+    port: int,
+    options: tuple[str, ...],
+    sessions: int | None,
+    context: int | None,
+    keep: bool = False,
 ) -> Service:
-    """Makes the model a service and starts it. An earlier one of the same model is replaced."""
+    """Makes the model a service and starts it. An earlier one of the same model is replaced.
+
+    keep: what was computed of conversations outlives the server, in a folder of its own.
+    """
     remote = model.remote
     board = look(remote, home, model.name)
     if "systemd" in board.values and not board.root and "cron" not in board.values:
@@ -151,8 +161,8 @@ def install(
         )
     if not board.can_systemd:
         _make_room(model, home, board)
-        return _install_supervised(model, home, port, options, board)
-    unit = _unit(model, home, port, options, sessions, context, board)
+        return _install_supervised(model, home, port, _keeping(model, home, options, keep), board)
+    unit = _unit(model, home, port, options, sessions, context, board, keep)
     _make_room(model, home, board)
     argv = shell_argv("set -e\n" + INSTALL_UNIT, board.root, unit_name(model.name))
     result = remote.run(argv, stdin=unit.encode(), silence_s=_SERVE_S)
@@ -176,6 +186,7 @@ def _unit(
     sessions: int | None,
     context: int | None,
     board: Board,
+    keep: bool,
 ) -> str:
     return unit_text(
         UnitOptions(
@@ -187,12 +198,28 @@ def _unit(
             memory_max_bytes(_manifest(model), sessions, context),
             own_user="private" not in board.values,
             has_key="key" in board.values,
+            keep=keep,
         )
     )
 
 
+def _keeping(model: InstalledModel, home: str, options: tuple[str, ...], keep: bool) -> tuple[str, ...]:
+    """The options of a server that edgellm-rt itself keeps running."""
+    return (*options, "--keep", _kept(home, model.name)) if keep else options
+
+
+def _kept(home: str, model: str) -> str:
+    return f"{root_of(home)}/serve/{model}/kept"
+
+
 def as_wanted(
-    model: InstalledModel, home: str, port: int, options: tuple[str, ...], sessions: int | None, context: int | None
+    model: InstalledModel,
+    home: str,
+    port: int,
+    options: tuple[str, ...],
+    sessions: int | None,
+    context: int | None,
+    keep: bool = False,
 ) -> Service | None:
     """The model's service if it runs and is what `install` would make of it, else None."""
     board = look(model.remote, home, model.name)
@@ -200,14 +227,15 @@ def as_wanted(
     if found is None or not found.running:
         return None
     if found.kind == "systemd":
-        wanted = _unit(model, home, port, options, sessions, context, board).encode()
+        wanted = _unit(model, home, port, options, sessions, context, board, keep).encode()
         there = model.remote.run(["cat", f"/etc/systemd/system/{unit_name(model.name)}"]).stdout
         return found if there == wanted and found.starts_at_boot else None
     if board.can_systemd:
         return None
     pid = serving.status(model.remote, home, model.name).pid
     words = model.remote.run(["cat", f"/proc/{pid}/cmdline"]).stdout.rstrip(b"\0").split(b"\0")
-    return found if words[3:] == [word.encode() for word in ("--port", str(port), *options)] else None
+    kept = _keeping(model, home, options, keep)
+    return found if words[3:] == [word.encode() for word in ("--port", str(port), *kept)] else None
 
 
 def _make_room(model: InstalledModel, home: str, board: Board) -> None:
@@ -262,6 +290,7 @@ def remove(remote: Remote, home: str, model: str) -> bool:
         remove_unit(remote, board, model)
     else:
         serving.stop(remote, home, model)
+        remote.run(["rm", "-rf", "--", _kept(home, model)])
     return True
 
 

@@ -1,8 +1,8 @@
 """Make the model on a board a service: it starts when the board does, and is started again when it fails.
 
-With systemd it is a unit of its own user, without any capability, that may write nothing and take no more memory than
-the model's plan says; without, it is kept in the background by edgellm-rt itself. A later deploy or rollback restarts
-it and says whether it is well.
+With systemd it is a unit of its own user, without any capability, that may write nothing (with --keep: a folder of its
+own) and take no more memory than the model's plan says; without, it is kept in the background by edgellm-rt itself. A
+later deploy or rollback restarts it and says whether it is well.
 """
 
 from __future__ import annotations
@@ -37,6 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_board(parser)
     add_model(parser)
     add_server_options(parser, "the board's loopback")
+    parser.add_argument(
+        "--keep",
+        action="store_true",
+        help="what was computed of conversations outlives the server, in a folder that nobody else reads; "
+        "`remove` deletes it",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -57,7 +63,7 @@ def main(args: argparse.Namespace) -> int:
         if args.action == "install":
             options = tuple(server_argv(args))
             found: service.Service | None = service.install(
-                model, home, args.port, options, args.sessions, args.context
+                model, home, args.port, options, args.sessions, args.context, args.keep
             )
         else:
             found = service.find(remote, home, model.name)

@@ -17,13 +17,17 @@ _PLAIN = re.compile(r"[A-Za-z0-9/._@+=:,-]+")
 _RUNTIME_BYTES = 128 << 20  # program, stacks, tokenizer, and requests: 16 MB received, up to 96 MB while one is read
 _SLACK = 1.25
 _PAGE_ROUND = 1 << 20
+_STOP_S, _STOP_KEEPING_S = 30, 150  # sessions may be hundreds of megabytes, and go to an SD card
 DEFAULT_SESSIONS = 4
 DEFAULT_CONTEXT = 4096
 
 
 @dataclass(frozen=True)
 class UnitOptions:
-    """user: whose home has the model; own_user: systemd makes a user for the service, else it is `user`."""
+    """user: whose home has the model; own_user: systemd makes a user for the service, else it is `user`.
+
+    keep: sessions outlive the server, in a folder that systemd makes for it: /var/lib/edgellm/MODEL.
+    """
 
     home: str
     user: str
@@ -33,6 +37,7 @@ class UnitOptions:
     memory_max_bytes: int
     own_user: bool
     has_key: bool
+    keep: bool = False
 
 
 def unit_name(model: str) -> str:
@@ -53,13 +58,16 @@ def unit_text(o: UnitOptions) -> str:
     """The unit. Raises UnsuitableError where a path could not be written into one."""
     root = root_of(o.home)
     slot = posixpath.join(root, "models", o.model, "current")
-    command = [posixpath.join(root, PROGRAM), "serve", slot, "--port", str(o.port), *o.options]
+    state = posixpath.join("edgellm", o.model)
+    kept = ("--keep", posixpath.join("/var/lib", state)) if o.keep else ()
+    command = [posixpath.join(root, PROGRAM), "serve", slot, "--port", str(o.port), *o.options, *kept]
     for word in (*command, o.user):
         if not _PLAIN.fullmatch(word):
             raise UnsuitableError(
                 f"'{word}' cannot stand in a systemd unit; use a home and a name without such characters"
             )
     who = "DynamicUser=yes" if o.own_user else f"User={o.user}"
+    folder = f"StateDirectory={state}\nStateDirectoryMode=0700\n" if o.keep else ""
     key = f"LoadCredential=weights.key:{root}/weights.key\n" if o.has_key else ""
     return f"""\
 # Made by `edgellm service install`; `edgellm service remove` takes it away.
@@ -77,11 +85,11 @@ RestartSteps=6
 RestartMaxDelaySec=60
 WatchdogSec=180
 TimeoutStartSec=900
-TimeoutStopSec=30
+TimeoutStopSec={_STOP_KEEPING_S if o.keep else _STOP_S}
 MemoryMax={o.memory_max_bytes}
 OOMScoreAdjust=-500
 LimitMEMLOCK=infinity
-{key}{who}
+{key}{folder}{who}
 BindReadOnlyPaths={root}
 ProtectHome=tmpfs
 ProtectSystem=strict

@@ -33,6 +33,7 @@ class Network:
 
     body          forward(tokens, positions, slots, block_table, *states) -> (hidden, *states), an nn.Module
     head          forward(hidden, rows) -> logits, an nn.Module
+    norm          forward(hidden, rows) -> the rows behind the final norm, an nn.Module; None: no embeddings
     sources       bundle parameter -> what of the checkpoint is stacked along rows, where that is not its namesake
     heads         of every layer with a KV cache, in order
     shares        parameter -> how much of it one token reads, where that is not all
@@ -51,6 +52,7 @@ class Network:
     shares: Mapping[str, float] = field(default_factory=dict)
     recurrent: tuple[Recurrent, ...] = ()
     n_layers: int = 0
+    norm: nn.Module | None = None
 
     @property
     def depth(self) -> int:

@@ -229,6 +229,27 @@ class Norm(nn.Module):
         self.norm = norm_of(made)
 
 
+def chosen(hidden: Tensor, rows: Tensor) -> Tensor:
+    """Rows of hidden by index."""
+    n, width = rows.shape[0], hidden.shape[1]
+    return op.tensor_ir_op(
+        gather(n, hidden.shape[0], width),
+        "gather",
+        [hidden, rows],
+        out=nn.Tensor.placeholder((n, width), "float32"),
+    )
+
+
+class Last(nn.Module):
+    """Rows of hidden, chosen by index, to what transformers calls the last hidden state."""
+
+    def __init__(self, made: Design) -> None:
+        self.model = Norm(made)
+
+    def forward(self, hidden: Tensor, rows: Tensor) -> Tensor:
+        return self.model.norm(chosen(hidden, rows))
+
+
 class Head(nn.Module):
     """Rows of hidden, chosen by index, to logits."""
 
@@ -238,14 +259,7 @@ class Head(nn.Module):
         self.lm_head = nn.Linear(made.hidden, made.vocab, bias=False)
 
     def forward(self, hidden: Tensor, rows: Tensor) -> Tensor:
-        n, width = rows.shape[0], hidden.shape[1]
-        x = op.tensor_ir_op(
-            gather(n, hidden.shape[0], width),
-            "gather",
-            [hidden, rows],
-            out=nn.Tensor.placeholder((n, width), "float32"),
-        )
-        logits = self.lm_head(self.model.norm(x))
+        logits = self.lm_head(self.model.norm(chosen(hidden, rows)))
         return op.tanh(logits) * self.cap if self.cap else logits
 
 
@@ -254,9 +268,9 @@ def network(made: Design, kv: str, feed_forward: type[nn.Module] | None = None) 
 
     kv: dtype of the cache. feed_forward: the module of each layer's MLP, made from the Design; None: the Design's own.
     """
-    chosen = feed_forward or (FeedForward if made.gated else PlainFeedForward)
+    mlp = feed_forward or (FeedForward if made.gated else PlainFeedForward)
     return Network(
-        Body(made, kv, chosen),
+        Body(made, kv, mlp),
         Head(made),
         made.sources,
         tuple(heads_of(made, layer, kv) for layer in made.layers if layer.selective is None),
@@ -274,4 +288,5 @@ def network(made: Design, kv: str, feed_forward: type[nn.Module] | None = None) 
             state for i, layer in enumerate(made.layers) if layer.selective for state in states_of(i, layer.selective)
         ),
         len(made.layers),
+        Last(made),
     )

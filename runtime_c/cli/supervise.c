@@ -145,7 +145,7 @@ static ellm_status stop(const char *folder, ellm_error *error) {
             pid = folder_pid(lock);
             (void)(pid > 1 && kill(pid, SIGTERM));
         }
-        if (clock_ms() - began > stop_ms) {
+        if (clock_ms() - began > most_stop_ms) {
             close(lock);
             return ellm_fail(error, ELLM_INTERNAL, "the supervisor (process %d) does not end", (int)pid);
         }

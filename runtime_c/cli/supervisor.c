@@ -11,9 +11,9 @@
 #include <string.h>
 #include <sys/file.h>
 #include <sys/prctl.h>
+#include <sys/sendfile.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -89,24 +89,27 @@ static void tell(supervisor *v, const char *text, size_t n) {
     }
 }
 
-/* An end of a log that grew too long goes to FOLDER/log.old. */
-static int open_log(const supervisor *v) {
-    struct stat about;
-    int log = folder_open(v->folder, "log", O_WRONLY | O_CREAT | O_APPEND);
-    if (log >= 0 && fstat(log, &about) == 0 && about.st_size > log_bytes) {
-        char from[PATH_MAX + 16], to[PATH_MAX + 16];
-        snprintf(from, sizeof from, "%s/log", v->folder);
-        snprintf(to, sizeof to, "%s/log.old", v->folder);
-        if (rename(from, to) == 0) {
-            close(log);
-            log = folder_open(v->folder, "log", O_WRONLY | O_CREAT | O_APPEND);
-        }
+/* What a log that grew too long says goes to FOLDER/log.old. The server has the file open, and appends to it. */
+static void trim_log(const supervisor *v) {
+    int log = folder_open(v->folder, "log", O_RDWR), old = -1;
+    off_t n = log >= 0 ? lseek(log, 0, SEEK_END) : 0, from = 0;
+    if (n > log_bytes) {
+        old = folder_open(v->folder, "log.old", O_WRONLY | O_CREAT | O_TRUNC);
+        (void)!(old >= 0 ? sendfile(old, log, &from, (size_t)n) : 0);
+        (void)!ftruncate(log, 0);
     }
-    return log;
+    if (old >= 0) {
+        close(old);
+    }
+    if (log >= 0) {
+        close(log);
+    }
 }
 
 static void start_server(supervisor *v) {
-    int out[2], log = open_log(v);
+    int out[2];
+    trim_log(v);
+    int log = folder_open(v->folder, "log", O_WRONLY | O_CREAT | O_APPEND);
     v->n_starts++;
     v->began = v->signs = clock_ms();
     v->is_ready = false;
@@ -185,16 +188,29 @@ static void read_notify(supervisor *v) {
     }
     if (n > 0) {
         v->signs = clock_ms();
+        trim_log(v);
     }
     if (v->is_ready && !v->stops && !v->restarts) {
         v->due = v->signs + watchdog_s * 1e3;
     }
 }
 
+/* How long the server may take to end: to finish answers as --grace says, and to write what --keep keeps. */
+static double patience_ms(char *const *arguments) {
+    double ms = 20e3;
+    for (; *arguments != NULL; arguments++) {
+        const char *value = strncmp(*arguments, "--grace", 7) != 0 ? NULL
+                            : (*arguments)[7] == '='               ? *arguments + 8
+                                                                   : arguments[1];
+        ms += value != NULL ? strtod(value, NULL) * 1e3 : strncmp(*arguments, "--keep", 6) == 0 ? 120e3 : 0;
+    }
+    return ms;
+}
+
 static void end_server(supervisor *v, int number) {
     if (v->server > 0) {
         kill(v->server, number);
-        v->due = clock_ms() + (number == SIGKILL ? 1000 : stop_ms / 2);
+        v->due = clock_ms() + (number == SIGKILL ? 1000 : v->stop_ms);
     }
 }
 
@@ -248,6 +264,7 @@ static void act(supervisor *v) {
 }
 
 static void supervise(supervisor *v) {
+    v->stop_ms = patience_ms(v->arguments);
     start_server(v);
     while (!v->stops || v->server > 0) {
         struct pollfd files[] = {{.fd = v->signals, .events = POLLIN},

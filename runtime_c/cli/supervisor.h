@@ -10,8 +10,8 @@
 
 enum {
     watchdog_s = 120,
-    start_ms = 15 * 60 * 1000, /* weights may have to be hashed first */
-    stop_ms = 40 * 1000,
+    start_ms = 15 * 60 * 1000,  /* weights may have to be hashed first */
+    most_stop_ms = 3800 * 1000, /* the longest --grace, and more */
     least_pause_ms = 1000,
     most_pause_ms = 60 * 1000,
     good_run_ms = 60 * 1000, /* after which the next pause is the shortest again */
@@ -28,6 +28,7 @@ typedef struct supervisor {
     char where[256];                  /* the members of its first line that say where it listens */
     bool has_told, is_ready, stops, restarts;
     unsigned n_starts;
+    double stop_ms;                     /* which the server has to end */
     double began, signs, due, pause_ms; /* clock_ms: of this server, its last sign of life, when to do something */
 } supervisor;
 

@@ -165,6 +165,16 @@ ellm_status ellm_context_eval(ellm_context *context, const ellm_row *rows, size_
 
 /* Convenience over eval for one session: appends `tokens`, writes the last one's logits, (vocab,) float32. */
 ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, float *logits);
+
+/* Embeddings: numbers in one, 0 where the bundle cannot make any. */
+size_t ellm_model_embedding_size(const ellm_model *model);
+/* Appends a text's tokens to the session, in one call or several, and adds their last hidden states, behind the final
+ * norm, to sum (size,), which begins as zeros; where the model pools by its last token, sum is that one's. The same bits
+ * however they are split over calls. Errors as of ellm_session_eval; USAGE where the size is 0. */
+ellm_status ellm_session_embed(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, double *sum);
+/* The embedding of length 1, (size,), in the direction of sum: of the mean, too. Zeros stay zeros. */
+void ellm_embedding_make(const double *sum, size_t size, float *embedding);
+
 /* Positions held by a session; cut back to `length` positions (0 empties it, blocks return to the pool). With a
  * sliding window, ELLM_USAGE where positions that would become visible again are gone already, and with states per
  * session (state_bytes_per_session) wherever something would be cut; 0 always works. */

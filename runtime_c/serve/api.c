@@ -28,6 +28,9 @@ typedef enum route_id {
     AT_PULL,
     AT_OLLAMA_CHAT,
     AT_OLLAMA_TEXT,
+    AT_EMBED,
+    AT_OLLAMA_EMBED,
+    AT_OLLAMA_EMBEDDINGS,
     AT_ABSENT,
 } route_id;
 
@@ -47,7 +50,7 @@ static const route routes[] = {
     {"/v1/models/", AT_MODEL, false, false}, /* and what follows */
     {"/v1/chat/completions", AT_CHAT, true, false},
     {"/v1/completions", AT_TEXT, true, false},
-    {"/v1/embeddings", AT_ABSENT, true, false},
+    {"/v1/embeddings", AT_EMBED, true, false},
     {"/api/version", AT_VERSION, false, true},
     {"/api/board", AT_BOARD, false, false},
     {"/api/tags", AT_TAGS, false, false},
@@ -56,8 +59,8 @@ static const route routes[] = {
     {"/api/pull", AT_PULL, true, false},
     {"/api/chat", AT_OLLAMA_CHAT, true, false},
     {"/api/generate", AT_OLLAMA_TEXT, true, false},
-    {"/api/embed", AT_ABSENT, true, false},
-    {"/api/embeddings", AT_ABSENT, true, false},
+    {"/api/embed", AT_OLLAMA_EMBED, true, false},
+    {"/api/embeddings", AT_OLLAMA_EMBEDDINGS, true, false},
     {"/api/create", AT_ABSENT, true, false},
     {"/api/copy", AT_ABSENT, true, false},
     {"/api/push", AT_ABSENT, true, false},
@@ -97,8 +100,7 @@ static void put_health(service *s, reply *r) {
     buffer_put_json(&b, s->name, strlen(s->name));
     buffer_print(&b, ",\"sha256\":\"%s\",\"sessions\":%d,\"running\":%d,\"waiting\":%d}", s->sha256,
                  (int)stats.n_sessions, (int)stats.n_running, (int)stats.n_waiting);
-    reply_put(r, good ? 200 : 503, "application/json", "", b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, good ? 200 : 503, &b);
 }
 
 static void put_metrics(service *s, reply *r) {
@@ -152,6 +154,9 @@ static exchange *answer_post(service *s, route_id id, const char *path, const ch
         case AT_TEXT: e = openai_text(&p); break;
         case AT_OLLAMA_CHAT: e = ollama_chat(&p, r); break;
         case AT_OLLAMA_TEXT: e = ollama_text(&p, r); break;
+        case AT_EMBED: e = embed_begin(&p, OPENAI_EMBED); break;
+        case AT_OLLAMA_EMBED: e = embed_begin(&p, OLLAMA_EMBED); break;
+        case AT_OLLAMA_EMBEDDINGS: e = embed_begin(&p, OLLAMA_EMBEDDINGS); break;
         default: answer_about(&p, id, r); break;
         }
     }
@@ -171,9 +176,7 @@ exchange *api_handle(service *s, const http_request *request, const char *body, 
     if (found == NULL) {
         api_fail(r, path, 404, "there is nothing here; /v1/chat/completions, /api/chat, /health and /metrics are");
     } else if (found->id == AT_ABSENT) {
-        api_fail(r, path, 501,
-                 strstr(path, "embed") != NULL ? "this model gives no embeddings"
-                                               : "models come to a board by `edgellm deploy`");
+        api_fail(r, path, 501, "models come to a board by `edgellm deploy`");
     } else if (found->posts ? request->method != HTTP_POST : !reads) {
         r->allow = found->posts ? "Allow: POST\r\n" : "Allow: GET, HEAD\r\n";
         api_fail(r, path, 405, found->posts ? "this wants POST" : "this wants GET");
@@ -208,7 +211,7 @@ static const format *format_of(api_kind kind) {
     static const format openai = {openai_call, openai_delta, openai_whole, openai_finish, "text/event-stream", "/v1/"};
     static const format ollama = {ollama_call,   ollama_delta,           ollama_whole,
                                   ollama_finish, "application/x-ndjson", "/api/"};
-    return kind == OPENAI_CHAT || kind == OPENAI_TEXT ? &openai : &ollama;
+    return kind <= OPENAI_EMBED ? &openai : &ollama;
 }
 
 static void keep_text(void *user, const char *text, size_t n_bytes) {
@@ -290,6 +293,8 @@ bool exchange_advance(exchange *e, reply *r) {
     if (e->stream) {
         f->finish(e, r);
         reply_end(r);
+    } else if (e->choices[0].answer->n_ends > 0) {
+        embed_whole(e, r);
     } else {
         f->whole(e, r);
     }

@@ -44,7 +44,15 @@ typedef struct service {
     sensors sensors; /* as last read */
 } service;
 
-typedef enum api_kind { OPENAI_CHAT, OPENAI_TEXT, OLLAMA_CHAT, OLLAMA_TEXT } api_kind;
+typedef enum api_kind {
+    OPENAI_CHAT,
+    OPENAI_TEXT,
+    OPENAI_EMBED,
+    OLLAMA_CHAT,
+    OLLAMA_TEXT,
+    OLLAMA_EMBED,
+    OLLAMA_EMBEDDINGS
+} api_kind;
 
 /* One answer of an exchange. */
 typedef struct choice {
@@ -61,7 +69,7 @@ typedef struct choice {
 typedef struct exchange {
     service *service;
     api_kind kind;
-    bool stream, include_usage;
+    bool stream, include_usage, in_base64;
     choice choices[MOST_CHOICES];
     int n_choices, n_each; /* n_each: answers to one prompt */
     char id[40];

@@ -92,7 +92,7 @@ static int32_t next_waiting(const batch *b) {
 }
 
 static void sit(batch *b, seat *s, generation *g) {
-    int32_t slot = (int32_t)(s - b->seats), same = common(s, g);
+    int32_t slot = (int32_t)(s - b->seats), same = g->n_ends > 0 ? 0 : common(s, g);
     s->who = g;
     s->is_dropped = false;
     s->used = ++b->n_given;
@@ -103,7 +103,7 @@ static void sit(batch *b, seat *s, generation *g) {
     s->n_held = s->n_done = same;
     g->n_reused = (size_t)same;
     g->times.begun = clock_ms();
-    ellm_status status = generation_begin(g);
+    ellm_status status = g->n_ends > 0 ? ELLM_OK : generation_begin(g);
     if (status != ELLM_OK) {
         generation_fail(g, status);
         s->who = NULL;
@@ -177,7 +177,7 @@ static size_t gather(batch *b) {
     int32_t n_seats = b->options.n_sessions, first = -1;
     for (int32_t i = 0; i < n_seats; i++) {
         seat *s = &b->seats[i];
-        if (s->who != NULL && s->n_done == (int32_t)s->who->n_prompt) {
+        if (s->who != NULL && s->who->n_ends == 0 && s->n_done == (int32_t)s->who->n_prompt) {
             n = put_row(b, n, s, s->next, true);
         }
     }
@@ -185,7 +185,7 @@ static size_t gather(batch *b) {
     for (int32_t k = 0; k < n_seats && n < most; k++) {
         int32_t i = (b->turn + k) % n_seats;
         seat *s = &b->seats[i];
-        int32_t n_prompt = s->who != NULL ? (int32_t)s->who->n_prompt : 0;
+        int32_t n_prompt = s->who != NULL && s->who->n_ends == 0 ? (int32_t)s->who->n_prompt : 0;
         if (s->who != NULL && s->n_done < n_prompt) {
             share(b, s, s->who);
         }
@@ -267,6 +267,45 @@ static void run_step(batch *b, size_t n_rows, int32_t *tokens) {
     wake(b);
 }
 
+/* A piece of an embedding, between the steps of the answers. Its session holds nothing that others could share. With the
+ * lock, as run_step. */
+static bool embed_piece(batch *b) {
+    seat *s = NULL;
+    for (int32_t i = 0; i < b->options.n_sessions; i++) {
+        seat *other = &b->seats[i];
+        s = other->who != NULL && other->who->n_ends > 0 && (s == NULL || other->used < s->used) ? other : s;
+    }
+    if (s == NULL) {
+        return false;
+    }
+    generation *g = s->who;
+    int32_t slot = (int32_t)(s - b->seats);
+    size_t at = (size_t)s->n_done, left = g->ends[g->n_embedded] - at, n = left < step_rows ? left : step_rows;
+    double began = b->step_began = clock_ms();
+    pthread_mutex_unlock(&b->lock);
+    if (at == 0 || at == g->ends[g->n_embedded > 0 ? g->n_embedded - 1 : 0]) {
+        (void)ellm_session_truncate(b->context, slot, 0);
+    }
+    ellm_status status = ellm_session_embed(b->context, slot, g->prompt + at, n, g->sum);
+    pthread_mutex_lock(&b->lock);
+    b->stats.n_steps++;
+    b->stats.n_rows += n;
+    b->stats.n_prompt_tokens += n;
+    b->stats.computing_ms += clock_ms() - began;
+    b->step_began = 0;
+    s->n_done += (int32_t)n;
+    s->used = ++b->n_given;
+    if (status != ELLM_OK) {
+        generation_fail(g, status);
+    }
+    if (status != ELLM_OK || (n == left && generation_embedded(g))) {
+        (void)ellm_session_truncate(b->context, slot, 0);
+        get_up(b, s);
+    }
+    wake(b);
+    return true;
+}
+
 static void *compute(void *user) {
     batch *b = user;
     int32_t *tokens = calloc((size_t)b->options.n_sessions, sizeof *tokens);
@@ -281,7 +320,9 @@ static void *compute(void *user) {
         size_t n_rows = gather(b);
         if (n_rows > 0) {
             run_step(b, n_rows, tokens);
-        } else {
+        }
+        bool embeds = embed_piece(b);
+        if (n_rows == 0 && !embeds) {
             wake(b); /* somebody may not have got further than his seat */
             pthread_cond_wait(&b->work, &b->lock);
         }

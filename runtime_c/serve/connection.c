@@ -107,7 +107,7 @@ static bool is_loopback(const char *data, size_t n) {
 
 /* An address, or a name that only this network gives: nobody outside can make it stand for this machine. */
 static bool is_near(const char *data, size_t n) {
-    static const char *const ends[] = {".local", ".lan", ".home", ".internal", ".home.arpa"};
+    static const char ends[][11] = {".local", ".lan", ".home", ".internal", ".home.arpa"};
     char text[80];
     if (!read_host(data, n, text)) {
         return false;

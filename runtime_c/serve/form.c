@@ -140,7 +140,7 @@ bool form_apply(parsing *p, const form *f, generation *g) {
         return parsing_fail(p, 400, "grammar", "'grammar' must be a text, and the only form that is asked for");
     }
     if (s->vocabulary == NULL && ellm_vocabulary_open(s->model, &s->vocabulary) != ELLM_OK) {
-        return parsing_fail(p, 500, NULL, "memory ran out");
+        return parsing_no_memory(p);
     }
     key_of(f, key);
     g->options.vocabulary = s->vocabulary;

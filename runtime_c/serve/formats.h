@@ -10,6 +10,8 @@ exchange *openai_text(parsing *p);
 exchange *ollama_chat(parsing *p, reply *r);
 exchange *ollama_text(parsing *p, reply *r);
 
+exchange *embed_begin(parsing *p, api_kind kind);
+
 /* Write a whole answer. */
 void openai_fail(reply *r, int status, const char *param, const char *code, const char *text);
 void openai_models(const service *s, reply *r, const char *id); /* id: one of them, or NULL */
@@ -25,6 +27,7 @@ void openai_call(choice *c, const char *name, size_t n_name, const ellm_json *ar
 void openai_delta(choice *c, int index, bool ended, reply *r);
 void openai_whole(exchange *e, reply *r);
 void openai_finish(exchange *e, reply *r);
+void embed_whole(exchange *e, reply *r);
 void ollama_call(choice *c, const char *name, size_t n_name, const ellm_json *arguments);
 void ollama_delta(choice *c, int index, bool ended, reply *r);
 void ollama_whole(exchange *e, reply *r);

@@ -28,6 +28,8 @@ void generation_free(generation *g) {
         ellm_matcher_close(g->matcher);
         ellm_grammar_close(g->options.grammar);
         free(g->plain);
+        free(g->ends);
+        free(g->sum);
         free(g->options.biases);
         for (int i = 0; i < g->options.n_stops; i++) {
             free(g->options.stops[i]);
@@ -159,6 +161,20 @@ static void end(generation *g, generation_reason reason) {
     (void)stops_flush(&g->filter, NULL);
     g->reason = g->filter.stopped ? ENDED_STOP : reason;
     g->times.ended = clock_ms();
+}
+
+bool generation_embedded(generation *g) {
+    size_t width = ellm_model_embedding_size(g->model), n_bytes = width * sizeof(float);
+    buffer_reserve(&g->notes, n_bytes);
+    ellm_embedding_make(g->sum, width, (float *)(void *)(g->notes.data + g->notes.n));
+    g->notes.n += n_bytes;
+    memset(g->sum, 0, width * sizeof *g->sum);
+    if (++g->n_embedded < g->n_ends) {
+        return false;
+    }
+    g->reason = ENDED_STOP;
+    g->times.ended = g->times.first = clock_ms();
+    return true;
 }
 
 void generation_fail(generation *g, ellm_status status) {

@@ -41,6 +41,9 @@ typedef struct generation {
     generation_options options;
     int32_t *prompt;
     size_t n_prompt;
+    size_t *ends; /* of an embedding: where each text ends in `prompt`, n_ends of them; NULL: an answer */
+    size_t n_ends, n_embedded;
+    double *sum;   /* of the text under way, (width,); its embeddings go to `notes`, float32 */
     uint64_t turn; /* when it gets a session: the smallest comes first */
 
     const ellm_model *model;
@@ -71,6 +74,8 @@ int32_t generation_pick(generation *g, float *logits);
 /* Appends the text of that token. `is_full`: no position is left for it. The token is only to be computed further while
  * g->reason is GENERATING. */
 void generation_push(generation *g, int32_t token, bool is_full);
+/* A text of an embedding has been summed up: its vector is appended to the notes. True for the last one. */
+bool generation_embedded(generation *g);
 void generation_fail(generation *g, ellm_status status);
 
 #endif

@@ -51,7 +51,7 @@ static bool list_has(http_span list, const char *word) {
 /* ---- the request line ---- */
 
 static http_method method_of(http_span name) {
-    static const char *const names[] = {
+    static const char names[][7] = {
         [HTTP_GET] = "GET", [HTTP_HEAD] = "HEAD", [HTTP_POST] = "POST", [HTTP_DELETE] = "DELETE"};
     for (int i = 0; i < HTTP_OTHER; i++) {
         if (name.n == strlen(names[i]) && memcmp(name.data, names[i], name.n) == 0) {

@@ -7,6 +7,10 @@ void buffer_put_string(buffer *b, const char *text) {
     buffer_put_json(b, text, strlen(text));
 }
 
+void buffer_put_text(buffer *b, const buffer *text) {
+    buffer_put_json(b, text->n > 0 ? text->data : "", text->n);
+}
+
 /* Recurses as deep as the reader allows: ELLM_JSON_DEPTH. */
 void buffer_put_value(buffer *b, const ellm_json *value) {
     switch (value->kind) {

@@ -11,5 +11,6 @@ void buffer_put_value(buffer *b, const ellm_json *value);
 void buffer_put_member(buffer *b, const char *key, const ellm_json *value);
 /* A whole text as a JSON string. */
 void buffer_put_string(buffer *b, const char *text);
+void buffer_put_text(buffer *b, const buffer *text);
 
 #endif

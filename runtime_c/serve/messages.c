@@ -84,8 +84,8 @@ static bool put_calls(parsing *p, const ellm_json *calls, buffer *json) {
 }
 
 static const char *role_of(const ellm_json *role) {
-    static const char *const names[][2] = {{"system", "system"},       {"developer", "system"}, {"user", "user"},
-                                           {"assistant", "assistant"}, {"tool", "tool"},        {"function", "tool"}};
+    static const char names[][2][10] = {{"system", "system"},       {"developer", "system"}, {"user", "user"},
+                                        {"assistant", "assistant"}, {"tool", "tool"},        {"function", "tool"}};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         if (ellm_json_equals(role, names[i][0])) {
             return names[i][1];
@@ -189,10 +189,14 @@ static bool render_all(parsing *p, const message *list, size_t n, const ellm_jso
     }
     bool good = put_extra(p, tools, &extra) && render(p, list, n, 0, extra.data, g);
     while (good && may_drop && g->n_prompt + spare > room) {
-        size_t next = first + (n - first) / 8 + 1; /* a turn begins with what the user says */
-        while (next < n && !list[next].is_user) {
-            next++;
+        size_t left = 0, next = first; /* a rendering costs time: drops as much text as has too many tokens */
+        for (size_t i = first; i < n; i++) {
+            left += list[i].json.n;
         }
+        double most = (double)left * (double)(room - spare) / (double)g->n_prompt;
+        do {
+            left -= list[next++].json.n;
+        } while (next < n && ((double)left > most || !list[next].is_user)); /* a turn begins with what the user says */
         if (next >= n) {
             break;
         }
@@ -218,7 +222,7 @@ bool parse_messages(parsing *p, const ellm_json *messages, const ellm_json *tool
     }
     message *list = calloc(messages->count, sizeof *list);
     size_t n = 0;
-    bool good = list != NULL || parsing_fail(p, 500, NULL, "memory ran out");
+    bool good = list != NULL || parsing_no_memory(p);
     for (const ellm_json *each = messages->first; each != NULL && good; each = each->next) {
         good = (each->kind == ELLM_JSON_OBJECT || parsing_fail(p, 400, "messages", "a message must be an object"))
                && read_message(p, each, &list[n++]);

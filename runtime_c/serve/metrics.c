@@ -63,11 +63,6 @@ static void put_histogram(buffer *b, const char *name, const char *help, const m
                  name, sum, name, h->sum, name, sum);
 }
 
-static void put_number(buffer *b, const char *name, const char *kind, const char *help, double value) {
-    put_header(b, name, kind, help);
-    buffer_print(b, "edgellm_%s %.15g\n", name, value);
-}
-
 /* Resident bytes of this process, 0 where /proc says nothing. */
 static double resident_bytes(void) {
     FILE *file = fopen("/proc/self/statm", "re");
@@ -85,31 +80,58 @@ static double resident_bytes(void) {
     return (double)resident * (double)sysconf(_SC_PAGESIZE);
 }
 
+/* Name and help of each of `values` below. What ends in _total is a counter. */
+static const char numbers[] = "connections\0Connections open now.\0"
+                              "connections_total\0Connections accepted.\0"
+                              "connections_refused_total\0Connections beyond the limit.\0"
+                              "aborted_total\0Requests whose client went before the end.\0"
+                              "sessions\0Answers that can be under way at a time.\0"
+                              "running\0Answers under way.\0"
+                              "waiting\0Answers that wait for a session.\0"
+                              "answers_total\0Answers computed to their end.\0"
+                              "answers_failed_total\0... of them failed.\0"
+                              "answers_dropped_total\0Answers given up because nobody waits.\0"
+                              "prompt_tokens_total\0Tokens of prompts.\0"
+                              "prompt_tokens_reused_total\0... of them kept or shared, not computed.\0"
+                              "tokens_total\0Tokens of answers.\0"
+                              "steps_total\0Steps computed; one reads the weights once.\0"
+                              "rows_total\0Rows of those steps: tokens of prompts and of answers.\0"
+                              "computing_seconds_total\0Time spent in steps.\0"
+                              "resident_bytes\0Memory of the process that is in use.";
+
 void metrics_put(const metrics *m, const batch_stats *s, buffer *b) {
+    const double values[] = {
+        m->n_open,
+        (double)m->n_connections,
+        (double)m->n_refused,
+        (double)m->n_aborted,
+        s->n_sessions,
+        s->n_running,
+        s->n_waiting,
+        (double)s->n_answers,
+        (double)s->n_failed,
+        (double)s->n_dropped,
+        (double)s->n_prompt_tokens,
+        (double)s->n_reused_tokens,
+        (double)s->n_tokens,
+        (double)s->n_steps,
+        (double)s->n_rows,
+        s->computing_ms / 1e3,
+        resident_bytes(),
+    };
     put_header(b, "requests_total", "counter", "HTTP requests answered, by route and status.");
     for (int i = 0; i < m->n_requests; i++) {
         buffer_print(b, "edgellm_requests_total{route=\"%s\",status=\"%d\"} %" PRIu64 "\n", m->requests[i].route,
                      m->requests[i].status, m->requests[i].n);
     }
-    put_number(b, "connections", "gauge", "Connections open now.", m->n_open);
-    put_number(b, "connections_total", "counter", "Connections accepted.", (double)m->n_connections);
-    put_number(b, "connections_refused_total", "counter", "Connections beyond the limit.", (double)m->n_refused);
-    put_number(b, "aborted_total", "counter", "Requests whose client went before the end.", (double)m->n_aborted);
-    put_number(b, "sessions", "gauge", "Answers that can be under way at a time.", s->n_sessions);
-    put_number(b, "running", "gauge", "Answers under way.", s->n_running);
-    put_number(b, "waiting", "gauge", "Answers that wait for a session.", s->n_waiting);
-    put_number(b, "answers_total", "counter", "Answers computed to their end.", (double)s->n_answers);
-    put_number(b, "answers_failed_total", "counter", "... of them failed.", (double)s->n_failed);
-    put_number(b, "answers_dropped_total", "counter", "Answers given up because nobody waits.", (double)s->n_dropped);
-    put_number(b, "prompt_tokens_total", "counter", "Tokens of prompts.", (double)s->n_prompt_tokens);
-    put_number(b, "prompt_tokens_reused_total", "counter", "... of them kept or shared, not computed.",
-               (double)s->n_reused_tokens);
-    put_number(b, "tokens_total", "counter", "Tokens of answers.", (double)s->n_tokens);
-    put_number(b, "steps_total", "counter", "Steps computed; one reads the weights once.", (double)s->n_steps);
-    put_number(b, "rows_total", "counter", "Rows of those steps: tokens of prompts and of answers.", (double)s->n_rows);
-    put_number(b, "computing_seconds_total", "counter", "Time spent in steps.", s->computing_ms / 1e3);
+    const char *name = numbers;
+    for (size_t i = 0; i < sizeof values / sizeof *values; i++) {
+        const char *help = name + strlen(name) + 1;
+        put_header(b, name, strcmp(help - sizeof "_total", "_total") == 0 ? "counter" : "gauge", help);
+        buffer_print(b, "edgellm_%s %.15g\n", name, values[i]);
+        name = help + strlen(help) + 1;
+    }
     put_histogram(b, "first_token_seconds", "From request to first token.", &m->first_token_s);
     put_histogram(b, "answer_seconds", "From request to last token.", &m->answer_s);
     put_histogram(b, "token_seconds", "Time per token after the first.", &m->token_s);
-    put_number(b, "resident_bytes", "gauge", "Memory of the process that is in use.", resident_bytes());
 }

@@ -18,8 +18,7 @@ void ollama_fail(reply *r, int status, const char *text) {
     buffer_print(&b, "{\"error\":");
     buffer_put_string(&b, text);
     buffer_put(&b, "}", 1);
-    reply_put(r, status, "application/json", reply_error_fields(r, status), b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, status, &b);
 }
 
 /* ---- what is here ---- */
@@ -85,8 +84,7 @@ void ollama_tags(const service *s, reply *r) {
     buffer_print(&b, ",\"modified_at\":");
     put_time(s->created, 0, &b);
     buffer_print(&b, "}]}");
-    reply_put(r, 200, "application/json", "", b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, 200, &b);
 }
 
 void ollama_ps(const service *s, reply *r) {
@@ -95,8 +93,7 @@ void ollama_ps(const service *s, reply *r) {
     put_model(s, &b);
     buffer_print(&b, ",\"expires_at\":\"9999-12-31T23:59:59Z\",\"size_vram\":0,\"context_length\":%d}]}",
                  (int)s->context_length);
-    reply_put(r, 200, "application/json", "", b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, 200, &b);
 }
 
 void ollama_show(const service *s, reply *r) {
@@ -118,8 +115,7 @@ void ollama_show(const service *s, reply *r) {
         buffer_put_string(&b, ellm_model_system(s->model));
     }
     buffer_put(&b, "}", 1);
-    reply_put(r, 200, "application/json", "", b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, 200, &b);
     buffer_free(&family);
 }
 
@@ -160,7 +156,7 @@ static bool refuse_unknown(parsing *p) {
     if (think != NULL && !(think->kind == ELLM_JSON_BOOL && think->integer == 0)) {
         return parsing_fail(p, 400, "think", "this server does not tell thoughts from answers: leave 'think' out");
     }
-    static const char *const others[] = {"suffix", "template", "images", "context"};
+    static const char others[][9] = {"suffix", "template", "images", "context"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         const ellm_json *value = member(p->body, others[i]);
         if (value != NULL && value->count > 0) {
@@ -179,8 +175,7 @@ static exchange *answer_loaded(const service *s, bool is_chat, reply *r) {
     put_now(&b);
     buffer_print(&b, ",%s,\"done\":true,\"done_reason\":\"load\"}",
                  is_chat ? "\"message\":{\"role\":\"assistant\",\"content\":\"\"}" : "\"response\":\"\"");
-    reply_put(r, 200, "application/json", "", b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, 200, &b);
     return NULL;
 }
 
@@ -210,7 +205,7 @@ static bool parse_format(parsing *p, const ellm_json *tools, generation *g) {
 /* An empty generation, and what all requests share. */
 static generation *parse_common(parsing *p, bool *stream) {
     generation *g = generation_new(p->service->model);
-    bool good = g != NULL || parsing_fail(p, 500, NULL, "memory ran out");
+    bool good = g != NULL || parsing_no_memory(p);
     good = good && parse_model(p, "model") && refuse_unknown(p) && parse_bool(p, p->body, "stream", stream)
            && parse_options(p, g);
     if (!good) {
@@ -306,7 +301,7 @@ static void put_line(choice *c, bool ended, buffer *b) {
     buffer_print(b, ",\"created_at\":");
     put_now(b);
     buffer_print(b, e->kind == OLLAMA_CHAT ? ",\"message\":{\"role\":\"assistant\",\"content\":" : ",\"response\":");
-    buffer_put_json(b, c->text.n > 0 ? c->text.data : "", c->text.n);
+    buffer_put_text(b, &c->text);
     if (c->calls.n > 0) {
         buffer_print(b, ",\"tool_calls\":[");
         buffer_put(b, c->calls.data, c->calls.n);
@@ -336,8 +331,7 @@ void ollama_delta(choice *c, int index, bool ended, reply *r) {
 void ollama_whole(exchange *e, reply *r) {
     buffer b = {0};
     put_line(&e->choices[0], true, &b);
-    reply_put(r, 200, "application/json", "", b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, 200, &b);
 }
 
 void ollama_finish(exchange *e, reply *r) {

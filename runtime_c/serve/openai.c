@@ -29,8 +29,7 @@ void openai_fail(reply *r, int status, const char *param, const char *code, cons
     buffer_print(&b, ",\"code\":");
     put_optional(&b, code);
     buffer_print(&b, "}}");
-    reply_put(r, status, "application/json", reply_error_fields(r, status), b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, status, &b);
 }
 
 static void put_model(const service *s, buffer *b) {
@@ -54,8 +53,7 @@ void openai_models(const service *s, reply *r, const char *id) {
         buffer_free(&b);
         return;
     }
-    reply_put(r, 200, "application/json", "", b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, 200, &b);
 }
 
 /* ---- members that both requests have ---- */
@@ -78,7 +76,7 @@ static bool parse_biases(parsing *p, generation *g) {
     }
     o->biases = calloc(map->count + 1, sizeof *o->biases);
     if (o->biases == NULL) {
-        return parsing_fail(p, 500, NULL, "memory ran out");
+        return parsing_no_memory(p);
     }
     for (const ellm_json *each = map->first; each != NULL; each = each->next) {
         char *end = NULL;
@@ -97,7 +95,7 @@ static bool parse_biases(parsing *p, generation *g) {
 
 /* What would change the answer and is not there. */
 static bool refuse_unknown(parsing *p) {
-    static const char *const others[] = {"functions", "function_call", "audio", "suffix", "echo", "best_of"};
+    static const char others[][14] = {"functions", "function_call", "audio", "suffix", "echo", "best_of"};
     for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         const ellm_json *value = member(p->body, others[i]);
         bool says_no = value != NULL
@@ -187,7 +185,7 @@ exchange *openai_chat(parsing *p) {
     form f = {0};
     generation *g = generation_new(p->service->model);
     if (g == NULL) {
-        parsing_note(p, 500, NULL, "memory ran out");
+        (void)parsing_no_memory(p);
         return NULL;
     }
     bool good = parse_shared(p, g, &s)
@@ -210,40 +208,16 @@ exchange *openai_chat(parsing *p) {
 
 /* ---- plain text ---- */
 
-/* One prompt: a text, or token ids. */
-static bool parse_prompt(parsing *p, const ellm_json *prompt, generation *g) {
-    if (prompt->kind == ELLM_JSON_STRING) {
-        return parse_text(p, prompt->text, prompt->count, true, g) && check_room(p, g);
-    }
-    if (prompt->kind != ELLM_JSON_ARRAY || prompt->count > (uint32_t)p->service->context_length) {
-        return parsing_fail(p, 400, "prompt", "a prompt is a text, or at most %d token ids",
-                            (int)p->service->context_length);
-    }
-    g->prompt = calloc(prompt->count + 1, sizeof *g->prompt);
-    if (g->prompt == NULL) {
-        return parsing_fail(p, 500, NULL, "memory ran out");
-    }
-    for (const ellm_json *each = prompt->first; each != NULL; each = each->next) {
-        int64_t token;
-        if (!ellm_json_int(each, 0, p->service->info.vocab_size - 1, &token)) {
-            return parsing_fail(p, 400, "prompt", "a prompt's token ids are whole numbers from 0 to %d",
-                                (int)p->service->info.vocab_size - 1);
-        }
-        g->prompt[g->n_prompt++] = (int32_t)token;
-    }
-    return check_room(p, g);
-}
-
 static bool parse_one(parsing *p, const ellm_json *prompt, shared *s, generation **answer) {
     int64_t n_likely = -1;
     generation *g = *answer = generation_new(p->service->model);
     if (g == NULL) {
-        return parsing_fail(p, 500, NULL, "memory ran out");
+        return parsing_no_memory(p);
     }
     g->options.most_tokens = 16; /* as OpenAI's */
     form f = {0};
     bool good = parse_shared(p, g, s) && parse_int(p, p->body, "logprobs", 0, MOST_LIKELY, &n_likely)
-                && parse_format(p, &f) && parse_prompt(p, prompt, g) && form_apply(p, &f, g);
+                && parse_format(p, &f) && parse_prompt(p, "prompt", prompt, false, g) && form_apply(p, &f, g);
     g->options.n_likely = (int)n_likely;
     return good;
 }

@@ -181,7 +181,7 @@ static void put_chat_delta(choice *c, buffer *b) {
     if (!c->has_role) {
         c->has_role = true;
         buffer_print(b, "\"role\":\"assistant\",\"content\":");
-        buffer_put_json(b, c->text.n > 0 ? c->text.data : "", c->text.n);
+        buffer_put_text(b, &c->text);
     } else if (c->text.n > 0) {
         buffer_print(b, "\"content\":");
         buffer_put_json(b, c->text.data, c->text.n);
@@ -203,7 +203,7 @@ void openai_delta(choice *c, int index, bool ended, reply *r) {
         put_chat_delta(c, &b);
     } else {
         buffer_print(&b, "\"text\":");
-        buffer_put_json(&b, c->text.n > 0 ? c->text.data : "", c->text.n);
+        buffer_put_text(&b, &c->text);
     }
     put_notes(c, &b);
     if (ended) {
@@ -237,7 +237,7 @@ static void put_message(choice *c, buffer *b) {
     if (c->text.n == 0 && c->n_calls > 0) {
         buffer_print(b, "null");
     } else {
-        buffer_put_json(b, c->text.n > 0 ? c->text.data : "", c->text.n);
+        buffer_put_text(b, &c->text);
     }
     buffer_print(b, ",\"refusal\":null");
     if (c->n_calls > 0) {
@@ -258,7 +258,7 @@ void openai_whole(exchange *e, reply *r) {
             put_message(c, &b);
         } else {
             buffer_print(&b, "\"text\":");
-            buffer_put_json(&b, c->text.n > 0 ? c->text.data : "", c->text.n);
+            buffer_put_text(&b, &c->text);
         }
         put_notes(c, &b);
         buffer_print(&b, ",\"finish_reason\":\"%s\"}", reason_of(c));
@@ -267,6 +267,5 @@ void openai_whole(exchange *e, reply *r) {
     put_usage(e, &b);
     put_timings(e, &b);
     buffer_put(&b, "}", 1);
-    reply_put(r, 200, "application/json", "", b.data, b.n);
-    buffer_free(&b);
+    reply_json(r, 200, &b);
 }

@@ -11,13 +11,18 @@ void reply_put(reply *r, int status, const char *type, const char *fields, const
     buffer_put(r->out, body, r->is_head ? 0 : n_body);
 }
 
-const char *reply_error_fields(const reply *r, int status) {
+static const char *error_fields(const reply *r, int status) {
     switch (status) {
     case 401: return "WWW-Authenticate: Bearer realm=\"edgellm\"\r\n";
     case 405: return r->allow != NULL ? r->allow : "";
     case 503: return "Retry-After: 1\r\n";
     default: return "";
     }
+}
+
+void reply_json(reply *r, int status, buffer *json) {
+    reply_put(r, status, "application/json", error_fields(r, status), json->data, json->n);
+    buffer_free(json);
 }
 
 void reply_begin(reply *r, const char *type) {

@@ -17,8 +17,8 @@ typedef struct reply {
 
 /* A whole answer. `fields`: further header lines, each with its CRLF, or "". */
 void reply_put(reply *r, int status, const char *type, const char *fields, const char *body, size_t n_body);
-/* Header lines that belong to an error. */
-const char *reply_error_fields(const reply *r, int status);
+/* A whole answer in JSON, or an error with the header lines that belong to it. Frees the text. */
+void reply_json(reply *r, int status, buffer *json);
 /* An answer whose length is not known yet: its head, pieces, and its end. */
 void reply_begin(reply *r, const char *type);
 void reply_piece(reply *r, const char *data, size_t n_bytes);

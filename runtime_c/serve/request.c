@@ -25,6 +25,10 @@ void parsing_note(parsing *p, int status, const char *param, const char *format,
     }
 }
 
+bool parsing_no_memory(parsing *p) {
+    return parsing_fail(p, 500, NULL, "memory ran out");
+}
+
 bool parsing_open(parsing *p, service *s, const char *body, size_t n_body) {
     ellm_error error = {{0}};
     *p = (parsing){.service = s};
@@ -85,7 +89,7 @@ bool parse_stops(parsing *p, const ellm_json *object, generation *g) {
         }
         g->options.stops[g->options.n_stops] = strdup(text);
         if (g->options.stops[g->options.n_stops] == NULL) {
-            return parsing_fail(p, 500, NULL, "memory ran out");
+            return parsing_no_memory(p);
         }
         g->options.n_stops++;
     }
@@ -143,7 +147,7 @@ bool parse_text(parsing *p, const char *text, size_t n_bytes, bool special, gene
         free(g->prompt);
         g->prompt = calloc(cap, sizeof *g->prompt);
         if (g->prompt == NULL) {
-            return parsing_fail(p, 500, NULL, "memory ran out");
+            return parsing_no_memory(p);
         }
         status = ellm_encode(p->service->model, text, n_bytes, special, true, g->prompt, cap, &g->n_prompt);
         cap = g->n_prompt;
@@ -164,12 +168,34 @@ bool check_room(parsing *p, const generation *g) {
     return true;
 }
 
+bool parse_prompt(parsing *p, const char *key, const ellm_json *prompt, bool cuts, generation *g) {
+    size_t most = (size_t)p->service->context_length;
+    int64_t token = 0;
+    bool good = prompt->kind == ELLM_JSON_STRING;
+    if (good && !parse_text(p, prompt->text, prompt->count, true, g)) {
+        return false;
+    }
+    if (prompt->kind == ELLM_JSON_ARRAY) {
+        g->prompt = calloc(prompt->count + 1, sizeof *g->prompt);
+        good = g->prompt != NULL;
+        for (const ellm_json *each = prompt->first; each != NULL && good; each = each->next) {
+            good = ellm_json_int(each, 0, p->service->info.vocab_size - 1, &token);
+            g->prompt[g->n_prompt++] = (int32_t)token;
+        }
+    }
+    g->n_prompt = cuts && g->n_prompt > most ? most : g->n_prompt;
+    return good ? check_room(p, g)
+                : parsing_fail(p, 400, key, "'%s' is a text, or a list of token ids from 0 to %d", key,
+                               (int)p->service->info.vocab_size - 1);
+}
+
 /* ---- exchanges ---- */
 
 static void make_id(service *s, exchange *e) {
-    static const char *const prefixes[] = {
-        [OPENAI_CHAT] = "chatcmpl-", [OPENAI_TEXT] = "cmpl-", [OLLAMA_CHAT] = "", [OLLAMA_TEXT] = ""};
-    snprintf(e->id, sizeof e->id, "%s%016llx", prefixes[e->kind], (unsigned long long)fresh_seed(s));
+    static const char *const prefixes[] = {[OPENAI_CHAT] = "chatcmpl-",
+                                           [OPENAI_TEXT] = "cmpl-"}; /* the other kinds show none */
+    const char *prefix = e->kind <= OPENAI_TEXT ? prefixes[e->kind] : "";
+    snprintf(e->id, sizeof e->id, "%s%016llx", prefix, (unsigned long long)fresh_seed(s));
 }
 
 static exchange *no_exchange(generation *const *answers, int n_answers, exchange *e) {
@@ -201,7 +227,7 @@ exchange *exchange_begin(parsing *p, api_kind kind, generation *const *answers, 
         good = all[i] != NULL;
     }
     if (!good) {
-        parsing_note(p, 500, NULL, "memory ran out");
+        (void)parsing_no_memory(p);
         return no_exchange(all, n, e);
     }
     *e = (exchange){.service = s,

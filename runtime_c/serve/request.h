@@ -22,6 +22,8 @@ void parsing_note(parsing *p, int status, const char *param, const char *format,
 /* The same as an expression that is false. */
 #define parsing_fail(...) (parsing_note(__VA_ARGS__), false)
 
+bool parsing_no_memory(parsing *p); /* false */
+
 /* A member; NULL where it is missing or null. */
 const ellm_json *member(const ellm_json *object, const char *key);
 /* Typed members. A missing one leaves the result as it is. */
@@ -37,6 +39,8 @@ bool parse_model(parsing *p, const char *key);
 
 /* Text to the generation's prompt. special: BOS and the like are added. Sets no limit on its length. */
 bool parse_text(parsing *p, const char *text, size_t n_bytes, bool special, generation *g);
+/* A member `key` that is a text, or a list of token ids; cuts: what does not fit the context is left out. */
+bool parse_prompt(parsing *p, const char *key, const ellm_json *prompt, bool cuts, generation *g);
 /* 400 where the prompt leaves no room in the context, or is empty. */
 bool check_room(parsing *p, const generation *g);
 

@@ -12,7 +12,7 @@
 
 #include "program.h"
 
-static const char *const names[SENSORS_BITS] = {"under-voltage", "clock capped", "throttled", "temperature limit"};
+static const char names[SENSORS_BITS][18] = {"under-voltage", "clock capped", "throttled", "temperature limit"};
 
 /* Every path that `pattern` below root stands for. */
 static glob_t find(const char *root, const char *pattern) {
@@ -49,7 +49,7 @@ static bool read_number(const char *directory, const char *name, int base, long 
 }
 
 static bool is_of_processor(const char *type) {
-    static const char *const marks[] = {"cpu", "CPU", "Cpu", "soc", "pkg", "core"};
+    static const char marks[][5] = {"cpu", "CPU", "Cpu", "soc", "pkg", "core"};
     for (size_t i = 0; i < sizeof marks / sizeof *marks; i++) {
         if (strstr(type, marks[i]) != NULL) {
             return true;

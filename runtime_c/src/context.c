@@ -162,7 +162,9 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
     }
     if (status == ELLM_OK
         && (!ellm_ladder_bind(&context->plan->body, &buffers, &context->region, &context->body)
-            || !ellm_ladder_bind(&context->plan->head, &buffers, &context->region, &context->head))) {
+            || !ellm_ladder_bind(&context->plan->head, &buffers, &context->region, &context->head)
+            || (context->plan->norm.n_functions > 0
+                && !ellm_ladder_bind(&context->plan->norm, &buffers, &context->region, &context->norm)))) {
         status = ellm_fail(error, ELLM_NO_MEMORY, "no memory for the plan's launches");
     }
     if (status != ELLM_OK) {

@@ -34,7 +34,7 @@ struct ellm_context {
     ellm_kv kv;       /* with one session more where the bundle ships a prefix, which that one holds */
     int32_t *pending; /* (sessions) rows of the current call */
     ellm_row *rows;   /* ELLM_STEP_ROWS, for ellm_session_eval */
-    ellm_step_ladder body, head;
+    ellm_step_ladder body, head, norm;
     ellm_reader *reader; /* of weights that stay in memory */
     bool reads_always;   /* they do not */
     uint64_t symbols[ELLM_SYMBOLS];
@@ -47,7 +47,8 @@ struct ellm_context {
 
 /* One zeroed mapping for arena, KV pool, inputs and tables, as large as the context's options say. NO_MEMORY. */
 ellm_status ellm_context_take_memory(ellm_context *context, ellm_error *error);
-/* ellm_context_eval of rows that are known to be right. */
-ellm_status ellm_context_run(ellm_context *context, const ellm_row *rows, size_t n, float *logits);
+/* ellm_context_eval of rows that are known to be right. sum: where the wanted rows' hidden states behind the final norm are
+ * added, instead of logits. */
+ellm_status ellm_context_run(ellm_context *context, const ellm_row *rows, size_t n, float *logits, double *sum);
 
 #endif

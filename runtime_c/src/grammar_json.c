@@ -317,7 +317,7 @@ static void add_number(text *t, const ellm_json *value) {
 }
 
 static void add_value(text *t, const ellm_json *value) { /* recurses as deep as the reader did */
-    static const char *const words[] = {"null", "false", "true"};
+    static const char words[][6] = {"null", "false", "true"};
     bool is_array = value->kind == ELLM_JSON_ARRAY;
     switch (value->kind) {
     case ELLM_JSON_NULL:

@@ -388,6 +388,12 @@ size_t ellm_model_prefix_tokens(const ellm_model *model, const int32_t **tokens)
     return (size_t)model->prefix.n_tokens;
 }
 
+size_t ellm_model_embedding_size(const ellm_model *model) {
+    const ellm_plan *plan = &model->plan;
+    bool makes = plan->norm.n_functions > 0 && !model->bundle.manifest.on_gpu;
+    return makes ? (size_t)plan->hidden_row_bytes / sizeof(float) : 0;
+}
+
 const char *ellm_model_system(const ellm_model *model) {
     return model->bundle.manifest.prefix_system;
 }

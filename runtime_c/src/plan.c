@@ -336,6 +336,38 @@ static ellm_status read_functions(const struct reader *reader, const ellm_json *
     return status;
 }
 
+/* What embeddings are made of; a plan may lack it. Its rows go where logits go, and are as wide as hidden ones. */
+static ellm_status read_embedding(const struct reader *reader, const ellm_json *root) {
+    ellm_plan *plan = reader->plan;
+    const ellm_json *object = ellm_json_get(root, "embedding"), *pooling = ellm_json_get(object, "pooling");
+    const ellm_json *list = ellm_json_get(object, "functions");
+    uint32_t count;
+    ellm_status status;
+    if (object == NULL) {
+        return ELLM_OK;
+    }
+    plan->pools_last = ellm_json_equals(pooling, "last");
+    if (!plan->pools_last && !ellm_json_equals(pooling, "mean")) {
+        return bad(reader, "embedding.pooling must be \"mean\" or \"last\"");
+    }
+    plan->norm.functions =
+        new_array(reader, list, "embedding.functions", sizeof *plan->norm.functions, &count, &status);
+    if (plan->norm.functions == NULL) {
+        return status;
+    }
+    for (const ellm_json *item = list->first; item != NULL && status == ELLM_OK; item = item->next) {
+        status = read_function(reader, item, true, &plan->norm);
+    }
+    if (status != ELLM_OK) {
+        return status;
+    }
+    uint64_t offset = plan->logits_offset,
+             rows = plan->norm.n_functions > 0 ? (uint64_t)ellm_ladder_rows(&plan->norm) : 0;
+    return rows > 0 && plan->hidden_row_bytes <= (plan->arena_bytes - offset) / rows
+               ? ELLM_OK
+               : bad(reader, "embedding has no functions, or more rows than fit behind the logits' offset");
+}
+
 /* `rows` rows of hidden or logits, in the arena. */
 static ellm_status read_rows(const struct reader *reader, const ellm_json *root, const char *name, int32_t rows,
                              uint64_t *offset, uint64_t *row_bytes) {
@@ -372,6 +404,9 @@ static ellm_status read_root(const struct reader *reader, const ellm_json *root)
     if (status == ELLM_OK) {
         status = read_rows(reader, root, "logits", ellm_ladder_rows(&plan->head), &plan->logits_offset,
                            &plan->logits_row_bytes);
+    }
+    if (status == ELLM_OK) {
+        status = read_embedding(reader, root);
     }
     if (status == ELLM_OK && plan->logits_row_bytes / 4 < (uint64_t)reader->vocab_size) {
         return bad(reader, "a row of logits is shorter than the vocabulary");
@@ -453,7 +488,8 @@ static ellm_status check_ladder(const ellm_plan *plan, const ellm_plan_ladder *l
 
 ellm_status ellm_plan_check(const ellm_plan *plan, const uint64_t *symbols, ellm_error *error) {
     ellm_status status = check_ladder(plan, &plan->body, false, symbols, error);
-    return status != ELLM_OK ? status : check_ladder(plan, &plan->head, true, symbols, error);
+    status = status != ELLM_OK ? status : check_ladder(plan, &plan->head, true, symbols, error);
+    return status != ELLM_OK ? status : check_ladder(plan, &plan->norm, true, symbols, error);
 }
 
 const char *ellm_input_name(ellm_input input) {

@@ -77,8 +77,9 @@ typedef struct ellm_plan {
     uint64_t *state_bytes; /* per block, or, of the last n_fixed, per session */
     ellm_plan_kernel *kernels;
     uint32_t n_weights, n_states, n_fixed, n_kernels;
-    ellm_plan_ladder body, head;
+    ellm_plan_ladder body, head, norm; /* norm: without functions where the plan has none */
     uint64_t hidden_offset, hidden_row_bytes, logits_offset, logits_row_bytes;
+    bool pools_last; /* an embedding is made of the last token, else of the mean of all */
     bool in_memory; /* the weights are in memory of this process, not on a disk; set by the model */
 } ellm_plan;
 

@@ -14,8 +14,8 @@
 enum { K_NOTE = 128, K_WHOLE = 256 };
 
 static const struct {
-    const char *name;
-    int about;
+    char name[21]; /* no pointer, which costs more than what is empty here */
+    uint16_t about;
 } keywords[] = {
     {"type", K_WHOLE},
     {"enum", K_WHOLE},
@@ -243,7 +243,7 @@ bool schema_count(schema_reader *r, const ellm_json *schema, const char *place, 
 
 /* The tighter one of an inclusive and an exclusive bound. */
 static bool read_bound(schema_reader *r, const ellm_json *schema, const char *place, bool is_upper, ellm_bound *bound) {
-    static const char *const names[][2] = {{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}};
+    static const char names[][2][17] = {{"minimum", "exclusiveMinimum"}, {"maximum", "exclusiveMaximum"}};
     *bound = (ellm_bound){0};
     for (int i = 0; i < 2; i++) {
         const char *keyword = names[is_upper][i];
@@ -289,23 +289,34 @@ static ellm_node_id put_numbers(schema_reader *r, const ellm_json *schema, const
 #define LABEL "[a-z0-9]([a-z0-9-]{0,30}[a-z0-9])?"
 
 static ellm_node_id put_format(schema_reader *r, const ellm_json *format, const char *place, ellm_node_id next) {
-    static const char *const formats[][2] = {
-        {"date", "^" DATE "$"},
-        {"time", "^" TIME "$"},
-        {"date-time", "^" DATE "T" TIME "$"},
-        {"duration", "^P(\\d{1,4}W|\\d{1,4}D(T\\d{1,4}H(\\d{1,4}M(\\d{1,4}S)?)?)?|T(\\d{1,4}H(\\d{1,4}M(\\d{1,4}S)?)?|"
-                     "\\d{1,4}M(\\d{1,4}S)?|\\d{1,4}S))$"},
-        {"uuid", "^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$"},
-        {"ipv4", "^(" OCTET "\\.){3}" OCTET "$"},
-        {"hostname", "^" LABEL "(\\." LABEL "){0,6}$"},
-        {"email", "^[a-z0-9_+-]{1,30}(\\.[a-z0-9_+-]{1,30}){0,3}@" LABEL "(\\." LABEL "){1,6}$"},
-        {"uri", "^https?://" LABEL "(\\." LABEL "){0,6}(:[1-9]\\d{0,3})?(/[A-Za-z0-9._~-]{0,60}){0,10}"
-                "(\\?[A-Za-z0-9._~=&-]{0,100})?$"},
-    };
-    for (size_t i = 0; i < sizeof formats / sizeof *formats; i++) {
-        if (ellm_json_equals(format, formats[i][0])) {
-            return ellm_put_pattern(r->b, formats[i][1], strlen(formats[i][1]), place, next);
+    static const char formats[] = /* the name and the pattern of each */
+        "date\0"
+        "^" DATE "$\0"
+        "time\0"
+        "^" TIME "$\0"
+        "date-time\0"
+        "^" DATE "T" TIME "$\0"
+        "duration\0"
+        "^P(\\d{1,4}W|\\d{1,4}D(T\\d{1,4}H(\\d{1,4}M(\\d{1,4}S)?)?)?|T(\\d{1,4}H(\\d{1,4}M(\\d{1,4}S)?)?|"
+        "\\d{1,4}M(\\d{1,4}S)?|\\d{1,4}S))$\0"
+        "uuid\0"
+        "^[0-9a-f]{8}-([0-9a-f]{4}-){3}[0-9a-f]{12}$\0"
+        "ipv4\0"
+        "^(" OCTET "\\.){3}" OCTET "$\0"
+        "hostname\0"
+        "^" LABEL "(\\." LABEL "){0,6}$\0"
+        "email\0"
+        "^[a-z0-9_+-]{1,30}(\\.[a-z0-9_+-]{1,30}){0,3}@" LABEL "(\\." LABEL "){1,6}$\0"
+        "uri\0"
+        "^https?://" LABEL "(\\." LABEL "){0,6}(:[1-9]\\d{0,3})?(/[A-Za-z0-9._~-]{0,60}){0,10}"
+        "(\\?[A-Za-z0-9._~=&-]{0,100})?$";
+    const char *name = formats;
+    while (name < formats + sizeof formats) {
+        const char *pattern = name + strlen(name) + 1;
+        if (ellm_json_equals(format, name)) {
+            return ellm_put_pattern(r->b, pattern, strlen(pattern), place, next);
         }
+        name = pattern + strlen(pattern) + 1;
     }
     return schema_refuse(r, place, "format",
                          "is known as date, time, date-time, duration, uuid, ipv4, hostname, email and uri");
@@ -416,7 +427,7 @@ static ellm_node_id put_types(schema_reader *r, const ellm_json *schema, const c
 }
 
 static ellm_node_id put_one(schema_reader *r, const ellm_json *schema, const char *place, ellm_node_id next) {
-    static const char *const whole[] = {"$ref", "anyOf", "oneOf", "allOf"};
+    static const char whole[][6] = {"$ref", "anyOf", "oneOf", "allOf"};
     if (schema->kind != ELLM_JSON_OBJECT) {
         ellm_builder_fail(r->b, ELLM_GRAMMAR_INVALID, "%.*s: a schema is an object, true or false", (int)longest_place,
                           place);

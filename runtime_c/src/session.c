@@ -22,7 +22,9 @@ struct ellm_saved {
 
 /* ---- positions ---- */
 
-ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, float *logits) {
+/* Appends tokens. Rows that are wanted: all, or the last one; into logits or sum, as of ellm_context_run. */
+static ellm_status append(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, bool wants_all,
+                          float *logits, double *sum) {
     if (slot < 0 || slot >= context->n_sessions || (n == 0 && logits != NULL)) {
         return ELLM_USAGE;
     }
@@ -39,17 +41,54 @@ ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t
     for (size_t done = 0; done < n;) {
         size_t now = n - done < most ? n - done : most;
         for (size_t i = 0; i < now; i++, done++) {
-            context->rows[i] = (ellm_row){.token = tokens[done],
-                                          .position = length + (int32_t)done,
-                                          .slot = slot,
-                                          .wants_logits = logits != NULL && done + 1 == n};
+            context->rows[i] =
+                (ellm_row){.token = tokens[done],
+                           .position = length + (int32_t)done,
+                           .slot = slot,
+                           .wants_logits = wants_all || ((logits != NULL || sum != NULL) && done + 1 == n)};
         }
-        ellm_status status = ellm_context_run(context, context->rows, now, logits);
+        ellm_status status = ellm_context_run(context, context->rows, now, logits, sum);
         if (status != ELLM_OK) {
             return status;
         }
     }
     return ELLM_OK;
+}
+
+ellm_status ellm_session_eval(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, float *logits) {
+    return append(context, slot, tokens, n, false, logits, NULL);
+}
+
+ellm_status ellm_session_embed(ellm_context *context, int32_t slot, const int32_t *tokens, size_t n, double *sum) {
+    size_t width = ellm_model_embedding_size(context->model);
+    if (width == 0) {
+        return ELLM_USAGE;
+    }
+    if (context->plan->pools_last) {
+        memset(sum, 0, width * sizeof *sum);
+    }
+    return append(context, slot, tokens, n, !context->plan->pools_last, NULL, sum);
+}
+
+/* The square root of x > 0 by Newton's method, from above: no libm for one number. */
+static double root(double x) {
+    double now = x > 1 ? x : 1, before = 2 * now;
+    while (now < before) {
+        before = now;
+        now = (now + x / now) / 2;
+    }
+    return before;
+}
+
+void ellm_embedding_make(const double *sum, size_t n, float *embedding) {
+    double square = 0;
+    for (size_t i = 0; i < n; i++) {
+        square += sum[i] * sum[i];
+    }
+    double scale = square > 0 ? 1 / root(square) : 0; /* 0, too, of what overflowed */
+    for (size_t i = 0; i < n; i++) {
+        embedding[i] = scale > 0 ? (float)(sum[i] * scale) : 0;
+    }
 }
 
 int32_t ellm_session_length(const ellm_context *context, int32_t slot) {

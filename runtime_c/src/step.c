@@ -56,7 +56,7 @@ static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_ste
     if (context->observer != NULL) {
         const ellm_observed now = {.function = function->source,
                                    .launches = function->launches,
-                                   .is_head = ladder == &context->head,
+                                   .is_head = ladder != &context->body,
                                    .symbols = context->symbols,
                                    .inputs = context->inputs};
         return ellm_observe_run(context->observer, &now, context->pool, n_threads);
@@ -102,11 +102,27 @@ static ellm_status check_rows(ellm_context *context, const ellm_row *rows, size_
     return ELLM_OK;
 }
 
-/* The head over the wanted rows of the step just run; returns how many there were. */
-static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t n, float *logits, size_t *n_wanted) {
+/* Takes what head or norm left in row i. */
+static void take(const ellm_context *context, size_t i, float *logits, double *sum) {
+    const ellm_plan *plan = context->plan;
+    const uint8_t *from = context->gpu != NULL ? context->gpu_logits : context->arena + plan->logits_offset;
+    if (sum == NULL) {
+        memcpy(logits, from + i * plan->logits_row_bytes, (size_t)context->vocab_size * sizeof *logits);
+        return;
+    }
+    const float *row = (const float *)(const void *)(from + i * plan->hidden_row_bytes);
+    for (size_t k = 0; k < plan->hidden_row_bytes / sizeof *row; k++) {
+        sum[k] += (double)row[k];
+    }
+}
+
+/* The head over the wanted rows of the step just run, or the norm where they are summed up; how many there were. */
+static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t n, float *logits, double *sum,
+                            size_t *n_wanted) {
     int32_t *chosen = context->inputs[ELLM_INPUT_ROWS];
+    ellm_step_ladder *ladder = sum != NULL ? &context->norm : &context->head;
     *n_wanted = 0;
-    if (logits == NULL) { /* then no row wants any */
+    if (logits == NULL && sum == NULL) { /* then no row wants any */
         return ELLM_OK;
     }
     for (size_t i = 0; i < n; i++) {
@@ -114,7 +130,7 @@ static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t 
     }
     size_t at = 0; /* the next row to look at */
     for (size_t done = 0; done < *n_wanted;) {
-        ellm_step_function *function = ellm_ladder_pick(&context->head, *n_wanted - done);
+        ellm_step_function *function = ellm_ladder_pick(ladder, *n_wanted - done);
         size_t filled = 0, cap = (size_t)function->n;
         for (; at < n && filled < cap; at++) {
             if (rows[at].wants_logits) {
@@ -124,15 +140,12 @@ static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t 
         for (size_t i = filled; i < cap; i++) {
             chosen[i] = -1;
         }
-        ellm_status status = run(context, &context->head, function);
+        ellm_status status = run(context, ladder, function);
         if (status != ELLM_OK) {
             return status;
         }
-        const uint8_t *from =
-            context->gpu != NULL ? context->gpu_logits : context->arena + context->plan->logits_offset;
         for (size_t i = 0; i < filled; i++, done++) {
-            memcpy(logits + done * (size_t)context->vocab_size, from + i * context->plan->logits_row_bytes,
-                   (size_t)context->vocab_size * sizeof *logits);
+            take(context, i, logits != NULL ? logits + done * (size_t)context->vocab_size : NULL, sum);
         }
     }
     return ELLM_OK;
@@ -162,7 +175,7 @@ static ellm_status run_body(ellm_context *context, ellm_step_function *function,
     return status;
 }
 
-ellm_status ellm_context_run(ellm_context *context, const ellm_row *rows, size_t n, float *logits) {
+ellm_status ellm_context_run(ellm_context *context, const ellm_row *rows, size_t n, float *logits, double *sum) {
     while (n > 0) {
         if (atomic_load(&context->cancelled)) {
             return ELLM_CANCELLED;
@@ -171,7 +184,7 @@ ellm_status ellm_context_run(ellm_context *context, const ellm_row *rows, size_t
         size_t now = (size_t)function->n < n ? (size_t)function->n : n, n_wanted;
         ellm_status status = run_body(context, function, rows, now);
         if (status == ELLM_OK) {
-            status = run_head(context, rows, now, logits, &n_wanted);
+            status = run_head(context, rows, now, logits, sum, &n_wanted);
         }
         if (status == ELLM_OK && context->gpu != NULL) {
             status = ellm_gpu_finish(context->gpu);
@@ -188,12 +201,13 @@ ellm_status ellm_context_run(ellm_context *context, const ellm_row *rows, size_t
 
 ellm_status ellm_context_eval(ellm_context *context, const ellm_row *rows, size_t n, float *logits) {
     ellm_status status = check_rows(context, rows, n, logits);
-    return status != ELLM_OK ? status : ellm_context_run(context, rows, n, logits);
+    return status != ELLM_OK ? status : ellm_context_run(context, rows, n, logits, NULL);
 }
 
 void ellm_context_settle(ellm_context *context, bool fit) {
     ellm_ladder_settle(&context->body, fit);
     ellm_ladder_settle(&context->head, fit);
+    ellm_ladder_settle(&context->norm, fit);
     ellm_gear_fix(&context->prefill, context->prefill.best);
     ellm_gear_fix(&context->decode, context->decode.best);
 }

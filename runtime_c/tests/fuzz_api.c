@@ -71,12 +71,13 @@ static void check_answer(const reply *r) {
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
     static const char *const paths[] = {"/v1/chat/completions", "/v1/completions", "/api/chat",
-                                        "/api/generate",        "/api/show",       "/api/pull"};
+                                        "/api/generate",        "/api/show",       "/api/pull",
+                                        "/v1/embeddings",       "/api/embed"};
     if (n_bytes == 0) {
         return 0;
     }
     http_request request = {.method = HTTP_POST, .minor = 1};
-    strcpy(request.path, paths[data[0] / 4 % 6]);
+    strcpy(request.path, paths[data[0] / 4 % 8]);
     buffer out = {0};
     reply r = {.out = &out, .has_chunks = (data[0] & 1) != 0, .keep_alive = true};
     exchange *e = api_handle(&served, &request, (const char *)data + 1, n_bytes - 1, &r);

@@ -1,7 +1,8 @@
 /* toy.h: a bundle made by hand, small enough to compute its logits here, and easy to break.
  *
  * The model has 32 tokens and sums, over the positions a row sees, weight[token] * (position + 1). Logit v is that sum
- * times v. Token 31 makes its kernel fail. Rows run in functions of 1 and 4, heads of 1 and 2. */
+ * times v. Token 31 makes its kernel fail. Rows run in functions of 1 and 4, heads of 1 and 2. Hidden states have 16
+ * numbers, as the first 16 logits are. */
 #ifndef TOY_H
 #define TOY_H
 
@@ -88,12 +89,13 @@ static const char toy_plan[] =
     "\"weights\":[{\"tensor\":\"embedding\",\"bytes\":128}],"
     "\"states\":[{\"name\":\"k.0\",\"bytes_per_block\":256}],"
     "\"kernels\":[" TOY_APPEND(1) "," TOY_APPEND(4) "," TOY_SUM(1) "," TOY_SUM(4) "," TOY_HEAD(1, 128) "," TOY_HEAD(
-        2,
-        256) "],"
-             "\"functions\":[" TOY_BODY(1, 0, 2) "," TOY_BODY(4, 1, 3) "," TOY_HEADS(1, 4) "," TOY_HEADS(
-                 2,
-                 5) "],"
-                    "\"hidden\":{\"arena\":0,\"bytes_per_row\":64},\"logits\":{\"arena\":256,\"bytes_per_row\":128}}";
+        2, 256) "],"
+                "\"functions\":[" TOY_BODY(1, 0, 2) "," TOY_BODY(4, 1, 3) "," TOY_HEADS(1, 4) "," TOY_HEADS(
+                    2, 5) "],"
+                          "\"embedding\":{\"pooling\":\"mean\",\"functions\":[" TOY_HEADS(
+                              1, 4) "]},"
+                                    "\"hidden\":{\"arena\":0,\"bytes_per_row\":64},\"logits\":{\"arena\":256,\"bytes_"
+                                    "per_row\":128}}";
 
 static const char toy_manifest[] =
     "{\"format\":1,\"model\":{\"name\":\"toy\",\"architecture\":\"Toy\",\"vocab_size\":32,\"context_length\":1000,"

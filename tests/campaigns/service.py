@@ -7,8 +7,8 @@ On the board, the voice assistant's model is compiled for it. BUNDLE is one for 
 --board local -o BUNDLE`), whose own systemd is booted a second time, as process 1 of new namespaces over an overlay of
 the root folder; what it writes goes to a temporary folder. Either way the bundle is deployed as a service, by the
 commands a user types, and then: its rights are looked at, it is killed, it is stopped in its tracks until the watchdog
-notices, the power fails, and the service is removed; on the board, its neighbours use up the memory, too. Prints one
-line per observation; the first wrong one ends it with 1.
+notices, the power fails, sessions outlive it, and the service is removed; on the board, its neighbours use up the
+memory, too. Prints one line per observation; the first wrong one ends it with 1.
 
 Needs root; here also systemd, util-linux and a unified cgroup hierarchy (its controllers may be in use elsewhere: then
 MemoryMax is set but not enforced).
@@ -38,6 +38,7 @@ from tests.server import MODEL
 SYSTEMD = "/lib/systemd/systemd"
 NAME = "assistant"
 UNIT = f"edgellm-{NAME}.service"
+_STATE = f"/var/lib/private/edgellm/{NAME}"
 BOOT_S = 120.0
 # Nothing of the host's hardware, kernel settings or network may be touched; /tmp has the bundle.
 _MASKED = (
@@ -205,6 +206,7 @@ def check(box: Machine, bundle: Path) -> None:
     booted = box.boot()
     took = wait_until("served after a boot", lambda: well(box), 60 * box.patience)
     expect("answers after a reboot that nobody announced", True, f"{booted + took:.1f} s")
+    keep_sessions(box)
     began = time.monotonic()
     box.run(f"systemctl stop {UNIT}")
     expect("stops cleanly", show(box, "Result") == "success", f"{time.monotonic() - began:.2f} s")
@@ -214,6 +216,39 @@ def check(box: Machine, bundle: Path) -> None:
         box.edgellm("service", "remove")["removed"] is True,
         box.run("ls /etc/systemd/system | grep -c edgellm; true").strip(),
     )
+    left = box.run(f"ls -d {_STATE} 2>/dev/null; true").strip()
+    expect("with what it kept", left == "", left or "nothing is left")
+
+
+def keep_sessions(box: Machine) -> None:
+    """Sessions outlive the server, in a folder that only the service reads; nothing else can be written."""
+    done = box.edgellm("service", "install", "--keep")
+    expect("installed to keep sessions", done["healthy"] is True, done["service"]["state"])
+    first = ask(box)["usage"]
+    box.run(f"systemctl restart {UNIT}")
+    wait_until("served again", lambda: well(box), 60 * box.patience)
+    second = ask(box)["usage"]
+    cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in (first, second)]
+    expect(
+        "a prompt is not computed again", cached[1] > cached[0], f"{cached[1]} of {second['prompt_tokens']} tokens kept"
+    )
+    mode = box.run(f"stat -L -c %a {_STATE}").strip()
+    expect("nobody else reads its folder", mode == "700", mode)
+    pid = show(box, "MainPID")
+    places = ("/home/pi/.edgellm", "/etc", "/usr", "/var/lib", "/var")
+    touch = "; ".join(f"touch {place}/x" for place in places)
+    refused = box.run(f"nsenter -t {pid} -m -r sh -c '{touch}' 2>&1; true").count("Read-only file system")
+    expect("nothing else can be written", refused == len(places), f"{refused} of {len(places)} refused")
+
+
+def ask(box: Machine) -> dict[str, Any]:
+    """The answer to a question, from the board's own loopback."""
+    question = {"role": "user", "content": "is the garage door locked"}
+    body = json.dumps({"messages": [question], "max_tokens": 4, "temperature": 0})
+    head = rf"POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    said = box.run(f"bash -c 'exec 3<>/dev/tcp/127.0.0.1/11434; printf \"{head}%s\" \"$1\" >&3; cat <&3' ask '{body}'")
+    answer: dict[str, Any] = json.loads(said.partition("\r\n\r\n")[2] or said.partition("\n\n")[2])
+    return answer
 
 
 def use_up_the_memory(box: Machine) -> None:

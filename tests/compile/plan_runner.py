@@ -41,6 +41,8 @@ class PlanRunner:
         self.arena = aligned(self.plan["arena_bytes"])
         # blocks in another order than positions, so that the table matters
         self.table = np.arange(self.table_cap, dtype=np.int32)[::-1].copy()
+        self.hidden: list[np.ndarray] = []
+        """Behind the final norm, of every token fed so far."""
         self.states = []
         for state in self.plan["states"]:
             n = self.table_cap if "bytes_per_block" in state else 1
@@ -69,6 +71,18 @@ class PlanRunner:
             arguments += [ctypes.c_int64(value) for value in (*scalars, 0, kernel["groups"])]
             assert getattr(self.library, kernel["name"])(*arguments) == 0
 
+    def run_norms(self, n: int) -> None:
+        """Notes the last hidden states of a body's n rows."""
+        function = self.plan["embedding"]["functions"][-1]
+        for first in range(0, n, function["n"]):
+            rows = np.full(function["n"], -1, np.int32)
+            rows[: n - first] = np.arange(first, min(first + function["n"], n))
+            self.run(function, {"rows": rows})
+            width, at = self.plan["hidden"]["bytes_per_row"], self.plan["logits"]["arena"]
+            for _ in rows[rows >= 0]:
+                self.hidden.append(self.arena[at : at + width].view(np.float32).copy())
+                at += width
+
     def logits(self, tokens: Sequence[int], vocab: int, step: int, begin: int = 0) -> np.ndarray:
         """Logits of every token, (n, vocab) float32, fed in pieces of the body function for `step` rows.
 
@@ -89,6 +103,7 @@ class PlanRunner:
                 "block_table": self.table,
             }
             self.run(functions["body", step], inputs)
+            self.run_norms(len(piece))
             for first in range(0, len(piece), head_rows):
                 wanted = np.arange(first, min(first + head_rows, len(piece)))
                 rows = np.full(head_rows, -1, np.int32)

@@ -1,4 +1,4 @@
-"""Every family, compiled: scheme f32 gives transformers' logits, over a prompt and 64 tokens after it."""
+"""Every family, compiled: scheme f32 gives transformers' logits over a prompt and 64 tokens more, and embeddings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 from tests.compile.plan_runner import PlanRunner
 from tests.compile.test_model import host_tiers
-from tests.oracle.family_checkpoints import LOGITS, WHOLE, sample, text, write_checkpoint
+from tests.oracle.family_checkpoints import EMBEDDINGS, LOGITS, WHOLE, sample, text, write_checkpoint
 from tests.oracle.family_configurations import FAMILIES, N_PROMPT
 
 
@@ -56,9 +56,14 @@ def expected() -> dict[str, np.ndarray]:
     return dict(np.load(LOGITS))
 
 
+@pytest.fixture(scope="module")
+def embeddings() -> dict[str, np.ndarray]:
+    return dict(np.load(EMBEDDINGS))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
-def test_f32_logits_equal_transformers(
-    name: str, work: dict[str, Future[Path]], expected: dict[str, np.ndarray]
+def test_f32_equals_transformers(
+    name: str, work: dict[str, Future[Path]], expected: dict[str, np.ndarray], embeddings: dict[str, np.ndarray]
 ) -> None:
     folder = work[name].result()
     config = json.loads((folder.parent / "model" / "config.json").read_text())
@@ -71,3 +76,7 @@ def test_f32_logits_equal_transformers(
     most = 1e-4 * np.abs(whole).max()
     assert np.abs(found[list(WHOLE)] - whole).max() <= most
     assert np.abs(found[:, sample(vocab)] - some).max() <= most
+    states = np.stack(runner.hidden)
+    pooled = np.stack((states.mean(axis=0, dtype=np.float64), states[-1]))
+    assert states.shape == (len(ids), config["hidden_size"] if "hidden_size" in config else config["n_embd"])
+    np.testing.assert_allclose(pooled, embeddings[name], atol=1e-4 * np.abs(embeddings[name]).max())

@@ -1,4 +1,5 @@
-"""Writes tests/data/families.json and families.npz: checkpoints of every family as transformers saves them, and logits.
+"""Writes families.json, families.npz and family_embeddings.npz to tests/data: checkpoints of every family as
+transformers saves them, their logits, and what embeddings are made of.
 
 Of a checkpoint, config.json and the names and shapes of its tensors are kept; values are drawn from a seed wherever
 they are needed. Logits are computed in float32, the whole text at once.
@@ -17,7 +18,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.oracle.family_checkpoints import DATA, LOGITS, WHOLE, sample, text, write_tensors
+from tests.oracle.family_checkpoints import DATA, EMBEDDINGS, LOGITS, WHOLE, sample, text, write_tensors
 from tests.oracle.family_configurations import FAMILIES
 
 
@@ -33,8 +34,11 @@ def saved(model_type: str, fields: dict[str, Any], folder: Path) -> dict[str, An
     return {"config": document, "tensors": tensors}
 
 
-def logits(folder: Path, ids: list[int]) -> np.ndarray:
-    """(n, vocab) float32. AssertionError if transformers misses a tensor or finds one too many."""
+def answer(folder: Path, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (n, vocab) and last hidden states (n, hidden), float32.
+
+    AssertionError if transformers misses a tensor or finds one too many.
+    """
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )
@@ -42,8 +46,9 @@ def logits(folder: Path, ids: list[int]) -> np.ndarray:
     assert not wrong, wrong
     model.eval()
     with torch.no_grad():
-        found: np.ndarray = model(torch.tensor([ids])).logits[0].numpy()
-    return found
+        logits: np.ndarray = model(torch.tensor([ids])).logits[0].numpy()
+        hidden: np.ndarray = model.base_model(torch.tensor([ids])).last_hidden_state[0].numpy()
+    return logits, hidden
 
 
 def main() -> None:
@@ -52,6 +57,7 @@ def main() -> None:
     wanted = tuple(sys.argv[1:]) or ("",)
     checkpoints = json.loads(DATA.read_text()) if DATA.exists() and sys.argv[1:] else {}
     expected = dict(np.load(LOGITS)) if LOGITS.exists() and sys.argv[1:] else {}
+    embeddings = dict(np.load(EMBEDDINGS)) if EMBEDDINGS.exists() and sys.argv[1:] else {}
     for name, (model_type, fields) in FAMILIES.items():
         if not name.startswith(wanted):
             continue
@@ -59,16 +65,18 @@ def main() -> None:
             checkpoints[name] = saved(model_type, fields, Path(folder))
             write_tensors(Path(folder), checkpoints[name])
             ids = text(checkpoints[name])
-            found = logits(Path(folder), ids)
+            found, hidden = answer(Path(folder), ids)
         assert np.isfinite(found).all()
         expected[f"{name}.some"] = found[:, sample(found.shape[1])]
         expected[f"{name}.whole"] = found[list(WHOLE)]
+        embeddings[name] = np.stack((hidden.mean(axis=0, dtype=np.float64), hidden[-1])).astype(np.float32)
         print(f"{name}: largest logit {np.abs(found).max():.3f}, spread {found.std():.3f}")
     checkpoints = {name: checkpoints[name] for name in FAMILIES}
     DATA.write_text("{\n" + ",\n".join(f'"{k}": {json.dumps(v)}' for k, v in checkpoints.items()) + "\n}\n")
     np.savez_compressed(
         LOGITS, **{key: expected[key] for name in FAMILIES for key in (f"{name}.some", f"{name}.whole")}
     )
+    np.savez_compressed(EMBEDDINGS, **{name: embeddings[name] for name in FAMILIES})
     print(f"{DATA} {DATA.stat().st_size / 1e3:.0f} kB, {LOGITS} {LOGITS.stat().st_size / 1e3:.0f} kB")
 
 

@@ -13,6 +13,8 @@ from tests.oracle.family_configurations import N_PROMPT, N_TOKENS
 
 DATA = Path(__file__).parents[1] / "data" / "families.json"
 LOGITS = Path(__file__).parents[1] / "data" / "families.npz"
+EMBEDDINGS = Path(__file__).parents[1] / "data" / "family_embeddings.npz"
+"""Of each family (2, hidden): the mean of the last hidden states over the text, and the last token's."""
 SEED = 20261126
 WHOLE = (0, N_PROMPT - 1, N_TOKENS - 1)
 """Positions of which every logit is kept; of all others, those of the ids in `sample`."""

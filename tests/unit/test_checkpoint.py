@@ -255,3 +255,25 @@ def test_configuration_errors(model):
     shutil.rmtree(model)
     with pytest.raises(CheckpointError, match="does not exist"):
         checkpoint.load(model)
+
+
+@pytest.mark.parametrize(
+    ("modes", "expected"),
+    [
+        (None, "mean"),
+        (["mean_tokens"], "mean"),
+        (["lasttoken"], "last"),
+        (["cls_token"], None),
+        (["mean_tokens", "max_tokens"], None),
+        ([], None),
+    ],
+)
+def test_pooling_is_what_sentence_transformers_says(model, modes, expected):
+    if modes is not None:
+        names = ("cls_token", "mean_tokens", "max_tokens", "lasttoken")
+        said = {f"pooling_mode_{name}": name in modes for name in names} | {"word_embedding_dimension": 64}
+        (model / "1_Pooling").mkdir()
+        (model / "1_Pooling" / "config.json").write_text(json.dumps(said))
+    source = checkpoint.load(model)
+    assert source.pooling == expected
+    assert ("1_Pooling/config.json" in source.files) == (modes is not None)

@@ -54,6 +54,19 @@ def test_a_unit_has_no_rights_and_runs_what_is_in_use() -> None:
     assert "LoadCredential=weights.key:/home/pi/.edgellm/weights.key\n" in other
 
 
+def test_kept_sessions_have_the_only_folder_that_can_be_written() -> None:
+    text = unit_text(options(keep=True))
+    lines = text.splitlines()
+    assert lines[lines.index("Type=notify") + 1].endswith(" --sessions 2 --keep /var/lib/edgellm/assistant")
+    for line in ("StateDirectory=edgellm/assistant", "StateDirectoryMode=0700", "TimeoutStopSec=150", "UMask=0077"):
+        assert line in lines
+    assert not any(line.startswith(("ReadWritePaths", "BindPaths")) for line in lines)
+    assert "ProtectSystem=strict" in lines
+    plain = unit_text(options())
+    assert "StateDirectory" not in plain
+    assert "--keep" not in plain
+
+
 @pytest.mark.parametrize(
     "change", [{"home": "/home/a b"}, {"home": "/home/%h"}, {"user": "pi\nExecStart=x", "own_user": False}]
 )
@@ -62,12 +75,13 @@ def test_what_a_unit_cannot_hold_is_refused(change: dict[str, object]) -> None:
         unit_text(options(**change))
 
 
-def test_systemd_rates_it_well(tmp_path: Path) -> None:
+@pytest.mark.parametrize("keep", [False, True])
+def test_systemd_rates_it_well(tmp_path: Path, keep: bool) -> None:
     tool = shutil.which("systemd-analyze")
     if tool is None:
         pytest.skip("systemd-analyze is not installed")
     unit = tmp_path / "edgellm-assistant.service"
-    unit.write_text(unit_text(options()))
+    unit.write_text(unit_text(options(keep=keep)))
     # An exposure of 2.0 of 10 or less is what systemd calls OK.
     argv = [tool, "security", "--offline=true", "--threshold=20", "--no-pager", str(unit)]
     done = subprocess.run(argv, capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
 """Makes the C header that holds the chat page: `python embed.py chat.html > page_data.h`.
 
-The page goes in without its indentation and the lines that are nothing but comments, and compressed. Its policy is
-made here, because it names the hashes of the one style sheet and the one script (Content Security Policy Level 3):
-what is not in this file does not run. The same page and the same zlib give the same bytes.
+The page goes in without its indentation, the lines that are nothing but comments and the blanks in its style, and
+compressed. Its policy is made here, because it names the hashes of the one style sheet and the one script (Content
+Security Policy Level 3): what is not in this file does not run. The same page and the same zlib give the same bytes.
 """
 
 from __future__ import annotations
@@ -15,13 +15,19 @@ import sys
 from pathlib import Path
 
 _COMMENT = re.compile(r"(?://.*|/\*.*\*/|<!--.*-->)$")
+_STYLE = re.compile(r"<style>.*?</style>", re.DOTALL)
+_BLANKS = re.compile(r"\s*([{};,])\s*")
 _PER_LINE = 32
 
 
 def shrink(text: str) -> str:
-    """The page without indentation, empty lines and lines of comments. Nothing in it may depend on those."""
+    """The page without indentation, empty lines and lines of comments, its style without blanks around punctuation.
+
+    Nothing in it may depend on those.
+    """
     lines = (line.strip() for line in text.splitlines())
-    return "\n".join(line for line in lines if line and not _COMMENT.match(line)) + "\n"
+    text = "\n".join(line for line in lines if line and not _COMMENT.match(line)) + "\n"
+    return _STYLE.sub(lambda style: _BLANKS.sub(r"\1", style[0]).replace(": ", ":").replace(";}", "}"), text)
 
 
 def policy(page: str) -> str:

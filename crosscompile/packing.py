@@ -153,7 +153,7 @@ def _lay_out(form: Packing, rows: np.ndarray, data: np.ndarray) -> None:
 
     A chunk moves as one word, and its nibbles are put together before it does.
     """
-    n, _, columns = rows.shape
+    n = rows.shape[0]
     word = np.dtype(f"<u{min(form.chunk, 8)}")
     if form.kind == "w8":
         words = (rows ^ np.uint8(0x80) if form.unsigned else rows).view(word)

@@ -12,9 +12,10 @@ from crosscompile.sketch import Sketch
 from edgellm import __version__, fit, hub
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
-from edgellm.compile import Options, build
+from edgellm.compile import build
 from edgellm.errors import UsageError
 from edgellm.measured import Machine, Run
+from edgellm.precision import Options
 from edgellm.prediction import Coefficients, Memory, Table, Work, decode_work, prefill_work, resident_bytes
 from edgellm.sketching import sketches
 from edgellm.workbench import GENERATE, Answer, Workbench, context_of

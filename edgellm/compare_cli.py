@@ -200,10 +200,11 @@ def _board(args: argparse.Namespace, board: str, name: str, source: Any, show: S
 
 def _host(args: argparse.Namespace, path: Path, scheme: Any, show: Show) -> Any:
     """The model compiled for this machine in the boards' scheme; None where no bundle runs here."""
-    from edgellm.compile import Options, build
+    from edgellm.compile import build
     from edgellm.golden import host_target
     from edgellm.local_remote import LocalRemote
     from edgellm.machine import open_machine
+    from edgellm.precision import Options
 
     if host_target() is None:
         return None

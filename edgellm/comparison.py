@@ -15,7 +15,7 @@ from crosscompile.checkpoint import Checkpoint
 from edgellm import __version__, hub, peer_result
 from edgellm.bandwidth import build_probe
 from edgellm.boards import load_board
-from edgellm.compile import Options, compile_checkpoint
+from edgellm.compile import compile_checkpoint
 from edgellm.cross_peer import Processor
 from edgellm.errors import ModelError
 from edgellm.figure import Figure, fit
@@ -24,6 +24,7 @@ from edgellm.litert_lm import LiteRtLm
 from edgellm.llama_cpp import PACKAGED, LlamaCpp
 from edgellm.peer import Peer
 from edgellm.peer_bench import Match, cells, measure, sizes
+from edgellm.precision import Options
 from edgellm.sample import Quiet
 
 Progress = Callable[[str, int, int], None]

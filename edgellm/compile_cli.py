@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgellm import prefix
-from edgellm.compile import DEFAULT_CONTEXT, DEVICES, Compilation, Options, build
+from edgellm.compile import DEFAULT_CONTEXT, DEVICES, Compilation, build
 from edgellm.errors import UsageError
 from edgellm.keygen_cli import add_signing, ask_passphrase
-from edgellm.precision import Wish, parse_bytes
+from edgellm.precision import Options, Wish, parse_bytes
 from edgellm.terminal import size
 
 if TYPE_CHECKING:

@@ -20,12 +20,13 @@ from crosscompile.data import data_path
 from crosscompile.runtime import build_runtime, compiler, run_compiler
 from crosscompile.target import target_of_tier
 from edgellm import cache, virtual_parts
-from edgellm.compile import Options, compile_checkpoint
+from edgellm.compile import compile_checkpoint
 from edgellm.cross_peer import Processor, steps_program
 from edgellm.errors import ModelError, PeerError
 from edgellm.golden import host_target
 from edgellm.llama_cpp import gguf_of
 from edgellm.peer_bench import weight_bytes_per_token
+from edgellm.precision import Options
 from edgellm.terminal import one_line
 
 Progress = Callable[[str, int, int], None]

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 
 from crosscompile.checkpoint import Checkpoint
-from edgellm.compile import Options, compile_checkpoint
+from edgellm.compile import compile_checkpoint
 from edgellm.errors import ModelError, UsageError
 from edgellm.golden import host_target
-from edgellm.precision import PLAIN, Rounding
+from edgellm.precision import PLAIN, Options, Rounding
 from edgellm.texts import Sample, Text, encode
 
 Progress = Callable[[str, int, int], None]

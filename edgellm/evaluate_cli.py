@@ -14,9 +14,9 @@ from pathlib import Path
 
 from crosscompile import checkpoint
 from edgellm import hub
-from edgellm.compile import Options
 from edgellm.compile_cli import SCHEMES, StageDisplay
 from edgellm.evaluate import N_TOKENS, Quality, evaluate
+from edgellm.precision import Options
 from edgellm.terminal import size
 from edgellm.texts import read_texts
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from edgellm import calibration, measured, published
 from edgellm.boards import LOCAL, Board, find_board, load_board
-from edgellm.compile import Options
 from edgellm.compile_cli import StageDisplay
 from edgellm.connection import connect
 from edgellm.errors import UsageError
 from edgellm.measured import Measured
+from edgellm.precision import Options
 from edgellm.sketching import instruction_table
 from edgellm.workbench import LocalWorkbench, RemoteWorkbench, Workbench
 

@@ -103,7 +103,7 @@ def plan(args: argparse.Namespace, progress: Any) -> tuple[str, list[tuple[list[
     """(model's name, for each board its predictions and the best of them)."""
     from edgellm import hub, measured, planning
     from edgellm.boards import find_type
-    from edgellm.compile import Options
+    from edgellm.precision import Options
     from edgellm.sketching import sketches
 
     boards = [find_type(args.board)] if args.board else planning.hardware()

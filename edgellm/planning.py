@@ -9,8 +9,9 @@ from typing import Any
 from crosscompile.errors import TargetError
 from crosscompile.sketch import Sketch
 from edgellm.boards import Board, list_boards
-from edgellm.compile import DEFAULT_CONTEXT, Options
+from edgellm.compile import DEFAULT_CONTEXT
 from edgellm.measured import Core, Machine, Measured
+from edgellm.precision import Options
 from edgellm.prediction import Coefficients, Memory, decode_work, prefill_work, resident_bytes
 
 PROMPT_TOKENS = 128

@@ -126,8 +126,10 @@ def prefill_work(sketch: Sketch, table: Table, tokens: int) -> Work:
 
 
 def kv_bytes(sketch: Sketch, positions: int) -> int:
-    """What a session keeps: its KV cache, in whole blocks, of which a window keeps no more than it sees and a step adds,
-    and states of one size."""
+    """What a session keeps: its KV cache, in whole blocks, and states of one size.
+
+    Of blocks a window keeps no more than it sees and a step adds.
+    """
     blocks = -(-positions // BLOCK)
     if sketch.window:
         blocks = min(blocks, (sketch.window + STEP_ROWS - 1 + BLOCK - 2) // BLOCK + 1)

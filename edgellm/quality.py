@@ -18,10 +18,9 @@ from crosscompile.checkpoint import Checkpoint
 from edgellm import bundle as bundles
 from edgellm import cache
 from edgellm.bundle import Bundle
-from edgellm.compile import Options
 from edgellm.errors import BundleError, QualityError, UsageError
 from edgellm.evaluate import N_TOKENS, Quality, evaluate
-from edgellm.precision import Rounding
+from edgellm.precision import Options, Rounding
 from edgellm.texts import read_texts
 
 Show = Callable[[str, int, int], None]

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from crosscompile.errors import CodegenError
-from edgellm.compile import Options, error_of
+from edgellm.compile import error_of
 from edgellm.errors import ModelError, RemoteError
+from edgellm.precision import Options
 
 Knobs = dict[str, int]
 

@@ -1,9 +1,9 @@
 """Layers that carry a state from token to token: causal convolution, and the selective scans of Mamba 1 and 2.
 
-A state belongs to a session and has one size for ever: (sessions, channels / 16, …, 16), found by the row's slot. Rows of
-a session are taken one after another, so that bits do not depend on how a text is cut into steps; the range that threads
-share is groups of sixteen channels, which know nothing of each other. A row at position 0 begins with zeros, whatever
-lies there; one at position -1 is padding and changes nothing.
+A state belongs to a session and has one size for ever: (sessions, channels / 16, …, 16), found by the row's slot. Rows
+of a session are taken one after another, so that bits do not depend on how a text is cut into steps; the range that
+threads share is groups of sixteen channels, which know nothing of each other. A row at position 0 begins with zeros,
+whatever lies there; one at position -1 is padding and changes nothing.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from crosscompile.kernels.rows import Form, declare_rows, write_row
 
 @dataclass(frozen=True)
 class Recurrent:
-    """A state of a layer, float32: rows of sixteen channels. name: as in plan.json; each: rows of sixteen a channel group
-    keeps."""
+    """A state of a layer, float32: rows of sixteen channels.
+
+    name: as in plan.json; each: rows of sixteen that a channel group keeps.
+    """
 
     name: str
     channels: int
@@ -220,8 +222,10 @@ def head_scan(n: int, shape: ScanHeads, biased: bool) -> tirx.PrimFunc:
 
 @kernel_maker
 def gated_norm(n: int, columns: int, gated_columns: int, groups: int, epsilon: float, form: Form | None) -> Any:
-    """(x (n, columns), gated (n, gated_columns), weight (columns,)), all float32 -> y (n, columns) f32, or q, scale[, sum]:
-    x · silu(the first columns of gated), RMS-normalized in `groups` equal parts."""
+    """x · silu(the first columns of gated), RMS-normalized in `groups` equal parts.
+
+    (x (n, columns), gated (n, gated_columns), weight (columns,)), all float32 -> y (n, columns) f32, or q, scale[, sum].
+    """
     width = columns // groups
 
     def body(k: Builder) -> None:

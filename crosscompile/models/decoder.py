@@ -16,8 +16,8 @@ from crosscompile.models import design
 from crosscompile.models.architecture import Network, constant
 from crosscompile.models.design import Design
 from crosscompile.models.experts import Mixture
-from crosscompile.models.selective import MambaHeads, MambaLayer, states_of
 from crosscompile.models.rope import Rope
+from crosscompile.models.selective import MambaHeads, MambaLayer, states_of
 
 Tensor = Any
 

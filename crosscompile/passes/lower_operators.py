@@ -102,11 +102,11 @@ class _Rewriter:
     ) -> tuple[str, Callable[[rows.Form | None], Any], list[Any]] | None:
         """(name, kernel for a form of its result, arguments) of what makes rows by itself; None for anything else."""
         if _named(call, "ellm.gated_norm"):
-            _, groups, epsilon = str(call.args[0].global_symbol).split(":")
+            _, groups, tiny = str(call.args[0].global_symbol).split(":")
             args = self.values_of(call.args[1].fields)
             wide = _shape(args[1])[1]
             make = recurrent.gated_norm
-            return "gated_norm", lambda form: make(n, columns, wide, int(groups), float(epsilon), form), args
+            return "gated_norm", lambda form: make(n, columns, wide, int(groups), float(tiny), form), args
         if call in self.split:
             return "attention_merge", *self.split[call]
         if _is(call, "relax.nn.rms_norm"):

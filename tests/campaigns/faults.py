@@ -83,7 +83,8 @@ def pair(board_id: str, made: Path | None, folder: Path) -> tuple[Bundle, Bundle
     made: a bundle for that board that somebody compiled before; its program is made anew all the same."""
     board = find_board(board_id)
     if made is None:
-        from edgellm.compile import Options, build
+        from edgellm.compile import build
+        from edgellm.precision import Options
 
         made = build(str(MODEL), board, Options(scheme="w8a8")).bundle.path
     emulator: list[str] = []

@@ -18,7 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from edgellm.compile import Options, build
+from edgellm.compile import build
+from edgellm.precision import Options
 from edgellm.prefix import Prefix
 
 MOST_SHARE = 0.05

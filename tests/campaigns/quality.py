@@ -21,10 +21,10 @@ from pathlib import Path
 from crosscompile import calibrated, checkpoint
 from crosscompile.checkpoint import Checkpoint
 from edgellm import gguf_llama, llama_cpp
-from edgellm.compile import Options, compile_checkpoint, weigher
+from edgellm.compile import compile_checkpoint, weigher
 from edgellm.evaluate import Tally, runtime_logits
 from edgellm.golden import host_target
-from edgellm.precision import PLAIN, Rounding, Wish, prepare
+from edgellm.precision import PLAIN, Options, Rounding, Wish, prepare
 from edgellm.terminal import size
 from edgellm.texts import Sample
 

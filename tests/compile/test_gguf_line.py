@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from crosscompile import checkpoint
-from edgellm.compile import Compilation, Options, build
+from edgellm.compile import Compilation, build
 from edgellm.errors import ModelError
 from edgellm.golden import host_target
+from edgellm.precision import Options
 from tests.gguf_writing import write_checkpoint, write_llama
 
 ROOT = Path(__file__).parents[2]

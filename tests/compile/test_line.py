@@ -18,10 +18,11 @@ from crosscompile.errors import CompileError, QuantizeError
 from crosscompile.models.architecture import scheme_for
 from edgellm import bundle as bundles
 from edgellm.boards import load_board
-from edgellm.compile import Compilation, Options, build
+from edgellm.compile import Compilation, build
 from edgellm.errors import ModelError, UnsuitableError
 from edgellm.evaluate import runtime_logits
 from edgellm.golden import host_target
+from edgellm.precision import Options
 from tests.oracle.configurations import BASE, CONFIGURATIONS, weights, write_checkpoint
 
 ROOT = Path(__file__).parents[2]

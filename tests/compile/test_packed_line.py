@@ -14,8 +14,9 @@ from safetensors.numpy import save_file
 
 from crosscompile import checkpoint
 from crosscompile.packing import quantize
-from edgellm.compile import Options, build
+from edgellm.compile import build
 from edgellm.golden import host_target
+from edgellm.precision import Options
 
 DEMO = Path(__file__).parents[2] / "examples" / "voice_assistant" / "model"
 

@@ -13,8 +13,9 @@ import pytest
 from edgellm import bundle as bundles
 from edgellm import prefix
 from edgellm.cli import main
-from edgellm.compile import Options, build
+from edgellm.compile import build
 from edgellm.errors import UsageError
+from edgellm.precision import Options
 from edgellm.prefix import Prefix
 from tests.server import MODEL, QUESTIONS, SYSTEM, Server
 

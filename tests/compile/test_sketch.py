@@ -18,7 +18,7 @@ from crosscompile.sketching import sketch, sketches
 from crosscompile.target import TIERS, target_of_tier
 from edgellm import calibration, hub, measured
 from edgellm.cli import main
-from edgellm.compile import Options
+from edgellm.precision import Options
 from edgellm.prediction import Memory, resident_bytes
 from edgellm.workbench import GENERATE, LocalWorkbench, RemoteWorkbench
 

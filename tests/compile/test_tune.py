@@ -16,7 +16,8 @@ from crosscompile.models.architecture import scheme_for
 from crosscompile.packing import Packing
 from crosscompile.program import Ladder, LinearLayer, compile_model, linear_layers_of
 from edgellm import golden, shapes
-from edgellm.compile import Options, cache_key
+from edgellm.compile import cache_key
+from edgellm.precision import Options
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2,

@@ -19,8 +19,9 @@ from pathlib import Path
 import pytest
 
 from edgellm.bundle import Bundle
-from edgellm.compile import Options, build
+from edgellm.compile import build
 from edgellm.golden import host_target
+from edgellm.precision import Options
 from tests.emulated.conftest import free_port
 from tests.emulated.fleet_boards import Boards, running_boards, slot
 from tests.standin import make_bundle

@@ -11,10 +11,11 @@ import pytest
 from crosscompile.checkpoint import RANDOM
 from edgellm import shapes
 from edgellm.board_session import ask_once, read_survey
-from edgellm.compile import Options, build
+from edgellm.compile import build
 from edgellm.deployment import deploy
 from edgellm.golden import host_target
 from edgellm.local_remote import LocalRemote
+from edgellm.precision import Options
 from edgellm.runtime_program import find_model
 
 N_LAYERS, CHANGED = 30, 17

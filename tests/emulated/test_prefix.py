@@ -11,7 +11,8 @@ import pytest
 from edgellm import bundle as bundles
 from edgellm import prefix, virtual, virtual_parts
 from edgellm.boards import load_board
-from edgellm.compile import Options, build
+from edgellm.compile import build
+from edgellm.precision import Options
 from edgellm.prefix import Prefix
 from tests.server import MODEL, QUESTIONS, SYSTEM
 

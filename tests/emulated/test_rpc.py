@@ -13,8 +13,8 @@ import pytest
 
 from edgellm import hub
 from edgellm.boards import Board, find_board, load_board
-from edgellm.compile import Options
 from edgellm.connection import connect
+from edgellm.precision import Options
 from edgellm.remote import Remote
 from edgellm.rpc import Agent, serve
 from edgellm.ssh import SshRemote

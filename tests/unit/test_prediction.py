@@ -13,10 +13,10 @@ import pytest
 from crosscompile.sketch import Matrix, Sketch
 from edgellm import hub, measured, planning, published
 from edgellm.boards import load_board
-from edgellm.compile import Options
 from edgellm.errors import BoardError, ModelError
 from edgellm.fit import Peak, Sample, fit_memory, fit_speed
 from edgellm.planning import basis_for, basis_of_manifest, choose, predict
+from edgellm.precision import Options
 from edgellm.prediction import Coefficients, Memory, Work, decode_work, kv_bytes, prefill_work, resident_bytes
 
 TABLE = {"w4": {"1": 0.2, "64": 0.1}, "w8": {"1": 0.25, "64": 0.125}, "f16": {"1": 0.4, "64": 0.25}}

@@ -159,7 +159,8 @@ def test_quantize_is_the_plain_rule_bit_for_bit(kind):
         weight[10:20][generator.random((10, 96)) < 0.9] = 0
         weight[20] = np.where(generator.random(96) < 0.5, -0.0, 0.0)
         for found, expected in zip(quantize(kind, weight), plainly(kind, weight), strict=True):
-            assert found.dtype == expected.dtype and found.tobytes() == expected.tobytes()
+            assert found.dtype == expected.dtype
+            assert found.tobytes() == expected.tobytes()
 
 
 def test_parts_do_not_show():

@@ -1,4 +1,4 @@
-"""Networks without attention: Mamba 1, Falcon Mamba, Mamba 2. What they keep of a text has one size, however long it is."""
+"""Networks without attention: Mamba 1, Falcon Mamba, Mamba 2. What they keep has one size, however long the text."""
 
 from __future__ import annotations
 

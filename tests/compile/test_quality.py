@@ -1,4 +1,4 @@
-"""The gate: a calibrated model is closer to the original, its bundle says so, and what is worse than asked is not made."""
+"""A calibrated model is closer to the original, its bundle says so, and what is worse than asked is not made."""
 
 from __future__ import annotations
 

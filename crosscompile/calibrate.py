@@ -104,8 +104,9 @@ class Sums:
         few = max(1.0, len(self.inputs) / max(self.n, 1))
         return damped(self.inputs, part * min(few, 100.0))
 
-    def wanted(self, weight: np.ndarray, hessian: np.ndarray) -> np.ndarray:
-        """W*: what is rounded in place of W."""
+    def wanted(self, weight: np.ndarray) -> np.ndarray:
+        """W*: what is rounded in place of W. The fewer rows there were, the nearer to W it stays."""
+        hessian = damped(self.inputs, DAMPING + len(self.inputs) / max(self.n, 1))
         change = weight @ self.across
         if self.missing is not None:
             change += self.missing
@@ -169,7 +170,7 @@ class Calibration:
     def rounded(self, name: str, weight: np.ndarray, sums: Sums, part: float = DAMPING) -> Rounded:
         """A matrix, rounded as the parameter `name` is."""
         hessian = sums.hessian(part)
-        return round_matrix(self.kinds[name], sums.wanted(weight, hessian), hessian)
+        return round_matrix(self.kinds[name], sums.wanted(weight), hessian)
 
     def keep_stack(self, name: str, parts: list[Rounded]) -> None:
         """Hands on a parameter that was rounded part by part, along its rows."""

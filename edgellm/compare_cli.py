@@ -189,6 +189,12 @@ def _board(args: argparse.Namespace, board: str, name: str, source: Any, show: S
             raise BoardError(f"{error}; send it with `edgellm deploy {args.model} --board {board}`") from error
         machine, manifest = open_machine(remote, model.name, model.path, _options(args))
         provenance = manifest.get("provenance")
+        calibrated = isinstance(provenance, dict) and "calibration" in provenance
+        if calibrated or manifest["scheme"].get("tensors"):
+            raise BoardError(
+                f"{remote.name}: {model.name} was calibrated or fitted to a budget, which `edgellm compare` cannot make "
+                f"again from the checkpoint; deploy it without --calibrate and --budget to compare"
+            )
         made_of = provenance.get("checkpoint") if isinstance(provenance, dict) else None
         hashes = content_hashes(source.paths)
         if made_of is not None and made_of != key_of({file.name: digest for file, digest in hashes.items()}):

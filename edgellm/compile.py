@@ -433,6 +433,7 @@ class _Job:
                 "ziglang": versions["ziglang"],
                 "checkpoint": content,
                 "sources": cache.sources_digest(),
+                **({"calibration": self.rounding.calibration} if self.rounding.calibration is not None else {}),
             },
         }
 

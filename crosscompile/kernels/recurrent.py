@@ -224,7 +224,7 @@ def head_scan(n: int, shape: ScanHeads, biased: bool) -> tirx.PrimFunc:
 def gated_norm(n: int, columns: int, gated_columns: int, groups: int, epsilon: float, form: Form | None) -> Any:
     """x · silu(the first columns of gated), RMS-normalized in `groups` equal parts.
 
-    (x (n, columns), gated (n, gated_columns), weight (columns,)), all float32 -> y (n, columns) f32, or q, scale[, sum].
+    (x (n, columns), gated (n, gated_columns), weight (columns,)), float32 -> y (n, columns) f32, or q, scale[, sum].
     """
     width = columns // groups
 

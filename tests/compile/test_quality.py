@@ -1,4 +1,4 @@
-"""The gate: a calibrated model is closer to the original and says so, and what is worse than asked is not made."""
+"""A calibrated model is closer to the original, its bundle says so, and what is worse than asked is not made."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from crosscompile.forward import Values, logits
 from crosscompile.models import FAMILIES as DESIGNS
 from crosscompile.models import name_of
 from edgellm import cli
-from edgellm.compile import build
+from edgellm.compile import Options, build
 from edgellm.errors import QualityError, UsageError
-from edgellm.precision import Options, Wish
+from edgellm.precision import Wish
 from edgellm.quality import Gate
 from tests.oracle.family_checkpoints import LOGITS, WHOLE, text, write_checkpoint
 from tests.oracle.family_configurations import FAMILIES

@@ -159,5 +159,5 @@ def test_calibration_rounds_every_matrix(tmp_path, name):
     for matrix, found in rounded.items():
         weight = values.read(matrix)
         assert found.q.shape == weight.shape
-        assert np.abs(found.values - weight).mean() < 0.15 * np.abs(weight).mean(), matrix
+        assert np.abs(found.values - weight).mean() < 0.3 * np.abs(weight).mean(), matrix
     assert json.loads(json.dumps(errors)) == errors

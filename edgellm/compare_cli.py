@@ -192,8 +192,8 @@ def _board(args: argparse.Namespace, board: str, name: str, source: Any, show: S
         calibrated = isinstance(provenance, dict) and "calibration" in provenance
         if calibrated or manifest["scheme"].get("tensors"):
             raise BoardError(
-                f"{remote.name}: {model.name} was calibrated or fitted to a budget, which `edgellm compare` cannot make "
-                f"again from the checkpoint; deploy it without --calibrate and --budget to compare"
+                f"{remote.name}: {model.name} was calibrated or fitted to a budget, which `edgellm compare` cannot "
+                f"make again from the checkpoint; deploy it without --calibrate and --budget to compare"
             )
         made_of = provenance.get("checkpoint") if isinstance(provenance, dict) else None
         hashes = content_hashes(source.paths)

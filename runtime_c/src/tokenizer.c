@@ -37,8 +37,8 @@ enum {
 };
 enum { header_bytes = 64, most_tokens = 1 << 22, most_steps = 32, most_code = 1 << 16, most_image = 32 };
 
-static const uint8_t record_bytes[N_SECTIONS] = {4, 1,  1, 4,  12, 4,  8,  4, 16, 16, 32,
-                                                 4, 24, 8, 12, 4,  12, 12, 1, 4,  16, 24, 16};
+static const uint8_t record_bytes[N_SECTIONS] = {4,  1, 1,  4, 12, 4,  8, 4, 16, 16, 32, 4,
+                                                 24, 8, 12, 4, 12, 12, 1, 4, 16, 24, 16};
 
 typedef struct reader {
     const uint8_t *data;
@@ -63,8 +63,8 @@ static ellm_status read_sections(reader *r, size_t bytes) {
         return bad(r, "wrong size");
     }
     if (r->header[3] != 1 && r->header[3] != 2) {
-        return ellm_fail(r->error, ELLM_BUNDLE_VERSION, "tokenizer.bin: version %u, this runtime reads versions 1 and 2",
-                         (unsigned)r->header[3]);
+        return ellm_fail(r->error, ELLM_BUNDLE_VERSION,
+                         "tokenizer.bin: version %u, this runtime reads versions 1 and 2", (unsigned)r->header[3]);
     }
     size_t n_sections = r->header[3] == 1 ? N_SECTIONS_1 : N_SECTIONS;
     if (bytes < header_bytes + 8 * n_sections) {

@@ -18,8 +18,8 @@ typedef struct range {
     uint32_t low, high, depth;
 } range;
 
-static int byte_at(const ellm_tokenizer *t, uint32_t piece, uint32_t depth) {
-    const struct piece *p = &t->pieces[piece];
+static int byte_at(const ellm_tokenizer *t, uint32_t number, uint32_t depth) {
+    const piece *p = &t->pieces[number];
     return depth < p->bytes ? t->strings[p->text + depth] : -1;
 }
 
@@ -40,7 +40,7 @@ static void narrow(const ellm_tokenizer *t, range *r, uint8_t byte) {
 }
 
 /* The pieces that are longer than the text so far and begin with it; the one that equals it comes first. */
-static const struct piece *whole(const ellm_tokenizer *t, const range *r) {
+static const piece *whole(const ellm_tokenizer *t, const range *r) {
     return r->low < r->high && t->pieces[r->low].bytes == r->depth ? &t->pieces[r->low] : NULL;
 }
 
@@ -51,17 +51,17 @@ static void offer(node *to, double score, size_t start, uint32_t id) {
 }
 
 static void find_best(const ellm_tokenizer *t, const uint8_t *text, size_t n, node *nodes) {
-    size_t step;
-    for (size_t at = 0; at < n; at += step) {
+    size_t width;
+    for (size_t at = 0; at < n; at += width) {
         uint32_t point;
         bool has_single = false;
         range r = {.low = t->piece_leads[text[at]], .high = t->piece_leads[text[at] + 1], .depth = 1};
-        step = ellm_utf8_read(text + at, n - at, &point);
+        width = ellm_utf8_read(text + at, n - at, &point);
         for (;;) {
-            const struct piece *found = whole(t, &r);
+            const piece *found = whole(t, &r);
             if (found != NULL) {
                 offer(&nodes[at + r.depth], found->score + nodes[at].score, at, found->id);
-                has_single = has_single || r.depth == step;
+                has_single = has_single || r.depth == width;
             }
             if (r.low >= r.high || at + r.depth >= n) {
                 break;
@@ -69,7 +69,7 @@ static void find_best(const ellm_tokenizer *t, const uint8_t *text, size_t n, no
             narrow(t, &r, text[at + r.depth]);
         }
         if (!has_single) {
-            offer(&nodes[at + step], t->unknown_score + nodes[at].score, at, t->unknown);
+            offer(&nodes[at + width], t->unknown_score + nodes[at].score, at, t->unknown);
         }
     }
 }
@@ -84,7 +84,7 @@ static bool put_unknown(const ellm_tokenizer *t, const uint8_t *text, size_t n, 
     while (r.depth < n && r.low < r.high) {
         narrow(t, &r, text[r.depth]);
     }
-    const struct piece *found = r.depth == n ? whole(t, &r) : NULL;
+    const piece *found = r.depth == n ? whole(t, &r) : NULL;
     if (found != NULL) {
         return put(ids, found->id);
     }
@@ -133,7 +133,7 @@ bool ellm_unigram_check(ellm_tokenizer *t, size_t n_strings) {
     bool ok = t->unknown != NO_ID && t->unknown < t->n_tokens && isfinite(t->unknown_score);
     uint32_t lead = 0;
     for (uint32_t i = 0; i < t->n_pieces && ok; i++) {
-        const struct piece *p = &t->pieces[i];
+        const piece *p = &t->pieces[i];
         ok = p->bytes != 0 && p->text <= n_strings && p->bytes <= n_strings - p->text && p->id < t->n_tokens
              && isfinite(p->score) && ellm_utf8_valid(t->strings + p->text, p->bytes);
         for (uint32_t depth = 0; i > 0 && ok; depth++) {

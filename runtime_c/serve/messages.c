@@ -222,7 +222,10 @@ bool parse_messages(parsing *p, const ellm_json *messages, const ellm_json *tool
     }
     message *list = calloc(messages->count, sizeof *list);
     size_t n = 0;
-    bool good = list != NULL || parsing_no_memory(p);
+    bool good = list != NULL;
+    if (!good) {
+        (void)parsing_no_memory(p);
+    }
     for (const ellm_json *each = messages->first; each != NULL && good; each = each->next) {
         good = (each->kind == ELLM_JSON_OBJECT || parsing_fail(p, 400, "messages", "a message must be an object"))
                && read_message(p, each, &list[n++]);

@@ -205,7 +205,10 @@ static bool parse_format(parsing *p, const ellm_json *tools, generation *g) {
 /* An empty generation, and what all requests share. */
 static generation *parse_common(parsing *p, bool *stream) {
     generation *g = generation_new(p->service->model);
-    bool good = g != NULL || parsing_no_memory(p);
+    bool good = g != NULL;
+    if (!good) {
+        (void)parsing_no_memory(p);
+    }
     good = good && parse_model(p, "model") && refuse_unknown(p) && parse_bool(p, p->body, "stream", stream)
            && parse_options(p, g);
     if (!good) {

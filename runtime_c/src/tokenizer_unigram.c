@@ -109,8 +109,13 @@ ellm_status ellm_unigram(const ellm_tokenizer *t, const uint8_t *text, size_t n,
         nodes[i] = (node){.start = NO_ID};
     }
     find_best(t, text, n, nodes);
-    for (size_t end = n; end > 0; end = nodes[end].start) {
-        nodes[nodes[end].start].next = (uint32_t)end;
+    for (size_t end = n, start; end > 0; end = start) {
+        start = nodes[end].start;
+        if (start >= end) { /* find_best leaves no place out */
+            free(nodes);
+            return ELLM_INTERNAL;
+        }
+        nodes[start].next = (uint32_t)end;
     }
     bool ok = true;
     for (size_t at = 0; at < n && ok;) {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from voice_assistant.answering import Answer
-from voice_assistant.assistant import Assistant, Parts
+from voice_assistant.assistant import Assistant, Parts, events
 from voice_assistant.audio import SILENCE
 from voice_assistant.config import CaptureTable, Config, DeviceTable, HomeTable, InterruptTable
 from voice_assistant.errors import EngineError
@@ -273,3 +275,21 @@ def test_a_timer_rings_and_only_what_was_heard_is_remembered(monkeypatch: pytest
     assert room.voice.log == ["play The timer of 1 minute is done."]
     assert room.assistant.context.history == []
     assert isinstance(room.assistant._answer, Answer | None)
+
+
+def test_events_of_two_threads_do_not_mix() -> None:
+    printed: list[str] = []
+
+    def slowly(line: str) -> None:
+        for letter in line + "\n":
+            printed.append(letter)
+            time.sleep(0)  # lets the other thread run
+
+    tell = events(slowly)
+    threads = [threading.Thread(target=lambda: [tell("say", {"text": "x"}) for _ in range(50)]) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(json.loads(line)["text"] == "x" for line in "".join(printed).splitlines())
+    assert printed.count("\n") == 100

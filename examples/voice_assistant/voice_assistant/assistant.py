@@ -6,6 +6,7 @@ one is heard while one is answered.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -241,7 +242,10 @@ def events(printer: Any) -> Listener:
     """A listener that prints one JSON object a line: for logs, lamps and measurements."""
     import json
 
+    alone = threading.Lock()  # two threads tell, and their lines must not mix
+
     def tell(event: str, data: dict[str, Any]) -> None:
-        printer(json.dumps({"time_s": round(time.monotonic(), 4), "event": event, **data}))
+        with alone:
+            printer(json.dumps({"time_s": round(time.monotonic(), 4), "event": event, **data}))
 
     return tell

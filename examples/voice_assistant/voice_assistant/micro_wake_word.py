@@ -1,5 +1,5 @@
-"""The wake word as one of the phrases that microWakeWord has models for: Home Assistant's own, small neural networks
-trained on thousands of voices and rooms. They come with the package, under Apache 2.0."""
+"""The wake word as one of the phrases that microWakeWord has models for: the small neural networks of Home Assistant's
+voice devices. They come with the package, under Apache 2.0."""
 
 from __future__ import annotations
 

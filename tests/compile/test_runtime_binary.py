@@ -18,7 +18,7 @@ from edgellm import virtual, virtual_parts
 from edgellm.boards import load_board
 
 BUDGET_BYTES = 230_000 + 40_000 + 20_000 + 110_000  # of AArch64: core, RPC agent, signatures with encryption, server
-OTHERS_BYTES = 450_000  # 32-bit ARM and x86-64 have longer code, musl brings its libc
+OTHERS_BYTES = 460_000  # 32-bit ARM and x86-64 have longer code, musl brings its libc
 FLOOR = (2, 28)
 TIERS = ("armv8-neon", "armv7-neon", "avx2")
 EM_AARCH64 = 183

@@ -62,7 +62,8 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
     from crosscompile.program import FULL_LADDER, GPU_LADDER, SHORT_LADDER, outline
 
-    scheme = scheme_for(*(request[key] for key in ("scheme", "embedding", "head", "kv")), request.get("tensors", ()))
+    name, embedding, head, kv = (request[key] for key in ("scheme", "embedding", "head", "kv"))
+    scheme = scheme_for(name, embedding, head, kv, request.get("tensors", ()))
     target = target_of(request)
     if request.get("outline"):
         return {"weight_bytes": weight_bytes(outline(source.config, target, scheme)[0]).n_bytes}

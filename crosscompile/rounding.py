@@ -18,8 +18,8 @@ DAMPING = 0.01
 """Of the mean of H's diagonal, added to it: directions that the texts never took stay as they are."""
 N_ROUNDS = 3
 """How often scales are fitted and integers changed after the first rounding."""
-FACTORS = np.linspace(0.72, 1.08, 13, dtype=np.float32)
-"""Of the scale that just reaches a group's extreme value: the ones that are tried."""
+FACTORS = np.arange(70, 107, 3, dtype=np.float32) / np.float32(100)
+"""Of the scale that just reaches a group's extreme value: the ones that are tried, 1 among them."""
 SLICE_ELEMENTS = 1 << 22
 """Of a matrix, handled at once: rows do not depend on each other."""
 

@@ -26,7 +26,7 @@ from crosscompile.packing import Packing
 from crosscompile.target import Target
 from edgellm import cache
 from edgellm.errors import ModelError, UsageError
-from edgellm.texts import encode, read_texts
+from edgellm.texts import Text, encode, read_texts
 
 Show = Callable[[str, int, int], None]
 
@@ -35,6 +35,10 @@ N_TOKENS = 65536
 WINDOW = 512
 """Tokens of a stretch of text."""
 LEAST_TOKENS = 1024
+ENOUGH_CHARACTERS = 16
+"""For one token: what is read of a file larger than that; the rest is not even cut into tokens."""
+RUN = 8
+"""Texts that stay together then."""
 CHOICES = ("w4a8", "w8a8")
 """What a budget chooses from, tensor by tensor."""
 FOLDER = "calibrations"
@@ -109,7 +113,11 @@ def design_of(source: Checkpoint) -> Design:
             f"{name} is built by an installed package, and only built-in families can be calibrated or fitted to a "
             f"budget; leave out --calibrate and --budget"
         )
-    return FAMILIES[name].design(source.config)
+    made = FAMILIES[name].design(source.config)
+    if any(layer.selective is not None for layer in made.layers):
+        raise ModelError(f"{name} has layers without attention, which cannot be calibrated or fitted to a budget yet; "
+                         f"leave out --calibrate and --budget")  # fmt: skip
+    return made
 
 
 def windows(source: Checkpoint, file: Path, n_tokens: int) -> list[list[int]]:
@@ -118,7 +126,7 @@ def windows(source: Checkpoint, file: Path, n_tokens: int) -> list[list[int]]:
     Raises UsageError where the file is not text, or too little of it.
     """
     ids: list[int] = []
-    for sample in encode(source, read_texts(file, source), n_tokens):
+    for sample in encode(source, _spread(read_texts(file, source), ENOUGH_CHARACTERS * n_tokens), n_tokens):
         ids += sample.ids
     context = source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW
     length = min(WINDOW, int(context))
@@ -133,6 +141,16 @@ def windows(source: Checkpoint, file: Path, n_tokens: int) -> list[list[int]]:
 
 Weigh = Callable[[Scheme], int]
 """The bytes of all weights under a scheme, which the compiling process counts."""
+
+
+def _spread(texts: list[Text], n_characters: int) -> list[Text]:
+    """About n_characters of the texts, in runs of some that follow each other, taken evenly from all of them."""
+    total = sum(len(text.text) for text in texts)
+    if total <= n_characters:
+        return texts
+    runs = [texts[at : at + RUN] for at in range(0, len(texts), RUN)]
+    wanted = max(int(len(runs) * n_characters / total), 1)
+    return [text for index in range(wanted) for text in runs[index * len(runs) // wanted]]
 
 
 def prepare(source: Checkpoint, target: Target, options: Options, wish: Wish, weigh: Weigh, show: Show) -> Rounding:

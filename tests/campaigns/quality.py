@@ -78,12 +78,13 @@ class Judge:
 
     def divergence(self, model: Path) -> tuple[float, float]:
         """(mean KL in nats, share of equal most likely tokens)."""
-        text = self.run(model, "--kl-divergence")
-        kl = re.search(r"Mean\s+KLD:\s+(-?[\d.]+)", text)
-        top = re.search(r"Same top p:\s+([\d.]+)", text)
-        if kl is None or top is None:
-            raise SystemExit(f"llama-perplexity said nothing of KLD: {text[-2000:]}")
-        return float(kl[1]), float(top[1]) / 100
+        for _ in range(5):  # its logger is a thread that may lose the end
+            text = self.run(model, "--kl-divergence")
+            kl = re.search(r"Mean\s+KLD:\s+(-?[\d.]+)", text)
+            top = re.search(r"Same top p:\s+([\d.]+)", text)
+            if kl is not None and top is not None:
+                return float(kl[1]), float(top[1]) / 100
+        raise SystemExit(f"llama-perplexity said nothing of KLD: {text[-2000:]}")
 
 
 def held_out(source: Checkpoint, texts: Path, file: Path, chunks: int) -> list[Sample]:

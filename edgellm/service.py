@@ -67,7 +67,7 @@ _REMOVE = (
     _AS_ROOT
     + r"""
 as_root "$1" systemctl disable --now "$2"
-as_root "$1" systemctl clean --what=state "$2" 2>/dev/null || true # kept sessions; systemd before 243 cannot
+as_root "$1" rm -rf "/var/lib/private/edgellm/${3:?}" "/var/lib/edgellm/${3:?}" # kept; `systemctl clean` wants D-Bus
 as_root "$1" rm -f "/etc/systemd/system/$2"
 as_root "$1" systemctl daemon-reload
 """
@@ -298,7 +298,7 @@ def remove_unit(remote: Remote, board: Board, name: str) -> None:
     """Stops the unit of a model, or of "app-" and an application, and takes it away."""
     if not board.root:
         raise UnsuitableError(f"{remote.name}: removing the service needs root or sudo without a password there")
-    remote.script(_REMOVE, board.root, unit_name(name), silence_s=120)
+    remote.script(_REMOVE, board.root, unit_name(name), name, silence_s=120)
 
 
 def _manifest(model: InstalledModel) -> dict[str, Any]:

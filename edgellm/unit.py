@@ -17,7 +17,6 @@ _PLAIN = re.compile(r"[A-Za-z0-9/._@+=:,-]+")
 _RUNTIME_BYTES = 128 << 20  # program, stacks, tokenizer, and requests: 16 MB received, up to 96 MB while one is read
 _SLACK = 1.25
 _PAGE_ROUND = 1 << 20
-_STOP_S, _STOP_KEEPING_S = 30, 150  # sessions may be hundreds of megabytes, and go to an SD card
 DEFAULT_SESSIONS = 4
 DEFAULT_CONTEXT = 4096
 
@@ -85,7 +84,7 @@ RestartSteps=6
 RestartMaxDelaySec=60
 WatchdogSec=180
 TimeoutStartSec=900
-TimeoutStopSec={_STOP_KEEPING_S if o.keep else _STOP_S}
+TimeoutStopSec=30
 MemoryMax={o.memory_max_bytes}
 OOMScoreAdjust=-500
 LimitMEMLOCK=infinity

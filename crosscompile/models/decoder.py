@@ -241,7 +241,7 @@ def chosen(hidden: Tensor, rows: Tensor) -> Tensor:
 
 
 class Last(nn.Module):
-    """Rows of hidden, chosen by index, to what transformers calls the last hidden state."""
+    """Rows of hidden, chosen by index, to what transformers calls the last hidden state, or that times a factor."""
 
     def __init__(self, made: Design) -> None:
         self.model = Norm(made)

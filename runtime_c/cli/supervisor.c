@@ -179,6 +179,7 @@ static void read_ready(supervisor *v) {
 
 /* What the server tells a service manager. */
 static void read_notify(supervisor *v) {
+    static const char more_time[] = "EXTEND_TIMEOUT_USEC=";
     char text[256];
     ssize_t n = recv(v->notify, text, sizeof text - 1, MSG_DONTWAIT);
     text[n > 0 ? n : 0] = '\0';
@@ -193,24 +194,16 @@ static void read_notify(supervisor *v) {
     if (v->is_ready && !v->stops && !v->restarts) {
         v->due = v->signs + watchdog_s * 1e3;
     }
-}
-
-/* How long the server may take to end: to finish answers as --grace says, and to write what --keep keeps. */
-static double patience_ms(char *const *arguments) {
-    double ms = 20e3;
-    for (; *arguments != NULL; arguments++) {
-        const char *value = strncmp(*arguments, "--grace", 7) != 0 ? NULL
-                            : (*arguments)[7] == '='               ? *arguments + 8
-                                                                   : arguments[1];
-        ms += value != NULL ? strtod(value, NULL) * 1e3 : strncmp(*arguments, "--keep", 6) == 0 ? 120e3 : 0;
+    const char *more = strstr(text, more_time);
+    if (more != NULL) { /* it ends, and knows how long that may take */
+        v->due = v->signs + strtod(more + sizeof more_time - 1, NULL) / 1e3;
     }
-    return ms;
 }
 
 static void end_server(supervisor *v, int number) {
     if (v->server > 0) {
         kill(v->server, number);
-        v->due = clock_ms() + (number == SIGKILL ? 1000 : v->stop_ms);
+        v->due = clock_ms() + (number == SIGKILL ? 1000 : stop_ms);
     }
 }
 
@@ -264,7 +257,6 @@ static void act(supervisor *v) {
 }
 
 static void supervise(supervisor *v) {
-    v->stop_ms = patience_ms(v->arguments);
     start_server(v);
     while (!v->stops || v->server > 0) {
         struct pollfd files[] = {{.fd = v->signals, .events = POLLIN},

@@ -11,6 +11,7 @@
 enum {
     watchdog_s = 120,
     start_ms = 15 * 60 * 1000,  /* weights may have to be hashed first */
+    stop_ms = 20 * 1000,        /* if the server does not ask for more */
     most_stop_ms = 3800 * 1000, /* the longest --grace, and more */
     least_pause_ms = 1000,
     most_pause_ms = 60 * 1000,
@@ -28,7 +29,6 @@ typedef struct supervisor {
     char where[256];                  /* the members of its first line that say where it listens */
     bool has_told, is_ready, stops, restarts;
     unsigned n_starts;
-    double stop_ms;                     /* which the server has to end */
     double began, signs, due, pause_ms; /* clock_ms: of this server, its last sign of life, when to do something */
 } supervisor;
 

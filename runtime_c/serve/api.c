@@ -28,7 +28,7 @@ typedef enum route_id {
     AT_PULL,
     AT_OLLAMA_CHAT,
     AT_OLLAMA_TEXT,
-    AT_EMBED,
+    AT_EMBED, /* these three in the order of api_kind */
     AT_OLLAMA_EMBED,
     AT_OLLAMA_EMBEDDINGS,
     AT_ABSENT,
@@ -154,9 +154,9 @@ static exchange *answer_post(service *s, route_id id, const char *path, const ch
         case AT_TEXT: e = openai_text(&p); break;
         case AT_OLLAMA_CHAT: e = ollama_chat(&p, r); break;
         case AT_OLLAMA_TEXT: e = ollama_text(&p, r); break;
-        case AT_EMBED: e = embed_begin(&p, OPENAI_EMBED); break;
-        case AT_OLLAMA_EMBED: e = embed_begin(&p, OLLAMA_EMBED); break;
-        case AT_OLLAMA_EMBEDDINGS: e = embed_begin(&p, OLLAMA_EMBEDDINGS); break;
+        case AT_EMBED:
+        case AT_OLLAMA_EMBED:
+        case AT_OLLAMA_EMBEDDINGS: e = embed_begin(&p, (api_kind)(OPENAI_EMBED + (id - AT_EMBED))); break;
         default: answer_about(&p, id, r); break;
         }
     }
@@ -189,8 +189,8 @@ exchange *api_handle(service *s, const http_request *request, const char *body, 
         case AT_VERSION: put_version(r); break;
         case AT_MODELS: openai_models(s, r, NULL); break;
         case AT_MODEL: openai_models(s, r, path + strlen(found->path)); break;
-        case AT_TAGS: ollama_tags(s, r); break;
-        case AT_PS: ollama_ps(s, r); break;
+        case AT_TAGS:
+        case AT_PS: ollama_models(s, found->id == AT_PS, r); break;
         default: return answer_post(s, found->id, path, body, n_body, r);
         }
     }

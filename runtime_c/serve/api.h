@@ -47,11 +47,11 @@ typedef struct service {
 typedef enum api_kind {
     OPENAI_CHAT,
     OPENAI_TEXT,
-    OPENAI_EMBED,
-    OLLAMA_CHAT,
-    OLLAMA_TEXT,
+    OPENAI_EMBED, /* the last of OpenAI's */
     OLLAMA_EMBED,
-    OLLAMA_EMBEDDINGS
+    OLLAMA_EMBEDDINGS,
+    OLLAMA_CHAT,
+    OLLAMA_TEXT
 } api_kind;
 
 /* One answer of an exchange. */

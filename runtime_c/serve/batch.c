@@ -246,19 +246,28 @@ static void wake(const batch *b) {
     (void)!write(b->options.wake, &one, sizeof one); /* full: it is awake */
 }
 
-/* With the lock; it is free while the step runs. */
-static void run_step(batch *b, size_t n_rows, int32_t *tokens) {
-    double began = b->step_began = clock_ms();
+/* The lock is free between these two, while a step runs. */
+static void begin_step(batch *b) {
+    b->step_began = clock_ms();
     pthread_mutex_unlock(&b->lock);
+}
+
+static void end_step(batch *b, size_t n_rows) {
+    pthread_mutex_lock(&b->lock);
+    b->stats.n_steps++;
+    b->stats.n_rows += n_rows;
+    b->stats.computing_ms += clock_ms() - b->step_began;
+    b->step_began = 0;
+}
+
+/* With the lock. */
+static void run_step(batch *b, size_t n_rows, int32_t *tokens) {
+    begin_step(b);
     ellm_status status = ellm_context_eval(b->context, b->rows, n_rows, b->logits);
     if (status == ELLM_OK) {
         pick(b, n_rows, tokens);
     }
-    pthread_mutex_lock(&b->lock);
-    b->stats.n_steps++;
-    b->stats.n_rows += n_rows;
-    b->stats.computing_ms += clock_ms() - began;
-    b->step_began = 0;
+    end_step(b, n_rows);
     if (status == ELLM_OK) {
         publish(b, n_rows, tokens);
     } else if (!b->stops) { /* otherwise it was cancelled by batch_close, which frees who still sits */
@@ -281,18 +290,13 @@ static bool embed_piece(batch *b) {
     generation *g = s->who;
     int32_t slot = (int32_t)(s - b->seats);
     size_t at = (size_t)s->n_done, left = g->ends[g->n_embedded] - at, n = left < step_rows ? left : step_rows;
-    double began = b->step_began = clock_ms();
-    pthread_mutex_unlock(&b->lock);
+    begin_step(b);
     if (at == 0 || at == g->ends[g->n_embedded > 0 ? g->n_embedded - 1 : 0]) {
         (void)ellm_session_truncate(b->context, slot, 0);
     }
     ellm_status status = ellm_session_embed(b->context, slot, g->prompt + at, n, g->sum);
-    pthread_mutex_lock(&b->lock);
-    b->stats.n_steps++;
-    b->stats.n_rows += n;
+    end_step(b, n);
     b->stats.n_prompt_tokens += n;
-    b->stats.computing_ms += clock_ms() - began;
-    b->step_began = 0;
     s->n_done += (int32_t)n;
     s->used = ++b->n_given;
     if (status != ELLM_OK) {

@@ -53,7 +53,7 @@ exchange *embed_begin(parsing *p, api_kind kind) {
                 && (coding == NULL || in_base64 || ellm_json_equals(coding, "float")
                     || parsing_fail(p, 400, "encoding_format", "'encoding_format' is \"float\" or \"base64\""))
                 && add_all(p, member(p->body, kind == OLLAMA_EMBEDDINGS ? "prompt" : "input"), cuts, &t);
-    generation *g = good ? generation_new(p->service->model) : NULL;
+    generation *g = good ? parsing_generation(p) : NULL;
     double *sum = g != NULL ? calloc(width, sizeof *sum) : NULL;
     if (sum == NULL) {
         buffer_free(&t.tokens);

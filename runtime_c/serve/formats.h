@@ -16,8 +16,7 @@ exchange *embed_begin(parsing *p, api_kind kind);
 void openai_fail(reply *r, int status, const char *param, const char *code, const char *text);
 void openai_models(const service *s, reply *r, const char *id); /* id: one of them, or NULL */
 void ollama_fail(reply *r, int status, const char *text);
-void ollama_tags(const service *s, reply *r);
-void ollama_ps(const service *s, reply *r);
+void ollama_models(const service *s, bool loaded, reply *r); /* loaded: those, else all; there is one */
 void ollama_show(const service *s, reply *r);
 void ollama_pull(reply *r, bool stream);
 

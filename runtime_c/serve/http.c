@@ -1,5 +1,6 @@
 #include "http.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 static http_verdict bad(http_fault *fault, int status, const char *text) {
@@ -344,24 +345,28 @@ http_verdict http_read_chunks(http_chunks *chunks, char *data, size_t n, uint64_
     return chunks->state == ENDED ? HTTP_DONE : HTTP_MORE;
 }
 
+/* Number and name of each status, one text: no pointers. */
+static const char reasons[] = "200OK\0"
+                              "400Bad Request\0"
+                              "401Unauthorized\0"
+                              "403Forbidden\0"
+                              "404Not Found\0"
+                              "405Method Not Allowed\0"
+                              "408Request Timeout\0"
+                              "411Length Required\0"
+                              "413Content Too Large\0"
+                              "414URI Too Long\0"
+                              "417Expectation Failed\0"
+                              "431Request Header Fields Too Large\0"
+                              "500Internal Server Error\0"
+                              "501Not Implemented\0"
+                              "503Service Unavailable\0"
+                              "505HTTP Version Not Supported\0";
+
 const char *http_reason(int status) {
-    switch (status) {
-    case 200: return "OK";
-    case 400: return "Bad Request";
-    case 401: return "Unauthorized";
-    case 403: return "Forbidden";
-    case 404: return "Not Found";
-    case 405: return "Method Not Allowed";
-    case 408: return "Request Timeout";
-    case 411: return "Length Required";
-    case 413: return "Content Too Large";
-    case 414: return "URI Too Long";
-    case 417: return "Expectation Failed";
-    case 431: return "Request Header Fields Too Large";
-    case 500: return "Internal Server Error";
-    case 501: return "Not Implemented";
-    case 503: return "Service Unavailable";
-    case 505: return "HTTP Version Not Supported";
-    default: return "Unknown";
+    const char *at = reasons, *name = NULL;
+    for (char *end; *at != '\0' && name == NULL; at = end + strlen(end) + 1) {
+        name = strtol(at, &end, 10) == status ? end : NULL;
     }
+    return name != NULL ? name : "Unknown";
 }

@@ -193,10 +193,10 @@ static bool render_all(parsing *p, const message *list, size_t n, const ellm_jso
         for (size_t i = first; i < n; i++) {
             left += list[i].json.n;
         }
-        double most = (double)left * (double)(room - spare) / (double)g->n_prompt;
+        uint64_t most = (uint64_t)left * (room - spare) / g->n_prompt;
         do {
             left -= list[next++].json.n;
-        } while (next < n && ((double)left > most || !list[next].is_user)); /* a turn begins with what the user says */
+        } while (next < n && (left > most || !list[next].is_user)); /* a turn begins with what the user says */
         if (next >= n) {
             break;
         }

@@ -77,22 +77,18 @@ static void put_model(const service *s, buffer *b) {
     buffer_free(&tagged);
 }
 
-void ollama_tags(const service *s, reply *r) {
+void ollama_models(const service *s, bool loaded, reply *r) {
     buffer b = {0};
     buffer_print(&b, "{\"models\":[{");
     put_model(s, &b);
-    buffer_print(&b, ",\"modified_at\":");
-    put_time(s->created, 0, &b);
-    buffer_print(&b, "}]}");
-    reply_json(r, 200, &b);
-}
-
-void ollama_ps(const service *s, reply *r) {
-    buffer b = {0};
-    buffer_print(&b, "{\"models\":[{");
-    put_model(s, &b);
-    buffer_print(&b, ",\"expires_at\":\"9999-12-31T23:59:59Z\",\"size_vram\":0,\"context_length\":%d}]}",
-                 (int)s->context_length);
+    if (loaded) {
+        buffer_print(&b, ",\"expires_at\":\"9999-12-31T23:59:59Z\",\"size_vram\":0,\"context_length\":%d",
+                     (int)s->context_length);
+    } else {
+        buffer_print(&b, ",\"modified_at\":");
+        put_time(s->created, 0, &b);
+    }
+    buffer_put(&b, "}]}", 3);
     reply_json(r, 200, &b);
 }
 
@@ -204,13 +200,9 @@ static bool parse_format(parsing *p, const ellm_json *tools, generation *g) {
 
 /* An empty generation, and what all requests share. */
 static generation *parse_common(parsing *p, bool *stream) {
-    generation *g = generation_new(p->service->model);
-    bool good = g != NULL;
-    if (!good) {
-        (void)parsing_no_memory(p);
-    }
-    good = good && parse_model(p, "model") && refuse_unknown(p) && parse_bool(p, p->body, "stream", stream)
-           && parse_options(p, g);
+    generation *g = parsing_generation(p);
+    bool good = g != NULL && parse_model(p, "model") && refuse_unknown(p) && parse_bool(p, p->body, "stream", stream)
+                && parse_options(p, g);
     if (!good) {
         generation_free(g);
         return NULL;

@@ -183,9 +183,8 @@ exchange *openai_chat(parsing *p) {
     int64_t n_likely = 0;
     const ellm_json *tools = NULL;
     form f = {0};
-    generation *g = generation_new(p->service->model);
+    generation *g = parsing_generation(p);
     if (g == NULL) {
-        (void)parsing_no_memory(p);
         return NULL;
     }
     bool good = parse_shared(p, g, &s)
@@ -210,9 +209,9 @@ exchange *openai_chat(parsing *p) {
 
 static bool parse_one(parsing *p, const ellm_json *prompt, shared *s, generation **answer) {
     int64_t n_likely = -1;
-    generation *g = *answer = generation_new(p->service->model);
+    generation *g = *answer = parsing_generation(p);
     if (g == NULL) {
-        return parsing_no_memory(p);
+        return false;
     }
     g->options.most_tokens = 16; /* as OpenAI's */
     form f = {0};

@@ -29,6 +29,12 @@ bool parsing_no_memory(parsing *p) {
     return parsing_fail(p, 500, NULL, "memory ran out");
 }
 
+generation *parsing_generation(parsing *p) {
+    generation *g = generation_new(p->service->model);
+    (void)(g != NULL || parsing_no_memory(p));
+    return g;
+}
+
 bool parsing_open(parsing *p, service *s, const char *body, size_t n_body) {
     ellm_error error = {{0}};
     *p = (parsing){.service = s};
@@ -192,9 +198,7 @@ bool parse_prompt(parsing *p, const char *key, const ellm_json *prompt, bool cut
 /* ---- exchanges ---- */
 
 static void make_id(service *s, exchange *e) {
-    static const char *const prefixes[] = {[OPENAI_CHAT] = "chatcmpl-",
-                                           [OPENAI_TEXT] = "cmpl-"}; /* the other kinds show none */
-    const char *prefix = e->kind <= OPENAI_TEXT ? prefixes[e->kind] : "";
+    const char *prefix = e->kind == OPENAI_CHAT ? "chatcmpl-" : "cmpl-"; /* the other kinds show none */
     snprintf(e->id, sizeof e->id, "%s%016llx", prefix, (unsigned long long)fresh_seed(s));
 }
 

@@ -22,7 +22,8 @@ void parsing_note(parsing *p, int status, const char *param, const char *format,
 /* The same as an expression that is false. */
 #define parsing_fail(...) (parsing_note(__VA_ARGS__), false)
 
-bool parsing_no_memory(parsing *p); /* false */
+bool parsing_no_memory(parsing *p);         /* false */
+generation *parsing_generation(parsing *p); /* an empty one, or NULL */
 
 /* A member; NULL where it is missing or null. */
 const ellm_json *member(const ellm_json *object, const char *key);

@@ -130,18 +130,25 @@ void sensors_read(sensors *s, const char *root) {
     read_throttling(s, root);
 }
 
+/* One more of a list. */
+static void put_name(buffer *b, const char *name) {
+    buffer_print(b, "%s\"%s\"", b->data[b->n - 1] == '[' ? "" : ",", name);
+}
+
 static void put_names(const sensors *s, int shift, buffer *b) {
     buffer_put(b, "[", 1);
     for (int i = 0; i < SENSORS_BITS; i++) {
         if ((s->bits >> (i + shift) & 1) != 0) {
-            buffer_print(b, "%s\"%s\"", b->data[b->n - 1] == '[' ? "" : ",", names[i]);
+            put_name(b, names[i]);
         }
     }
     if (shift == 0 && s->is_cooling) {
-        buffer_print(b, "%s\"slowed down against heat\"", b->data[b->n - 1] == '[' ? "" : ",");
+        put_name(b, "slowed down against heat");
     }
     if (shift > 0 && s->n_events > 0) {
-        buffer_print(b, "%s\"%" PRIu64 " thermal events\"", b->data[b->n - 1] == '[' ? "" : ",", s->n_events);
+        char text[48];
+        snprintf(text, sizeof text, "%" PRIu64 " thermal events", s->n_events);
+        put_name(b, text);
     }
     buffer_put(b, "]", 1);
 }

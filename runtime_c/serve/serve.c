@@ -8,6 +8,7 @@
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
@@ -19,7 +20,13 @@
 #include "program.h"
 #include "sha256.h"
 
-enum { backlog = 64, all_connections = SERVE_CONNECTIONS + SERVE_SPARE, accept_pause_ms = 1000 };
+enum {
+    backlog = 64,
+    all_connections = SERVE_CONNECTIONS + SERVE_SPARE,
+    accept_pause_ms = 1000,
+    ending_ms = 20 * 1000,   /* beyond the grace, as service managers are told */
+    keeping_ms = 140 * 1000, /* with sessions that go to an SD card */
+};
 
 typedef struct server {
     connection_shared shared;
@@ -148,7 +155,11 @@ static void begin_stop(server *v) {
     v->stop_due = clock_ms() + (n_signals > 1 ? 0 : v->shared.options->grace_ms);
     if (!v->shared.service->is_stopping) {
         v->shared.service->is_stopping = true;
-        notify_send("STOPPING=1");
+        const serve_options *o = v->shared.options;
+        char text[80];
+        snprintf(text, sizeof text, "STOPPING=1\nEXTEND_TIMEOUT_USEC=%.0f",
+                 (o->grace_ms + (o->keep != NULL ? keeping_ms : ending_ms)) * 1e3);
+        notify_send(text);
         close(v->listener);
         v->listener = -1;
     }

@@ -245,9 +245,12 @@ def ask(box: Machine) -> dict[str, Any]:
     """The answer to a question, from the board's own loopback."""
     question = {"role": "user", "content": "is the garage door locked"}
     body = json.dumps({"messages": [question], "max_tokens": 4, "temperature": 0})
-    head = rf"POST /v1/chat/completions HTTP/1.0\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
-    said = box.run(f"bash -c 'exec 3<>/dev/tcp/127.0.0.1/11434; printf \"{head}%s\" \"$1\" >&3; cat <&3' ask '{body}'")
-    answer: dict[str, Any] = json.loads(said.partition("\r\n\r\n")[2] or said.partition("\n\n")[2])
+    url = "http://127.0.0.1:11434/v1/chat/completions"
+    said = box.run(
+        f"if command -v curl >/dev/null; then curl -sS -d '{body}' {url}; "
+        f"else busybox wget -q -O - --post-data='{body}' {url}; fi"
+    )
+    answer: dict[str, Any] = json.loads(said)
     return answer
 
 

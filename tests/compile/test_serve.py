@@ -223,13 +223,14 @@ def test_a_service_manager_hears_what_it_wants(bundle: Path, tmp_path: Path) -> 
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(60)
-        server = Server(bundle, env={"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"})
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "200000"}
+        server = Server(bundle, "--grace", "100", env=environment)
         heard = [manager.recv(100) for _ in range(4)]
         assert heard == [b"READY=1", *[b"WATCHDOG=1"] * 3]
         assert server.stop() == 0
         while (last := manager.recv(100)) == b"WATCHDOG=1":
             pass
-        assert last == b"STOPPING=1"
+        assert last == b"STOPPING=1\nEXTEND_TIMEOUT_USEC=120000000"  # the grace, and 20 s
 
 
 # ---- in the background ----
@@ -260,9 +261,12 @@ def test_a_supervisor_keeps_one_server(bundle: Path, tmp_path: Path) -> None:
         "edgellm-rt: BUNDLE_MISSING: the server did not start"
     )
     assert supervise("status")[1]["running"] is False
+    (folder / "log").write_text("a line\n" * 50_000)
     started = supervise("start", str(bundle), "--port", "0", "--sessions", "1")[1]
     try:
         assert answers(started["port"])
+        assert (folder / "log.old").read_text() == "a line\n" * 50_000  # longer than logs grow
+        assert (folder / "log").read_text() == ""
         assert supervise("start", str(bundle), "--port", "0")[0] == 50
         os.kill(started["server"], signal.SIGKILL)
         while (now := supervise("status")[1])["starts"] < 2 or now["state"] != "running":

@@ -58,7 +58,7 @@ def test_kept_sessions_have_the_only_folder_that_can_be_written() -> None:
     text = unit_text(options(keep=True))
     lines = text.splitlines()
     assert lines[lines.index("Type=notify") + 1].endswith(" --sessions 2 --keep /var/lib/edgellm/assistant")
-    for line in ("StateDirectory=edgellm/assistant", "StateDirectoryMode=0700", "TimeoutStopSec=150", "UMask=0077"):
+    for line in ("StateDirectory=edgellm/assistant", "StateDirectoryMode=0700", "UMask=0077"):
         assert line in lines
     assert not any(line.startswith(("ReadWritePaths", "BindPaths")) for line in lines)
     assert "ProtectSystem=strict" in lines

@@ -20,9 +20,9 @@ from crosscompile.forward import (
     Linear,
     Stream,
     Values,
+    advance,
     embedded,
     expert_rows,
-    feed_forward,
     final_norm,
     plain_linear,
 )
@@ -182,16 +182,6 @@ class Calibration:
         self.error[name] = made.error
         self.progress(len(self.error), len(self.kinds))
         return made.values
-
-
-def advance(block: Block, stream: Stream, linear: Linear | None = None) -> None:
-    """Takes a stream through a block, with the checkpoint's weights."""
-    linear = linear or plain_linear(block)
-    for span in stream.spans():
-        x = stream.x[span]
-        mixed = linear("self_attn.o_proj", block.attention(linear("self_attn.qkv_proj", block.to_attention(x))))
-        y = block.behind_attention(x, mixed)
-        stream.x[span] = block.behind_feed_forward(y, feed_forward(block, linear, block.to_feed_forward(x, y)))
 
 
 @dataclass

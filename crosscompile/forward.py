@@ -12,12 +12,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from crosscompile.errors import ConfigError
-from crosscompile.models.design import NORMS, POSITIONS, Design, Experts, Layer, Norm
+from crosscompile.models.design import EMBEDDING, HEAD, NORMS, POSITIONS, Design, Experts, Layer, Norm
+from crosscompile.packing import GROUP
 from crosscompile.pieces import Rows, Source, Tensors
 
 CHUNK = 2048
 """Rows that pass a feed-forward at once."""
-GROUP = 32
 
 Linear = Callable[[str, np.ndarray], np.ndarray]
 """(parameter without its layer's prefix and `.weight`, rows (n, in)) -> rows (n, out), with the bias."""
@@ -227,8 +227,6 @@ class Block:
 
 def embedded(values: Values, texts: Sequence[Sequence[int]], table: np.ndarray | None = None) -> np.ndarray:
     """Rows of all texts' tokens, (n, hidden). table: (vocab, hidden) where it is not the checkpoint's."""
-    from crosscompile.models.design import EMBEDDING
-
     made = values.made
     if any(not len(text) or min(text) < 0 or max(text) >= made.vocab for text in texts):
         raise ConfigError(f"a text has no tokens, or one outside the vocabulary of {made.vocab}")
@@ -293,17 +291,21 @@ def expert_rows(block: Block, expert: int, h: np.ndarray) -> np.ndarray:
     return made
 
 
-def logits(values: Values, ids: Sequence[int]) -> np.ndarray:
-    """Logits after each token of one text, (n, vocab): what a test compares."""
-    from crosscompile.models.design import HEAD
-
-    x = embedded(values, [ids])
-    for index in range(len(values.made.layers)):
-        block = Block(values, index)
-        linear = plain_linear(block)
+def advance(block: Block, stream: Stream, linear: Linear | None = None) -> None:
+    """Takes a stream through a block, with the checkpoint's weights."""
+    linear = linear or plain_linear(block)
+    for span in stream.spans():
+        x = stream.x[span]
         mixed = linear("self_attn.o_proj", block.attention(linear("self_attn.qkv_proj", block.to_attention(x))))
         y = block.behind_attention(x, mixed)
-        x = block.behind_feed_forward(y, feed_forward(block, linear, block.to_feed_forward(x, y)))
-    out: np.ndarray = final_norm(values)(x) @ values.read(HEAD).T
+        stream.x[span] = block.behind_feed_forward(y, feed_forward(block, linear, block.to_feed_forward(x, y)))
+
+
+def logits(values: Values, ids: Sequence[int]) -> np.ndarray:
+    """Logits after each token of one text, (n, vocab): what a test compares."""
+    stream = Stream(embedded(values, [ids]), [len(ids)])
+    for index in range(len(values.made.layers)):
+        advance(Block(values, index), stream)
+    out: np.ndarray = final_norm(values)(stream.x) @ values.read(HEAD).T
     cap = values.made.logits_cap
     return np.tanh(out) * np.float32(cap) if cap else out  # the norm's weights divide by it already

@@ -1,6 +1,6 @@
 """From a checkpoint to a bundle: the whole line, cached by content.
 
-TVM runs in a process of its own (edgellm.compile_worker) and is never imported here.
+TVM runs in a process of its own (edgellm.worker) and is never imported here.
 """
 
 from __future__ import annotations
@@ -8,22 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import signal
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import crosscompile.errors
 from crosscompile import checkpoint
 from crosscompile.checkpoint import Checkpoint
-from crosscompile.errors import CodegenError, CompileError
-from crosscompile.models.schemes import Scheme
 from crosscompile.ndk import find_ndk
 from crosscompile.target import Target
 from edgellm import bundle as bundles
@@ -35,12 +29,10 @@ from edgellm.errors import BundleError, ModelError, UnsuitableError
 from edgellm.generation import generation
 from edgellm.precision import PLAIN, Options, Rounding, Wish, content_of, prepare
 from edgellm.prefix import Prefix
+from edgellm.worker import Processes, Progress, request_of, run_worker
 
 if TYPE_CHECKING:
     from edgellm.quality import Gate
-
-Progress = Callable[[str, int, int], None]
-"""Called with the stage's name, what is done and the total in bytes (total 0: not measured)."""
 
 RUNTIME_BYTES = 16 << 20
 """Program, stacks, tokenizer, logits: what edgellm-rt takes besides weights, arena and KV cache (`edgellm bench`)."""
@@ -127,7 +119,7 @@ def build(
         prefixes.check(prefix, source.chat_template)
     fits = MemoryCheck(board, context)
     found = tuned.lookup(board)
-    rounding = PLAIN if wish == Wish() else prepare(source, target, options, wish, weigher(source, target), show)
+    rounding = PLAIN if wish == Wish() else prepare(source, target, options, wish, show)
     made = compile_checkpoint(
         source, name, target, options, fits=fits, dump=dump, progress=show, knobs=found, rounding=rounding
     )
@@ -145,27 +137,6 @@ def build(
         show("copying", 0, 0)
         made = replace(made, bundle=bundles.copy(made.bundle, Path(output)))
     return made
-
-
-def weigher(source: Checkpoint, target: Target) -> Callable[[Scheme], int]:
-    """A function that tells the bytes of all weights under a scheme; it asks the compiling process."""
-
-    def weigh(scheme: Scheme) -> int:
-        request = {
-            "outline": True,
-            "checkpoint": str(source.path.absolute()),
-            "lora": str(source.adapter.absolute()) if source.adapter is not None else None,
-            "tier": target.tier.name,
-            "arch": target.arch,
-            "os": target.os,
-            "gpu": asdict(target.gpu) if target.gpu is not None else None,
-            **{key: getattr(scheme, key) for key in ("embedding", "head", "kv")},
-            "scheme": scheme.name,
-            "tensors": (),
-        }
-        return int(run_worker(request, None, lambda stage, done, total: None)["weight_bytes"])
-
-    return weigh
 
 
 @dataclass(frozen=True)
@@ -282,24 +253,6 @@ def _cached(directory: Path) -> Compilation | None:
     return Compilation(found, report, cached=True)
 
 
-class _Processes:
-    """The compiling processes of a job: once stopped, none is left and none starts."""
-
-    def __init__(self) -> None:
-        self._all: list[subprocess.Popen[str]] = []
-        self._stopped = False
-
-    def add(self, process: subprocess.Popen[str]) -> None:
-        self._all.append(process)
-        if self._stopped:
-            process.kill()
-
-    def stop(self) -> None:
-        self._stopped = True
-        for process in self._all:
-            process.kill()
-
-
 @dataclass(frozen=True)
 class _Job:
     """One compilation that the cache did not have."""
@@ -313,7 +266,7 @@ class _Job:
     show: Progress
     knobs: Knobs
     rounding: Rounding = PLAIN
-    processes: _Processes = field(default_factory=_Processes)
+    processes: Processes = field(default_factory=Processes)
 
     def run(self, partial: Path, content: str) -> dict[str, Any]:
         """Fills `partial` with the whole bundle; returns the report."""
@@ -392,14 +345,9 @@ class _Job:
         short: bool = False,
     ) -> dict[str, Any]:
         request = {
+            **request_of(self.source, target),
             "short": short,
-            "checkpoint": str(self.source.path.absolute()),
-            "lora": str(self.source.adapter.absolute()) if self.source.adapter is not None else None,
             "output": str(directory.absolute()),
-            "tier": target.tier.name,
-            "arch": target.arch,
-            "os": target.os,
-            "gpu": asdict(target.gpu) if target.gpu is not None else None,
             "dump": str(dump.absolute()) if dump is not None else None,
             "knobs": {} if short else self.knobs,  # golden prompts cost the same either way
             **asdict(self.options),
@@ -456,82 +404,3 @@ def _check_space(directory: Path, source: Checkpoint) -> None:
             f"{directory.parent} has {_mb(free)} free, compiling {source.path.name} takes up to {_mb(needed)}; "
             f"free some space or set EDGELLM_CACHE to another disk"
         )
-
-
-@contextlib.contextmanager
-def _process(module: str, stderr: Any) -> Iterator[subprocess.Popen[str]]:
-    """The worker; it never outlives the block."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", module],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        cwd=Path(__file__).parent.parent,  # `-m` looks here first: the user's folder must not lend it modules
-        text=True,
-        encoding="utf-8",
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for pipe in (process.stdin, process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(BrokenPipeError):  # it died with the request half read
-                    pipe.close()
-
-
-def run_worker(
-    request: dict[str, Any],
-    fits: Callable[[dict[str, int], int], None] | None,
-    show: Progress,
-    started: Callable[[subprocess.Popen[str]], None] | None = None,
-    module: str = "edgellm.compile_worker",
-) -> dict[str, Any]:
-    """Runs one request in the compiling process. Its errors are raised here; its death is a CodegenError.
-
-    request: as `module` says, paths absolute. started: gets the process, so that another can end it.
-    """
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as stderr,
-        _process(module, stderr) as process,
-    ):
-        if started is not None:
-            started(process)
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # it died at once: the exit code says more
-            process.stdin.write(json.dumps(request))
-            process.stdin.close()
-        for line in process.stdout:
-            message = json.loads(line)
-            if "result" in message:
-                result: dict[str, Any] = message["result"]
-                return result
-            if "error" in message:
-                raise error_of(message["error"], message["text"])
-            if "sized" in message:
-                if fits is not None:
-                    fits(message["sized"]["memory"], message["sized"]["context_length"])
-            else:
-                show(message["stage"], message["done"], message["total"])
-        code = process.wait()
-        stderr.seek(0)
-        lines = [line.strip() for line in stderr.read().splitlines() if line.strip()]
-    how = f"signal {-code}" if code < 0 else f"exit code {code}"
-    last = next((line for line in lines if "LLVM ERROR" in line), lines[-1] if lines else "it said nothing")
-    if code == -signal.SIGKILL and not lines:
-        last = "this machine probably ran out of memory; close other programs"
-    what = f"tier {request['tier']}" if "tier" in request else "a sketch"
-    raise CodegenError(
-        f"the compiler process ended with {how} for {what}: {last}; "
-        f"try another --scheme, and report this with the model's config.json"
-    )
-
-
-def error_of(kind: str, text: str) -> Exception:
-    """The worker's error as an exception of the same type."""
-    found = getattr(crosscompile.errors, kind, None)
-    if isinstance(found, type) and issubclass(found, CompileError):
-        return found(text)
-    return ModelError(text)

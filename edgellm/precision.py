@@ -10,7 +10,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +27,7 @@ from crosscompile.target import Target
 from edgellm import cache
 from edgellm.errors import ModelError, UsageError
 from edgellm.texts import Text, encode, read_texts
-
-Show = Callable[[str, int, int], None]
+from edgellm.worker import Progress, request_of, run_worker
 
 N_TOKENS = 65536
 """Of the texts, that calibration looks at."""
@@ -82,7 +81,7 @@ class Wish:
     n_tokens: int = N_TOKENS
 
 
-def content_of(source: Checkpoint, show: Show) -> str:
+def content_of(source: Checkpoint, show: Progress) -> str:
     """The hash of a checkpoint's content."""
     files = source.paths
     total, done = sum(file.stat().st_size for file in files), 0
@@ -120,16 +119,17 @@ def design_of(source: Checkpoint) -> Design:
     return made
 
 
-def windows(source: Checkpoint, file: Path, n_tokens: int) -> list[list[int]]:
+def windows(source: Checkpoint, context: int, file: Path, n_tokens: int) -> list[list[int]]:
     """Token ids of about n_tokens of a file's texts, in stretches taken evenly from all of it.
+
+    context: positions that the model was made for; no stretch is longer.
 
     Raises UsageError where the file is not text, or too little of it.
     """
     ids: list[int] = []
     for sample in encode(source, _spread(read_texts(file, source), ENOUGH_CHARACTERS * n_tokens), n_tokens):
         ids += sample.ids
-    context = source.config.get("max_position_embeddings") or source.config.get("n_positions") or WINDOW
-    length = min(WINDOW, int(context))
+    length = min(WINDOW, context)
     if len(ids) < max(LEAST_TOKENS, length):
         raise UsageError(
             f"{file} has {len(ids)} tokens; calibration wants {LEAST_TOKENS} at least, and gets better up to {n_tokens}"
@@ -139,8 +139,11 @@ def windows(source: Checkpoint, file: Path, n_tokens: int) -> list[list[int]]:
     return [stretches[int(index * step)] for index in range(int(len(stretches) / step))]
 
 
-Weigh = Callable[[Scheme], int]
-"""The bytes of all weights under a scheme, which the compiling process counts."""
+def weight_bytes(source: Checkpoint, target: Target, scheme: Scheme) -> int:
+    """Bytes of all weights under a scheme without exceptions, as the compiling process counts them."""
+    parts = {"scheme": scheme.name, "embedding": scheme.embedding, "head": scheme.head, "kv": scheme.kv}
+    request = {**request_of(source, target), **parts, "outline": True}
+    return int(run_worker(request, None, lambda stage, done, total: None)["weight_bytes"])
 
 
 def _spread(texts: list[Text], n_characters: int) -> list[Text]:
@@ -153,7 +156,7 @@ def _spread(texts: list[Text], n_characters: int) -> list[Text]:
     return [text for index in range(wanted) for text in runs[index * len(runs) // wanted]]
 
 
-def prepare(source: Checkpoint, target: Target, options: Options, wish: Wish, weigh: Weigh, show: Show) -> Rounding:
+def prepare(source: Checkpoint, target: Target, options: Options, wish: Wish, show: Progress) -> Rounding:
     """Solves the budget and calibrates, as far as `wish` says so.
 
     Raises UsageError for texts that are too short, QuantizeError where no choice fits the budget.
@@ -161,10 +164,10 @@ def prepare(source: Checkpoint, target: Target, options: Options, wish: Wish, we
     if wish.calibrate is None and wish.budget_bytes is None:
         return PLAIN
     made, scheme = design_of(source), scheme_for(options.scheme, options.embedding, options.head, options.kv)
-    texts = None if wish.calibrate is None else windows(source, wish.calibrate, wish.n_tokens)
+    texts = None if wish.calibrate is None else windows(source, made.context, wish.calibrate, wish.n_tokens)
     tensors: tuple[tuple[str, str], ...] = ()
     if wish.budget_bytes is not None:
-        tensors = _budgeted(source, made, target, scheme, texts, wish.budget_bytes, weigh, show)
+        tensors = _budgeted(source, made, target, scheme, texts, wish.budget_bytes, show)
         scheme = scheme_for(scheme.name, scheme.embedding, scheme.head, scheme.kv, tensors)
     if texts is None or wish.calibrate is None:
         return Rounding(tensors)
@@ -181,7 +184,7 @@ def _calibrated(
     kinds: Mapping[str, str],
     texts: Sequence[Sequence[int]],
     wish: Wish,
-    show: Show,
+    show: Progress,
 ) -> str:
     """The name of a calibration in the cache, made if it is not there."""
     assert wish.calibrate is not None
@@ -217,14 +220,13 @@ def _budgeted(
     scheme: Scheme,
     texts: Sequence[Sequence[int]] | None,
     budget_bytes: int,
-    weigh: Weigh,
-    show: Show,
+    show: Progress,
 ) -> tuple[tuple[str, str], ...]:
     """The tensors whose scheme is not w4a8, so that all weights take at most budget_bytes."""
     values = Values(source, made)
     plain = scheme_for("w4a8", "w4a8", "w4a8", scheme.kv)
     names = list(kinds_of(made, plain))
-    rest = weigh(plain) + sum(4 * 2 * len(rope.inv_freq) for rope in made.ropes)
+    rest = weight_bytes(source, target, plain) + sum(4 * 2 * len(rope.inv_freq) for rope in made.ropes)
     show("weighing tensors", 0, len(names))
     losses = noise_of(values, names, texts, lambda done, total: show("weighing tensors", done, total))
     choices = []

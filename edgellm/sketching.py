@@ -10,9 +10,9 @@ from typing import Any
 
 from crosscompile.sketch import Sketch
 from edgellm import cache
-from edgellm.compile import run_worker
 from edgellm.files import write_atomically
 from edgellm.precision import Options
+from edgellm.worker import run_worker
 
 _MODULE = "edgellm.sketch_worker"
 

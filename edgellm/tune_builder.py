@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from crosscompile.errors import CodegenError
-from edgellm.compile import error_of
 from edgellm.errors import ModelError, RemoteError
 from edgellm.precision import Options
+from edgellm.worker import error_of
 
 Knobs = dict[str, int]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from crosscompile import calibrated, checkpoint
 from crosscompile.checkpoint import Checkpoint
 from edgellm import gguf_llama, llama_cpp
-from edgellm.compile import compile_checkpoint, weigher
+from edgellm.compile import compile_checkpoint
 from edgellm.evaluate import Tally, runtime_logits
 from edgellm.golden import host_target
 from edgellm.precision import PLAIN, Options, Rounding, Wish, prepare
@@ -128,7 +128,7 @@ def ours(source: Checkpoint, work: Path, texts: Path, name: str, wish: Wish) -> 
     target = host_target()
     assert target is not None, "this machine runs no bundle"
     options = Options("w4a8", "w4a8", "w4a8")
-    rounding = prepare(source, target, options, wish, weigher(source, target), show) if wish != Wish() else PLAIN
+    rounding = prepare(source, target, options, wish, show) if wish != Wish() else PLAIN
     file = work / f"{name}.gguf"
     found = None if rounding.directory is None else calibrated.read(rounding.directory)
     scheme = {"body": "w4a8", "embedding": "w4a8", "head": "w4a8"}

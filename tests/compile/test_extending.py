@@ -12,7 +12,7 @@ import pytest
 
 from crosscompile import checkpoint, reference
 from crosscompile.models.architecture import scheme_for
-from edgellm.compile import run_worker
+from edgellm.worker import run_worker
 from tests.compile.plan_runner import PlanRunner
 from tests.compile.test_model import host_tiers
 from tests.oracle.configurations import CONFIGURATIONS, tokens, write_checkpoint

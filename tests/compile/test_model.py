@@ -11,7 +11,7 @@ from crosscompile import checkpoint, reference
 from crosscompile.models.architecture import scheme_for
 from crosscompile.target import TIERS
 from edgellm.boards import load_board
-from edgellm.compile import run_worker
+from edgellm.worker import run_worker
 from tests.compile.plan_runner import PlanRunner
 from tests.oracle.configurations import CONFIGURATIONS, tokens, write_checkpoint
 

@@ -22,7 +22,7 @@ from crosscompile.tokenizer import compile_tokenizer
 from edgellm import bundle as bundles
 from edgellm import virtual, virtual_parts
 from edgellm.boards import load_board
-from edgellm.compile import run_worker
+from edgellm.worker import run_worker
 from tests.oracle.configurations import BASE, tokens, write_checkpoint
 
 CONFIG = {

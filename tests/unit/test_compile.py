@@ -18,10 +18,11 @@ from crosscompile.errors import CheckpointError, CodegenError, ConfigError
 from crosscompile.target import target_of_tier
 from edgellm import cache, golden
 from edgellm.boards import load_board
-from edgellm.compile import MemoryCheck, cache_key, run_worker
+from edgellm.compile import MemoryCheck, cache_key
 from edgellm.errors import ModelError, UnsuitableError
 from edgellm.generation import generation
 from edgellm.precision import Options
+from edgellm.worker import run_worker
 
 ROOT = Path(__file__).parents[2]
 MEMORY = {"weight_bytes": 300_000_000, "arena_bytes": 10_000_000, "kv_bytes_per_token": 20_000}

@@ -5,6 +5,8 @@ The Python side only normalizes added tokens at compile time; the board does the
 
 from __future__ import annotations
 
+import base64
+import struct
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,19 +15,28 @@ from typing import Any, Protocol
 from . import pattern, unicode
 from .errors import TokenizerError
 
-DECOMPOSE, COMPOSE, MAP, REPLACE, PREPEND, STRIP = range(1, 7)
+DECOMPOSE, COMPOSE, MAP, REPLACE, PREPEND, STRIP, CHARSMAP = range(1, 8)
+
+GRAPHEMES = (
+    *("CR", "LF", "Control", "Extend", "ZWJ", "Regional_Indicator", "Prepend", "SpacingMark"),
+    *("L", "V", "T", "LV", "LVT", "Pictographic", "Consonant", "Linker", "Loose"),
+)
+"""What decides where grapheme clusters end, numbered from 1."""
 
 Step = Callable[[str], str]
 
 
 @dataclass
 class Tables:
-    """Sections MAPS (code point, first value, count), VALUES, MARKS (first, last, class), COMPOSE (a, b, composite)."""
+    """Sections MAPS (code point, first value, count), VALUES, MARKS (first, last, class), COMPOSE (a, b, composite),
+    CHARSMAP (key, bytes, image, bytes: both in STRINGS) and GRAPHEMES (first, last, kind)."""
 
     maps: list[int] = field(default_factory=list)
     values: list[int] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     compose: list[int] = field(default_factory=list)
+    charsmap: list[int] = field(default_factory=list)
+    graphemes: list[int] = field(default_factory=list)
     spans: dict[tuple[str, ...], tuple[int, int]] = field(default_factory=dict)
 
     def span(self, *names: str) -> tuple[int, int]:
@@ -51,6 +62,16 @@ class Tables:
     def add_compose(self) -> None:
         if not self.compose:
             self.compose = [value for row in unicode.tables()["compose"] for value in row]
+
+    def add_graphemes(self) -> None:
+        if not self.graphemes:
+            rows = [
+                (flat[i], flat[i + 1], kind)
+                for name, flat in unicode.tables()["graphemes"].items()
+                for kind in [GRAPHEMES.index(name) + 1]
+                for i in range(0, len(flat), 2)
+            ]
+            self.graphemes = [value for row in sorted(rows) for value in row]
 
 
 class Writer(Protocol):
@@ -96,6 +117,58 @@ def strip(writer: Writer, left: bool, right: bool) -> Step:
     return lambda text: text.strip() if left and right else text.lstrip() if left else text.rstrip() if right else text
 
 
+LONGEST_KEY = 5
+"""Bytes of a grapheme cluster that is still looked up as a whole, and more than any character has."""
+
+
+def charsmap_images(blob: bytes) -> dict[bytes, str]:
+    """What SentencePiece's double array maps: of keys that begin alike the shortest, for that one is taken.
+
+    TokenizerError where it is damaged.
+    """
+    size = struct.unpack("<I", blob[:4])[0] if len(blob) >= 4 else 0
+    if size % 4 or not size or 4 + size > len(blob):
+        raise TokenizerError("tokenizer.json: the precompiled_charsmap is damaged. Download the file again.")
+    units, texts = struct.unpack(f"<{size // 4}I", blob[4 : 4 + size]), blob[4 + size :]
+    images: dict[bytes, str] = {}
+
+    def follow(at: int, key: bytes) -> None:
+        for byte in range(1, 256):
+            child = at ^ byte
+            if child >= len(units) or units[child] & 0x800000FF != byte:
+                continue
+            below = child ^ units[child] >> 10 << ((units[child] & 1 << 9) >> 6)
+            if not units[child] >> 8 & 1:
+                if len(key) + 1 < LONGEST_KEY:
+                    follow(below, key + bytes([byte]))
+                continue
+            start = units[below] & 0x7FFFFFFF if below < len(units) else len(texts)
+            if start >= len(texts):
+                raise TokenizerError("tokenizer.json: the precompiled_charsmap is damaged. Download the file again.")
+            images[key + bytes([byte])] = texts[start:].partition(b"\0")[0].decode()
+
+    follow(units[0] >> 10 << ((units[0] & 1 << 9) >> 6), b"")
+    return images
+
+
+def precompiled(writer: Writer, step: Mapping[str, Any], refuse: Callable[[str], TokenizerError]) -> Step:
+    """SentencePiece's map of characters, as `tokenizers` applies it: to grapheme clusters of at most five bytes, by the
+    shortest key that they begin with, and else to each character."""
+    images = charsmap_images(base64.b64decode(step["precompiled_charsmap"], validate=True))
+    writer.tables.add_graphemes()
+    first = len(writer.tables.charsmap) // 4
+    for key, image in sorted(images.items()):
+        writer.tables.charsmap += [*writer.string(key.decode()), *writer.string(image)]
+    writer.step(CHARSMAP, first, len(images))
+
+    def apply(text: str) -> str:
+        if not text.isascii() or "\r" in text:
+            raise refuse(f"an added token {text!r} that is normalized by a precompiled_charsmap")
+        return "".join(images.get(char.encode(), char) for char in text)
+
+    return apply
+
+
 def add(
     writer: Writer,
     step: Mapping[str, Any],
@@ -116,4 +189,11 @@ def add(
         return lambda text: step["prepend"] + text if text else text
     if kind == "Strip":
         return strip(writer, bool(step["strip_left"]), bool(step["strip_right"]))
+    if kind == "StripAccents":
+        accents = unicode.named("accents")
+        assert accents is not None
+        writer.step(REPLACE, writer.program.add(pattern.Set(accents)), *writer.string(""))
+        return lambda text: "".join(c for c in text if not any(first <= ord(c) <= last for first, last in accents))
+    if kind == "Precompiled":
+        return precompiled(writer, step, refuse)
     raise refuse(f"normalizer {kind}")

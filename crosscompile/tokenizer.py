@@ -17,7 +17,7 @@ from .errors import TokenizerError
 from .pattern import NONE, Program
 
 MAGIC = b"ELLMTOK1"
-N_SECTIONS = {1: 21, 2: 23}
+N_SECTIONS = {1: 21, 2: 24}
 """By version of the file: 2 where it has a Unigram model or a character map."""
 HEADER_BYTES = 64
 MOST_TOKENS = 1 << 22
@@ -484,7 +484,7 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         | DROP_FIRST * decoding.drop_first
         | UNIGRAM * (unigram is not None)
     )
-    version = 1 if unigram is None else 2
+    version = 1 if unigram is None and not writer.tables.graphemes else 2
     header = [
         *(version, n_tokens, file_flags, NONE if unknown is None else vocab[unknown], n_normalizers, len(prefix)),
         *(decoding.mode, decoding.strip, decoding.start, space_index, word_index),
@@ -501,7 +501,7 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         *(words(v for step in writer.steps for v in step), words(writer.program.words), words(classes), words(ranges)),
         *(words(tables.maps), words(tables.values), words(tables.marks), words(tables.compose), bytes(writer.strings)),
         *(words(prefix + suffix), words(replacements)),
-        *((pieces, b"") if version > 1 else ()),
+        *((pieces, words(tables.charsmap), words(tables.graphemes)) if version > 1 else ()),
     ]
     return layout(header, sections)
 

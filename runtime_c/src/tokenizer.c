@@ -33,12 +33,13 @@ enum {
     N_SECTIONS_1, /* of version 1 */
     PIECES = N_SECTIONS_1,
     CHARSMAP,
+    GRAPHEMES,
     N_SECTIONS
 };
 enum { header_bytes = 64, most_tokens = 1 << 22, most_steps = 32, most_code = 1 << 16, most_image = 32 };
 
 static const uint8_t record_bytes[N_SECTIONS] = {4,  1, 1,  4, 12, 4,  8, 4, 16, 16, 32, 4,
-                                                 24, 8, 12, 4, 12, 12, 1, 4, 16, 24, 16};
+                                                 24, 8, 12, 4, 12, 12, 1, 4, 16, 24, 16, 12};
 
 typedef struct reader {
     const uint8_t *data;
@@ -274,6 +275,15 @@ static ellm_status check_steps(const reader *r, const ellm_tokenizer *t, const u
         case STEP_STAND_INS: ok = ok && (t->flags & BYTE_LEVEL) == 0 && t->mode == DECODE_BYTES; break;
         case STEP_REPLACE: ok = ok && is_start(starts, t->n_code, s->a[0]) && string_ok(r, s->a[1], s->a[2]); break;
         case STEP_PREPEND: ok = ok && string_ok(r, s->a[0], s->a[1]); break;
+        case STEP_CHARSMAP:
+            ok = ok && s->a[0] <= r->count[CHARSMAP] && s->a[1] <= r->count[CHARSMAP] - s->a[0];
+            for (uint32_t j = 0; ok && j < s->a[1]; j++) {
+                const image *now = &t->charsmap[s->a[0] + j], *before = now - 1;
+                uint32_t common = j == 0 ? 0 : before->key_bytes < now->key_bytes ? before->key_bytes : now->key_bytes;
+                ok = now->key_bytes > 0 && string_ok(r, now->key, now->key_bytes) && string_ok(r, now->text, now->bytes)
+                     && (j == 0 || memcmp(t->strings + before->key, t->strings + now->key, common) < 0);
+            }
+            break;
         case STEP_STRIP: ok = ok && s->a[0] < t->n_classes; break;
         case STEP_PIECES: ok = ok && is_start(starts, t->n_code, s->a[0]) && s->a[1] <= MERGED_WITH_NEXT; break;
         case STEP_METASPACE: ok = ok && s->a[1] != 0 && string_ok(r, s->a[0], s->a[1]) && s->a[2] <= 2; break;
@@ -296,6 +306,12 @@ static ellm_status check_unicode(const reader *r, const ellm_tokenizer *t) {
         const triple *mark = &t->marks[i];
         if (mark->b < mark->a || mark->c > 255 || (i > 0 && mark->a <= mark[-1].b)) {
             return bad(r, "the combining marks are not in order");
+        }
+    }
+    for (size_t i = 0; i < t->n_graphemes; i++) {
+        const triple *range = &t->graphemes[i];
+        if (range->b < range->a || (i > 0 && range->a <= range[-1].b)) {
+            return bad(r, "the grapheme table is not in order");
         }
     }
     for (size_t i = 0; i < t->n_compose; i++) {
@@ -361,6 +377,9 @@ static void bind(const reader *r, ellm_tokenizer *t) {
                           .n_compose = r->count[COMPOSE],
                           .n_post = r->count[POST]};
     t->replacement = r->count[REPLACEMENTS] != 0 ? r->section[REPLACEMENTS] : NULL;
+    t->charsmap = r->section[CHARSMAP];
+    t->graphemes = r->section[GRAPHEMES];
+    t->n_graphemes = r->count[GRAPHEMES];
     t->pieces = r->section[PIECES];
     t->n_pieces = (uint32_t)r->count[PIECES];
     memcpy(&t->unknown_score, h + 14, sizeof t->unknown_score);

@@ -244,6 +244,7 @@ static bool run_step(matcher *m, const step *s, buffer *text, buffer *out) {
         return s->kind == STEP_MAP || order_marks(t, out);
     case STEP_COMPOSE: return compose(t, text, out);
     case STEP_REPLACE: return replace_matches(m, s, text, out);
+    case STEP_CHARSMAP: return ellm_charsmap(t, s, text, out);
     default: /* STEP_PREPEND */
         return ellm_buffer_add(out, t->strings + s->a[0], s->a[1]) && ellm_buffer_add(out, text->data, text->n);
     }

@@ -9,7 +9,7 @@
 enum { BYTE_LEVEL = 1, BYTE_FALLBACK = 2, FUSE_UNKNOWN = 4, IGNORE_MERGES = 8, DROP_FIRST = 16, UNIGRAM = 32 };
 enum { TOKEN_EXISTS = 1, TOKEN_SPECIAL = 2, TOKEN_BYTE = 4, TOKEN_WORD = 8 };
 enum { ADDED_LSTRIP = 1, ADDED_RSTRIP = 2, ADDED_SINGLE_WORD = 4, ADDED_SPECIAL = 8 };
-enum { STEP_DECOMPOSE = 1, STEP_COMPOSE, STEP_MAP, STEP_REPLACE, STEP_PREPEND, STEP_STRIP };
+enum { STEP_DECOMPOSE = 1, STEP_COMPOSE, STEP_MAP, STEP_REPLACE, STEP_PREPEND, STEP_STRIP, STEP_CHARSMAP };
 enum { STEP_PIECES = 32, STEP_PREFIX_SPACE, STEP_METASPACE, STEP_STAND_INS };
 enum { ISOLATED, REMOVED, CONTIGUOUS, MERGED_WITH_PREVIOUS, MERGED_WITH_NEXT };
 enum { DECODE_CONCATENATE, DECODE_BYTES, DECODE_FALLBACK, DECODE_JOIN_SPACES };
@@ -46,6 +46,10 @@ typedef struct triple {
     uint32_t a, b, c;
 } triple;
 
+typedef struct image {
+    uint32_t key, key_bytes, text, bytes;
+} image;
+
 typedef struct step {
     uint32_t kind, a[7];
 } step;
@@ -62,6 +66,9 @@ struct ellm_tokenizer {
     const triple *marks, *compose; /* marks: first, last, combining class */
     size_t n_chars, n_words, n_steps, n_code, n_classes, n_marks, n_compose, n_post;
     added_list raw, normalized;
+    const image *charsmap;   /* ascending by key, none the beginning of another */
+    const triple *graphemes; /* first, last, kind */
+    size_t n_graphemes;
     const piece *pieces; /* of a Unigram model, ascending by text */
     double unknown_score;
     uint32_t n_pieces, piece_leads[257]; /* the first piece that begins with a byte, or with a later one */
@@ -90,6 +97,9 @@ bool ellm_class_has(const ellm_tokenizer *tokenizer, uint32_t class_index, uint3
 /* The leftmost match of the program at `pc` in text[from, n). False if there is none or matcher->status is set. */
 bool ellm_match_find(matcher *matcher, uint32_t pc, const uint8_t *text, size_t n, size_t from, size_t *start,
                      size_t *end);
+
+/* Adds text with its clusters or characters replaced as a step of kind CHARSMAP says. */
+bool ellm_charsmap(const ellm_tokenizer *tokenizer, const step *step, const buffer *text, buffer *out);
 
 /* Appends the ids of a piece of text, uint32_t each. */
 ellm_status ellm_unigram(const ellm_tokenizer *tokenizer, const uint8_t *text, size_t n, buffer *ids);

@@ -9,11 +9,13 @@ difference and prints it.
 from __future__ import annotations
 
 import argparse
+import base64
 import glob
 import json
 import random
 import sys
 import time
+import unicodedata
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -22,6 +24,7 @@ import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from crosscompile.tokenizer import compile_tokenizer
+from tests.charsmap import build
 from tests.textlib import Tokenizer
 
 LLAMA3 = (
@@ -194,6 +197,7 @@ def unigram(
     pre: pre_tokenizers.PreTokenizer | None,
     decoder: str,
     fallback: bool,
+    extras: bool = True,
 ) -> tokenizers.Tokenizer:
     """A Unigram model trained on words behind ▁, with the steps of a family around it."""
     made = tokenizers.Tokenizer(models.Unigram())
@@ -219,12 +223,34 @@ def unigram(
         made.decoder = decoders.Metaspace()
     made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
     made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
-    made.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("word", normalized=True)])
+    made.add_tokens([AddedToken("<tool>", normalized=False)])
+    if extras:
+        made.add_tokens([AddedToken("word", normalized=True)])
     return made
 
 
 def t5_pre_tokenizer() -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+
+
+@cache
+def charsmap() -> normalizers.Normalizer:
+    """Like SentencePiece's nmt_nfkc: NFKC of characters and of pairs that compose, controls gone, spaces made plain."""
+    images = {}
+    for point in (*range(0x80, 0x3400), *range(0xF900, 0x10000), *range(0x1D400, 0x1D7FF)):
+        if (image := unicodedata.normalize("NFKC", chr(point))) != chr(point) and not 0xD800 <= point < 0xE000:
+            images[chr(point)] = image
+        canonical = unicodedata.normalize("NFD", chr(point))
+        if len(canonical) == 2 and unicodedata.normalize("NFC", canonical) == chr(point):
+            images[canonical] = chr(point)
+    images.update({chr(c): " " for c in (9, 10, 13, 0x2028, 0x2029, 0x200B, 0xFEFF)})
+    images.update({chr(c): "" for c in (*range(1, 9), 0x0B, 0x0E, 0x7F)})
+    return normalizers.Precompiled(base64.b64decode(build(images)))
+
+
+def albert_normalizer() -> normalizers.Normalizer:
+    steps = [normalizers.Replace("``", '"'), normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    return normalizers.Sequence([*steps, charsmap(), normalizers.Replace(Regex(" {2,}"), " ")])
 
 
 def llama2_normalizer() -> normalizers.Normalizer:
@@ -314,6 +340,9 @@ KINDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
     "unigram-bytes": lambda: unigram(llama2_normalizer(), None, "llama", True),
     "unigram-first": lambda: unigram(normalizers.NFKC(), metaspace("first", False), "metaspace", True),
     "unigram-words": lambda: unigram(normalizers.NFKC(), t5_pre_tokenizer(), "metaspace", False),
+    "unigram-t5": lambda: unigram(charsmap(), t5_pre_tokenizer(), "metaspace", False),
+    "unigram-xlmr": lambda: unigram(charsmap(), metaspace("always", True), "metaspace", False),
+    "unigram-albert": lambda: unigram(albert_normalizer(), metaspace("always", True), "metaspace", False, False),
     "unknowns": lambda: sentencepiece(normalizers.NFC(), metaspace("first", True), "none", fallback=False),
 }
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterable
 
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from tests.charsmap import build
+
 POINTS = [*range(0xD800), *range(0xE000, 0x110000)]
 CATEGORIES = "Lu Ll Lt Lm Lo Mn Mc Me Nd Nl No Pc Pd Ps Pe Pi Pf Po Sm Sc Sk So Zs Zl Zp Cc Cf Co Cn".split()
 HANGUL = range(0xAC00, 0xAC00 + 11172)
@@ -67,6 +69,39 @@ def word_characters() -> list[int]:
     return ranges(inside)
 
 
+def matching_accents() -> list[int]:
+    """What StripAccents takes away."""
+    strip = normalizers.StripAccents()
+    return ranges(point for point in POINTS if strip.normalize_str(chr(point)) == "")
+
+
+GRAPHEMES = "CR LF Control Extend ZWJ Regional_Indicator Prepend SpacingMark L V T LV LVT".split()
+
+
+def graphemes() -> dict[str, list[int]]:
+    """What decides where grapheme clusters end, by the `regex` package; those that join what is before them are
+    measured, for `tokenizers` may know another version of Unicode."""
+    import regex
+
+    text = "".join(map(chr, POINTS))
+
+    def having(*properties: str) -> set[int]:
+        return {ord(m.group()) for name in properties for m in regex.finditer(rf"\p{{{name}}}", text)}
+
+    made = {name: having(f"GCB={name}") for name in GRAPHEMES}
+    probe = normalizers.Precompiled(base64.b64decode(build({"e": "Z"})))
+    joins = {p for p in POINTS if probe.normalize_str("e" + chr(p)) == "Z"}
+    known = made["Extend"] | made["ZWJ"] | made["SpacingMark"]
+    made["SpacingMark"] &= joins
+    extend = (made["Extend"] & joins) | (joins - known)
+    made["Pictographic"] = having("ExtPict")
+    made["Consonant"] = having("InCB=Consonant")
+    made["Linker"] = extend & having("InCB=Linker")
+    made["Extend"] = extend & having("InCB=Extend") - made["Linker"]
+    made["Loose"] = extend - made["Linker"] - made["Extend"]
+    return {name: ranges(sorted(points)) for name, points in made.items()}
+
+
 def main() -> None:
     nfd, nfc, nfkd = normalizers.NFD(), normalizers.NFC(), normalizers.NFKD()
     canonical = {k: v for k, v in mapping(nfd.normalize_str).items() if k not in HANGUL}
@@ -91,7 +126,9 @@ def main() -> None:
     classes["punctuation"] = matching(pre_tokenizers.Punctuation("removed"))
     classes["word"] = word_characters()
     classes["whitespace"] = matching(pre_tokenizers.WhitespaceSplit())
+    classes["accents"] = matching_accents()
     tables = {
+        "graphemes": graphemes(),
         "canonical": [[k, [ord(c) for c in v]] for k, v in sorted(canonical.items())],
         "compatible": [[k, [ord(c) for c in v]] for k, v in sorted(compatible.items())],
         "lowercase": [

@@ -98,6 +98,7 @@ def make_bundle(
         "embedding": None,
         "head": None,
         "kv": kv or None,
+        "tensors": (),
         "short": scheme != "w4a8" if short is None else short,
     }
     result = run_worker({**request, **options}, None, lambda stage, done, total: None)

@@ -126,17 +126,22 @@ def charsmap_images(blob: bytes) -> dict[bytes, str]:
 
     TokenizerError where it is damaged.
     """
+    damaged = TokenizerError("tokenizer.json: the precompiled_charsmap is damaged. Download the file again.")
     size = struct.unpack("<I", blob[:4])[0] if len(blob) >= 4 else 0
     if size % 4 or not size or 4 + size > len(blob):
-        raise TokenizerError("tokenizer.json: the precompiled_charsmap is damaged. Download the file again.")
+        raise damaged
     units, texts = struct.unpack(f"<{size // 4}I", blob[4 : 4 + size]), blob[4 + size :]
     images: dict[bytes, str] = {}
+    seen = bytearray(len(units))  # a trie leads to each unit once; what leads there twice may go on for ever
 
     def follow(at: int, key: bytes) -> None:
         for byte in range(1, 256):
             child = at ^ byte
             if child >= len(units) or units[child] & 0x800000FF != byte:
                 continue
+            if seen[child]:
+                raise damaged
+            seen[child] = 1
             below = child ^ units[child] >> 10 << ((units[child] & 1 << 9) >> 6)
             if not units[child] >> 8 & 1:
                 if len(key) + 1 < LONGEST_KEY:
@@ -144,10 +149,15 @@ def charsmap_images(blob: bytes) -> dict[bytes, str]:
                 continue
             start = units[below] & 0x7FFFFFFF if below < len(units) else len(texts)
             if start >= len(texts):
-                raise TokenizerError("tokenizer.json: the precompiled_charsmap is damaged. Download the file again.")
+                raise damaged
             images[key + bytes([byte])] = texts[start:].partition(b"\0")[0].decode()
 
-    follow(units[0] >> 10 << ((units[0] & 1 << 9) >> 6), b"")
+    try:
+        follow(units[0] >> 10 << ((units[0] & 1 << 9) >> 6), b"")
+        for key in images:
+            key.decode()
+    except UnicodeDecodeError as error:
+        raise damaged from error
     return images
 
 

@@ -11,7 +11,7 @@ import re
 
 from edgellm.application import Application
 from edgellm.errors import UnsuitableError
-from edgellm.unit import unit_name
+from edgellm.unit import HARDENED, unit_name
 
 _READY = """\
 Type=notify
@@ -40,33 +40,9 @@ User={user}
 SupplementaryGroups=audio
 Nice=-5
 MemoryMax=700M
-CapabilityBoundingSet=
-AmbientCapabilities=
-NoNewPrivileges=yes
-DevicePolicy=closed
 DeviceAllow=char-alsa rw
-ProtectSystem=strict
 ProtectHome=read-only
-PrivateTmp=yes
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectProc=invisible
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged
-SystemCallErrorNumber=EPERM
-UMask=0077
-
+{HARDENED}
 [Install]
 WantedBy=multi-user.target
 """

@@ -133,7 +133,7 @@ def deploy(task: Task) -> Answer:
         def served() -> service.Service | None:
             if options.get("service") and not _is_served(remote, facts.home, name, options, answer["version"]):
                 answer["changed"] = True
-                return service.install(find_model(remote, name), facts.home, _port(options), (), None, None)
+                return service.install(find_model(remote, name), facts.home, service.Wanted(_port(options)))
             look_after = service.find if done.unchanged else service.restart
             return look_after(remote, facts.home, name)
 
@@ -200,12 +200,7 @@ def serve(task: Task) -> Answer:
         if task.check:
             return {"changed": not served, "model": name}
         model = find_model(remote, name)
-        sessions, context, argv = options.get("sessions"), options.get("context"), _server_argv(options)
-        found = (
-            service.find(remote, home, name)
-            if served
-            else service.install(model, home, _port(options), argv, sessions, context)
-        )
+        found = service.find(remote, home, name) if served else service.install(model, home, _wanted(options))
         return _well({"changed": not served, "model": name}, report_of(remote, found, None))
 
 
@@ -258,6 +253,10 @@ def _port(options: dict[str, Any]) -> int:
     return int(options.get("port") or serving.DEFAULT_PORT)
 
 
+def _wanted(options: dict[str, Any]) -> service.Wanted:
+    return service.Wanted(_port(options), _server_argv(options), options.get("sessions"), options.get("context"))
+
+
 def _server_argv(options: dict[str, Any]) -> tuple[str, ...]:
     given = ((name, options.get(name)) for name in ("sessions", "waiting", "context", "threads"))
     return tuple(word for name, value in given if value is not None for word in (f"--{name}", str(value)))
@@ -267,8 +266,7 @@ def _is_served(remote: Remote, home: str, name: str, options: dict[str, Any], ve
     """Whether the model is the service that is wanted. version: the one in use, None without one."""
     if version is None:
         return False
-    wanted = (_port(options), _server_argv(options), options.get("sessions"), options.get("context"))
-    return service.as_wanted(find_model(remote, name), home, *wanted) is not None
+    return service.as_wanted(find_model(remote, name), home, _wanted(options)) is not None
 
 
 def _after_switch(

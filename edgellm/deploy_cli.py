@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgellm import app_install, application, archive, cache, fleet_cli, prefix, service, serving
+from edgellm import app_install, application, archive, cache, fleet_cli, prefix, service
 from edgellm import bundle as bundles
 from edgellm.application import Application
 from edgellm.board_session import count_of
@@ -155,7 +155,7 @@ def served(args: argparse.Namespace, remote: Remote, home: str, done: Deployment
     """Makes the model a service with --service; restarts the one that it is already if the version changed."""
     if args.service:
         model = find_model(remote, done.name)
-        found: service.Service | None = service.install(model, home, serving.DEFAULT_PORT, (), None, None)
+        found: service.Service | None = service.install(model, home, service.Wanted())
     elif done.unchanged:
         found = service.find(remote, home, done.name)
     else:

@@ -91,6 +91,21 @@ class Service:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a service should be.
+
+    options: of the server, sessions and context among them where they are given. keep: what was computed of
+    conversations outlives the server, in a folder of its own.
+    """
+
+    port: int = serving.DEFAULT_PORT
+    options: tuple[str, ...] = ()
+    sessions: int | None = None
+    context: int | None = None
+    keep: bool = False
+
+
+@dataclass(frozen=True)
 class Board:
     """What the board says: values by key."""
 
@@ -139,19 +154,8 @@ def _find(remote: Remote, home: str, model: str, board: Board) -> Service | None
     return Service("supervised", found.running, found.state, found.port, at_boot, max(found.starts - 1, 0))
 
 
-def install(
-    model: InstalledModel,
-    home: str,
-    port: int,
-    options: tuple[str, ...],
-    sessions: int | None,
-    context: int | None,
-    keep: bool = False,
-) -> Service:
-    """Makes the model a service and starts it. An earlier one of the same model is replaced.
-
-    keep: what was computed of conversations outlives the server, in a folder of its own.
-    """
+def install(model: InstalledModel, home: str, wanted: Wanted) -> Service:
+    """Makes the model a service and starts it. An earlier one of the same model is replaced."""
     remote = model.remote
     board = look(remote, home, model.name)
     if "systemd" in board.values and not board.root and "cron" not in board.values:
@@ -161,8 +165,8 @@ def install(
         )
     if not board.can_systemd:
         _make_room(model, home, board)
-        return _install_supervised(model, home, port, _keeping(model, home, options, keep), board)
-    unit = _unit(model, home, port, options, sessions, context, board, keep)
+        return _install_supervised(model, home, wanted, board)
+    unit = _unit(model, home, wanted, board)
     _make_room(model, home, board)
     argv = shell_argv("set -e\n" + INSTALL_UNIT, board.root, unit_name(model.name))
     result = remote.run(argv, stdin=unit.encode(), silence_s=_SERVE_S)
@@ -178,64 +182,47 @@ def install(
     return found
 
 
-def _unit(
-    model: InstalledModel,
-    home: str,
-    port: int,
-    options: tuple[str, ...],
-    sessions: int | None,
-    context: int | None,
-    board: Board,
-    keep: bool,
-) -> str:
+def _unit(model: InstalledModel, home: str, wanted: Wanted, board: Board) -> str:
     return unit_text(
         UnitOptions(
             home,
             board.values.get("user", ""),
             model.name,
-            port,
-            options,
-            memory_max_bytes(_manifest(model), sessions, context),
+            wanted.port,
+            wanted.options,
+            memory_max_bytes(_manifest(model), wanted.sessions, wanted.context),
             own_user="private" not in board.values,
             has_key="key" in board.values,
-            keep=keep,
+            keep=wanted.keep,
         )
     )
 
 
-def _keeping(model: InstalledModel, home: str, options: tuple[str, ...], keep: bool) -> tuple[str, ...]:
-    """The options of a server that edgellm-rt itself keeps running."""
-    return (*options, "--keep", _kept(home, model.name)) if keep else options
+def _arguments(model: InstalledModel, home: str, wanted: Wanted) -> list[str]:
+    """Those of a server that edgellm-rt itself keeps running."""
+    kept = ["--keep", _kept(home, model.name)] if wanted.keep else []
+    return ["--port", str(wanted.port), *wanted.options, *kept]
 
 
 def _kept(home: str, model: str) -> str:
     return f"{root_of(home)}/serve/{model}/kept"
 
 
-def as_wanted(
-    model: InstalledModel,
-    home: str,
-    port: int,
-    options: tuple[str, ...],
-    sessions: int | None,
-    context: int | None,
-    keep: bool = False,
-) -> Service | None:
+def as_wanted(model: InstalledModel, home: str, wanted: Wanted) -> Service | None:
     """The model's service if it runs and is what `install` would make of it, else None."""
     board = look(model.remote, home, model.name)
     found = _find(model.remote, home, model.name, board)
     if found is None or not found.running:
         return None
     if found.kind == "systemd":
-        wanted = _unit(model, home, port, options, sessions, context, board, keep).encode()
+        unit = _unit(model, home, wanted, board).encode()
         there = model.remote.run(["cat", f"/etc/systemd/system/{unit_name(model.name)}"]).stdout
-        return found if there == wanted and found.starts_at_boot else None
+        return found if there == unit and found.starts_at_boot else None
     if board.can_systemd:
         return None
     pid = serving.status(model.remote, home, model.name).pid
     words = model.remote.run(["cat", f"/proc/{pid}/cmdline"]).stdout.rstrip(b"\0").split(b"\0")
-    kept = _keeping(model, home, options, keep)
-    return found if words[3:] == [word.encode() for word in ("--port", str(port), *kept)] else None
+    return found if words[3:] == [word.encode() for word in _arguments(model, home, wanted)] else None
 
 
 def _make_room(model: InstalledModel, home: str, board: Board) -> None:
@@ -246,8 +233,8 @@ def _make_room(model: InstalledModel, home: str, board: Board) -> None:
         model.remote.script(AT_BOOT, unit_name(model.name), "")
 
 
-def _install_supervised(model: InstalledModel, home: str, port: int, options: tuple[str, ...], board: Board) -> Service:
-    arguments = ["--port", str(port), *options]
+def _install_supervised(model: InstalledModel, home: str, wanted: Wanted, board: Board) -> Service:
+    arguments = _arguments(model, home, wanted)
     serving.start(model, home, arguments)
     if "cron" in board.values:
         words = serving.supervisor_argv(home, model.name, "start", model.path, *arguments)

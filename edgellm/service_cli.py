@@ -61,10 +61,8 @@ def main(args: argparse.Namespace) -> int:
                 print(f"{model.name} is no service on {board.label}{' any more' if removed else ''}")
             return 0
         if args.action == "install":
-            options = tuple(server_argv(args))
-            found: service.Service | None = service.install(
-                model, home, args.port, options, args.sessions, args.context, args.keep
-            )
+            wanted = service.Wanted(args.port, tuple(server_argv(args)), args.sessions, args.context, args.keep)
+            found: service.Service | None = service.install(model, home, wanted)
         else:
             found = service.find(remote, home, model.name)
         healthy = report_of(remote, found, None, wait=args.action == "install")

@@ -17,6 +17,34 @@ _PLAIN = re.compile(r"[A-Za-z0-9/._@+=:,-]+")
 _RUNTIME_BYTES = 128 << 20  # program, stacks, tokenizer, and requests: 16 MB received, up to 96 MB while one is read
 _SLACK = 1.25
 _PAGE_ROUND = 1 << 20
+HARDENED = """\
+DevicePolicy=closed
+ProtectSystem=strict
+PrivateTmp=yes
+ProtectClock=yes
+ProtectControlGroups=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectProc=invisible
+CapabilityBoundingSet=
+AmbientCapabilities=
+NoNewPrivileges=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+SystemCallFilter=~@privileged
+SystemCallErrorNumber=EPERM
+UMask=0077
+"""
+"""What no service of ours needs: nothing to write, no capability, no device, no unusual system call."""
+
 DEFAULT_SESSIONS = 4
 DEFAULT_CONTEXT = 4096
 
@@ -91,35 +119,11 @@ LimitMEMLOCK=infinity
 {key}{folder}{who}
 BindReadOnlyPaths={root}
 ProtectHome=tmpfs
-ProtectSystem=strict
-PrivateTmp=yes
 PrivateDevices=yes
-DevicePolicy=closed
-ProtectClock=yes
-ProtectControlGroups=yes
-ProtectHostname=yes
-ProtectKernelLogs=yes
-ProtectKernelModules=yes
-ProtectKernelTunables=yes
-ProtectProc=invisible
-CapabilityBoundingSet=
-AmbientCapabilities=
-NoNewPrivileges=yes
-LockPersonality=yes
-MemoryDenyWriteExecute=yes
 RemoveIPC=yes
-RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
-RestrictNamespaces=yes
-RestrictRealtime=yes
-RestrictSUIDSGID=yes
 IPAddressDeny=any
 IPAddressAllow=localhost
-SystemCallArchitectures=native
-SystemCallFilter=@system-service
-SystemCallFilter=~@privileged
-SystemCallErrorNumber=EPERM
-UMask=0077
-
+{HARDENED}
 [Install]
 WantedBy=multi-user.target
 """

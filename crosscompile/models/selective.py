@@ -36,6 +36,16 @@ def narrowed(x: Tensor, count: int, groups: int = 1, epsilon: float = 0.0) -> Te
     return made_later(f"ellm.narrow:{count}:{groups}:{epsilon!r}", [x], [((x.shape[0], count), "float32")])
 
 
+def scanned(
+    kernel: Any, name: str, given: list[Tensor], rows: Any, state: Tensor, shape: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """(result, state) of a kernel that takes rows in order and changes the state in place."""
+    given = [*given, rows.positions, rows.slots, state]
+    out = nn.Tensor.placeholder(shape, "float32")
+    state, y = op.tensor_ir_inplace_op(kernel, name, given, inplace_indices=[len(given) - 1, -1], out=[state, out])
+    return y, state
+
+
 class Convolution(nn.Module):
     """A causal convolution of each channel by itself, and SiLU."""
 
@@ -47,13 +57,9 @@ class Convolution(nn.Module):
     def forward(self, x: Tensor, first: int, rows: Any, state: Tensor) -> tuple[Tensor, Tensor]:
         """(result, state). x: (n, …), the channels from column `first` on."""
         n, columns = x.shape
-        given = [x, self.weight, *([self.bias] if self.bias is not None else []), rows.positions, rows.slots, state]
         kernel = causal_conv(n, columns, first, self.channels, self.width, self.bias is not None)
-        out = nn.Tensor.placeholder((n, self.channels), "float32")
-        state, y = op.tensor_ir_inplace_op(
-            kernel, "causal_conv", given, inplace_indices=[len(given) - 1, -1], out=[state, out]
-        )
-        return y, state
+        bias = [self.bias] if self.bias is not None else []
+        return scanned(kernel, "causal_conv", [x, self.weight, *bias], rows, state, (n, self.channels))
 
 
 class MambaLayer(nn.Module):
@@ -76,15 +82,9 @@ class MambaLayer(nn.Module):
         h, conv = self.conv(both, 0, rows, conv)
         low = narrowed(self.dt_low(h), made.rank, 1, made.epsilon)
         bc = narrowed(self.bc_proj(h), 2 * made.states, 2, made.epsilon)
-        given = [h, both, self.dt_proj(low), bc, self.A, self.D, rows.positions, rows.slots, scan]
-        out = nn.Tensor.placeholder((n, made.inner), "float32")
-        scan, y = op.tensor_ir_inplace_op(
-            selective_scan(n, made.inner, made.states),
-            "selective_scan",
-            given,
-            inplace_indices=[len(given) - 1, -1],
-            out=[scan, out],
-        )
+        kernel = selective_scan(n, made.inner, made.states)
+        given = [h, both, self.dt_proj(low), bc, self.A, self.D]
+        y, scan = scanned(kernel, "selective_scan", given, rows, scan, (n, made.inner))
         return self.out_proj(y), conv, scan
 
 
@@ -107,15 +107,9 @@ class MambaHeads(nn.Module):
         dt = narrowed(self.dt_proj(x), made.heads)
         xbc, conv = self.conv(both, made.inner, rows, conv)
         more = [self.dt_proj_bias] if self.dt_proj_bias is not None else []
-        given = [xbc, dt, *more, self.dt_bias, self.A, self.D, rows.positions, rows.slots, scan]
-        out = nn.Tensor.placeholder((n, made.inner), "float32")
-        scan, y = op.tensor_ir_inplace_op(
-            head_scan(n, self.heads, made.bias),
-            "head_scan",
-            given,
-            inplace_indices=[len(given) - 1, -1],
-            out=[scan, out],
-        )
+        kernel = head_scan(n, self.heads, made.bias)
+        given = [xbc, dt, *more, self.dt_bias, self.A, self.D]
+        y, scan = scanned(kernel, "head_scan", given, rows, scan, (n, made.inner))
         name = f"ellm.gated_norm:{made.groups}:{made.epsilon!r}"
         y = made_later(name, [y, both, self.norm.weight], [((n, made.inner), "float32")])
         return self.out_proj(y), conv, scan

@@ -1,4 +1,4 @@
-/* Embeddings: the mean of the last hidden states of a text's tokens, of length 1. OpenAI's /v1/embeddings, Ollama's
+/* Embeddings: the last hidden states of a text's tokens, pooled as the model says, of length 1. OpenAI's /v1/embeddings, Ollama's
  * /api/embed and its older /api/embeddings. */
 #include "posix.h"
 

@@ -21,15 +21,7 @@ static const char kernels[] =
     "        if (token[i] == 31) return 7;\\\n"
     "    }\\\n"
     "    return 0;\\\n"
-    "}\n"
-    "#define HEAD(n) int head_##n(const int *rows, const float *hidden, float *logits, long long g0, long long g1) "
-    "{\\\n"
-    "    for (long long v = g0; v < g1; v++)\\\n"
-    "        for (int i = 0; i < n; i++)\\\n"
-    "            if (rows[i] >= 0) logits[i * 32 + v] = hidden[rows[i] * 16] * v;\\\n"
-    "    return 0;\\\n"
-    "}\n"
-    "SCAN(1) SCAN(4) HEAD(1) HEAD(2)\n";
+    "}\n" TOY_HEAD_CODE "SCAN(1) SCAN(4) HEAD(1) HEAD(2)\n";
 
 #define SCAN(n)                                                                                                        \
     "{\"name\":\"scan_" #n "\",\"args\":[{\"access\":\"r\",\"bytes\":4},{\"access\":\"r\",\"bytes\":4},"               \
@@ -61,21 +53,6 @@ static void open_toy(struct toy *toy) {
     toy_write(toy);
 }
 
-static ellm_model *open_model(const struct toy *toy) {
-    ellm_error error = {""};
-    ellm_model *model = NULL;
-    CHECK_STATUS(ellm_model_open(toy->directory, &model, &error), ELLM_OK, error, "");
-    return model;
-}
-
-static ellm_context *open_context(const ellm_model *model, int32_t sessions, int32_t length) {
-    ellm_error error = {""};
-    ellm_context *context = NULL;
-    ellm_context_options options = {.n_sessions = sessions, .context_length = length, .n_threads_prefill = 1};
-    CHECK_STATUS(ellm_context_open(model, &options, &context, &error), ELLM_OK, error, "");
-    return context;
-}
-
 /* Appends tokens up to n and checks the last one's logits against the sum. */
 static void extend(ellm_context *context, int32_t slot, int32_t n) {
     float logits[TOY_VOCAB], sum = 0;
@@ -89,7 +66,7 @@ static void extend(ellm_context *context, int32_t slot, int32_t n) {
 }
 
 static void test_steps(const ellm_model *model) {
-    ellm_context *context = open_context(model, 3, 0);
+    ellm_context *context = toy_context(model, 3, 0);
     ellm_model_info info;
     ellm_model_get_info(model, &info);
     CHECK(info.kv_bytes_per_token == 0 && info.state_bytes_per_session == 64);
@@ -114,7 +91,7 @@ static void test_steps(const ellm_model *model) {
 }
 
 static void test_no_cuts(const ellm_model *model) {
-    ellm_context *context = open_context(model, 2, 0);
+    ellm_context *context = toy_context(model, 2, 0);
     extend(context, 0, 100);
     CHECK(ellm_session_truncate(context, 0, 99) == ELLM_USAGE && ellm_session_truncate(context, 0, 64) == ELLM_USAGE);
     CHECK(ellm_session_truncate(context, 0, 100) == ELLM_OK);
@@ -137,7 +114,7 @@ static void test_no_cuts(const ellm_model *model) {
 }
 
 static void test_no_guesses(const ellm_model *model) {
-    ellm_context *context = open_context(model, 1, 0);
+    ellm_context *context = toy_context(model, 1, 0);
     ellm_lookup *lookup;
     ellm_lookup_stats stats;
     float logits[TOY_VOCAB], sum = 0;
@@ -156,8 +133,8 @@ static void test_no_guesses(const ellm_model *model) {
 
 static void save(const struct toy *toy, const char *name, char path[128]) {
     ellm_error error = {""};
-    ellm_model *model = open_model(toy);
-    ellm_context *context = open_context(model, 1, 0);
+    ellm_model *model = toy_model(toy);
+    ellm_context *context = toy_context(model, 1, 0);
     snprintf(path, 128, "%s/%s", toy->directory, name);
     extend(context, 0, n_prefix);
     CHECK_STATUS(ellm_session_save(context, 0, tokens, path, NULL, 0, &error), ELLM_OK, error, "");
@@ -170,8 +147,8 @@ static void test_files(struct toy *toy) {
     static char data[1 << 20];
     ellm_error error = {""};
     save(toy, "state", path);
-    ellm_model *model = open_model(toy);
-    ellm_context *context = open_context(model, 2, 0);
+    ellm_model *model = toy_model(toy);
+    ellm_context *context = toy_context(model, 2, 0);
     ellm_saved *saved = NULL;
     CHECK_STATUS(ellm_saved_open(model, path, &saved, &error), ELLM_OK, error, "");
     extend(context, 1, 20);
@@ -186,8 +163,8 @@ static void test_files(struct toy *toy) {
     toy_replace(toy, "manifest.json", "\"provenance\":{}",
                 "\"prefix\":{\"file\":\"weights/prefix.safetensors\"},\"provenance\":{}");
     toy_write(toy);
-    model = open_model(toy);
-    context = open_context(model, 2, 0);
+    model = toy_model(toy);
+    context = toy_context(model, 2, 0);
     extend(context, 1, 7);
     CHECK(ellm_session_share(context, ELLM_PREFIX, 1, n_prefix - 1) == ELLM_USAGE);
     extend(context, 1, 8);
@@ -196,7 +173,7 @@ static void test_files(struct toy *toy) {
         extend(context, 1, n_tokens);
     }
     ellm_context_close(context);
-    context = open_context(model, 1, n_prefix - 1); /* too short for it: it is not there */
+    context = toy_context(model, 1, n_prefix - 1); /* too short for it: it is not there */
     CHECK(ellm_session_share(context, ELLM_PREFIX, 0, n_prefix - 1) == ELLM_USAGE);
     extend(context, 0, n_prefix - 1);
     ellm_context_close(context);
@@ -241,7 +218,7 @@ int main(void) {
         tokens[i] = (i * 11 + i / 7) % 29;
     }
     open_toy(&toy);
-    ellm_model *model = open_model(&toy);
+    ellm_model *model = toy_model(&toy);
     test_steps(model);
     test_no_cuts(model);
     test_no_guesses(model);

@@ -10,21 +10,6 @@ enum { n_tokens = 190, n_prefix = 140 };
 
 static int32_t tokens[n_tokens];
 
-static ellm_model *open_model(const struct toy *toy) {
-    ellm_error error = {""};
-    ellm_model *model = NULL;
-    CHECK_STATUS(ellm_model_open(toy->directory, &model, &error), ELLM_OK, error, "");
-    return model;
-}
-
-static ellm_context *open_context(const ellm_model *model, int32_t sessions, int32_t length) {
-    ellm_error error = {""};
-    ellm_context *context = NULL;
-    ellm_context_options options = {.n_sessions = sessions, .context_length = length, .n_threads_prefill = 1};
-    CHECK_STATUS(ellm_context_open(model, &options, &context, &error), ELLM_OK, error, "");
-    return context;
-}
-
 /* The logits of the last of n tokens, computed from nothing or behind what the session holds. */
 static void finish(ellm_context *context, int32_t slot, size_t n, float *logits) {
     size_t held = (size_t)ellm_session_length(context, slot);
@@ -39,8 +24,8 @@ static void path_in(const struct toy *toy, const char *name, char path[128]) {
 static void save(const struct toy *toy, const char *name, int32_t length, const char *note) {
     char path[128];
     ellm_error error = {""};
-    ellm_model *model = open_model(toy);
-    ellm_context *context = open_context(model, 1, 0);
+    ellm_model *model = toy_model(toy);
+    ellm_context *context = toy_context(model, 1, 0);
     path_in(toy, name, path);
     CHECK_STATUS(ellm_session_save(context, 0, tokens, path, NULL, 0, &error), ELLM_USAGE, error, "nothing to save");
     float logits[TOY_VOCAB];
@@ -69,11 +54,11 @@ static void test_prefix(int window) {
     toy_write(&toy);
     save(&toy, "state", n_prefix, "");
     ship(&toy, "state");
-    ellm_model *model = open_model(&toy);
+    ellm_model *model = toy_model(&toy);
     const int32_t *shipped;
     CHECK(ellm_model_prefix_tokens(model, &shipped) == n_prefix && memcmp(shipped, tokens, n_prefix * 4) == 0);
     CHECK(strcmp(ellm_model_system(model), "Be brief.") == 0);
-    ellm_context *context = open_context(model, 3, 300);
+    ellm_context *context = toy_context(model, 3, 300);
     finish(context, 0, n_tokens, right);
     for (int round = 0; round < 3;
          round++) { /* writing behind it, in a copy of its last block, changes it for nobody */
@@ -97,7 +82,7 @@ static void test_prefix(int window) {
     CHECK(ellm_session_share(context, 3, 1, 1) == ELLM_USAGE); /* where the prefix lies is nobody's business */
     CHECK(ellm_session_length(context, 3) == 0);
     ellm_context_close(context);
-    context = open_context(model, 1, 70); /* shorter than the prefix */
+    context = toy_context(model, 1, 70); /* shorter than the prefix */
     CHECK(ellm_session_share(context, ELLM_PREFIX, 0, 71) == ELLM_USAGE);
     CHECK((ellm_session_share(context, ELLM_PREFIX, 0, 64) == ELLM_OK) == (window == 0));
     ellm_context_close(context);
@@ -156,8 +141,8 @@ static void test_saved(int window) {
     toy_write(&toy);
     save(&toy, "saved", n_prefix, "what was said");
     path_in(&toy, "saved", path);
-    ellm_model *model = open_model(&toy);
-    ellm_context *context = open_context(model, 2, 300);
+    ellm_model *model = toy_model(&toy);
+    ellm_context *context = toy_context(model, 2, 300);
     ellm_saved *saved = NULL;
     const int32_t *ids;
     size_t n_note;
@@ -172,15 +157,15 @@ static void test_saved(int window) {
         CHECK(memcmp(logits, right, sizeof right) == 0);
     }
     ellm_context_close(context);
-    context = open_context(model, 1, 70);
+    context = toy_context(model, 1, 70);
     CHECK(ellm_session_restore(context, 0, saved) == ELLM_CONTEXT_FULL && ellm_session_length(context, 0) == 0);
     ellm_context_close(context);
     ellm_saved_close(saved);
     ellm_model_close(model);
     toy_replace(&toy, "manifest.json", "\"parameters\":32", "\"parameters\":33"); /* another bundle */
     toy_write(&toy);
-    model = open_model(&toy);
-    context = open_context(model, 1, 300);
+    model = toy_model(&toy);
+    context = toy_context(model, 1, 300);
     CHECK_STATUS(ellm_saved_open(model, path, &saved, &error), ELLM_OK, error, "");
     CHECK(ellm_saved_tokens(saved, &ids) == 0 && ellm_session_restore(context, 0, saved) == ELLM_USAGE);
     CHECK(memcmp(ellm_saved_note(saved, &n_note), "what was said", 13) == 0 && n_note == 13);
@@ -202,7 +187,7 @@ static void test_damaged(void) {
     save(&toy, "saved", n_prefix, "x");
     path_in(&toy, "saved", path);
     size_t n = toy_read(path, data, sizeof data);
-    ellm_model *model = open_model(&toy);
+    ellm_model *model = toy_model(&toy);
     int n_taken = 0;
     for (size_t at = 0; at < n; at += at < 1200 ? 1 : at < 65536 ? 4999 : 97) {
         data[at] = (char)(data[at] ^ 1);

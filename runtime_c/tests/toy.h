@@ -15,7 +15,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "check.h"
 #include "cpu.h"
+#include "edgellm.h"
 #include "sha256.h"
 
 enum { TOY_VOCAB = 32, TOY_CONTEXT = 1000, TOY_FILES = 8, TOY_HEADER = 65536 };
@@ -31,6 +33,16 @@ struct toy {
     toy_file files[TOY_FILES]; /* manifest.json is the first, its list of files is filled in by toy_write */
     size_t n_files;
 };
+
+/* HEAD(n): logits of n rows. */
+#define TOY_HEAD_CODE                                                                                                  \
+    "#define HEAD(n) int head_##n(const int *rows, const float *hidden, float *logits, long long g0, long long g1) "   \
+    "{\\\n"                                                                                                            \
+    "    for (long long v = g0; v < g1; v++)\\\n"                                                                      \
+    "        for (int i = 0; i < n; i++)\\\n"                                                                          \
+    "            if (rows[i] >= 0) logits[i * 32 + v] = hidden[rows[i] * 16] * v;\\\n"                                 \
+    "    return 0;\\\n"                                                                                                \
+    "}\n"
 
 static const char toy_kernels[] =
     "#ifndef ADD\n#define ADD +=\n#endif\n"
@@ -53,15 +65,7 @@ static const char toy_kernels[] =
     "        hidden[i * 16] = sum;\\\n"
     "    }\\\n"
     "    return 0;\\\n"
-    "}\n"
-    "#define HEAD(n) int head_##n(const int *rows, const float *hidden, float *logits, long long g0, long long g1) "
-    "{\\\n"
-    "    for (long long v = g0; v < g1; v++)\\\n"
-    "        for (int i = 0; i < n; i++)\\\n"
-    "            if (rows[i] >= 0) logits[i * 32 + v] = hidden[rows[i] * 16] * v;\\\n"
-    "    return 0;\\\n"
-    "}\n"
-    "APPEND(1) APPEND(4) SUM(1) SUM(4) HEAD(1) HEAD(2)\n";
+    "}\n" TOY_HEAD_CODE "APPEND(1) APPEND(4) SUM(1) SUM(4) HEAD(1) HEAD(2)\n";
 
 #define TOY_APPEND(n)                                                                                                  \
     "{\"name\":\"append_" #n "\",\"args\":[{\"access\":\"r\",\"bytes\":4},{\"access\":\"r\",\"bytes\":4},"             \
@@ -267,6 +271,22 @@ static inline void toy_write(const struct toy *toy) {
     toy_hash(text, strlen(text), hex);
     snprintf(digest, sizeof digest, "%s  manifest.json\n", hex);
     toy_write_file(toy, "manifest.sha256", digest, strlen(digest));
+}
+
+/* A model, and a context on one thread, or the test ends. */
+static inline ellm_model *toy_model(const struct toy *toy) {
+    ellm_error error = {""};
+    ellm_model *model = NULL;
+    CHECK_STATUS(ellm_model_open(toy->directory, &model, &error), ELLM_OK, error, "");
+    return model;
+}
+
+static inline ellm_context *toy_context(const ellm_model *model, int32_t sessions, int32_t length) {
+    ellm_error error = {""};
+    ellm_context *context = NULL;
+    ellm_context_options options = {.n_sessions = sessions, .context_length = length, .n_threads_prefill = 1};
+    CHECK_STATUS(ellm_context_open(model, &options, &context, &error), ELLM_OK, error, "");
+    return context;
 }
 
 static inline void toy_close(struct toy *toy) {

@@ -12,6 +12,7 @@ from pathlib import Path
 from crosscompile.template import compile_template
 from crosscompile.tokenizer import compile_tokenizer
 from tests.campaigns.template import TOKENS, sources
+from tests.charsmap import build
 
 LETTERS = ["a", "b", "e", "Ġ", "1", ".", "'", "s", "Ċ", "Ã", "©"]
 
@@ -42,6 +43,22 @@ def small(byte_level: bool, normalizers: list[dict[str, object]], pre: list[dict
     return compile_tokenizer(json.dumps(document).encode(), {})
 
 
+def small_unigram(fallback: bool, charsmap: bool) -> bytes:
+    """A Unigram model of a few pieces, with or without a map of characters before it."""
+    bytes_ = [f"<0x{byte:02X}>" for byte in range(256)] if fallback else []
+    pieces = [["<unk>", 0.0], *([name, 0.0] for name in bytes_)]
+    pieces += [["▁", -2.0], ["a", -3.0], ["b", -3.5], ["ab", -4.0], ["▁ab", -5.0], ["é", -6.0]]
+    document = {
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": build({"A": "a", "e\u0301": "é", "\t": " "})},
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": pieces, "byte_fallback": fallback},
+        "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+    }
+    if not charsmap:
+        del document["normalizer"]
+    return compile_tokenizer(json.dumps(document).encode(), {})
+
+
 def tokenizers() -> list[bytes]:
     split = {
         "type": "Split",
@@ -57,6 +74,8 @@ def tokenizers() -> list[bytes]:
         small(False, [], [{"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}]),
         small(False, [{"type": "NFC"}], [{"type": "Digits", "individual_digits": False}]),
         small(True, [], [{"type": "ByteLevel", "use_regex": True}, {"type": "Digits", "individual_digits": False}]),
+        small_unigram(True, False),
+        small_unigram(False, True),
     ]
 
 

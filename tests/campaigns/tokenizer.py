@@ -155,6 +155,40 @@ def split_bytes(regex: str) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(regex), "isolated"), byte_step])
 
 
+def dressed(
+    trained: tokenizers.Tokenizer,
+    normalizer: normalizers.Normalizer | None,
+    pre: pre_tokenizers.PreTokenizer | None,
+    decoder: str,
+    template: processors.TemplateProcessing,
+    extras: bool = True,
+    **model: bool,
+) -> tokenizers.Tokenizer:
+    """A model trained on words behind ▁ with a family's own steps around it. model: what of it is changed."""
+    document = json.loads(trained.to_str())
+    document["added_tokens"] = [token for token in document["added_tokens"] if not token["content"].startswith("<0x")]
+    document["pre_tokenizer"] = None
+    document["model"].update(model)
+    made = tokenizers.Tokenizer.from_str(json.dumps(document))
+    if normalizer is not None:
+        made.normalizer = normalizer
+    if pre is not None:
+        made.pre_tokenizer = pre
+    fallback = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
+    if decoder == "llama":
+        made.decoder = decoders.Sequence([*fallback, decoders.Strip(" ", 1, 0)])
+    elif decoder == "gemma":
+        made.decoder = decoders.Sequence(fallback)
+    elif decoder == "metaspace":
+        made.decoder = decoders.Metaspace()
+    made.post_processor = template
+    made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
+    made.add_tokens([AddedToken("<tool>", normalized=False)])
+    if extras:
+        made.add_tokens([AddedToken("word", normalized=True)])
+    return made
+
+
 def sentencepiece(
     normalizer: normalizers.Normalizer | None,
     pre: pre_tokenizers.PreTokenizer | None,
@@ -171,25 +205,8 @@ def sentencepiece(
         limit_alphabet=200,
     )
     made.train_from_iterator(corpus(), trainer)
-    document = json.loads(made.to_str())
-    document["added_tokens"] = [token for token in document["added_tokens"] if not token["content"].startswith("<0x")]
-    document["pre_tokenizer"] = None
-    made = tokenizers.Tokenizer.from_str(json.dumps(document))
-    if normalizer is not None:
-        made.normalizer = normalizer
-    if pre is not None:
-        made.pre_tokenizer = pre
-    if decoder == "llama":
-        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        made.decoder = decoders.Sequence(steps)
-    elif decoder == "gemma":
-        made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    elif decoder == "metaspace":
-        made.decoder = decoders.Metaspace()
-    made.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
-    made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
-    made.add_tokens([AddedToken("<tool>", normalized=False), AddedToken("word", normalized=True)])
-    return made
+    template = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    return dressed(made, normalizer, pre, decoder, template)
 
 
 def unigram(
@@ -207,26 +224,8 @@ def unigram(
         corpus(),
         trainers.UnigramTrainer(vocab_size=2500, special_tokens=names, unk_token="<unk>", show_progress=False),
     )
-    document = json.loads(made.to_str())
-    document["added_tokens"] = [token for token in document["added_tokens"] if not token["content"].startswith("<0x")]
-    document["pre_tokenizer"] = None
-    document["model"]["byte_fallback"] = fallback
-    made = tokenizers.Tokenizer.from_str(json.dumps(document))
-    if normalizer is not None:
-        made.normalizer = normalizer
-    if pre is not None:
-        made.pre_tokenizer = pre
-    if decoder == "llama":
-        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        made.decoder = decoders.Sequence(steps)
-    else:
-        made.decoder = decoders.Metaspace()
-    made.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
-    made.add_special_tokens([AddedToken("<|end|>", special=True, normalized=False)])
-    made.add_tokens([AddedToken("<tool>", normalized=False)])
-    if extras:
-        made.add_tokens([AddedToken("word", normalized=True)])
-    return made
+    template = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 2)])
+    return dressed(made, normalizer, pre, decoder, template, extras, byte_fallback=fallback)
 
 
 def t5_pre_tokenizer() -> pre_tokenizers.PreTokenizer:

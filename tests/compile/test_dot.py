@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from tvm.s_tir import TensorIntrin
 
+from crosscompile.inner_loop import loop_of
 from crosscompile.kernels.dot import register_dot
 from crosscompile.packing import GROUP, Packing, pack, quantize
 from crosscompile.target import TIERS
@@ -166,3 +167,10 @@ def test_a_tile_is_the_integer_dots_of_its_group(tier, kind, tokens, groups, ext
     buffers, expected = operands(tier, kind, tokens, groups, extreme)
     execute(register_dot(tier, TIERS[tier].packing(kind), tokens, groups, 0), buffers)
     np.testing.assert_array_equal(buffers["d"].data, expected)
+
+
+@pytest.mark.parametrize("kind", ["w4", "w8"])
+@pytest.mark.parametrize("tier", list(TIERS))
+def test_inner_loops_keep_to_the_registers(tier: str, kind: str) -> None:
+    for n in (1, 64):
+        assert loop_of(TIERS[tier], kind, n).spills == 0, n

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import struct
 import time
 from typing import Any
 
@@ -12,6 +13,7 @@ from tokenizers import Regex, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Theirs
 
 from crosscompile.errors import TokenizerError
+from crosscompile.normalization import charsmap_images
 from crosscompile.tokenizer import compile_tokenizer
 from tests.campaigns import tokenizer as campaign
 from tests.campaigns.corpus import tokenizers as small_files
@@ -94,7 +96,7 @@ def test_split_behaviors(behavior: str, invert: bool) -> None:
 
 REFUSED: list[tuple[str, Any, str]] = [
     ("model", {"type": "WordPiece", "vocab": {"a": 0}, "unk_token": "a"}, "WordPiece"),
-    ("normalizer", {"type": "Precompiled", "precompiled_charsmap": ""}, "Precompiled"),
+    ("normalizer", {"type": "Precompiled", "precompiled_charsmap": ""}, "precompiled_charsmap"),
     ("pre_tokenizer", {"type": "UnicodeScripts"}, "UnicodeScripts"),
     ("decoder", {"type": "WordPiece", "prefix": "##"}, "WordPiece"),
     (
@@ -123,6 +125,14 @@ def test_damaged_json_is_a_tokenizer_error() -> None:
     for data in (b"", b"{", b"[]", b'{"model": 3}', b'{"model": {"type": "BPE", "vocab": {"a": "x"}, "merges": []}}'):
         with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
             compile_tokenizer(data, {})
+
+
+def test_damaged_character_maps_are_refused() -> None:
+    again = [byte | (byte ^ 256) << 10 for byte in range(256)]
+    endless = struct.pack("<513I", 2048, *again, *[byte | byte << 10 for byte in range(256)]) + b"x\0"
+    for blob in (b"", b"\0\0\0\0", b"\x08\0\0\0" + bytes(4), endless):
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json: the precompiled_charsmap is damaged"):
+            charsmap_images(blob)
 
 
 def test_damaged_files_are_refused_or_harmless() -> None:

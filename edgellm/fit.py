@@ -26,6 +26,8 @@ _START = {
     "launch_s": 2e-6,
     "handover_s": 2e-6,
 }
+_PRIOR = 0.01
+"""How much it costs a coefficient to leave its start, by a factor of e: what samples cannot tell stays where it began."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +46,12 @@ def fit_speed(samples: Sequence[Sample], known: dict[str, float] | None = None) 
     names = [name for name in (*_START, "overlap") if name not in known]
     measured = np.log([sample.seconds for sample in samples])
 
+    usual = np.log([_START.get(name, _OVERLAPS[1]) for name in names])
+
     def residuals(logarithms: np.ndarray) -> np.ndarray:
         machine = _machine(names, logarithms, known)
         guesses = [s.work.seconds(machine, s.threads, s.bandwidth_bytes_per_s) for s in samples]
-        return softened(np.log(guesses) - measured)
+        return np.concatenate([softened(np.log(guesses) - measured), _PRIOR * (logarithms - usual)])
 
     best: tuple[float, np.ndarray] | None = None
     for rate, overlap in itertools.product((1.0, 0.3), _OVERLAPS if "overlap" in names else (1.0,)):

@@ -25,6 +25,8 @@ from edgellm.sample import Quiet, run_once
 from edgellm.terminal import one_line
 
 GENERATE, BLOCK = 24, 64
+REPEAT = 3
+"""Runs in a process, whose medians it answers with: one is as short as what a host does beside it."""
 OTHERS = 0.15
 """Of Workbench.others where nobody says."""
 
@@ -168,7 +170,7 @@ def context_of(prompt: int) -> int:
 
 
 def _options(threads: int, prompt: int) -> list[str]:
-    sizes = {"--prompt": prompt, "--generate": GENERATE, "--repeat": 1, "--threads": threads}
+    sizes = {"--prompt": prompt, "--generate": GENERATE, "--repeat": REPEAT, "--threads": threads}
     return [text for name, value in {**sizes, "--context": context_of(prompt)}.items() for text in (name, str(value))]
 
 

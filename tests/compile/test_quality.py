@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from crosscompile import checkpoint
 from crosscompile.forward import Values, logits
@@ -36,12 +38,37 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return folder / "calibrate.jsonl", folder / "judge.jsonl"
 
 
-def test_calibration_makes_a_closer_model_and_the_card_says_so(texts: tuple[Path, Path]) -> None:
+def uneven(folder: Path) -> Path:
+    """The demo model with some channels large and some small, as large models have them: it was trained to be rounded,
+    and computes the same, but is not easily rounded any more."""
+    shutil.copytree(MODEL, folder)
+    source = checkpoint.load(MODEL)
+    values = {name: source.read(name).astype(np.float32) for name in source.tensors}
+    generator = np.random.default_rng(7)
+    readers = {
+        "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+    }
+    for name in sorted(values):
+        prefix, _, norm = name.removesuffix(".weight").rpartition(".")
+        if norm in readers:
+            factor = np.exp(generator.standard_normal(values[name].shape, np.float32))
+            values[name] *= factor
+            for reader in readers[norm]:
+                values[f"{prefix}.{reader}.weight"] /= factor
+    for file in folder.glob("*.safetensors*"):
+        file.unlink()
+    save_file(values, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_calibration_makes_a_closer_model_and_the_card_says_so(texts: tuple[Path, Path], tmp_path: Path) -> None:
     calibrate, judge = texts
-    plain = build(MODEL, "local", FOUR, gate=Gate(judge)).bundle.manifest["quality"]
-    made = build(MODEL, "local", FOUR, wish=Wish(calibrate), gate=Gate(judge))
+    model = uneven(tmp_path / "uneven")
+    plain = build(model, "local", FOUR, gate=Gate(judge)).bundle.manifest["quality"]
+    made = build(model, "local", FOUR, wish=Wish(calibrate), gate=Gate(judge))
     card = made.bundle.manifest["quality"]
-    assert card["kl_nats"] < plain["kl_nats"]  # little: it was trained to be rounded
+    assert card["kl_nats"] < 0.5 * plain["kl_nats"]
     assert card["bits_per_weight"] == plain["bits_per_weight"] < 4.7
     assert plain["calibration"] is None
     assert card["calibration"]["tokens"] > 1000

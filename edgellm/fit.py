@@ -27,7 +27,7 @@ _START = {
     "handover_s": 2e-6,
 }
 _PRIOR = 0.01
-"""How much it costs a coefficient to leave its start, by a factor of e: what samples cannot tell stays where it began."""
+"""What it costs a coefficient to leave its start by a factor of e: what samples cannot tell stays where it began."""
 
 
 @dataclass(frozen=True)

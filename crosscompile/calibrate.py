@@ -28,14 +28,12 @@ from crosscompile.forward import (
 )
 from crosscompile.models.design import EMBEDDING, HEAD, Design, Experts
 from crosscompile.models.schemes import WEIGHT_KINDS, Scheme
-from crosscompile.packing import dequantize, quantize
+from crosscompile.packing import KINDS, dequantize, quantize
 from crosscompile.pieces import Tensors
 from crosscompile.rounding import DAMPING, Rounded, damped, error_of, round_matrix
 
 TIED_DAMPING = 0.05
 """For a matrix that is the embedding too: its rows must stay what they are in every direction."""
-
-KINDS = ("w4", "w8")
 
 Progress = Callable[[int, int], None]
 """Called with what is done and the total, in matrices."""
@@ -116,7 +114,7 @@ class Sums:
 
 @dataclass
 class Calibration:
-    """One pass over the layers. kinds: parameter -> "w4" or "w8", of those that are rounded; others stay as they are.
+    """One pass over the layers. kinds: parameter -> one of KINDS, of those that are rounded; others stay as they are.
 
     error: of each rounded parameter, the part of its output that is noise.
     """
@@ -315,8 +313,14 @@ Noise = dict[str, dict[str, float]]
 """By parameter and kind, what rounding it plainly adds to the model's error, in a unit that adds up roughly."""
 
 
-def noise_of(values: Values, names: Sequence[str], texts: Sequence[Sequence[int]] | None, progress: Progress) -> Noise:
-    """The part of each matrix's output that is noise once it is rounded, on what the texts give it.
+def noise_of(
+    values: Values,
+    names: Sequence[str],
+    kinds: Sequence[str],
+    texts: Sequence[Sequence[int]] | None,
+    progress: Progress,
+) -> Noise:
+    """The part of each matrix's output that is noise once it is rounded to each of `kinds`, on what the texts give it.
 
     Without texts, as if its inputs were of equal size and independent. One of a part of the residual stream counts by
     how large that part is.
@@ -326,7 +330,7 @@ def noise_of(values: Values, names: Sequence[str], texts: Sequence[Sequence[int]
     def weigh(name: str, hessian: np.ndarray | None, share: float = 1.0) -> None:
         weight = values.read(name)
         found[name] = {}
-        for kind in KINDS:
+        for kind in kinds:
             rounded = dequantize(*quantize(kind, weight))
             noise = (
                 float(np.square(weight - rounded).sum() / max(float(np.square(weight).sum()), 1e-30))

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from crosscompile.errors import CheckpointError
-from crosscompile.packing import GROUP
+from crosscompile.kinds import GROUP, KINDS
 from crosscompile.rounding import Rounded
 from crosscompile.safetensors_stream import ShardWriter, Slot, TensorInfo, read_header
 
@@ -54,7 +54,7 @@ class CalibrationWriter:
 
 @dataclass(frozen=True)
 class Matrix:
-    """One rounded matrix. kind: "w4" or "w8"; shape: (out, in); error: what part of its output is noise."""
+    """One rounded matrix. kind: one of KINDS; shape: (out, in); error: what part of its output is noise."""
 
     kind: str
     shape: tuple[int, int]
@@ -67,7 +67,7 @@ class Matrix:
         data, scale = _part(self.q, np.dtype("u1"), start, stop), _part(self.scale, np.dtype("<f2"), start, stop)
         if not np.isfinite(scale).all():
             raise CheckpointError(f"{self.scale.file}: a scale is not finite; {_AGAIN}")
-        if self.kind == "w8":
+        if self.kind != "w4":
             return data.view(np.int8), scale
         q = np.empty((len(data), 2 * data.shape[1]), np.int8)
         q[:, ::2], q[:, 1::2] = data << 4, data & 0xF0
@@ -126,6 +126,6 @@ def _matrix(directory: Path, name: str, entry: dict[str, Any]) -> Matrix:
     wanted = {"q": ("U8" if halves == 2 else "I8", (out, columns // halves)), "scale": ("F16", (out, columns // GROUP))}
     for part, (dtype, shape) in wanted.items():
         info = tensors[part]
-        if kind not in ("w4", "w8") or (info.dtype, info.shape) != (dtype, shape):
+        if kind not in KINDS or (info.dtype, info.shape) != (dtype, shape):
             raise CheckpointError(f"{file}: {part} of {name} is {info.dtype} {list(info.shape)}, not {dtype}; {_AGAIN}")
     return Matrix(kind, (out, columns), error, tensors["q"], tensors["scale"])

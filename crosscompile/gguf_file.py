@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from crosscompile.errors import CheckpointError
-from crosscompile.packing import GROUP
+from crosscompile.kinds import GROUP, IQ4_NL
 
 READABLE = (
     "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
@@ -24,8 +24,9 @@ READABLE = (
 )  # fmt: skip
 """Types whose values can be read."""
 
-TYPES_KEPT = {"Q4_0": "w4", "Q5_0": "w8", "Q8_0": "w8", "IQ4_NL": "w8"}
-"""Types whose blocks are 32 integers with a float16 scale, and the smallest kind of ours that holds them."""
+TYPES_KEPT = {"Q4_0": "w4", "Q4_1": "u4", "Q5_0": "w8", "Q8_0": "w8", "IQ4_NL": "n4"}
+"""Types whose blocks are 32 integers with a float16 scale, and the smallest kind of ours that holds them. Those of Q4_1
+have a minimum too: where it is a whole number of scales, it is our zero point."""
 
 MOST_TENSORS, MOST_KEYS, MOST_ITEMS = 1 << 17, 1 << 16, 1 << 23
 NAME_CAP, TEXT_CAP = 512, 1 << 26
@@ -233,17 +234,16 @@ def values(kind: str, raw: np.ndarray) -> np.ndarray:
     return found
 
 
-_IQ4_NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113], np.int8)
-"""ggml's kvalues_iq4nl."""
+_IQ4_NL = np.array(IQ4_NL, np.int8)
 
 
-def integers(kind: str, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def integers(kind: str, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """The stored rows of a type of TYPES_KEPT as they are: q (rows, columns) int8, scale (rows, columns / 32) float16.
 
-    q · scale is exactly what `values` gives.
+    q · scale is exactly what `values` gives. None where minima of Q4_1 are not whole numbers, 0 to 15, of −scales.
     """
     rows = raw.shape[0]
-    size = {"Q4_0": 18, "IQ4_NL": 18, "Q5_0": 22, "Q8_0": 34}[kind]
+    size = {"Q4_0": 18, "Q4_1": 20, "IQ4_NL": 18, "Q5_0": 22, "Q8_0": 34}[kind]
     blocks = raw.reshape(rows, -1, size)
     scale = np.ascontiguousarray(blocks[..., :2]).view("<f2")[..., 0]
     if kind == "Q8_0":
@@ -251,6 +251,8 @@ def integers(kind: str, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     else:
         packed = blocks[..., size - GROUP // 2 :]  # byte j: number j in the low nibble, number j + 16 in the high one
         nibbles = np.concatenate([packed & 15, packed >> 4], -1)
+        if kind == "Q4_1":
+            return _with_minima(nibbles, scale, np.ascontiguousarray(blocks[..., 2:4]).view("<f2")[..., 0])
         if kind == "IQ4_NL":
             q = _IQ4_NL[nibbles]
         elif kind == "Q4_0":
@@ -259,3 +261,17 @@ def integers(kind: str, raw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             high = np.unpackbits(np.ascontiguousarray(blocks[..., 2:6]), axis=-1, bitorder="little")
             q = (nibbles | high << 4).astype(np.int8) - np.int8(16)
     return np.ascontiguousarray(q).reshape(rows, -1), scale
+
+
+def _with_minima(nibbles: np.ndarray, scale: np.ndarray, least: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """scale · nibble + least as integers, nibbles (rows, blocks, 32); None where one is no whole number of scales."""
+    flat = scale == 0  # of equal weights: the minimum is all there is
+    scale = np.where(flat, least, scale)
+    wide = scale.astype(np.float32)
+    with np.errstate(all="ignore"):  # a damaged file's
+        zero = np.rint(np.divide(-least.astype(np.float32), wide, out=np.zeros_like(wide), where=wide != 0))
+        zero = np.where(flat, np.float32(-1), zero)
+        if not ((zero >= -1) & (zero <= 15) & (-zero * wide == least.astype(np.float32))).all():
+            return None
+    q = np.where(flat[..., None], 0, nibbles).astype(np.int8) - zero.astype(np.int8)[..., None]
+    return np.ascontiguousarray(q).reshape(len(q), -1), scale

@@ -6,16 +6,16 @@ A spill is an access to the stack inside the loop.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 from crosscompile.codegen import compile_object
 from crosscompile.kernels.linear import default_knobs, effective, float_linear, quantized_linear, schedule
-from crosscompile.packing import GROUP, Packing
+from crosscompile.packing import GROUP, KINDS, Packing
 from crosscompile.target import TIERS, Tier, target_of_tier
 
 COLUMNS, ROW_GROUPS = 1536, 64
-SCALE_BYTES = 2
 _LABEL = re.compile(r"(\.LBB\w+):")
 _FMA = re.compile(r"(vfmadd|fmla|vfma|vmla)")
 _LANES = {
@@ -67,8 +67,8 @@ def innermost(assembly: str, function: str) -> tuple[str, ...]:
 def loop_of(tier: Tier, kind: str, n: int) -> Loop:
     """The inner loop of a linear layer for n rows."""
     packing = tier.packing(kind)
-    rows = Packing.parse(packing).rows
-    quantized = kind in ("w4", "w8")
+    form = Packing.parse(packing)
+    rows, quantized = form.rows, form.quantized
     if quantized:
         function = quantized_linear(n, rows * ROW_GROUPS, COLUMNS, tier, packing)
     else:
@@ -78,7 +78,8 @@ def loop_of(tier: Tier, kind: str, n: int) -> Loop:
     tokens, groups = knobs.tokens, knobs.groups
     loop = innermost(library.inspect_source("asm"), "kernel")
     if quantized:
-        stored = rows * GROUP // (2 if kind == "w4" else 1) + rows * SCALE_BYTES
+        eight = form.stored(rows, 8 * GROUP).values()  # whose zero points are one number
+        stored = sum(math.prod(shape) * dtype.itemsize for shape, dtype in eight) // 8
         return Loop(tier.name, kind, tokens, groups * stored, tokens * groups * rows * GROUP, loop)
     products = sum(bool(_FMA.match(line)) for line in loop) * _LANES[tier.name]
     stored = products // tokens * (4 if kind == "f32" else 2)
@@ -89,7 +90,7 @@ def instruction_table() -> dict[str, dict[str, dict[str, float]]]:
     """Instructions per product by tier, kind of weights, and rows of the activation: "1" or "64"."""
     table: dict[str, dict[str, dict[str, float]]] = {}
     for tier in TIERS.values():
-        for kind in ("w4", "w8", "f16", "f32"):
+        for kind in (*KINDS, "f16", "f32"):
             loops = {str(n): loop_of(tier, kind, n) for n in (1, 64)}
             counts = {n: round(len(loop.instructions) / loop.products, 5) for n, loop in loops.items()}
             table.setdefault(tier.name, {})[kind] = counts

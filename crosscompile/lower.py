@@ -14,6 +14,7 @@ from tvm.relax import transform
 
 from crosscompile.kernels import linear
 from crosscompile.kernels.build import ORIGIN, RANGE
+from crosscompile.packing import KINDS
 from crosscompile.passes.lower_operators import Stored, lower_operators
 from crosscompile.target import Tier
 
@@ -111,7 +112,7 @@ def linear_layers(
     return found
 
 
-_LINEAR = re.compile(r"linear_(w4|w8|f16|f32)")
+_LINEAR = re.compile(rf"linear_({'|'.join((*KINDS, 'f16', 'f32'))})")
 
 
 def schedule_kernels(module: tvm.IRModule, tier: Tier, tuned: linear.Tuned) -> tvm.IRModule:

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from crosscompile.errors import QuantizeError
+from crosscompile.kinds import GROUP, KINDS, Kind, zero_points
 from crosscompile.parallel import PART, in_parts
+from crosscompile.scales import search
 
-GROUP = 32
-"""Columns that share one scale."""
+__all__ = ["GROUP", "KINDS", "Packing", "dequantize", "fits", "pack", "pack_quantized", "quantize", "row_group"]
 
-RANGES = {"w4": (-8, 7), "w8": (-127, 127)}
-"""The least and the greatest integer of a kind."""
-
-_PACKING = re.compile(r"(?P<kind>f32|f16|w8|w4)\.r(?P<rows>\d+)(\.k(?P<chunk>\d+)(?P<unsigned>\.u)?)?|vec")
+_KINDS = "|".join(("f32", "f16", *KINDS))
+_PACKING = re.compile(rf"(?P<kind>{_KINDS})\.r(?P<rows>\d+)(\.k(?P<chunk>\d+)(?P<unsigned>\.u)?)?|vec")
 
 
 @dataclass(frozen=True)
 class Packing:
-    """A parsed packing string: kind (w4, w8, f16, f32, vec), rows per row group, chunk of columns, offset."""
+    """A parsed packing string: kind (one of KINDS, f16, f32, vec), rows per row group, chunk of columns, offset."""
 
     kind: str
     rows: int
@@ -36,9 +36,24 @@ class Packing:
         if text == "vec":
             return cls("vec", 1, 0, False)
         chunk = int(match["chunk"] or 0)
-        if (match["kind"] in ("w4", "w8")) != bool(chunk):
+        if (match["kind"] in KINDS) != bool(chunk):
             raise QuantizeError(f"packing {text!r} is not one of runtime_c/FORMAT.md's")
         return cls(match["kind"], int(match["rows"]), chunk, bool(match["unsigned"]))
+
+    @property
+    def quantized(self) -> bool:
+        """Whether weights are integers with scales."""
+        return self.kind in KINDS
+
+    @property
+    def about(self) -> Kind:
+        """What the table says of the kind, of quantized weights."""
+        return KINDS[self.kind]
+
+    @property
+    def dtype(self) -> str:
+        """The dtype kernels see the bytes of quantized weights in."""
+        return "uint8" if self.unsigned or self.about.levels else "int8"
 
     def padded_rows(self, out: int) -> int:
         """Rows after padding to whole row groups."""
@@ -47,11 +62,16 @@ class Packing:
     def stored(self, out: int, columns: int) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
         """Shape and dtype of each stored tensor, by suffix, of a logical (out, columns) weight."""
         groups, blocks = self.padded_rows(out) // self.rows, columns // GROUP
-        if self.kind in ("f32", "f16"):
+        if not self.quantized:
             return {"": ((groups, columns, self.rows), np.dtype("f4" if self.kind == "f32" else "f2"))}
-        halves = 2 if self.kind == "w4" else 1
-        data = (groups, blocks, GROUP // halves // self.chunk, self.rows, self.chunk)
-        return {"": (data, np.dtype("u1")), ".scale": ((groups, blocks, self.rows), np.dtype("f2"))}
+        data = (groups, blocks, GROUP // self.about.fields // self.chunk, self.rows, self.chunk)
+        byte, half = np.dtype("u1"), np.dtype("f2")
+        found = {"": (data, byte), ".scale": ((groups, blocks, self.rows), half)}
+        if self.about.high_bits:
+            found[".high"] = ((groups, blocks, self.about.high_bits * GROUP // 8 * self.rows), byte)
+        if self.about.zero:
+            found[".zero"] = ((groups, -(-blocks // 8), self.rows), np.dtype("i4"))
+        return found
 
 
 def row_group(packing: str) -> int:
@@ -60,20 +80,21 @@ def row_group(packing: str) -> int:
 
 
 def quantize(kind: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize symmetrically, one scale per group of 32 columns.
+    """Quantize, one scale per group of 32 columns: w4 and w8 by its extreme value, others by the best scale found.
 
-    kind: "w4" or "w8". weight: (out, in) float32; `in` is a multiple of 32.
-    Returns q (out, in) int8 and scale (out, in // 32) float16.
+    kind: one of KINDS. weight: (out, in) float32; `in` is a multiple of 32.
+    Returns q (out, in) int8 and scale (out, in // 32) float16; weights are q · scale whatever the kind.
     Raises QuantizeError if weight holds a value that float16 scales cannot carry.
     """
     out, columns = weight.shape
     if columns % GROUP:
         raise QuantizeError(f"a weight of {columns} columns cannot be cut into groups of {GROUP}")
-    if kind not in RANGES:
-        raise QuantizeError(f"{kind!r} is not a quantized kind; w4 and w8 are")
+    if kind not in KINDS:
+        raise QuantizeError(f"{kind!r} is not a quantized kind; {', '.join(KINDS)} are")
     groups = np.ascontiguousarray(weight, np.float32).reshape(-1, GROUP)
     q, scale = np.empty(groups.shape, np.int8), np.empty(len(groups), np.float16)
-    in_parts(len(groups), PART // GROUP, lambda at: _quantize(kind, groups[at], q[at], scale[at]))
+    work = partial(_quantize, kind) if kind in ("w4", "w8") else partial(search, KINDS[kind])
+    in_parts(len(groups), PART // GROUP, lambda at: work(groups[at], q[at], scale[at]))
     if not np.isfinite(scale).all():
         row = int(np.argmin(np.isfinite(scale))) * GROUP // columns
         raise QuantizeError(f"row {row} holds a value that is not finite or too large for a float16 scale")
@@ -82,7 +103,7 @@ def quantize(kind: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def _quantize(kind: str, groups: np.ndarray, q: np.ndarray, scale: np.ndarray) -> None:
     """Writes q and scale of groups (n, 32), each of which is looked at while it is in the cache."""
-    low, high = RANGES[kind]
+    low, high = KINDS[kind].low, KINDS[kind].high
     values = np.abs(groups)
     places = values.argmax(-1)  # of equals the first
     places += np.arange(0, groups.size, GROUP)
@@ -109,7 +130,7 @@ def pack(packing: str, weight: np.ndarray) -> dict[str, np.ndarray]:
     """Quantize and lay out rows for a tier.
 
     weight: (out, in) float32; rows are padded with zeros to a multiple of the row group.
-    Returns the stored tensors by suffix: "" and, for w4 and w8, ".scale".
+    Returns the stored tensors by suffix: "" and, of quantized kinds, ".scale", ".high" and ".zero".
     """
     form = Packing.parse(packing)
     if form.kind == "vec":
@@ -127,9 +148,8 @@ def pack(packing: str, weight: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def fits(kind: str, q: np.ndarray) -> bool:
-    """Whether integers of a checkpoint are among those that "w4" or "w8" kernels take."""
-    low, high = RANGES[kind]
-    return bool(q.size) and int(q.min()) >= low and int(q.max()) <= high
+    """Whether integers of a checkpoint, (rows, columns) int8, are among those of a kind."""
+    return KINDS[kind].fits(q)
 
 
 def pack_quantized(packing: str, q: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
@@ -140,26 +160,74 @@ def pack_quantized(packing: str, q: np.ndarray, scale: np.ndarray) -> dict[str, 
     if form.padded_rows(out) > out:
         padding = ((0, form.padded_rows(out) - out), (0, 0))
         q, scale = np.pad(q, padding), np.pad(scale, padding)
-    shape, _ = form.stored(out, columns)[""]
-    data = np.empty(shape, np.uint8)
-    rows = np.ascontiguousarray(q).view(np.uint8).reshape(groups, form.rows, columns)
-    in_parts(groups, max(1, PART // (form.rows * columns)), lambda at: _lay_out(form, rows[at], data[at]))
-    scale = scale.reshape(groups, form.rows, blocks).transpose(0, 2, 1)
-    return {"": data, ".scale": np.ascontiguousarray(scale)}
+    how = form.about
+    stored = {suffix: np.empty(shape, dtype) for suffix, (shape, dtype) in form.stored(out, columns).items()}
+    stored[".scale"][:] = scale.reshape(groups, form.rows, blocks).transpose(0, 2, 1)
+    codes = q
+    if how.zero:
+        zero = zero_points(q)
+        codes = (q.reshape(*zero.shape, GROUP) + (zero.astype(np.int8) - np.int8(8))[..., None]).reshape(q.shape)
+        stored[".zero"][:] = _eights(zero.reshape(groups, form.rows, blocks)).transpose(0, 2, 1)
+    rows = np.ascontiguousarray(codes).view(np.uint8).reshape(groups, form.rows, columns)
+
+    def lay_out(at: slice) -> None:
+        part = how.codes(rows[at].view(np.int8)) if how.levels else rows[at]
+        _lay_out(form, part, stored[""][at])
+        if how.high_bits:
+            _lay_out_high(form, part >> np.uint8(how.low_bits), stored[".high"][at])
+
+    in_parts(groups, max(1, PART // (form.rows * columns)), lay_out)
+    return stored
+
+
+def _eights(zero: np.ndarray) -> np.ndarray:
+    """Zero points of eight groups of columns in one number, the first lowest: (…, ⌈blocks / 8⌉) int32."""
+    whole = np.pad(zero, ((0, 0), (0, 0), (0, -zero.shape[-1] % 8))).astype(np.uint32)
+    made: np.ndarray = sum((whole[..., i::8] << np.uint32(4 * i) for i in range(1, 8)), start=whole[..., ::8])
+    return made.view(np.int32)
 
 
 def _lay_out(form: Packing, rows: np.ndarray, data: np.ndarray) -> None:
-    """Fills data (groups, blocks, chunks, rows, chunk) from q (groups, rows, columns), both as bytes.
+    """Fills data (groups, blocks, chunks, rows, chunk) from what is stored of q (groups, rows, columns), both as bytes.
 
-    A chunk moves as one word, and its nibbles are put together before it does.
+    A chunk moves as one word, and fields are put together before it does.
     """
-    n = rows.shape[0]
     word = np.dtype(f"<u{min(form.chunk, 8)}")
-    if form.kind == "w8":
+    how = form.about
+    if how.fields == 1:
         words = (rows ^ np.uint8(0x80) if form.unsigned else rows).view(word)
     else:
-        nibbles = rows + np.uint8(8) if form.unsigned else rows & np.uint8(15)
-        pairs = nibbles.view(word).reshape(n, form.rows, -1, 2, form.chunk // word.itemsize)
-        words = pairs[:, :, :, 0] | (pairs[:, :, :, 1] << word.type(4))
+        offset = np.uint8(8 if form.unsigned and not how.levels else 0)
+        fields = (rows + offset) & np.uint8((1 << how.low_bits) - 1)
+        words = _together(form, fields, how.low_bits)
+    _move(form, words, data)
+
+
+def _lay_out_high(form: Packing, bits: np.ndarray, data: np.ndarray) -> None:
+    """Fills data (groups, blocks, bytes) from one bit of every weight (groups, rows, columns), as bytes.
+
+    A nibble has the bits of the weights whose low bits share a byte: low nibbles, of the first half of those bytes.
+    """
+    chunks = GROUP // form.about.fields // form.chunk
+    nibbles = np.empty((*data.shape[:2], chunks, form.rows, form.chunk), np.uint8)
+    _move(form, _together(form, bits, 1), nibbles)
+    halves = nibbles.reshape(*data.shape[:2], 2, -1)
+    np.bitwise_or(halves[:, :, 0], halves[:, :, 1] << np.uint8(4), out=data)
+
+
+def _together(form: Packing, fields: np.ndarray, width: int) -> np.ndarray:
+    """Fields of `width` bits of columns a chunk apart in one byte, the first lowest: words (n, rows, …)."""
+    word = np.dtype(f"<u{min(form.chunk, 8)}")
+    shape = (fields.shape[0], form.rows, -1, form.about.fields, form.chunk // word.itemsize)
+    parts = fields.view(word).reshape(shape)
+    words: np.ndarray = parts[:, :, :, 0]
+    for field in range(1, form.about.fields):
+        words = words | (parts[:, :, :, field] << word.type(width * field))
+    return words
+
+
+def _move(form: Packing, words: np.ndarray, data: np.ndarray) -> None:
+    """Words (n, rows, …) of chunks to their places in data (groups, blocks, chunks, rows, chunk)."""
+    n, word = words.shape[0], words.dtype
     chunks = words.reshape(n, form.rows, -1, form.chunk // word.itemsize)
     data.view(word).reshape(n, chunks.shape[2], form.rows, chunks.shape[3])[:] = chunks.transpose(0, 2, 1, 3)

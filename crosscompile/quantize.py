@@ -17,7 +17,7 @@ import numpy as np
 from crosscompile.calibrated import Calibrated
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.errors import CheckpointError, QuantizeError
-from crosscompile.packing import Packing, fits, pack, pack_quantized, quantize
+from crosscompile.packing import KINDS, Packing, fits, pack, pack_quantized, quantize
 from crosscompile.parallel import PART, in_parts
 from crosscompile.pieces import Rows, Source, piece_of
 from crosscompile.safetensors_stream import ShardWriter, Slot
@@ -69,7 +69,7 @@ class Weights:
 
 
 def stored_slots(parameter: Parameter) -> dict[str, Slot]:
-    """Stored tensors of a parameter by name: `name` and, if it is quantized, `name.scale`."""
+    """Stored tensors of a parameter by name: `name` and, if it is quantized, `name.scale` and what else its kind has."""
     form = Packing.parse(parameter.packing)
     if form.kind == "vec":
         dtype = np.dtype("<f4") if parameter.value is None else parameter.value.dtype.newbyteorder("<")
@@ -120,7 +120,7 @@ Quantized = tuple[np.ndarray, np.ndarray]
 class _Slices:
     """The sources of a parameter stacked, some rows at a time. n_kept and the like: as in Weights, of rows handed out.
 
-    kind: "w4" or "w8", for rows as Quantized; any other for float32. calibrated: has some parameters as integers.
+    kind: one of KINDS, for rows as Quantized; any other for float32. calibrated: has some parameters as integers.
     """
 
     checkpoint: Checkpoint
@@ -158,7 +158,7 @@ class _Slices:
     def _read(self, stored: Rows, start: int, stop: int) -> np.ndarray | Quantized:
         """Integers as they are where they fit; for they are rows of one scheme each, quantizing what is left over
         apart from them gives the same as quantizing all together."""
-        if self.kind not in ("w4", "w8"):
+        if self.kind not in KINDS:
             return _checked(stored, start, stop)
         found = stored.integers(start, stop)
         if found is not None and fits(self.kind, found[0]):

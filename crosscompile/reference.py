@@ -14,7 +14,7 @@ import numpy as np
 
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.models.rope import rope_parameters
-from crosscompile.packing import GROUP, dequantize, quantize
+from crosscompile.packing import GROUP, KINDS, dequantize, quantize
 
 F32 = np.float32
 LANES = 16
@@ -127,8 +127,8 @@ class Linear:
 
     @classmethod
     def of(cls, weight: np.ndarray, scheme: str, bias: np.ndarray | None = None) -> Linear:
-        if scheme in ("w8a8", "w4a8"):
-            q, scale = quantize(scheme[:2], weight)
+        if (kind := scheme.removesuffix("a8")) in KINDS:
+            q, scale = quantize(kind, weight)
             return cls(None, q, scale, bias)
         return cls(weight.astype(np.float16).astype(F32) if scheme == "f16" else weight, bias=bias)
 

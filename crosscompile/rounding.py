@@ -7,19 +7,19 @@ least squares and integers changed one by one while the error falls (QuantEase, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from crosscompile.errors import QuantizeError
-from crosscompile.packing import GROUP, RANGES
+from crosscompile.kinds import KINDS, Kind
+from crosscompile.packing import GROUP
+from crosscompile.scales import Grid, best_grid, halved, whole
 
 DAMPING = 0.01
 """Of the mean of H's diagonal, added to it: directions that the texts never took stay as they are."""
 N_ROUNDS = 3
 """How often scales are fitted and integers changed after the first rounding."""
-FACTORS = np.arange(70, 107, 3, dtype=np.float32) / np.float32(100)
-"""Of the scale that just reaches a group's extreme value: the ones that are tried, 1 among them."""
 SLICE_ELEMENTS = 1 << 22
 """Of a matrix, handled at once: rows do not depend on each other."""
 
@@ -61,62 +61,24 @@ def spreading(hessian: np.ndarray) -> np.ndarray:
     return made
 
 
-def _candidates(block: np.ndarray, kind: str) -> np.ndarray:
-    """Scales to try for each row of a group (out, 32): (candidates, out) float32, rounded to float16."""
-    low, high = RANGES[kind]
-    least, most = block.min(1), block.max(1)
-    if kind == "w8":
-        ends = [np.maximum(np.abs(least), np.abs(most)) / np.float32(high)]
-    else:  # -8 is only on one side: the scale's sign decides which
-        ends = [
-            np.maximum(least / np.float32(low), most / np.float32(high)),
-            -np.maximum(most / np.float32(-low), -least / np.float32(high)),
-        ]
-    made = np.concatenate([end[None] * FACTORS[:, None] for end in ends])
-    with np.errstate(over="ignore"):
-        rounded = made.astype(np.float16)
-    if not np.isfinite(rounded).all():
-        raise QuantizeError("a value is too large for a float16 scale; use scheme f32 for this model")
-    return rounded.astype(np.float32)
-
-
-def _quotient(values: np.ndarray, scale: np.ndarray, kind: str) -> np.ndarray:
-    """values / scale as integers of the kind, float32."""
-    low, high = RANGES[kind]
-    made: np.ndarray = np.rint(np.divide(values, scale, out=np.zeros_like(values), where=scale != 0))
-    return np.clip(made, low, high, out=made)
-
-
-def best_scales(block: np.ndarray, weights: np.ndarray, kind: str) -> np.ndarray:
-    """The scale of each row (out, 32) with the least error, columns weighted by weights (32,): (out,) float32."""
-    best = np.full(len(block), np.inf, np.float32)
-    chosen = np.zeros(len(block), np.float32)
-    for scale in _candidates(block, kind):
-        q = _quotient(block, np.broadcast_to(scale[:, None], block.shape), kind)
-        error = np.square(block - q * scale[:, None]) @ weights
-        better = error < best
-        best[better], chosen[better] = error[better], scale[better]
-    return chosen
-
-
-def _spread(weight: np.ndarray, upper: np.ndarray, kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """GPTQ of some rows: q (out, in) float32 and scale (out, groups) float32."""
+def _spread(weight: np.ndarray, upper: np.ndarray, kind: Kind) -> tuple[np.ndarray, list[Grid]]:
+    """GPTQ of some rows: q (out, in) float32, and the grid of every group of columns."""
     left = weight.copy()
-    q, scales = np.zeros_like(left), np.zeros((len(left), left.shape[1] // GROUP), np.float32)
+    q, grids = np.zeros_like(left), []
     importance = (1 / np.square(np.diagonal(upper))).astype(np.float32)
-    for group, at in enumerate(range(0, left.shape[1], GROUP)):
+    for at in range(0, left.shape[1], GROUP):
         columns = slice(at, at + GROUP)
         block, local = left[:, columns].T.copy(), upper[columns, columns]
-        scale = best_scales(left[:, columns], importance[columns], kind)
+        grid = best_grid(kind, left[:, columns], importance[columns])
         errors = np.empty_like(block)
         for j in range(GROUP):
-            whole = _quotient(block[j], scale, kind)
-            q[:, at + j] = whole
-            errors[j] = (block[j] - whole * scale) / local[j, j]
+            integers = whole(kind, block[j], grid)
+            q[:, at + j] = integers
+            errors[j] = (block[j] - integers * grid.scale) / local[j, j]
             block[j + 1 :] -= local[j, j + 1 :, None] * errors[j]
-        scales[:, group] = scale
+        grids.append(grid)
         left[:, at + GROUP :] -= errors.T @ upper[columns, at + GROUP :]
-    return q, scales
+    return q, grids
 
 
 def _fit_scales(weight: np.ndarray, q: np.ndarray, scales: np.ndarray, hessian: np.ndarray) -> np.ndarray:
@@ -133,23 +95,22 @@ def _fit_scales(weight: np.ndarray, q: np.ndarray, scales: np.ndarray, hessian: 
     diagonal += np.float32(1e-4) * diagonal.mean(1, keepdims=True) + np.float32(1e-30)
     fitted = np.linalg.solve(normal.astype(np.float64), wanted.astype(np.float64)[..., None])[..., 0]
     sound = np.isfinite(fitted) & (np.abs(fitted) < 6e4)
-    made: np.ndarray = np.where(sound, fitted, scales).astype(np.float16).astype(np.float32)
-    return made
+    return halved(np.where(sound, fitted, scales))
 
 
-def _descend(weight: np.ndarray, q: np.ndarray, scales: np.ndarray, hessian: np.ndarray, kind: str) -> None:
+def _descend(weight: np.ndarray, q: np.ndarray, grids: list[Grid], hessian: np.ndarray, kind: Kind) -> None:
     """Changes each integer, column by column, to the one with the least error for all others as they are."""
-    difference = weight - q * np.repeat(scales, GROUP, axis=1)
-    for group, at in enumerate(range(0, weight.shape[1], GROUP)):
+    difference = weight - q * np.repeat(np.stack([grid.scale for grid in grids], 1), GROUP, axis=1)
+    for grid, at in zip(grids, range(0, weight.shape[1], GROUP), strict=True):
         columns = slice(at, at + GROUP)
         slopes = (difference @ hessian[:, columns]).T.copy()  # (32, out)
-        local, scale = hessian[columns, columns], scales[:, group]
+        local, scale = hessian[columns, columns], grid.scale
         for j in range(GROUP):
             wanted = q[:, at + j] * scale + slopes[j] / local[j, j]
-            whole = _quotient(wanted, scale, kind)
-            change = (whole - q[:, at + j]) * scale
+            integers = whole(kind, wanted, grid)
+            change = (integers - q[:, at + j]) * scale
             if change.any():
-                q[:, at + j] = whole
+                q[:, at + j] = integers
                 difference[:, at + j] -= change
                 slopes -= local[j][:, None] * change
 
@@ -162,22 +123,23 @@ def error_of(weight: np.ndarray, values: np.ndarray, hessian: np.ndarray) -> flo
 
 
 def round_matrix(kind: str, weight: np.ndarray, hessian: np.ndarray, rounds: int = N_ROUNDS) -> Rounded:
-    """Rounds a matrix (out, in) float32 to kind "w4" or "w8". hessian: (in, in), H, damped already.
+    """Rounds a matrix (out, in) float32 to one of KINDS. hessian: (in, in), H, damped already.
 
     Raises QuantizeError where columns are no multiple of 32 or a scale does not fit float16.
     """
     out, columns = weight.shape
     if columns % GROUP:
         raise QuantizeError(f"a weight of {columns} columns cannot be cut into groups of {GROUP}")
-    upper, narrow = spreading(hessian), hessian.astype(np.float32)
+    how, upper, narrow = KINDS[kind], spreading(hessian), hessian.astype(np.float32)
     q = np.empty((out, columns), np.int8)
     scale = np.empty((out, columns // GROUP), np.float16)
     step = max(SLICE_ELEMENTS // columns, 1)
     for at in range(0, out, step):
         rows = np.ascontiguousarray(weight[at : at + step], np.float32)
-        whole, scales = _spread(rows, upper, kind)
+        integers, grids = _spread(rows, upper, how)
         for _ in range(rounds):
-            scales = _fit_scales(rows, whole, scales, narrow)
-            _descend(rows, whole, scales, narrow, kind)
-        q[at : at + step], scale[at : at + step] = whole, scales
+            fitted = _fit_scales(rows, integers, np.stack([grid.scale for grid in grids], 1), narrow)
+            grids = [replace(grid, scale=fitted[:, group]) for group, grid in enumerate(grids)]
+            _descend(rows, integers, grids, narrow, how)
+        q[at : at + step], scale[at : at + step] = integers, np.stack([grid.scale for grid in grids], 1)
     return Rounded(q, scale, error_of(weight, _values(q, scale), narrow))

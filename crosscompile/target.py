@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from crosscompile.errors import TargetError
-from crosscompile.packing import Packing
+from crosscompile.packing import GROUP, KINDS, Packing
 from crosscompile.spirv.capabilities import Gpu
 
 
@@ -17,13 +17,13 @@ class Tier:
     requires    features as Linux prints them in /proc/cpuinfo; all must be present
     llvm        attributes of the LLVM target; exactly what the kernels may use, no more
     rows        output rows of a row group (lanes of the 32-bit accumulator)
-    chunk       consecutive columns of one row in a weight vector, by scheme ("w4", "w8")
-    unsigned    weights stored with an offset (vpdpbusd and vpmaddubsw multiply unsigned by signed; nibbles without a
+    chunk       consecutive columns of one row in a weight vector, for kinds like "w4" and like "w8" (crosscompile/kinds.py)
+    unsigned    the kinds whose weights have an offset (vpdpbusd and vpmaddubsw multiply unsigned by signed; nibbles without a
                 sign leave room to sum a whole group in 16 bits)
     sums        how the sum of a group of activations comes to them: "wide", −8 · Σa as int32; "narrow", its lower 16
                 bits with zeros above, which is what a pair of 16-bit accumulators starts at; or "negated", the same of
                 8 · Σa, for accumulators from which products are subtracted
-    widened     weights, by scheme, that are multiplied as 16-bit numbers: their activations come as int16
+    widened     the kinds whose weights are multiplied as 16-bit numbers: their activations come as int16
     float_rows  output rows of a row group of weights in floats
     """
 
@@ -39,21 +39,32 @@ class Tier:
     float_rows: int = 16
 
     def packing(self, kind: str) -> str:
-        """The packing string (runtime_c/FORMAT.md) of weights of `kind`: w4, w8, f16 or f32."""
+        """The packing string (runtime_c/FORMAT.md) of weights of `kind`: f16, f32 or one of KINDS.
+
+        TargetError where the tier has no kernels for it.
+        """
         if kind in ("f32", "f16"):
             return f"{kind}.r{self.float_rows}"
-        return f"{kind}.r{self.rows}.k{self.chunk[kind]}" + (".u" if kind in self.unsigned else "")
+        how = KINDS[kind]
+        if self.name == GPU_TIER and how.name != how.like:
+            raise TargetError(
+                f"scheme {kind}a8 has no kernels for GPUs yet; take w4a8 or w8a8, or the processor (--device cpu)"
+            )
+        chunk = min(self.chunk[how.like], GROUP // how.fields)
+        return f"{kind}.r{self.rows}.k{chunk}" + (".u" if how.like in self.unsigned else "")
 
     def activations(self, packing: str) -> tuple[str, float, str]:
         """(sums, shrink, dtype) of rows quantized for weights of a packing (kernels/rows.py, Form).
 
-        sums: as above, "" for weights without offset. shrink: what scale is multiplied by, a power of two, because
+        sums: as above, "" for weights without offset or zero points. shrink: what scale is multiplied by, a power of two, because
         nibbles that keep their sign are used as 16 · q. dtype: what the integers are stored as.
         """
         weights = Packing.parse(packing)
-        signed_nibbles = weights.kind == "w4" and not weights.unsigned
-        dtype = "int16" if weights.kind in self.widened else "int8"
-        return (self.sums if weights.unsigned else ""), (1 / 16 if signed_nibbles else 1.0), dtype
+        how = weights.about
+        signed_nibbles = how.like == "w4" and not weights.unsigned
+        dtype = "int16" if how.like in self.widened else "int8"
+        sums = self.sums if weights.unsigned else "wide" if how.zero else ""
+        return sums, (1 / 16 if signed_nibbles else 1.0), dtype
 
 
 _LONG = {"w4": 16, "w8": 16}

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crosscompile.models import schemes
 from edgellm import prefix
 from edgellm.compile import DEFAULT_CONTEXT, DEVICES, Compilation, build
 from edgellm.errors import UsageError
@@ -24,11 +25,23 @@ from edgellm.terminal import size
 if TYPE_CHECKING:
     from edgellm.quality import Gate
 
-SCHEMES = ("w4a8", "w8a8", "f16", "f32")
+SCHEMES = tuple(schemes.SCHEMES)
+
+SCHEMES_HELP = """\
+schemes: numbers in a weight's group of 32, bits of a weight with what its group shares, and when to take it
+  w4a8   −8 to 7             4.5    the default; fastest
+  n4a8   16 uneven levels    4.5    nearer to the original than w4a8; keeps the integers of GGUF's IQ4_NL
+  u4a8   0 to 15, and zero   4.6    keeps the integers of AWQ and of asymmetric GPTQ
+  w3a8   8 levels            3.5    where bytes decide; calibrate it
+  w2a8   4 levels            2.5    where nothing else fits; calibrate it, and measure it
+  w8a8   −127 to 127         8.5    hardly different from the original
+  f16, f32                          weights and activations in floats"""
 
 
 def add_scheme_arguments(parser: argparse.ArgumentParser) -> None:
     """--scheme and its parts, for every command that compiles."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = f"{parser.epilog}\n\n{SCHEMES_HELP}" if parser.epilog else SCHEMES_HELP
     parser.add_argument("--scheme", choices=SCHEMES, default="w4a8", help="weights and activations (default: w4a8)")
     parser.add_argument("--embedding", choices=SCHEMES, help="scheme of the token embedding, if it should differ")
     parser.add_argument("--head", choices=SCHEMES, help="scheme of the output head, if it should differ")
@@ -83,7 +96,8 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--budget",
         metavar="SIZE",
-        help="most bytes for the weights (2.3GB, 900MB): each tensor gets 4 bits or 8, the most sensitive ones first",
+        help="most bytes for the weights (2.3GB, 900MB): each tensor gets 4 bits or 8, the most sensitive ones first; 3 "
+        "or 2 only where 4 do not fit",
     )
     group.add_argument(
         "--eval", type=Path, metavar="TEXTS", help="measure what the scheme changes and put the card into the bundle"
@@ -98,8 +112,12 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
 
 def wish_of(args: argparse.Namespace) -> Wish:
     """What --calibrate and --budget ask for."""
-    if args.budget is not None and ((args.scheme or "w4a8") != "w4a8" or args.embedding or args.head):
-        raise UsageError("--budget chooses between 4 and 8 bits itself; leave out --scheme, --embedding and --head")
+    four = ("w4a8", "n4a8", "u4a8")
+    if args.budget is not None and ((args.scheme or "w4a8") not in four or args.embedding or args.head):
+        raise UsageError(
+            f"--budget chooses bits itself; leave out --embedding and --head, and of --scheme say at most which 4 bits "
+            f"it is to take: {', '.join(four)}"
+        )
     return Wish(args.calibrate, None if args.budget is None else parse_bytes(args.budget))
 
 

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from crosscompile.models.schemes import SCHEMES
 from edgellm.address import parse_where
 from edgellm.boards import load_board
 from edgellm.errors import BoardError, UsageError
@@ -49,7 +50,6 @@ MAX_FAILURES = "10%"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _SHARE = re.compile(r"(\d{1,6})(%?)")
-_SCHEMES = ("w4a8", "w8a8", "f16", "f32")
 _OWN_VARS = ("ansible_", "edgellm_")
 _BYTES = 4 << 20
 
@@ -216,8 +216,8 @@ class _Reader:
         elif not board.virtual:
             remedy = f'write {name} = "user@host", or name it once: edgellm boards add {name} {kind} user@host'
             self._wrong(f"{where}.host", f"is missing; {remedy}")
-        if scheme is not None and scheme not in _SCHEMES:
-            self._wrong(f"{where}.scheme", f"must be one of {', '.join(_SCHEMES)}")
+        if scheme is not None and scheme not in SCHEMES:
+            self._wrong(f"{where}.scheme", f"must be one of {', '.join(SCHEMES)}")
         variables = {**self._vars(defaults, f"groups.{group}"), **self._vars(own, where)}
         return Member(name, kind, host, (group,), self._model(text("model")), scheme, text("name"), service, variables)
 

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from crosscompile.kinds import KINDS
+from crosscompile.models.schemes import WEIGHT_KINDS
 from crosscompile.target import TIERS, Tier
 from edgellm.errors import BundleError
 from edgellm.profile_result import fetch
@@ -13,7 +15,6 @@ from edgellm.remote import Remote
 from edgellm.runtime_program import InstalledModel
 from edgellm.steps import Plan, read_plan
 
-_SCHEMES = ("f32", "f16", "w8a8", "w4a8")
 _CACHES = ("f32", "f16", "i8")
 
 
@@ -44,7 +45,8 @@ class Machine:
     def packing(self, role: str) -> str | None:
         """Packing of the linear layers of a function that take quantized rows; None where rows stay float32."""
         scheme = self.scheme.body if role == "body" else self.scheme.head
-        return self.tier.packing(scheme[:2]) if scheme in ("w4a8", "w8a8") else None
+        kind = WEIGHT_KINDS[scheme]
+        return self.tier.packing(kind) if kind in KINDS else None
 
 
 def open_machine(remote: Remote, name: str, path: str, options: tuple[str, ...] = ()) -> tuple[Machine, dict[str, Any]]:
@@ -56,7 +58,7 @@ def open_machine(remote: Remote, name: str, path: str, options: tuple[str, ...] 
         parts = Parts(*(str(scheme[key]) for key in ("body", "embedding", "head", "kv")))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{where} names no scheme and tier that are known here; deploy the model again") from error
-    if not {parts.body, parts.embedding, parts.head} <= set(_SCHEMES) or parts.kv not in _CACHES:
+    if not {parts.body, parts.embedding, parts.head} <= WEIGHT_KINDS.keys() or parts.kv not in _CACHES:
         raise BundleError(f"{where} names a scheme that is not known here; deploy the model again")
     plan = read_plan(fetch(remote, f"{path}/plan.json"), f"{remote.name}: plan.json")
     return Machine(InstalledModel(remote, name, path), plan, tier, parts, options), manifest

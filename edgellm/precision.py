@@ -38,8 +38,8 @@ ENOUGH_CHARACTERS = 16
 """For one token: what is read of a file larger than that; the rest is not even cut into tokens."""
 RUN = 8
 """Texts that stay together then."""
-CHOICES = ("w4a8", "w8a8")
-"""What a budget chooses from, tensor by tensor."""
+CHOICES, SMALL = ("w4a8", "w8a8"), ("w2a8", "w3a8")
+"""What a budget chooses from, tensor by tensor, and what else where that is too large."""
 FOLDER = "calibrations"
 
 
@@ -173,7 +173,7 @@ def prepare(source: Checkpoint, target: Target, options: Options, wish: Wish, sh
         return Rounding(tensors)
     kinds = kinds_of(made, scheme)
     if not kinds:
-        raise UsageError(f"--calibrate: scheme {scheme.name} rounds nothing to integers; w4a8 and w8a8 do")
+        raise UsageError(f"--calibrate: scheme {scheme.name} rounds nothing to integers; w4a8 and others do")
     return Rounding(tensors, _calibrated(source, made, content_of(source, show), kinds, texts, wish, show))
 
 
@@ -222,18 +222,22 @@ def _budgeted(
     budget_bytes: int,
     show: Progress,
 ) -> tuple[tuple[str, str], ...]:
-    """The tensors whose scheme is not w4a8, so that all weights take at most budget_bytes."""
+    """The tensors whose scheme is not the scheme's own, so that all weights take at most budget_bytes."""
     values = Values(source, made)
-    plain = scheme_for("w4a8", "w4a8", "w4a8", scheme.kv)
+    offered = (scheme.name, *CHOICES[1:])
+    plain = scheme_for(scheme.name, scheme.name, scheme.name, scheme.kv)
     names = list(kinds_of(made, plain))
-    rest = weight_bytes(source, target, plain) + sum(4 * 2 * len(rope.inv_freq) for rope in made.ropes)
+    smallest = weight_bytes(source, target, plain) + sum(4 * 2 * len(rope.inv_freq) for rope in made.ropes)
+    if smallest > budget_bytes:
+        offered = (*SMALL, *offered)
     show("weighing tensors", 0, len(names))
-    losses = noise_of(values, names, texts, lambda done, total: show("weighing tensors", done, total))
-    choices = []
+    kinds = [WEIGHT_KINDS[own] for own in offered]
+    losses = noise_of(values, names, kinds, texts, lambda done, total: show("weighing tensors", done, total))
+    choices, rest = [], smallest
     for name in names:
-        sizes = {own: _stored_bytes(target, own, *values.shape(name)) for own in CHOICES}
-        rest -= sizes["w4a8"]
-        choices.append(Choice(name, sizes, {own: losses[name][WEIGHT_KINDS[own]] for own in CHOICES}))
+        sizes = {own: _stored_bytes(target, own, *values.shape(name)) for own in offered}
+        rest -= sizes[scheme.name]
+        choices.append(Choice(name, sizes, {own: losses[name][WEIGHT_KINDS[own]] for own in offered}))
     found = solve(choices, rest, budget_bytes)
     if made.tied:
         found[HEAD] = found[EMBEDDING]

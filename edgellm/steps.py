@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from crosscompile.kinds import KINDS
 from edgellm.errors import BundleError
 
 _CAP_BYTES = 1 << 48
@@ -19,12 +20,13 @@ _ROWS_CAP = 1024
 KV_BLOCK = 64
 """Positions of a block of the KV cache."""
 
-_ELEMENTS_PER_BYTE = {"w4": 2.0, "w8": 1.0, "f16": 0.5, "f32": 0.25}
-_LINEAR = re.compile(r"linear_(w4|w8|f16|f32)")
+_ELEMENTS_PER_BYTE = {"f16": 0.5, "f32": 0.25, **{kind.name: float(kind.fields) for kind in KINDS.values()}}
+_KINDS = "|".join(_ELEMENTS_PER_BYTE)
+_LINEAR = re.compile(rf"linear_({_KINDS})")
 _LAYER = re.compile(r"^model\.(layers\.\d+\.)?")
 _SYMBOL = re.compile(r"^(body|head)\d+_")
-_EXPERTS = re.compile(r"experts(\d+)_(w4|w8|f16|f32)")
-_NUMBERED = re.compile(r"(linear_(?:w4|w8|f16|f32))\d*|([a-z])\d+(?=_|$)")
+_EXPERTS = re.compile(rf"experts(\d+)_({_KINDS})")
+_NUMBERED = re.compile(rf"(linear_(?:{_KINDS}))\d*|([a-z])\d+(?=_|$)")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ the unpacked halves of one vector a row group live beside the accumulators.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Any
 
@@ -33,28 +33,26 @@ def _splat(x: Expr, lanes: int, dtype: str) -> Expr:
     return T.reinterpret(dtype, T.broadcast(x, lanes))
 
 
-def weight_dtype(form: Packing) -> str:
-    """The dtype kernels see weight bytes in."""
-    return "uint8" if form.unsigned else "int8"
-
-
 def weight_shape(form: Packing) -> tuple[int, int, int]:
     """(chunks, R, I): the stored bytes of one group of columns of one row group."""
-    return (GROUP // (2 if form.kind == "w4" else 1) // form.chunk, form.rows, form.chunk)
+    return (GROUP // form.about.fields // form.chunk, form.rows, form.chunk)
 
 
 class Tile:
     """What the instruction families see of one tile: its operands, and what it computes."""
 
-    def __init__(self, tier: Tier, form: Packing, tokens: int, groups: int, w: Any, a: Any, start: Any) -> None:
+    def __init__(
+        self, tier: Tier, form: Packing, tokens: int, groups: int, w: Any, a: Any, start: Any, high: Any = None
+    ) -> None:
         self.tier, self.form, self.tokens, self.groups = tier, form, tokens, groups
-        self._w, self._a, self._start = w, a, start
+        self._w, self._a, self._start, self._high = w, a, start, high
         self._dtype = a.dtype
         self._rows: dict[tuple[int, int, int], Expr] = {}
+        self._unpacked: dict[tuple[int, int, int], list[tuple[Expr, int]]] = {}
 
     def weights(self, group: int, chunk: int, row: int, lanes: int) -> Expr:
         """`lanes` stored bytes of a row group, from a chunk and row on."""
-        return bind(self._w.vload([group, 0, chunk, row, 0], dtype=f"{weight_dtype(self.form)}x{lanes}"))
+        return bind(self._w.vload([group, 0, chunk, row, 0], dtype=f"{self.form.dtype}x{lanes}"))
 
     def activations(self, token: int, column: int, lanes: int) -> Expr:
         """`lanes` columns of a token, loaded once."""
@@ -75,7 +73,7 @@ class Tile:
 
     def halves(self, vector: Expr, lanes: int) -> tuple[Expr, Expr]:
         """Low and high nibbles of bytes, as 0…15 (unsigned) or as 16 · q (signed: the top nibble of an int8)."""
-        if not self.form.unsigned:
+        if self.form.dtype == "int8":
             return bind(vector << T.broadcast(T.int8(4), lanes)), bind(vector & T.broadcast(T.int8(-16), lanes))
         mask = T.broadcast(T.uint8(15), lanes)
         if self.tier.arch != "x86_64":
@@ -84,13 +82,103 @@ class Tile:
         words = T.reinterpret(f"uint16x{lanes // 2}", vector) >> T.broadcast(T.uint16(4), lanes // 2)
         return bind(vector & mask), bind(T.reinterpret(f"uint8x{lanes}", words) & mask)
 
+    def bits(self, vector: Expr, lanes: int, shift: int, mask: int) -> Expr:
+        """Bytes shifted down by `shift`, up where it is negative, of which the bits of `mask` are left."""
+        width, count = (16, lanes // 2) if self.tier.arch == "x86_64" else (8, lanes)  # x86 shifts no bytes
+        words = T.reinterpret(f"uint{width}x{count}", vector)
+        by = T.broadcast(T.Cast(f"uint{width}", T.uint8(abs(shift))), count)
+        words = words if shift == 0 else words >> by if shift > 0 else words << by
+        return T.reinterpret(f"uint8x{lanes}", words) & T.broadcast(T.uint8(mask), lanes)
+
     def parts(self, group: int, chunk: int, row: int, lanes: int) -> list[tuple[Expr, int]]:
-        """A stored vector as 8-bit weights, each with its first column: once for w8, low and high nibbles for w4."""
-        vector, step = self.weights(group, chunk, row, lanes), self.form.chunk
-        if self.form.kind == "w8":
+        """A stored vector as 8-bit weights, each with its first column: one for every weight that shares a byte."""
+        how, step = self.form.about, self.form.chunk
+        if how.levels:
+            key = (group, chunk, row)
+            if key not in self._unpacked:
+                self._unpacked[key] = self._levels(group, chunk, row, lanes)
+            return self._unpacked[key]
+        vector = self.weights(group, chunk, row, lanes)
+        if how.fields == 1:
             return [(vector, chunk * step)]
         low, high = self.halves(vector, lanes)
         return [(low, 2 * chunk * step), (high, 2 * chunk * step + step)]
+
+    def _levels(self, group: int, chunk: int, row: int, lanes: int) -> list[tuple[Expr, int]]:
+        """The same of a kind with levels, looked up in the vector unit."""
+        how, step = self.form.about, self.form.chunk
+        vector = self.weights(group, chunk, row, lanes)
+        first = how.fields * chunk * step
+        if how.fields == 2:
+            codes = list(self.halves(vector, lanes))
+        else:
+            mask = (1 << how.low_bits) - 1
+            codes = [self.bits(vector, lanes, how.low_bits * field, mask) for field in range(how.fields)]
+        if how.high_bits:
+            at, nibble = high_place(self.form, (chunk * self.form.rows + row) * step)
+            more = bind(self._high.vload([group, 0, at], dtype=f"uint8x{lanes}"))
+            codes = [
+                code | self.bits(more, lanes, 4 * nibble + field - how.low_bits, 1 << how.low_bits)
+                for field, code in enumerate(codes)
+            ]
+        return [(bind(self._looked_up(bind(code), lanes)), first + field * step) for field, code in enumerate(codes)]
+
+    def _looked_up(self, codes: Expr, lanes: int) -> Expr:
+        """Levels by their numbers: one instruction of a vector's bytes on every architecture but ARMv7, where two."""
+        dtype = f"{'uint8' if self.form.unsigned else 'int8'}x{lanes}"
+        words = [tirx.const(word, "int32") for word in _table(self.form)]
+        if self.tier.arch == "x86_64":
+            name = {16: "ssse3.pshuf.b.128", 32: "avx2.pshuf.b", 64: "avx512.pshuf.b.512"}[lanes]
+            table = T.reinterpret(f"int8x{lanes}", tirx.Shuffle(words * (lanes // 16), list(range(lanes // 4))))
+            return T.reinterpret(dtype, _call(f"int8x{lanes}", f"llvm.x86.{name}", table, codes))
+        table = T.reinterpret("int8x16", tirx.Shuffle(words, list(range(4))))
+        if self.tier.arch == "aarch64":
+            return _call(dtype, "llvm.aarch64.neon.tbl1.v16i8", table, codes)
+        low, high = list(range(8)), list(range(8, 16))
+        halves = [tirx.Shuffle([table], half) for half in (low, high)]
+        found = [
+            _call("int8x8", "llvm.arm.neon.vtbl2", *halves, tirx.Shuffle([codes], half)) for half in (low, high)
+        ]
+        return tirx.Shuffle(found, list(range(16)))
+
+
+def high_place(form: Packing, place: Any) -> tuple[Any, Any]:
+    """Where the high bits of the weights of a byte are, by its place among its group's: (byte, half of it)."""
+    half = GROUP * form.rows // form.about.fields // 2
+    if isinstance(place, int):
+        return place % half, place // half
+    return tirx.floormod(place, half), tirx.floordiv(place, half)
+
+
+def _table(form: Packing) -> list[int]:
+    """16 levels as they are multiplied, one after another and from the start again, in four signed words."""
+    levels = form.about.levels
+    offset = 128 if form.unsigned else 0
+    data = bytes((levels[i % len(levels)] + offset) % 256 for i in range(16))
+    return [int.from_bytes(data[at : at + 4], "little", signed=True) for at in range(0, 16, 4)]
+
+
+def level(form: Packing, code: Expr) -> Expr:
+    """The level of one number, int32, as it is multiplied."""
+    a, b, c, d = (tirx.const(word, "int32") for word in _table(form))
+    word = tirx.Select(code < 8, tirx.Select(code < 4, a, b), tirx.Select(code < 12, c, d))
+    byte = word >> ((code & 3) << 3)
+    return byte & 255 if form.unsigned else (byte << 24) >> 24
+
+
+def codes(form: Packing, byte: Expr, high: Callable[[Any], Expr], place: Any) -> list[Expr]:
+    """The numbers of the levels of the weights that share a stored byte, int32.
+
+    high: the bytes of high bits, by place. place: of the stored byte among its group's.
+    """
+    how = form.about
+    whole = T.Cast("int32", byte)
+    found = [(whole >> how.low_bits * field) & ((1 << how.low_bits) - 1) for field in range(how.fields)]
+    if how.high_bits:
+        at, nibble = high_place(form, place)
+        more = T.Cast("int32", T.Cast("int64", high(at)) >> (nibble * 4))  # a place is never cast: patterns must match
+        found = [code | ((more >> field & 1) << how.low_bits) for field, code in enumerate(found)]
+    return found
 
 
 Dots = list[list[list[Expr]]]
@@ -193,7 +281,7 @@ def _vnni(tile: Tile) -> Dots:
     """vpdpbusd: four unsigned columns of every row with four signed ones. It starts at the group's −offset · Σa."""
     rows = tile.form.rows
     name = {16: "llvm.x86.avx512.vpdpbusd.512", 8: "llvm.x86.avx512.vpdpbusd.256"}[rows]
-    factor = WIDE_OFFSET[tile.form.kind]
+    factor = WIDE_OFFSET[tile.form.about.like]
 
     def start(token: int) -> Expr:
         word = tile.start(token)
@@ -328,6 +416,20 @@ def _smlal(tier: Tier) -> Family:
                 dots[-1].append([bind(neon.widen(neon.fold(sums, "int16", 8) + start))])
         return dots
 
+    def eights(tile: Tile, token: int, group: int, row: int) -> Iterator[tuple[Expr, Expr]]:
+        """Eight columns of a row at a time, with the token's: vectors hold 16 of a row, or 8 of two."""
+        chunks, _, chunk = weight_shape(tile.form)
+        together = 16 // chunk
+        for c in range(chunks):
+            for part, column in tile.parts(group, c, row // together * together, 16):
+                if together == 2:
+                    half = row % 2
+                    yield neon.half(part, half), neon.half(tile.repeated(token, column, 8, 2), half)
+                    continue
+                a = tile.activations(token, column, 16)
+                for half in range(2):
+                    yield neon.half(part, half), neon.half(a, half)
+
     def bytes_(tile: Tile) -> Dots:
         dots: Dots = []
         for token in range(tile.tokens):
@@ -336,18 +438,15 @@ def _smlal(tier: Tier) -> Family:
                 sums = []
                 for r in range(4):
                     total = None
-                    for chunk in range(2):
-                        ((part, column),) = tile.parts(group, chunk, r, 16)
-                        a = tile.activations(token, column, 16)
-                        pair = neon.multiply(neon.half(part, 0), neon.half(a, 0))
-                        pair = bind(pair + neon.multiply(neon.half(part, 1), neon.half(a, 1)))
-                        wide = neon.widen(pair)
+                    products = (neon.multiply(w, a) for w, a in eights(tile, token, group, r))
+                    for first in products:
+                        wide = neon.widen(bind(first + next(products)))
                         total = bind(wide if total is None else total + wide)
                     sums.append(total)
                 dots[-1].append([neon.fold(sums, "int32", 4)])
         return dots
 
-    return lambda tile: nibbles(tile) if tile.form.kind == "w4" else bytes_(tile)
+    return lambda tile: nibbles(tile) if tile.form.about.like == "w4" else bytes_(tile)
 
 
 def family(tier: Tier, form: Packing) -> Family:
@@ -368,22 +467,60 @@ def start_value(tier: Tier, form: Packing, word: Expr) -> Expr:
     if tier.sums in ("narrow", "negated"):
         low = (word << T.int32(16)) >> T.int32(16)
         return low if tier.sums == "narrow" else T.int32(0) - low
-    return word * T.int32(WIDE_OFFSET[form.kind])
+    return word * T.int32(WIDE_OFFSET[form.about.like])
 
 
-def scalar_dot(form: Packing, weights: Callable[..., Expr], activations: Callable[[Any], Expr], c: Any, i: Any) -> Expr:
-    """What the intrinsic computes for one stored byte: the products of its column or two columns."""
+def group_sum(tier: Tier, form: Packing, word: Expr) -> Expr:
+    """Σa of a group, as often as the integers of its dots are too large, from the word of `sum`."""
+    if not form.unsigned or tier.sums == "wide":
+        total = T.int32(0) - (word >> T.int32(3))
+    else:
+        low = (word << T.int32(16)) >> T.int32(19)
+        total = low if tier.sums == "negated" else T.int32(0) - low
+    return total if form.unsigned else total << T.int32(4)
+
+
+def zero_point(zero: Any, group: Any, block: Any, row: Any, lanes: int = 1) -> Expr:
+    """8 − the zero point of rows, from `row` on, of a row group in a group of columns: what dots lack times Σa."""
+    block = T.Cast("int64", block)
+    eight = zero[group, tirx.floordiv(block, 8), row]
+    shift = T.Cast("int32", tirx.floormod(block, 8)) * T.int32(4)
+
+    def every(value: Any) -> Any:
+        return value if lanes == 1 else T.broadcast(value, lanes)
+
+    return every(T.int32(8)) - ((eight >> every(shift)) & every(T.int32(15)))
+
+
+def scalar_dot(
+    form: Packing,
+    weights: Callable[..., Expr],
+    activations: Callable[[Any], Expr],
+    c: Any,
+    i: Any,
+    high: Callable[[Any], Expr],
+    place: Any,
+) -> Expr:
+    """What the intrinsic computes for one stored byte: the products of the columns that share it."""
     chunk = form.chunk
     byte = weights(c, i)
-    if form.kind == "w8":
+    fields = form.about.fields
+    if fields == 1:
         return T.Cast("int32", byte) * T.Cast("int32", activations(c * chunk + i))
-    if form.unsigned:
-        low, high = byte & T.uint8(15), byte >> T.uint8(4)
+    if form.about.levels:
+        values = [level(form, code) for code in codes(form, byte, high, place)]
+    elif form.unsigned:
+        values = [byte & T.uint8(15), byte >> T.uint8(4)]
     else:
-        low, high = byte << T.int8(4), byte & T.int8(-16)
-    return T.Cast("int32", low) * T.Cast("int32", activations(c * (2 * chunk) + i)) + T.Cast("int32", high) * T.Cast(
-        "int32", activations(c * (2 * chunk) + chunk + i)
-    )
+        values = [byte << T.int8(4), byte & T.int8(-16)]
+    products = [
+        T.Cast("int32", value) * T.Cast("int32", activations(c * (fields * chunk) + field * chunk + i))
+        for field, value in enumerate(values)
+    ]
+    total = products[0]
+    for product in products[1:]:
+        total = total + product
+    return total
 
 
 @cache
@@ -395,6 +532,7 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
     tier = TIERS[tier_name]
     form = Packing.parse(packing)
     chunks, rows, chunk = weight_shape(form)
+    fields = form.about.fields
     name = f"ellm.dot.{tier.name}.{packing}.{tokens}x{groups}.{ahead}"
 
     def operand(label: str, shape: Sequence[int], dtype: str) -> Any:
@@ -402,21 +540,25 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
         dims = [tirx.IntImm("int64", d) for d in shape]
         return B.arg(label, B.Buffer(dims, dtype, strides=[*strides, tirx.IntImm("int64", 1)], offset_factor=1))
 
-    def function(body: Callable[[Any, Any, Any, Any], None]) -> tirx.PrimFunc:
+    high_bytes = form.about.high_bits * GROUP // 8 * rows
+
+    def function(body: Callable[[Any, Any, Any, Any, Any], None]) -> tirx.PrimFunc:
         with IRBuilder() as builder, B.prim_func(s_tir=True):
             B.func_name("dot")
-            w = operand("w", (groups, 1, chunks, rows, chunk), weight_dtype(form))
+            w = operand("w", (groups, 1, chunks, rows, chunk), form.dtype)
+            high = operand("high", (groups, 1, high_bytes), "uint8") if high_bytes else None
             a = operand("a", (tokens, 1, GROUP), tier.activations(packing)[2])
             start = operand("start", (tokens, 1), "int32") if form.unsigned else None
             d = operand("d", (tokens, groups, 1, rows), "int32")
             with B.sblock("root"):
                 first = [] if start is None else [start[0:tokens, 0:1]]
-                B.reads(*first, w[0:groups, 0:1, 0:chunks, 0:rows, 0:chunk], a[0:tokens, 0:1, 0:GROUP])
+                more = [] if high is None else [high[0:groups, 0:1, 0:high_bytes]]
+                B.reads(*first, w[0:groups, 0:1, 0:chunks, 0:rows, 0:chunk], *more, a[0:tokens, 0:1, 0:GROUP])
                 B.writes(d[0:tokens, 0:groups, 0:1, 0:rows])
-                body(w, a, start, d)
+                body(w, a, start, d, high)
         return builder.get()
 
-    def described(w: Any, a: Any, start: Any, d: Any) -> None:
+    def described(w: Any, a: Any, start: Any, d: Any, high: Any) -> None:
         # blockize leaves no axis for a loop that runs once
         extents = (tokens, groups, rows, chunks, chunk)
         with B.grid(*(tirx.IntImm("int64", e) for e in extents)) as loops, B.sblock("dot"):
@@ -424,22 +566,28 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
             axes = B.axis.remap("".join("SSSRR"[j] for j in real), [loops[j] for j in real])
             named = dict(zip(real, axes, strict=True))
             t, g, r, c, i = (named.get(j, tirx.IntImm("int64", 0)) for j in range(5))
-            column = c * (2 * chunk if form.kind == "w4" else chunk) + i
-            width = chunk + 1 if form.kind == "w4" else 1
+            column = c * (fields * chunk) + i
+            width = (fields - 1) * chunk + 1
             word = [] if start is None else [start[t, 0]]
-            B.reads(d[t, g, 0, r], *word, w[g, 0, c, r, i], a[t, 0, column : column + width])
+            place = (c * rows + r) * chunk + i
+            more = [] if high is None else [high[g, 0, high_place(form, place)[0]]]
+            B.reads(d[t, g, 0, r], *word, w[g, 0, c, r, i], *more, a[t, 0, column : column + width])
             B.writes(d[t, g, 0, r])
             with B.init():
                 first = start_value(tier, form, start[t, 0]) if start is not None else tirx.const(0, "int32")
                 B.buffer_store(d, first, [t, g, 0, r])
-            products = scalar_dot(form, lambda c, i: w[g, 0, c, r, i], lambda k: a[t, 0, k], c, i)
+            products = scalar_dot(
+                form, lambda c, i: w[g, 0, c, r, i], lambda k: a[t, 0, k], c, i, lambda at: high[g, 0, at], place
+            )
             B.buffer_store(d, d[t, g, 0, r] + products, [t, g, 0, r])
 
-    def implemented(w: Any, a: Any, start: Any, d: Any) -> None:
+    def implemented(w: Any, a: Any, start: Any, d: Any, high: Any) -> None:
         for group in range(groups if ahead else 0):
             for line in range(0, chunks * rows * chunk, 64):
                 prefetch(w[group, ahead, 0, 0, line], level=3)
-        dots = family(tier, form)(Tile(tier, form, tokens, groups, w, a, start))
+            for line in range(0, high_bytes, 64):
+                prefetch(high[group, ahead, line], level=3)
+        dots = family(tier, form)(Tile(tier, form, tokens, groups, w, a, start, high))
         for t in range(tokens):
             for g in range(groups):
                 width = rows // len(dots[t][g])

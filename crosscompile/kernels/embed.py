@@ -6,13 +6,13 @@ from tvm import tirx
 
 from crosscompile.arithmetic import Expr, constant
 from crosscompile.kernels.build import Builder, cast, kernel, kernel_maker
-from crosscompile.kernels.dot import weight_dtype, weight_shape
+from crosscompile.kernels.dot import codes, level, weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
 
 
 @kernel_maker
 def embed(n: int, vocab: int, columns: int, packing: str, times: float = 1.0, padded: bool = False) -> tirx.PrimFunc:
-    """(tokens (n,) int32, w, [scale,]) -> x (n, columns) f32: rows of w, multiplied by `times`.
+    """(tokens (n,) int32, w[, scale[, high | zero]]) -> x (n, columns) f32: rows of w, multiplied by `times`.
 
     padded: there may be rows -1, which take row 0.
     """
@@ -37,10 +37,13 @@ def embed(n: int, vocab: int, columns: int, packing: str, times: float = 1.0, pa
 
     def quantized(k: Builder) -> None:
         chunks, rows, chunk = weight_shape(form)
-        dtype = weight_dtype(form)
+        how, offset = form.about, 128 if form.unsigned else 0
         tokens = k.buffer("tokens", (n,), "int32")
-        w = k.buffer("w", (groups, columns // GROUP, chunks, rows, chunk), dtype)
+        w = k.buffer("w", (groups, columns // GROUP, chunks, rows, chunk), form.dtype)
         scale = k.buffer("scale", (groups, columns // GROUP, rows), "float16")
+        stored = form.stored(vocab, columns)
+        high = k.buffer("high", stored[".high"][0], "uint8") if how.high_bits else None
+        zero = k.buffer("zero", stored[".zero"][0], "int32") if how.zero else None
         x = k.buffer("x", (n, columns), "float32")
 
         def put(m: Expr, column: Expr, q: Expr, s: Expr) -> None:
@@ -51,11 +54,19 @@ def embed(n: int, vocab: int, columns: int, packing: str, times: float = 1.0, pa
             with k.loop(0, columns // GROUP) as b, k.loop(0, chunks) as c, k.loop(0, chunk) as i:
                 s = k.bind(cast("float32", scale[g, b, r]))
                 byte = k.bind(cast("int32", w[g, b, c, r, i]))
-                if form.kind == "w8":
-                    put(m, b * GROUP + c * chunk + i, byte - (128 if form.unsigned else 0), s)
+                first = b * GROUP + c * (how.fields * chunk) + i
+                if how.levels:
+                    found = codes(form, byte, lambda at: high[g, b, at], (c * rows + r) * chunk + i)
+                    values = [level(form, code) - offset for code in found]
+                elif how.fields == 1:
+                    values = [byte - offset]
                 else:
-                    first = b * GROUP + c * (2 * chunk) + i
-                    for column, nibble in ((first, byte & 15), (first + chunk, (byte >> 4) & 15)):
-                        put(m, column, nibble - 8 if form.unsigned else (nibble ^ 8) - 8, s)
+                    values = [
+                        nibble - 8 if form.unsigned else (nibble ^ 8) - 8 for nibble in (byte & 15, (byte >> 4) & 15)
+                    ]
+                    if zero is not None:
+                        values = [value + zero_point(zero, g, b, r) for value in values]
+                for field, value in enumerate(values):
+                    put(m, first + field * chunk, value, s)
 
-    return kernel("embed", quantized if form.kind in ("w4", "w8") else floating)
+    return kernel("embed", quantized if form.quantized else floating)

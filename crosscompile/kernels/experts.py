@@ -14,7 +14,7 @@ from tvm import tirx
 from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, sigmoid, tree_max, tree_sum
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import Builder, cast, kernel, span
-from crosscompile.kernels.dot import Tile, family, weight_dtype, weight_shape
+from crosscompile.kernels.dot import Tile, family, group_sum, weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
 
@@ -112,22 +112,26 @@ def expert_linear(
     form = Packing.parse(packing)
     groups = out // form.rows
     sources = rows // each
-    quantized = form.kind in ("w4", "w8")
+    quantized = form.quantized
 
     def body(k: Builder) -> None:
         if quantized:
             blocks = columns // GROUP
             chunks, lanes, chunk = weight_shape(form)
-            a = k.buffer("a", (sources, blocks, GROUP), tier.activations(packing)[2])
+            sums, _, dtype = tier.activations(packing)
+            a = k.buffer("a", (sources, blocks, GROUP), dtype)
             scale_a = k.buffer("scale_a", (sources, blocks), "float32")
-            sum_a = k.buffer("sum_a", (sources, blocks), "int32") if form.unsigned else None
+            sum_a = k.buffer("sum_a", (sources, blocks), "int32") if sums else None
         else:
             x = k.buffer("x", (sources, columns), "float32")
         ids = k.buffer("ids", (rows,), "int32")
         k.buffer("tokens", (n,), "int32")
         if quantized:
-            w = k.buffer("w", (total * groups, blocks, chunks, lanes, chunk), weight_dtype(form))
+            w = k.buffer("w", (total * groups, blocks, chunks, lanes, chunk), form.dtype)
             scale_w = k.buffer("scale_w", (total * groups, blocks, lanes), "float16")
+            stored = form.stored(total * out, columns)
+            high_w = k.buffer("high_w", stored[".high"][0], "uint8") if form.about.high_bits else None
+            zero_w = k.buffer("zero_w", stored[".zero"][0], "int32") if form.about.zero else None
         else:
             lanes = form.rows
             w = k.buffer("w", (total * groups, columns, lanes), "float32" if form.kind == "f32" else "float16")
@@ -136,12 +140,16 @@ def expert_linear(
 
         def dot(group: Expr, source: Expr) -> None:
             with k.loop(0, blocks) as b:
-                start = None if sum_a is None else _At(sum_a, source, b)
-                tile = Tile(tier, form, 1, 1, _At(w, group, b), _At(a, source, b), start)
+                start = _At(sum_a, source, b) if form.unsigned else None
+                high = None if high_w is None else _At(high_w, group, b)
+                tile = Tile(tier, form, 1, 1, _At(w, group, b), _At(a, source, b), start, high)
                 vectors = family(tier, form)(tile)[0][0]
                 width = lanes // len(vectors)
                 for i, vector in enumerate(vectors):
                     at = span(i * width, width)
+                    if zero_w is not None:
+                        lacking = k.bind(group_sum(tier, form, sum_a[source, b]))
+                        vector = vector + zero_point(zero_w, group, b, at, width) * tirx.Broadcast(lacking, width)
                     scale = cast(f"float32x{width}", scale_w[group, b, at]) * tirx.Broadcast(scale_a[source, b], width)
                     k.store(total_, fma(cast(f"float32x{width}", vector), scale, total_[at]), at)
 

@@ -14,7 +14,7 @@ from tvm import s_tir, tirx
 
 from crosscompile.arithmetic import constant, fma
 from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, divisor, kernel, kernel_maker
-from crosscompile.kernels.dot import register_dot, scalar_dot, start_value, weight_dtype, weight_shape
+from crosscompile.kernels.dot import group_sum, register_dot, scalar_dot, start_value, weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
 
@@ -46,7 +46,8 @@ class LinearKnobs:
 
 @kernel_maker
 def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing: str) -> tirx.PrimFunc:
-    """(a (n, B, 32) int8 or int16, scale_a (n, B) f32, [sum_a (n, B) i32,] w, scale_w) -> y (n, rows_padded) f32.
+    """(a (n, B, 32) int8 or int16, scale_a (n, B) f32, [sum_a (n, B) i32,] w, scale_w[, high_w | zero_w]) ->
+    y (n, rows_padded) f32.
 
     The rows are quantized in the form that the weights ask for (kernels/rows.py, Form).
     """
@@ -55,26 +56,40 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
     groups, blocks = rows_padded // rows, columns // GROUP
 
     def body(k: Builder) -> None:
-        a = k.buffer("a", (n, blocks, GROUP), tier.activations(packing)[2])
+        sums, _, dtype = tier.activations(packing)
+        a = k.buffer("a", (n, blocks, GROUP), dtype)
         scale_a = k.buffer("scale_a", (n, blocks), "float32")
-        sum_a = k.buffer("sum_a", (n, blocks), "int32") if form.unsigned else None
-        w = k.buffer("w", (groups, blocks, chunks, rows, chunk), weight_dtype(form))
+        sum_a = k.buffer("sum_a", (n, blocks), "int32") if sums else None
+        w = k.buffer("w", (groups, blocks, chunks, rows, chunk), form.dtype)
         scale_w = k.buffer("scale_w", (groups, blocks, rows), "float16")
+        stored = form.stored(rows_padded, columns)
+        high_w = k.buffer("high_w", stored[".high"][0], "uint8") if form.about.high_bits else None
+        zero_w = k.buffer("zero_w", stored[".zero"][0], "int32") if form.about.zero else None
         y = k.buffer("y", (n, rows_padded), "float32")
         d = k.intermediate((n, groups, blocks, rows), "int32")
 
         with k.block("dot", "SSSSRR", (n, groups, blocks, rows, chunks, chunk)) as (m, g, b, r, c, i):
-            k.start(
-                d, start_value(tier, form, sum_a[m, b]) if sum_a is not None else tirx.const(0, "int32"), m, g, b, r
+            k.start(d, start_value(tier, form, sum_a[m, b]) if form.unsigned else tirx.const(0, "int32"), m, g, b, r)
+            place = ((c if chunks > 1 else 0) * rows + r) * chunk + i
+            products = scalar_dot(
+                form,
+                lambda c, i: w[g, b, c, r, i],
+                lambda column: a[m, b, column],
+                c,
+                i,
+                lambda at: high_w[g, b, at],
+                place,
             )
-            products = scalar_dot(form, lambda c, i: w[g, b, c, r, i], lambda column: a[m, b, column], c, i)
             k.store(d, d[m, g, b, r] + products, m, g, b, r)
 
         with k.block("sum", "SSSR", (n, groups, rows, blocks)) as (m, g, r, b):
             row = g * rows + r
             k.start(y, constant(0.0, 1), m, row)
             scale = cast("float32", scale_w[g, b, r]) * scale_a[m, b]
-            k.store(y, fma(cast("float32", d[m, g, b, r]), scale, y[m, row]), m, row)
+            total = d[m, g, b, r]
+            if zero_w is not None:
+                total = total + zero_point(zero_w, g, b, r) * group_sum(tier, form, sum_a[m, b])
+            k.store(y, fma(cast("float32", total), scale, y[m, row]), m, row)
 
     return kernel(f"linear_{form.kind}", body, OUT_EWISE_FUSABLE)
 
@@ -105,7 +120,7 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
     """
     sch = s_tir.Schedule(function)
     total = sch.get_sblock("sum")
-    quantized = Packing.parse(packing).kind in ("w4", "w8")
+    quantized = Packing.parse(packing).quantized
     dot = sch.get_sblock("dot") if quantized else None
     names = [sch.get(block).name_hint for block in sch.get_child_blocks(sch.get_sblock("root"))]
     epilogues = [sch.get_sblock(name) for name in names if name not in ("dot", "sum")]
@@ -157,8 +172,21 @@ _TILES = {
     ("armv8-neon", "w8"): (2, 1),
     ("armv7-neon", "w4"): (2, 1),
     ("armv7-neon", "w8"): (2, 1),
+    ("dotprod", "w3"): (2, 1),
+    ("i8mm", "u4"): (2, 1),
+    ("i8mm", "w3"): (2, 1),
+    ("i8mm", "w2"): (2, 1),
+    ("avx2", "n4"): (2, 1),
+    ("avx2", "u4"): (2, 1),
+    ("avx2", "w3"): (1, 1),
+    ("avx2", "w2"): (2, 1),
+    ("avx-vnni", "u4"): (4, 1),
+    ("avx-vnni", "w3"): (1, 1),
+    ("armv7-neon", "u4"): (1, 1),
+    ("armv7-neon", "w3"): (1, 1),
 }
-"""Tokens and row groups of a tile that fit the registers, where it is not four and one: `python -m
+"""Tokens and row groups of a tile that fit the registers, where it is not four and one, or what the kind that a kind is
+like has: `python -m
 tests.campaigns.inner_loops` shows it. Without broadcasts from memory inside an instruction (avx-vnni), two row groups
 that share them beat four tokens that share unpacked weights."""
 
@@ -168,7 +196,9 @@ def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
     near, far = (LinearKnobs.NEXT, 256) if tier.arch == "x86_64" else (0, 0)
     if n == 1:
         return LinearKnobs(tokens=1, ahead=far)
-    tokens, groups = _TILES.get((tier.name, Packing.parse(packing).kind), (4, 1))
+    form = Packing.parse(packing)
+    like = form.about.like if form.quantized else form.kind
+    tokens, groups = _TILES.get((tier.name, form.kind), _TILES.get((tier.name, like), (4, 1)))
     return LinearKnobs(min(n, tokens), groups, near)
 
 
@@ -197,7 +227,7 @@ def workload(function: tirx.PrimFunc, packing: str) -> Workload:
     sch = s_tir.Schedule(function)
     m, g, r, b = (int(sch.get(loop).extent) for loop in sch.get_loops(sch.get_sblock("sum")))
     names = [sch.get(block).name_hint for block in sch.get_child_blocks(sch.get_sblock("root"))]
-    columns = b * GROUP if Packing.parse(packing).kind in ("w4", "w8") else b
+    columns = b * GROUP if Packing.parse(packing).quantized else b
     return Workload(m, g * r, columns, packing, tuple(name for name in names if name not in ("dot", "sum")))
 
 
@@ -207,7 +237,7 @@ _SEARCHED_BLOCK = (1, 2, 4, 8, 16)
 
 def candidates(tier: Tier, packing: str, n: int, n_groups: int) -> tuple[LinearKnobs, ...]:
     """What tuning tries for n rows and n_groups row groups: the default first, nothing twice."""
-    quantized = Packing.parse(packing).kind in ("w4", "w8")
+    quantized = Packing.parse(packing).quantized
     searched = [
         LinearKnobs(tokens, groups, ahead, block)
         for tokens in _SEARCHED_TOKENS

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from crosscompile.errors import ConfigError
+from crosscompile.kinds import KINDS
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How weights and cache are stored: f32, f16, w8a8 or w4a8 for body, embedding and head; f32 or f16 for kv.
+    """How weights and cache are stored: f32, f16 or KINDa8 for body, embedding and head; a KV type for kv.
 
     tensors: parameters that differ, by name.
     """
@@ -35,13 +36,18 @@ class Scheme:
 
 
 SCHEMES: dict[str, Scheme] = {
-    "f32": Scheme("f32", "f32", "f32", "f32", "f32"),
-    "f16": Scheme("f16", "f16", "f16", "f16", "f16"),
-    "w8a8": Scheme("w8a8", "w8a8", "w8a8", "w8a8", "f16"),
     "w4a8": Scheme("w4a8", "w4a8", "w8a8", "w8a8", "f16"),
+    "n4a8": Scheme("n4a8", "n4a8", "w8a8", "w8a8", "f16"),
+    "u4a8": Scheme("u4a8", "u4a8", "w8a8", "w8a8", "f16"),
+    "w3a8": Scheme("w3a8", "w3a8", "w8a8", "w8a8", "f16"),
+    "w2a8": Scheme("w2a8", "w2a8", "w8a8", "w8a8", "f16"),
+    "w8a8": Scheme("w8a8", "w8a8", "w8a8", "w8a8", "f16"),
+    "f16": Scheme("f16", "f16", "f16", "f16", "f16"),
+    "f32": Scheme("f32", "f32", "f32", "f32", "f32"),
 }
+"""The first is what nothing else is said for."""
 KV_TYPES = ("f16", "i8", "f32")
-WEIGHT_KINDS = {"f32": "f32", "f16": "f16", "w8a8": "w8", "w4a8": "w4"}
+WEIGHT_KINDS = {"f32": "f32", "f16": "f16", **{f"{kind}a8": kind for kind in KINDS}}
 """The stored kind of weights under each scheme."""
 
 

@@ -57,7 +57,7 @@ class _Rewriter:
         return self.values[expr]
 
     def weight(self, var: Any) -> list[Any]:
-        """The packed parameters that stand for a parameter of the network: data and, for w4 and w8, scale."""
+        """The packed parameters that stand for a parameter of the network: data and, of quantized kinds, scale and more."""
         stored = self.stored[self.names[var]]
         if stored.tensor not in self.parameters:
             form = Packing.parse(stored.packing)
@@ -65,8 +65,8 @@ class _Rewriter:
             made = []
             for suffix, (shape, dtype) in shapes.items():
                 name = str(dtype) if dtype is not None else "float32"
-                if name == "uint8" and not form.unsigned:
-                    name = "int8"
+                if suffix == "" and form.quantized:
+                    name = form.dtype
                 made.append(relax.Var(stored.tensor + suffix, relax.TensorType(shape, name)))
             self.parameters[stored.tensor] = made
         return self.parameters[stored.tensor]
@@ -148,7 +148,7 @@ class _Rewriter:
         form, (out, columns) = Packing.parse(stored.packing), stored.shape
         padded, n = form.padded_rows(out), _shape(var)[0]
         outputs = [((n, padded), "float32")]
-        if form.kind in ("w4", "w8"):
+        if form.quantized:
             args = [*self.quantize(x, rows.Form.for_weights(self.tier, stored.packing)), *self.weight(weight.args[0])]
             function = quantized_linear(n, padded, columns, self.tier, stored.packing)
         else:
@@ -181,7 +181,7 @@ class _Rewriter:
             stored = self.stored[self.names[weight]]
             form, (out, columns) = Packing.parse(stored.packing), stored.shape
             rows_, out = _shape(ids)[0], out // total
-            quantized = form.kind in ("w4", "w8")
+            quantized = form.quantized
             given = self.quantize(x, rows.Form.for_weights(self.tier, stored.packing)) if quantized else [self.value(x)]
             tokens = self.inputs["tokens"]
             n = _shape(tokens)[0]

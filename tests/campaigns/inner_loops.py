@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from crosscompile.inner_loop import loop_of
+from crosscompile.kinds import KINDS
 from crosscompile.target import TIERS
 
 
@@ -21,7 +22,7 @@ def main() -> int:
     arguments = parser.parse_args()
     table = Table("tier", "weights", "tokens", "instructions", "per weight byte", "per 256 products", "spills")
     for tier in TIERS.values():
-        for kind in ("w4", "w8"):
+        for kind in KINDS:
             for n in (1, 64):
                 if arguments.tier not in (None, tier.name):
                     continue

@@ -11,9 +11,10 @@ from crosscompile.budget import Choice, solve
 from crosscompile.calibrate import calibrate, kinds_of
 from crosscompile.errors import CheckpointError, QuantizeError
 from crosscompile.forward import Values, logits
+from crosscompile.kinds import KINDS
 from crosscompile.models import FAMILIES, name_of
 from crosscompile.models.schemes import scheme_for
-from crosscompile.packing import RANGES, dequantize, quantize
+from crosscompile.packing import dequantize, quantize
 from crosscompile.rounding import damped, error_of, round_matrix
 from edgellm.errors import UsageError
 from edgellm.precision import parse_bytes
@@ -40,8 +41,7 @@ def test_rounding_on_activations_beats_rounding_alone(layer, kind, part):
     plain = error_of(weight, dequantize(*quantize(kind, weight)), hessian.astype(np.float32))
     assert made.q.dtype == np.int8
     assert made.scale.dtype == np.float16
-    low, high = RANGES[kind]
-    assert low <= made.q.min() <= made.q.max() <= high
+    assert KINDS[kind].fits(made.q)
     assert made.error < part * plain
     assert made.error == pytest.approx(error_of(weight, dequantize(made.q, made.scale), hessian.astype(np.float32)))
 

@@ -1,0 +1,124 @@
+"""The table of kinds: in how many bits a quantized weight is stored, and which integers may stand there.
+
+A weight is integer · scale, with a float16 scale for every 32 columns of a row. A new kind is a line of this table;
+packing, kernels, rounding and reference follow from what it says.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+GROUP = 32
+"""Columns that share one scale."""
+
+IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
+"""ggml's kvalues_iq4nl: close together where most weights are."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the weights of a kind are stored, and multiplied.
+
+    bits        stored of a weight, besides what its group shares
+    low, high   the least and the greatest integer
+    like        "w4" or "w8": whose instructions multiply it, as nibbles or as bytes
+    levels      the integers that the stored numbers, 0 and up, stand for, ascending; (): they stand for themselves
+    zero        a group has a zero point, 0 to 15: what is stored is integer + zero, 0 to 15
+    narrowest   of the scale that just reaches a group's extreme value, the smallest part worth trying
+    """
+
+    name: str
+    bits: int
+    low: int
+    high: int
+    like: str
+    levels: tuple[int, ...] = ()
+    zero: bool = False
+    narrowest: float = 0.70
+
+    @property
+    def low_bits(self) -> int:
+        """Bits of a weight in the bytes that hold those of several; of 3 the last one lies elsewhere."""
+        return 2 if self.bits == 3 else self.bits
+
+    @property
+    def fields(self) -> int:
+        """Weights whose low bits share a byte."""
+        return 8 // self.low_bits
+
+    @property
+    def high_bits(self) -> int:
+        """Bits of a weight that lie in bytes of their own, four weights' a nibble."""
+        return self.bits - self.low_bits
+
+    @cached_property
+    def _nearest(self) -> np.ndarray:
+        """The nearest level for each half, rounded down, from `low` on: levels meet at whole halves."""
+        at = np.arange(2 * self.low, 2 * self.high + 1) + 0.5
+        middles = np.add(self.levels[1:], self.levels[:-1])  # halves
+        return np.array(self.levels, np.float32)[np.searchsorted(middles, at)]
+
+    @cached_property
+    def _codes(self) -> np.ndarray:
+        """The stored number by integer + 128; 255 for integers that are no level."""
+        made = np.full(256, 255, np.uint8)
+        made[np.array(self.levels) + 128] = np.arange(len(self.levels))
+        return made
+
+    def whole(self, values: np.ndarray, zero: np.ndarray | None = None) -> np.ndarray:
+        """The kind's integers nearest to values, float32; values in the middle of two levels go up.
+
+        zero: of kinds that have one, float32, broadcast against values. Values that are not finite give any integer.
+        """
+        if not self.levels:
+            low, high = (self.low, self.high) if zero is None else (-zero, np.float32(15) - zero)
+            made: np.ndarray = np.rint(values)
+            return np.clip(made, low, high, out=made)
+        inside = np.fmin(np.fmax(values, np.float32(self.low)), np.float32(self.high))  # of NaN, low
+        at = np.floor(inside + inside).astype(np.intp)
+        at -= 2 * self.low
+        return self._nearest.take(at)
+
+    def codes(self, q: np.ndarray) -> np.ndarray:
+        """What is stored for the integers q, int8, of a kind with levels: uint8. Zeros of padding give any."""
+        return self._codes[q.astype(np.intp) + 128] & np.uint8(len(self.levels) - 1)
+
+    def fits(self, q: np.ndarray) -> bool:
+        """Whether integers, (rows, columns) int8, are all among the kind's."""
+        if not q.size:
+            return False
+        if self.levels:
+            return bool((self._codes[q.astype(np.intp) + 128] != 255).all())
+        if int(q.min()) < self.low or int(q.max()) > self.high:
+            return False
+        if not self.zero:
+            return True
+        groups = q.reshape(-1, GROUP).astype(np.int16)
+        return bool((np.maximum(groups.max(1), 0) - np.minimum(groups.min(1), 0) <= 15).all())
+
+
+def zero_points(q: np.ndarray) -> np.ndarray:
+    """The zero point of each group of q (…, columns), integers that fit a kind with zeros: (…, columns / 32) uint8.
+
+    The least with which all of the group is stored as 0 to 15; weights do not depend on which it is.
+    """
+    groups = q.reshape(*q.shape[:-1], -1, GROUP)
+    found: np.ndarray = (-np.minimum(groups.min(-1), 0)).astype(np.uint8)
+    return found
+
+
+KINDS: dict[str, Kind] = {
+    kind.name: kind
+    for kind in (
+        Kind("w8", 8, -127, 127, "w8"),
+        Kind("w4", 4, -8, 7, "w4"),
+        Kind("n4", 4, IQ4_NL[0], IQ4_NL[-1], "w8", levels=IQ4_NL),
+        Kind("u4", 4, -15, 15, "w4", zero=True),
+        Kind("w3", 3, -7, 7, "w8", levels=tuple(range(-7, 8, 2)), narrowest=0.58),
+        Kind("w2", 2, -3, 3, "w8", levels=tuple(range(-3, 4, 2)), narrowest=0.40),
+    )
+}
+"""By name, as packings have it. Integers of w3 and w2 are odd: levels on both sides of nothing, none of them wasted."""

@@ -69,7 +69,7 @@ class Weights:
 
 
 def stored_slots(parameter: Parameter) -> dict[str, Slot]:
-    """Stored tensors of a parameter by name: `name` and, if it is quantized, `name.scale` and what else its kind has."""
+    """Stored tensors of a parameter by name: `name` and, if it is quantized, `name.scale` and more."""
     form = Packing.parse(parameter.packing)
     if form.kind == "vec":
         dtype = np.dtype("<f4") if parameter.value is None else parameter.value.dtype.newbyteorder("<")

@@ -17,9 +17,9 @@ class Tier:
     requires    features as Linux prints them in /proc/cpuinfo; all must be present
     llvm        attributes of the LLVM target; exactly what the kernels may use, no more
     rows        output rows of a row group (lanes of the 32-bit accumulator)
-    chunk       consecutive columns of one row in a weight vector, for kinds like "w4" and like "w8" (crosscompile/kinds.py)
-    unsigned    the kinds whose weights have an offset (vpdpbusd and vpmaddubsw multiply unsigned by signed; nibbles without a
-                sign leave room to sum a whole group in 16 bits)
+    chunk       consecutive columns of one row in a weight vector, by what kinds are like: "w4" or "w8" (kinds.py)
+    unsigned    kinds, by what they are like, whose weights have an offset (vpdpbusd and vpmaddubsw multiply unsigned by
+                signed; nibbles without a sign leave room to sum a whole group in 16 bits)
     sums        how the sum of a group of activations comes to them: "wide", −8 · Σa as int32; "narrow", its lower 16
                 bits with zeros above, which is what a pair of 16-bit accumulators starts at; or "negated", the same of
                 8 · Σa, for accumulators from which products are subtracted
@@ -56,8 +56,8 @@ class Tier:
     def activations(self, packing: str) -> tuple[str, float, str]:
         """(sums, shrink, dtype) of rows quantized for weights of a packing (kernels/rows.py, Form).
 
-        sums: as above, "" for weights without offset or zero points. shrink: what scale is multiplied by, a power of two, because
-        nibbles that keep their sign are used as 16 · q. dtype: what the integers are stored as.
+        sums: as above, "" for weights without offset or zero points. shrink: what scale is multiplied by, a power of
+        two, because nibbles that keep their sign are used as 16 · q. dtype: what the integers are stored as.
         """
         weights = Packing.parse(packing)
         how = weights.about

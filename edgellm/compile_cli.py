@@ -96,8 +96,8 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--budget",
         metavar="SIZE",
-        help="most bytes for the weights (2.3GB, 900MB): each tensor gets 4 bits or 8, the most sensitive ones first; 3 "
-        "or 2 only where 4 do not fit",
+        help="most bytes for the weights (2.3GB, 900MB): each tensor gets 4 bits or 8, the most sensitive ones first, "
+        "and 3 or 2 only where 4 do not fit",
     )
     group.add_argument(
         "--eval", type=Path, metavar="TEXTS", help="measure what the scheme changes and put the card into the bundle"

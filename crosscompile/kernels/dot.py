@@ -136,9 +136,7 @@ class Tile:
             return _call(dtype, "llvm.aarch64.neon.tbl1.v16i8", table, codes)
         low, high = list(range(8)), list(range(8, 16))
         halves = [tirx.Shuffle([table], half) for half in (low, high)]
-        found = [
-            _call("int8x8", "llvm.arm.neon.vtbl2", *halves, tirx.Shuffle([codes], half)) for half in (low, high)
-        ]
+        found = [_call("int8x8", "llvm.arm.neon.vtbl2", *halves, tirx.Shuffle([codes], half)) for half in (low, high)]
         return tirx.Shuffle(found, list(range(16)))
 
 

@@ -57,7 +57,7 @@ class _Rewriter:
         return self.values[expr]
 
     def weight(self, var: Any) -> list[Any]:
-        """The packed parameters that stand for a parameter of the network: data and, of quantized kinds, scale and more."""
+        """The packed parameters that stand for a parameter of the network: all that is stored of it."""
         stored = self.stored[self.names[var]]
         if stored.tensor not in self.parameters:
             form = Packing.parse(stored.packing)

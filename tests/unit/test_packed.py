@@ -118,6 +118,10 @@ def test_weights_equal_an_independent_unpacking(
         ("gptq", "blocks", False, "w8.r8.k4", True),
         ("awq", "plain", False, "w4.r16.k4", False),
         ("gptq", "shuffled", True, "w8.r8.k4", False),
+        ("awq", "plain", False, "u4.r16.k4.u", True),
+        ("gptq", "plain", False, "u4.r8.k4", True),
+        ("gptq", "blocks", False, "u4.r4.k16.u", True),
+        ("gptq", "shuffled", False, "u4.r8.k4", False),
     ],
 )
 def test_integers_go_into_a_bundle_where_a_scheme_carries_them(
@@ -131,7 +135,9 @@ def test_integers_go_into_a_bundle_where_a_scheme_carries_them(
     stored = load_file(tmp_path / "layer.0.safetensors")
     exact = reference(method, tensors, 64, 1 if method == "gptq" else 0)
     expected = exact if kept else dequantize(*quantize(packing[:2], exact))
-    np.testing.assert_array_equal(unpack(packing, stored["p"], stored["p.scale"], OUT, IN), expected)
+    np.testing.assert_array_equal(
+        unpack(packing, stored["p"], stored["p.scale"], OUT, IN, zero=stored.get("p.zero")), expected
+    )
 
 
 @pytest.mark.parametrize(

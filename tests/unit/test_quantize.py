@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from crosscompile import checkpoint
 from crosscompile.errors import CheckpointError, QuantizeError
+from crosscompile.kinds import KINDS, zero_points
 from crosscompile.packing import dequantize, quantize
 from crosscompile.quantize import INDEX, weight_bytes, write_weights
 
@@ -39,7 +40,26 @@ def random(*shape: int, seed: int = 1) -> np.ndarray:
     return np.random.Generator(np.random.PCG64(seed)).standard_normal(shape).astype(np.float32)
 
 
-def unpack(packing: str, data: np.ndarray, scale: np.ndarray | None, rows: int, columns: int) -> np.ndarray:
+LEVELS = {
+    "n4": (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113),
+    "w3": (-7, -5, -3, -1, 1, 3, 5, 7),
+    "w2": (-3, -1, 1, 3),
+}
+QUANTIZED = (
+    *("w4.r4.k4", "w4.r8.k4.u", "w4.r4.k8", "w8.r4.k2", "w8.r16.k4.u", "n4.r4.k16", "n4.r8.k2", "n4.r16.k4.u"),
+    *("u4.r4.k16.u", "u4.r8.k4", "u4.r8.k8", "w3.r4.k8", "w3.r8.k2", "w3.r16.k4.u", "w2.r4.k8", "w2.r8.k4.u"),
+)
+
+
+def unpack(
+    packing: str,
+    data: np.ndarray,
+    scale: np.ndarray | None,
+    rows: int,
+    columns: int,
+    high: np.ndarray | None = None,
+    zero: np.ndarray | None = None,
+) -> np.ndarray:
     """The float32 weights that FORMAT.md says the stored bytes stand for, element by element."""
     kind, *rest = packing.split(".")
     R = int(rest[0][1:])
@@ -50,24 +70,34 @@ def unpack(packing: str, data: np.ndarray, scale: np.ndarray | None, rows: int, 
             out[row] = data[g, :, r]
             continue
         step = int(rest[1][1:])
-        offset = {"w8": 128, "w4": 8}[kind] if rest[-1] == "u" else 0
+        offset = {"w8": 128, "w4": 8, "u4": 8}.get(kind, 0) if rest[-1] == "u" else 0
         for k in range(columns):
             b, inner = divmod(k, 32)
             if kind == "w8":
                 c, i = divmod(inner, step)
                 q = int(data[g, b, c, r, i]) - offset if offset else int(data[g, b, c, r, i].view(np.int8))
+            elif kind in ("w3", "w2"):
+                c, within = divmod(inner, 4 * step)
+                j, i = divmod(within, step)
+                code = int(data[g, b, c, r, i]) >> 2 * j & 3
+                if kind == "w3":
+                    half, byte = divmod((c * R + r) * step + i, 4 * R)
+                    code |= (int(high[g, b, byte]) >> (4 * half + j) & 1) << 2
+                q = LEVELS[kind][code]
             else:
                 c, within = divmod(inner, 2 * step)
                 high, i = divmod(within, step)
                 nibble = (int(data[g, b, c, r, i]) >> (4 * high)) & 15
                 q = nibble - offset if offset else (nibble ^ 8) - 8
+                if kind == "n4":
+                    q = LEVELS[kind][nibble]
+                if kind == "u4":
+                    q += 8 - (int(zero[g, b // 8, r]) >> 4 * (b % 8) & 15)
             out[row, k] = np.float32(q) * np.float32(scale[g, b, r])
     return out
 
 
-@pytest.mark.parametrize(
-    "packing", ["w4.r4.k4", "w4.r8.k4.u", "w4.r4.k8", "w8.r4.k2", "w8.r16.k4.u", "f16.r16", "f32.r16"]
-)
+@pytest.mark.parametrize("packing", [*QUANTIZED, "f16.r16", "f32.r16"])
 def test_stored_bytes_mean_the_weights(tmp_path, packing):
     q, k, v = random(10, 64), random(6, 64, seed=2), random(5, 64, seed=3)
     source = make(tmp_path / "model", q=q.astype(ml_dtypes.bfloat16), k=k.astype(np.float16), v=v)
@@ -75,10 +105,12 @@ def test_stored_bytes_mean_the_weights(tmp_path, packing):
     write_weights(source, [parameter], tmp_path)
     stored = load_file(tmp_path / "layer.0.safetensors")
     stacked = np.concatenate([source.read(name) for name in "qkv"])
-    found = unpack(packing, stored["qkv"], stored.get("qkv.scale"), 21, 64)
-    if packing.startswith("w"):
+    more = [stored.get(f"qkv.{part}") for part in ("scale", "high", "zero")]
+    found = unpack(packing, stored["qkv"], more[0], 21, 64, *more[1:])
+    if packing in QUANTIZED:
         np.testing.assert_array_equal(found, dequantize(*quantize(packing[:2], stacked)))
-        steps = np.abs(stacked).reshape(21, 2, 32).max(-1).repeat(32, 1) / (7 if packing[1] == "4" else 126)
+        part = {"w8": 1 / 126, "w4": 1 / 7, "n4": 1 / 6, "u4": 1 / 6, "w3": 0.4, "w2": 0.8}[packing[:2]]
+        steps = np.abs(stacked).reshape(21, 2, 32).max(-1).repeat(32, 1) * np.float32(part)
         assert (np.abs(found - stacked) <= steps).all()
     else:
         np.testing.assert_array_equal(found, stacked.astype(np.float16) if packing.startswith("f16") else stacked)
@@ -163,6 +195,88 @@ def test_quantize_is_the_plain_rule_bit_for_bit(kind):
             assert found.tobytes() == expected.tobytes()
 
 
+SEARCHED = ("n4", "u4", "w3", "w2")
+
+
+@pytest.mark.parametrize("kind", SEARCHED)
+def test_a_search_finds_what_a_plain_scale_does_not(kind):
+    """Whatever the group, to the nearest number of the kind, and on the whole better than at the extreme value."""
+    how, weight = KINDS[kind], random(64, 96, seed=3)
+    weight[10:20] = np.abs(weight[10:20])  # of one sign
+    weight[20:30] -= np.float32(3)
+    weight[30] = 0
+    weight[31] = 0.25
+    weight[32] = np.where(np.arange(96) == 40, 100, 1e-3)
+    q, scale = quantize(kind, weight)
+    assert how.fits(q)
+    made = dequantize(q, scale)
+    np.testing.assert_array_equal(made[30], 0)
+    np.testing.assert_allclose(made[31], 0.25, rtol=1e-3)
+    groups, whole = weight.reshape(-1, 32), q.reshape(-1, 32).astype(np.int16)
+    for group, integers, factor in zip(groups, whole, scale.reshape(-1).astype(np.float32), strict=True):
+        zero = max(0, -integers.min()) if how.zero else 0
+        numbers = np.array(how.levels) if how.levels else np.arange(16) - zero
+        if factor and not how.zero:  # of several zero points that fit, the one in use cannot be told
+            best = np.abs(group[:, None] - numbers * factor).min(1)
+            np.testing.assert_allclose(np.abs(group - integers * factor), best, atol=2e-6 * np.abs(group).max())
+    plain = 2 * np.abs(weight).max() / (2**how.bits - 1)
+    assert np.square(made - weight).sum(1)[:10].mean() < np.square(plain / 2) * 96 / 3
+    least = {"n4": 0.085, "u4": 0.085, "w3": 0.19, "w2": 0.36}[kind]
+    assert np.sqrt(np.square(made - weight)[:10].mean() / np.square(weight[:10]).mean()) < least
+
+
+def test_a_codebook_is_nearer_than_even_numbers_of_the_same_bits():
+    weight = random(128, 256)
+    errors = {kind: np.square(dequantize(*quantize(kind, weight)) - weight).mean() for kind in KINDS}
+    assert errors["n4"] < 0.8 * errors["w4"]
+    assert errors["u4"] < 0.9 * errors["w4"]
+    assert errors["w8"] < errors["n4"] < errors["w3"] < errors["w2"]
+    lopsided = weight + np.float32(3)  # what a zero point is for
+    errors = {kind: np.square(dequantize(*quantize(kind, lopsided)) - lopsided).mean() for kind in ("w4", "u4")}
+    assert errors["u4"] < 0.9 * errors["w4"]
+
+
+@pytest.mark.parametrize("kind", SEARCHED)
+def test_a_search_of_values_at_the_ends_of_float16(kind):
+    for factor in (1e-12, 1e-9, 1e-7, 1e-5, 1e3, 6e4):
+        weight = random(8, 64) * np.float32(factor)
+        q, scale = quantize(kind, weight)
+        assert np.isfinite(scale).all()
+        assert KINDS[kind].fits(q)
+        if factor >= 1e-5:
+            assert np.abs(dequantize(q, scale) - weight).max() < np.abs(weight).max()
+    for bad in (np.nan, np.inf, -np.inf, 3e38):
+        weight = random(8, 64)
+        weight[3, 40] = bad
+        with pytest.raises(QuantizeError, match="row 3 holds a value that is not finite or too large"):
+            quantize(kind, weight)
+
+
+@pytest.mark.parametrize("kind", ["n4", "w3", "w2"])
+def test_the_nearest_level_is_the_nearest(kind):
+    levels = np.array(LEVELS[kind], np.float32)
+    values = np.linspace(-140, 140, 40321, dtype=np.float32)
+    found = KINDS[kind].whole(values)
+    nearest = np.abs(values[:, None] - levels).min(1)
+    np.testing.assert_array_equal(np.abs(values - found), nearest)
+    middles = (levels[1:] + levels[:-1]) / 2
+    np.testing.assert_array_equal(KINDS[kind].whole(middles), levels[1:])
+
+
+def test_what_fits_a_kind():
+    q = np.zeros((2, 64), np.int8)
+    q[:, ::2] = 7
+    assert [kind for kind in KINDS if KINDS[kind].fits(q)] == ["w8", "w4", "u4"]
+    q[1, 3] = -9
+    assert [kind for kind in KINDS if KINDS[kind].fits(q)] == ["w8"]  # 16 apart: one more than a zero point bridges
+    q[1, 3] = -8
+    q[0] += 8
+    assert [kind for kind in KINDS if KINDS[kind].fits(q)] == ["w8", "u4"]
+    assert not any(kind.fits(q[:0]) for kind in KINDS.values())
+    assert [kind for kind in KINDS if KINDS[kind].fits(np.full((1, 32), -127, np.int8))] == ["w8", "n4"]
+    np.testing.assert_array_equal(zero_points(q), [[0, 0], [8, 0]])
+
+
 def test_parts_do_not_show():
     weight = random(300, 512)  # more than a thread takes at a time
     for found, expected in zip(quantize("w4", weight), plainly("w4", weight), strict=True):
@@ -182,7 +296,7 @@ def test_memory_stays_at_a_slice(tmp_path):
 
 
 @pytest.mark.parametrize(("value", "kind"), [(np.nan, "NaN"), (np.inf, "an infinity"), (-np.inf, "an infinity")])
-@pytest.mark.parametrize("packing", ["w4.r4.k4", "w8.r4.k4", "f16.r16", "f32.r16"])
+@pytest.mark.parametrize("packing", ["w4.r4.k4", "w8.r4.k4", "n4.r4.k4", "u4.r4.k4", "w3.r4.k4", "f16.r16", "f32.r16"])
 def test_values_that_are_not_finite(tmp_path, value, kind, packing):
     bad = random(40, 32)
     bad[33, 5] = value

@@ -34,7 +34,9 @@ def layer():
     return weight, damped(x.T @ x)
 
 
-@pytest.mark.parametrize(("kind", "part"), [("w4", 0.5), ("w8", 0.6)])
+@pytest.mark.parametrize(
+    ("kind", "part"), [("w4", 0.5), ("w8", 0.6), ("n4", 0.7), ("u4", 0.7), ("w3", 0.7), ("w2", 0.7)]
+)
 def test_rounding_on_activations_beats_rounding_alone(layer, kind, part):
     weight, hessian = layer
     made = round_matrix(kind, weight, hessian)
@@ -89,7 +91,7 @@ def test_sizes_as_people_write_them():
             parse_bytes(wrong)
 
 
-@pytest.mark.parametrize("kind", ["w4", "w8"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_integers_come_back_from_their_files(tmp_path, layer, kind):
     made = round_matrix(kind, *layer, 0)
     writer = calibrated.CalibrationWriter(tmp_path)

@@ -25,7 +25,10 @@ _LANES = {
     **dict.fromkeys(("armv7-neon", "armv8-neon", "dotprod", "i8mm"), 4),
 }
 """Float32 lanes of a fused multiplication and addition."""
-_STACK = re.compile(r"\(%[re][sb]p\)|\[sp\b")
+_STACK = re.compile(r"\(%rsp\)|\[sp\b")
+_FRAME = re.compile(r"\(%rbp\)")
+_FRAMED = re.compile(r"movq\s+%rsp, %rbp")
+"""What makes %rbp the stack's; otherwise it is a pointer like any other."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +44,12 @@ class Loop:
     bytes: int
     products: int
     instructions: tuple[str, ...]
+    framed: bool = False
 
     @property
     def spills(self) -> int:
-        return sum(bool(_STACK.search(line)) for line in self.instructions)
+        lines = self.instructions
+        return sum(bool(_STACK.search(line) or (self.framed and _FRAME.search(line))) for line in lines)
 
 
 def innermost(assembly: str, function: str) -> tuple[str, ...]:
@@ -76,14 +81,15 @@ def loop_of(tier: Tier, kind: str, n: int) -> Loop:
     library, _ = compile_object({"kernel": schedule(function, tier, packing)}, target_of_tier(tier.name))
     knobs = effective(default_knobs(tier, packing, n), n, ROW_GROUPS)
     tokens, groups = knobs.tokens, knobs.groups
-    loop = innermost(library.inspect_source("asm"), "kernel")
+    assembly = library.inspect_source("asm")
+    loop, framed = innermost(assembly, "kernel"), bool(_FRAMED.search(assembly))
     if quantized:
         eight = form.stored(rows, 8 * GROUP).values()  # whose zero points are one number
         stored = sum(math.prod(shape) * dtype.itemsize for shape, dtype in eight) // 8
-        return Loop(tier.name, kind, tokens, groups * stored, tokens * groups * rows * GROUP, loop)
+        return Loop(tier.name, kind, tokens, groups * stored, tokens * groups * rows * GROUP, loop, framed)
     products = sum(bool(_FMA.match(line)) for line in loop) * _LANES[tier.name]
     stored = products // tokens * (4 if kind == "f32" else 2)
-    return Loop(tier.name, kind, tokens, stored, products, loop)
+    return Loop(tier.name, kind, tokens, stored, products, loop, framed)
 
 
 def instruction_table() -> dict[str, dict[str, dict[str, float]]]:

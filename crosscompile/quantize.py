@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,7 +54,7 @@ class Weights:
 
     n_parameters: logical weights taken from the checkpoint, before padding. n_kept: how many of them are the very
     integers that the checkpoint had; n_again: how many it had quantized and were quantized again; n_calibrated: how
-    many calibration rounded.
+    many calibration rounded. keeping: the kind of the fewest bits that holds all integers quantized again, "" for none.
     """
 
     n_bytes: int
@@ -62,6 +62,7 @@ class Weights:
     n_kept: int = 0
     n_again: int = 0
     n_calibrated: int = 0
+    keeping: str = ""
 
     @property
     def bits_per_weight(self) -> float:
@@ -130,6 +131,7 @@ class _Slices:
     n_kept: int = 0
     n_again: int = 0
     n_calibrated: int = 0
+    keeping: set[str] = field(default_factory=lambda: set(KINDS))
 
     def of(self, rows: int) -> Iterator[tuple[int, np.ndarray | Quantized]]:
         """(first row, rows) of at most `rows` rows; all but the last have exactly `rows`."""
@@ -167,7 +169,9 @@ class _Slices:
             self.n_kept += found[0].size
             return found
         values = _checked(stored, start, stop)
-        self.n_again += values.size * stored.info.quantized
+        if stored.info.quantized:
+            self.n_again += values.size
+            self.keeping &= {kind for kind in self.keeping if found is not None and fits(kind, found[0])}
         try:
             return quantize(self.kind, values)
         except QuantizeError as error:
@@ -210,12 +214,13 @@ def _write_parameter(
     writer: ShardWriter,
     done: Callable[[int], None],
     calibrated: Calibrated | None,
-) -> tuple[int, int, int]:
-    """Writes one parameter; returns (n_kept, n_again, n_calibrated) of Weights."""
+) -> tuple[tuple[int, int, int], set[str]]:
+    """Writes one parameter; returns (n_kept, n_again, n_calibrated) of Weights, and which kinds hold what was
+    quantized again."""
     if parameter.value is not None:
         writer.write(parameter.name, 0, parameter.value)
         done(parameter.value.nbytes)
-        return 0, 0, 0
+        return (0, 0, 0), set(KINDS)
     form = Packing.parse(parameter.packing)
     columns = int(np.prod(parameter.shape[1:], dtype=np.int64))
     rows = max(SLICE_ELEMENTS // max(columns, 1) // form.rows, 1) * form.rows
@@ -235,7 +240,7 @@ def _write_parameter(
             writer.write(parameter.name + suffix, at, piece)
             positions[suffix] = at + piece.nbytes
             done(piece.nbytes)
-    return slices.n_kept, slices.n_again, slices.n_calibrated
+    return (slices.n_kept, slices.n_again, slices.n_calibrated), slices.keeping
 
 
 def write_weights(
@@ -267,7 +272,7 @@ def write_weights(
         shards.setdefault(parameter.shard, []).append(parameter)
     weight_map: dict[str, str] = {}
     total = 0
-    counts = np.zeros(3, np.int64)
+    counts, keeping = np.zeros(3, np.int64), set(KINDS)
     for shard, members in shards.items():
         slots: dict[str, Slot] = {}
         for parameter in members:
@@ -276,7 +281,9 @@ def write_weights(
         file = directory / f"{shard}.safetensors"
         with ShardWriter(file, slots, metadata) as writer:
             for parameter in members:
-                counts += _write_parameter(checkpoint, parameter, writer, done, calibrated)
+                found, holding = _write_parameter(checkpoint, parameter, writer, done, calibrated)
+                counts += found
+                keeping &= holding
         weight_map.update(dict.fromkeys(slots, file.name))
         total += sum(slot.n_bytes for slot in slots.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -287,4 +294,5 @@ def write_weights(
         os.fsync(stream.fileno())
     partial.replace(directory / INDEX)
     kept, again, given = (int(count) for count in counts)
-    return replace(size, n_kept=kept, n_again=again, n_calibrated=given)
+    fewest = min(keeping, key=lambda kind: KINDS[kind].bits, default="") if again else ""
+    return replace(size, n_kept=kept, n_again=again, n_calibrated=given, keeping=fewest)

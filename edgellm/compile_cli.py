@@ -292,7 +292,8 @@ def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
     if kept or again:
         total = statistics["parameters"]
         text = f"{kept / total:.0%} of the weights are the source's own integers"
-        table.add_row("", f"{text}, {again / total:.0%} were quantized a second time" if again else text)
+        hint = f"; `--scheme {keeping}a8` keeps them" if (keeping := statistics.get("keeping")) else ""
+        table.add_row("", f"{text}, {again / total:.0%} were quantized a second time{hint}" if again else text)
     unplanned = f"without planning {size(memory['arena_unplanned_bytes'])}, {saved:.0%} saved"
     table.add_row("arena", f"{size(memory['arena_bytes'])} ({unplanned})")
     if memory["kv_bytes_per_token"]:

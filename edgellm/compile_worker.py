@@ -110,6 +110,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
             "parameters_kept": weights.n_kept,
             "parameters_quantized_again": weights.n_again,
             "parameters_calibrated": weights.n_calibrated,
+            "keeping": weights.keeping,
         },
         "seconds": {
             "start": compiled_at - started - sum(compiled.seconds.values()),

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from crosscompile import checkpoint, reference
-from crosscompile.models.architecture import scheme_for
+from crosscompile.models.architecture import WEIGHT_KINDS, scheme_for
 from crosscompile.runtime import build_runtime
 from crosscompile.target import TIERS, target_of_tier
 from crosscompile.tokenizer import compile_tokenizer
@@ -41,7 +41,14 @@ CONFIG = {
 N_TOKENS = 140
 """More than two KV blocks, and more than the window."""
 SCHEMES = ("f32", "f16", "w8a8", "w4a8", "w4a8 i8")
-"""By name, and the type of the KV cache where it differs."""
+"""By name, and the type of the KV cache where it differs, or what embedding and head have where it is not w8a8."""
+KINDS = tuple(f"{kind}a8 {kind}a8" for kind in ("n4", "u4", "w3", "w2"))
+"""What makes further kinds of weights of all matrices."""
+SAMPLE = (
+    *(("avx2", "w3a8 w3a8"), ("avx512-vnni", "n4a8 n4a8"), ("avx-vnni", "u4a8 u4a8"), ("armv8-neon", "u4a8 u4a8")),
+    *(("dotprod", "n4a8 n4a8"), ("i8mm", "w2a8 w2a8"), ("armv7-neon", "w3a8 w3a8")),
+)
+"""Each tier's kind that every run of the tests takes; `make test-full` takes all of them."""
 
 
 @dataclass(frozen=True)
@@ -92,12 +99,13 @@ def make_bundle(
     directory.mkdir()
     source = checkpoint.load(model)
     request = {"checkpoint": str(model), "output": str(directory), "tier": tier, "os": "linux", "dump": None}
-    name, _, kv = scheme.partition(" ")
+    name, _, other = scheme.partition(" ")
+    every, kv = (other, None) if other in WEIGHT_KINDS else (None, other or None)
     options = {
         "scheme": name,
-        "embedding": None,
-        "head": None,
-        "kv": kv or None,
+        "embedding": every,
+        "head": every,
+        "kv": kv,
         "tensors": (),
         "short": scheme != "w4a8" if short is None else short,
     }
@@ -160,12 +168,29 @@ def expected(model: Path) -> Callable[[str], np.ndarray]:
     def of(scheme: str) -> np.ndarray:
         if scheme not in known:
             ids = tokens(CONFIG, N_TOKENS)
-            name, _, kv = scheme.partition(" ")
-            chosen = scheme_for(name, kv=kv or None)
+            name, _, other = scheme.partition(" ")
+            chosen = scheme_for(name, *([other] * 2 if other in WEIGHT_KINDS else [None, None, other or None]))
             known[scheme] = reference.logits(checkpoint.load(model), ids, chosen).view(np.int32)
         return known[scheme]
 
     return of
+
+
+@pytest.mark.parametrize(("tier", "scheme"), SAMPLE)
+def test_further_kinds_are_the_reference_to_the_bit(
+    tier: str, scheme: str, model: Path, expected: Callable[[str], np.ndarray], tmp_path: Path
+) -> None:
+    machine = next(each for each in MACHINES if each.tier == tier)
+    test_logits_are_the_reference_to_the_bit(replace(machine, more_cpus=()), scheme, model, expected, tmp_path)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("scheme", KINDS)
+@pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.tier)
+def test_every_kind_is_the_reference_to_the_bit(
+    machine: Machine, scheme: str, model: Path, expected: Callable[[str], np.ndarray], tmp_path: Path
+) -> None:
+    test_logits_are_the_reference_to_the_bit(machine, scheme, model, expected, tmp_path)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -14,7 +14,7 @@ import pytest
 from crosscompile.runtime import build_runtime
 from crosscompile.target import target_of_tier
 from tests.compile.test_model import host_tiers
-from tests.emulated.test_bits import MACHINES, SCHEMES, Machine, difference, launcher, make_bundle, run_logits
+from tests.emulated.test_bits import KINDS, MACHINES, SCHEMES, Machine, difference, launcher, make_bundle, run_logits
 from tests.oracle.configurations import byte_tokenizer
 from tests.oracle.family_checkpoints import text, write_checkpoint
 from tests.oracle.family_configurations import FAMILIES
@@ -29,11 +29,13 @@ SAMPLE = (
     ("qwen2-moe-some", "w4a8", "armv7-neon"),
     ("qwen3-moe-plain", "w8a8", "dotprod"),
     ("mixtral-tied", "w4a8", "i8mm"),
+    ("mixtral-tied", "w3a8", "dotprod"),
+    ("qwen2-moe-some", "u4a8", "i8mm"),
     ("mamba-narrow", "w4a8", "armv7-neon"),
     ("mamba2-groups", "w8a8", "dotprod"),
     ("falcon-mamba-untied", "f16", "armv8-neon"),
 )
-ALL = [(name, scheme) for name in FAMILIES for scheme in SCHEMES]
+ALL = [(name, scheme) for name in FAMILIES for scheme in (*SCHEMES, *KINDS)]
 
 
 def check(name: str, scheme: str, machine: Machine, folder: Path) -> None:

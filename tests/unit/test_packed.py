@@ -132,6 +132,7 @@ def test_integers_go_into_a_bundle_where_a_scheme_carries_them(
     parameter = Parameter("p", (f"{NAME}.weight",), (OUT, IN), packing)
     written = write_weights(source, [parameter], tmp_path)
     assert (written.n_kept, written.n_again) == ((OUT * IN, 0) if kept else (0, OUT * IN))
+    assert written.keeping == ("u4" if (order, packing) == ("plain", "w4.r16.k4") and not kept else "")
     stored = load_file(tmp_path / "layer.0.safetensors")
     exact = reference(method, tensors, 64, 1 if method == "gptq" else 0)
     expected = exact if kept else dequantize(*quantize(packing[:2], exact))

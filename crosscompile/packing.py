@@ -65,8 +65,9 @@ class Packing:
         if not self.quantized:
             return {"": ((groups, columns, self.rows), np.dtype("f4" if self.kind == "f32" else "f2"))}
         data = (groups, blocks, GROUP // self.about.fields // self.chunk, self.rows, self.chunk)
-        byte, half = np.dtype("u1"), np.dtype("f2")
-        found = {"": (data, byte), ".scale": ((groups, blocks, self.rows), half)}
+        byte = np.dtype("u1")
+        found: dict[str, tuple[tuple[int, ...], np.dtype]] = {"": (data, byte)}
+        found[".scale"] = ((groups, blocks, self.rows), np.dtype("f2"))
         if self.about.high_bits:
             found[".high"] = ((groups, blocks, self.about.high_bits * GROUP // 8 * self.rows), byte)
         if self.about.zero:

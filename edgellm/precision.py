@@ -224,7 +224,7 @@ def _budgeted(
 ) -> tuple[tuple[str, str], ...]:
     """The tensors whose scheme is not the scheme's own, so that all weights take at most budget_bytes."""
     values = Values(source, made)
-    offered = (scheme.name, *CHOICES[1:])
+    offered: tuple[str, ...] = (scheme.name, *CHOICES[1:])
     plain = scheme_for(scheme.name, scheme.name, scheme.name, scheme.kv)
     names = list(kinds_of(made, plain))
     smallest = weight_bytes(source, target, plain) + sum(4 * 2 * len(rope.inv_freq) for rope in made.ropes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, constant
@@ -42,8 +44,8 @@ def embed(n: int, vocab: int, columns: int, packing: str, times: float = 1.0, pa
         w = k.buffer("w", (groups, columns // GROUP, chunks, rows, chunk), form.dtype)
         scale = k.buffer("scale", (groups, columns // GROUP, rows), "float16")
         stored = form.stored(vocab, columns)
-        high = k.buffer("high", stored[".high"][0], "uint8") if how.high_bits else None
-        zero = k.buffer("zero", stored[".zero"][0], "int32") if how.zero else None
+        high: Any = k.buffer("high", stored[".high"][0], "uint8") if how.high_bits else None
+        zero: Any = k.buffer("zero", stored[".zero"][0], "int32") if how.zero else None
         x = k.buffer("x", (n, columns), "float32")
 
         def put(m: Expr, column: Expr, q: Expr, s: Expr) -> None:

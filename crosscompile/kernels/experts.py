@@ -121,7 +121,7 @@ def expert_linear(
             sums, _, dtype = tier.activations(packing)
             a = k.buffer("a", (sources, blocks, GROUP), dtype)
             scale_a = k.buffer("scale_a", (sources, blocks), "float32")
-            sum_a = k.buffer("sum_a", (sources, blocks), "int32") if sums else None
+            sum_a: Any = k.buffer("sum_a", (sources, blocks), "int32") if sums else None
         else:
             x = k.buffer("x", (sources, columns), "float32")
         ids = k.buffer("ids", (rows,), "int32")
@@ -130,8 +130,8 @@ def expert_linear(
             w = k.buffer("w", (total * groups, blocks, chunks, lanes, chunk), form.dtype)
             scale_w = k.buffer("scale_w", (total * groups, blocks, lanes), "float16")
             stored = form.stored(total * out, columns)
-            high_w = k.buffer("high_w", stored[".high"][0], "uint8") if form.about.high_bits else None
-            zero_w = k.buffer("zero_w", stored[".zero"][0], "int32") if form.about.zero else None
+            high_w: Any = k.buffer("high_w", stored[".high"][0], "uint8") if form.about.high_bits else None
+            zero_w: Any = k.buffer("zero_w", stored[".zero"][0], "int32") if form.about.zero else None
         else:
             lanes = form.rows
             w = k.buffer("w", (total * groups, columns, lanes), "float32" if form.kind == "f32" else "float16")

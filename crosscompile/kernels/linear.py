@@ -59,12 +59,12 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
         sums, _, dtype = tier.activations(packing)
         a = k.buffer("a", (n, blocks, GROUP), dtype)
         scale_a = k.buffer("scale_a", (n, blocks), "float32")
-        sum_a = k.buffer("sum_a", (n, blocks), "int32") if sums else None
+        sum_a: Any = k.buffer("sum_a", (n, blocks), "int32") if sums else None
         w = k.buffer("w", (groups, blocks, chunks, rows, chunk), form.dtype)
         scale_w = k.buffer("scale_w", (groups, blocks, rows), "float16")
         stored = form.stored(rows_padded, columns)
-        high_w = k.buffer("high_w", stored[".high"][0], "uint8") if form.about.high_bits else None
-        zero_w = k.buffer("zero_w", stored[".zero"][0], "int32") if form.about.zero else None
+        high_w: Any = k.buffer("high_w", stored[".high"][0], "uint8") if form.about.high_bits else None
+        zero_w: Any = k.buffer("zero_w", stored[".zero"][0], "int32") if form.about.zero else None
         y = k.buffer("y", (n, rows_padded), "float32")
         d = k.intermediate((n, groups, blocks, rows), "int32")
 

@@ -11,14 +11,18 @@ import pytest
 from safetensors.numpy import save_file
 
 from crosscompile import checkpoint
+from crosscompile.errors import QuantizeError, TargetError
 from crosscompile.forward import Values, logits
 from crosscompile.models import FAMILIES as DESIGNS
 from crosscompile.models import name_of
-from edgellm import cli
+from crosscompile.target import gpu_tier
+from edgellm import cli, hub
+from edgellm.boards import load_board
 from edgellm.compile import Options, build
 from edgellm.errors import QualityError, UsageError
-from edgellm.precision import Wish
+from edgellm.precision import Wish, prepare
 from edgellm.quality import Gate
+from edgellm.worker import request_of, run_worker
 from tests.oracle.family_checkpoints import LOGITS, WHOLE, text, write_checkpoint
 from tests.oracle.family_configurations import FAMILIES
 from tests.server import MODEL
@@ -108,6 +112,36 @@ def test_a_budget_is_kept(tmp_path: Path, calibrated: bool) -> None:
     assert least < taken <= budget
     assert taken > 0.75 * budget  # its matrices are few, and taken whole
     assert set(made.manifest["scheme"]["tensors"].values()) <= {"w4a8", "w8a8"}
+
+
+def test_a_budget_below_four_bits_takes_three_and_two() -> None:
+    """Sizes are the compiling process's own (`weight_bytes`); nothing is compiled."""
+    path, _ = hub.resolve(RANDOM, lambda *_: None)
+    source, target = checkpoint.load(path), load_board("local").target()
+
+    def takes(scheme: str, tensors: tuple[tuple[str, str], ...] = ()) -> int:
+        parts = {"scheme": scheme, "embedding": scheme, "head": scheme, "kv": None, "tensors": tensors}
+        return int(run_worker({**request_of(source, target), **parts, "outline": True}, None, quiet)["weight_bytes"])
+
+    def quiet(stage: str, done: int, total: int) -> None:
+        pass
+
+    least, four = takes("w2a8"), takes("n4a8")
+    assert least < 0.6 * four
+    budget = (least + four) // 2
+    made = prepare(source, target, Options("n4a8"), Wish(None, budget), quiet)
+    chosen = dict(made.tensors)
+    assert set(chosen.values()) <= {"w2a8", "w3a8", "w8a8", "n4a8"}
+    assert "w3a8" in chosen.values()
+    with pytest.raises(QuantizeError, match=r"budget of .* is too small"):
+        prepare(source, target, Options("w4a8"), Wish(None, least // 2), quiet)
+
+
+def test_a_gpu_refuses_kinds_that_it_has_no_kernels_for() -> None:
+    for kind in ("n4", "u4", "w3", "w2"):
+        with pytest.raises(TargetError, match=f"{kind}a8 has no kernels for GPUs yet; take w4a8 or w8a8, or the proc"):
+            gpu_tier("aarch64").packing(kind)
+    assert gpu_tier("aarch64").packing("w4") == "w4.r1.k16"
 
 
 def test_wishes_that_make_no_sense(tmp_path: Path) -> None:

@@ -20,164 +20,9 @@ from tvm.script.ir_builder import tirx as B
 
 from crosscompile.arithmetic import Expr
 from crosscompile.kernels.build import bind, prefetch
+from crosscompile.kernels.tile import Tile, call, codes, high_place, level, splat, weight_shape
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import TIERS, Tier
-
-
-def _call(dtype: str, name: str, *args: Expr) -> Expr:
-    return T.call_llvm_pure_intrin(dtype, name, *args)
-
-
-def _splat(x: Expr, lanes: int, dtype: str) -> Expr:
-    """A scalar's bits repeated over `lanes` lanes, seen as a vector of `dtype`."""
-    return T.reinterpret(dtype, T.broadcast(x, lanes))
-
-
-def weight_shape(form: Packing) -> tuple[int, int, int]:
-    """(chunks, R, I): the stored bytes of one group of columns of one row group."""
-    return (GROUP // form.about.fields // form.chunk, form.rows, form.chunk)
-
-
-class Tile:
-    """What the instruction families see of one tile: its operands, and what it computes."""
-
-    def __init__(
-        self, tier: Tier, form: Packing, tokens: int, groups: int, w: Any, a: Any, start: Any, high: Any = None
-    ) -> None:
-        self.tier, self.form, self.tokens, self.groups = tier, form, tokens, groups
-        self._w, self._a, self._start, self._high = w, a, start, high
-        self._dtype = a.dtype
-        self._rows: dict[tuple[int, int, int], Expr] = {}
-        self._unpacked: dict[tuple[int, int, int], list[tuple[Expr, int]]] = {}
-
-    def weights(self, group: int, chunk: int, row: int, lanes: int) -> Expr:
-        """`lanes` stored bytes of a row group, from a chunk and row on."""
-        return bind(self._w.vload([group, 0, chunk, row, 0], dtype=f"{self.form.dtype}x{lanes}"))
-
-    def activations(self, token: int, column: int, lanes: int) -> Expr:
-        """`lanes` columns of a token, loaded once."""
-        key = (token, column, lanes)
-        if key not in self._rows:
-            self._rows[key] = bind(self._a.vload([token, 0, column], dtype=f"int8x{lanes}"))
-        return self._rows[key]
-
-    def repeated(self, token: int, column: int, lanes: int, repeat: int) -> Expr:
-        """`lanes` columns of a token, `repeat` times over."""
-        word = f"int{8 * lanes * (2 if self._dtype == 'int16' else 1)}"
-        vector = self._a.vload([token, 0, column], dtype=f"{self._dtype}x{lanes}")
-        return _splat(T.reinterpret(word, vector), repeat, f"{self._dtype}x{repeat * lanes}")
-
-    def start(self, token: int) -> Expr:
-        """The group's word of `sum` of a token."""
-        return self._start.vload([token, 0], dtype="int32")
-
-    def halves(self, vector: Expr, lanes: int) -> tuple[Expr, Expr]:
-        """Low and high nibbles of bytes, as 0…15 (unsigned) or as 16 · q (signed: the top nibble of an int8)."""
-        if self.form.dtype == "int8":
-            return bind(vector << T.broadcast(T.int8(4), lanes)), bind(vector & T.broadcast(T.int8(-16), lanes))
-        mask = T.broadcast(T.uint8(15), lanes)
-        if self.tier.arch != "x86_64":
-            return bind(vector & mask), bind(vector >> T.broadcast(T.uint8(4), lanes))
-        # x86 shifts no bytes
-        words = T.reinterpret(f"uint16x{lanes // 2}", vector) >> T.broadcast(T.uint16(4), lanes // 2)
-        return bind(vector & mask), bind(T.reinterpret(f"uint8x{lanes}", words) & mask)
-
-    def bits(self, vector: Expr, lanes: int, shift: int, mask: int) -> Expr:
-        """Bytes shifted down by `shift`, up where it is negative, of which the bits of `mask` are left."""
-        width, count = (16, lanes // 2) if self.tier.arch == "x86_64" else (8, lanes)  # x86 shifts no bytes
-        words = T.reinterpret(f"uint{width}x{count}", vector)
-        by = T.broadcast(T.Cast(f"uint{width}", T.uint8(abs(shift))), count)
-        words = words if shift == 0 else words >> by if shift > 0 else words << by
-        return T.reinterpret(f"uint8x{lanes}", words) & T.broadcast(T.uint8(mask), lanes)
-
-    def parts(self, group: int, chunk: int, row: int, lanes: int) -> list[tuple[Expr, int]]:
-        """A stored vector as 8-bit weights, each with its first column: one for every weight that shares a byte."""
-        how, step = self.form.about, self.form.chunk
-        if how.levels:
-            key = (group, chunk, row)
-            if key not in self._unpacked:
-                self._unpacked[key] = self._levels(group, chunk, row, lanes)
-            return self._unpacked[key]
-        vector = self.weights(group, chunk, row, lanes)
-        if how.fields == 1:
-            return [(vector, chunk * step)]
-        low, high = self.halves(vector, lanes)
-        return [(low, 2 * chunk * step), (high, 2 * chunk * step + step)]
-
-    def _levels(self, group: int, chunk: int, row: int, lanes: int) -> list[tuple[Expr, int]]:
-        """The same of a kind with levels, looked up in the vector unit."""
-        how, step = self.form.about, self.form.chunk
-        vector = self.weights(group, chunk, row, lanes)
-        first = how.fields * chunk * step
-        if how.fields == 2:
-            codes = list(self.halves(vector, lanes))
-        else:
-            mask = (1 << how.low_bits) - 1
-            codes = [self.bits(vector, lanes, how.low_bits * field, mask) for field in range(how.fields)]
-        if how.high_bits:
-            at, nibble = high_place(self.form, (chunk * self.form.rows + row) * step)
-            more = bind(self._high.vload([group, 0, at], dtype=f"uint8x{lanes}"))
-            codes = [
-                code | self.bits(more, lanes, 4 * nibble + field - how.low_bits, 1 << how.low_bits)
-                for field, code in enumerate(codes)
-            ]
-        return [(bind(self._looked_up(bind(code), lanes)), first + field * step) for field, code in enumerate(codes)]
-
-    def _looked_up(self, codes: Expr, lanes: int) -> Expr:
-        """Levels by their numbers: one instruction of a vector's bytes on every architecture but ARMv7, where two."""
-        dtype = f"{'uint8' if self.form.unsigned else 'int8'}x{lanes}"
-        words = [tirx.const(word, "int32") for word in _table(self.form)]
-        if self.tier.arch == "x86_64":
-            name = {16: "ssse3.pshuf.b.128", 32: "avx2.pshuf.b", 64: "avx512.pshuf.b.512"}[lanes]
-            table = T.reinterpret(f"int8x{lanes}", tirx.Shuffle(words * (lanes // 16), list(range(lanes // 4))))
-            return T.reinterpret(dtype, _call(f"int8x{lanes}", f"llvm.x86.{name}", table, codes))
-        table = T.reinterpret("int8x16", tirx.Shuffle(words, list(range(4))))
-        if self.tier.arch == "aarch64":
-            return _call(dtype, "llvm.aarch64.neon.tbl1.v16i8", table, codes)
-        low, high = list(range(8)), list(range(8, 16))
-        halves = [tirx.Shuffle([table], half) for half in (low, high)]
-        found = [_call("int8x8", "llvm.arm.neon.vtbl2", *halves, tirx.Shuffle([codes], half)) for half in (low, high)]
-        return tirx.Shuffle(found, list(range(16)))
-
-
-def high_place(form: Packing, place: Any) -> tuple[Any, Any]:
-    """Where the high bits of the weights of a byte are, by its place among its group's: (byte, half of it)."""
-    half = GROUP * form.rows // form.about.fields // 2
-    if isinstance(place, int):
-        return place % half, place // half
-    return tirx.floormod(place, half), tirx.floordiv(place, half)
-
-
-def _table(form: Packing) -> list[int]:
-    """16 levels as they are multiplied, one after another and from the start again, in four signed words."""
-    levels = form.about.levels
-    offset = 128 if form.unsigned else 0
-    data = bytes((levels[i % len(levels)] + offset) % 256 for i in range(16))
-    return [int.from_bytes(data[at : at + 4], "little", signed=True) for at in range(0, 16, 4)]
-
-
-def level(form: Packing, code: Expr) -> Expr:
-    """The level of one number, int32, as it is multiplied."""
-    a, b, c, d = (tirx.const(word, "int32") for word in _table(form))
-    word = tirx.Select(code < 8, tirx.Select(code < 4, a, b), tirx.Select(code < 12, c, d))
-    byte = word >> ((code & 3) << 3)
-    return byte & 255 if form.unsigned else (byte << 24) >> 24
-
-
-def codes(form: Packing, byte: Expr, high: Callable[[Any], Expr], place: Any) -> list[Expr]:
-    """The numbers of the levels of the weights that share a stored byte, int32.
-
-    high: the bytes of high bits, by place. place: of the stored byte among its group's.
-    """
-    how = form.about
-    whole = T.Cast("int32", byte)
-    found = [(whole >> how.low_bits * field) & ((1 << how.low_bits) - 1) for field in range(how.fields)]
-    if how.high_bits:
-        at, nibble = high_place(form, place)
-        more = T.Cast("int32", T.Cast("int64", high(at)) >> (nibble * 4))  # a place is never cast: patterns must match
-        found = [code | ((more >> field & 1) << how.low_bits) for field, code in enumerate(found)]
-    return found
-
 
 Dots = list[list[list[Expr]]]
 """[token][row group] -> the dots of its R rows, int32 vectors of as many rows as the instructions have lanes."""
@@ -236,7 +81,7 @@ def _sdot(tile: Tile) -> Dots:
     def step(acc: Expr, weights: Expr, token: int, column: int) -> Expr:
         words = T.reinterpret("int32x4", tile.activations(token, column // 16 * 16, 16))
         lane = T.reinterpret("int8x16", tirx.Shuffle([words], [column % 16 // 4] * 4))
-        return _call("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, weights, lane)
+        return call("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, weights, lane)
 
     return _by_rows(tile, 4, lambda token: T.broadcast(T.int32(0), 4), step)
 
@@ -264,7 +109,7 @@ def _smmla(tile: Tile) -> Dots:
             for weights, column in tile.parts(vector[0], c, vector[1], 16):
                 for pair in pairs:
                     args = (sums[pair, vector], weights, operands[pair, column])
-                    sums[pair, vector] = bind(_call("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", *args))
+                    sums[pair, vector] = bind(call("int32x4", "llvm.aarch64.neon.smmla.v4i32.v16i8", *args))
     dots: Dots = [[[] for _ in range(tile.groups)] for _ in range(tile.tokens)]
     for pair in pairs:
         for group in range(tile.groups):
@@ -287,14 +132,14 @@ def _vnni(tile: Tile) -> Dots:
 
     def step(acc: Expr | None, weights: Expr, token: int, column: int) -> Expr:
         before = T.broadcast(T.int32(0), rows) if acc is None else acc
-        return _call(f"int32x{rows}", name, before, weights, tile.repeated(token, column, 4, rows))
+        return call(f"int32x{rows}", name, before, weights, tile.repeated(token, column, 4, rows))
 
     return _by_rows(tile, rows, start, step, 2 if tile.tokens == 1 else 1, lambda a, b: a + b)
 
 
 def _subtract(a: Expr, b: Expr) -> Expr:
     """a − b of int16x16. A vector-predicated intrinsic, because plain instructions are reordered early."""
-    return _call("int16x16", "llvm.vp.sub.v16i16", a, b, T.broadcast(T.bool(True), 16), T.uint32(16))
+    return call("int16x16", "llvm.vp.sub.v16i16", a, b, T.broadcast(T.bool(True), 16), T.uint32(16))
 
 
 def _maddubs(tile: Tile) -> Dots:
@@ -310,20 +155,20 @@ def _maddubs(tile: Tile) -> Dots:
     lone = tile.tokens == 1
 
     def start(token: int) -> Expr:
-        return bind(_splat(tile.start(token), 8, "int16x16"))
+        return bind(splat(tile.start(token), 8, "int16x16"))
 
     def add(a: Expr, b: Expr) -> Expr:
-        return _call("int16x16", "llvm.sadd.sat.v16i16", a, b)
+        return call("int16x16", "llvm.sadd.sat.v16i16", a, b)
 
     def step(acc: Expr | None, weights: Expr, token: int, column: int) -> Expr:
-        pairs = _call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", weights, tile.repeated(token, column, 4, 8))
+        pairs = call("int16x16", "llvm.x86.avx2.pmadd.ub.sw", weights, tile.repeated(token, column, 4, 8))
         if lone:
             return pairs if acc is None else add(acc, pairs)
         return _subtract(acc, pairs)
 
     def total(token: int, sums: Expr) -> Expr:
         pairs, sign = (_subtract(sums, start(token)), 1) if lone else (sums, -1)
-        return bind(_call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, T.broadcast(T.int16(sign), 16)))
+        return bind(call("int32x8", "llvm.x86.avx2.pmadd.wd", pairs, T.broadcast(T.int16(sign), 16)))
 
     dots = _by_rows(tile, 8, (lambda _: None) if lone else start, step, 4 if lone else 1, add)
     return [[[total(token, sums) for sums in group] for group in groups] for token, groups in enumerate(dots)]
@@ -340,7 +185,7 @@ def _widened(tile: Tile) -> Dots:
     def step(acc: Expr, weights: Expr, token: int, column: int) -> Expr:
         if weights not in wide:
             wide[weights] = bind(T.Cast("int16x16", weights))
-        return acc + _call("int32x8", "llvm.x86.avx2.pmadd.wd", wide[weights], tile.repeated(token, column, 2, 8))
+        return acc + call("int32x8", "llvm.x86.avx2.pmadd.wd", wide[weights], tile.repeated(token, column, 2, 8))
 
     return _by_rows(tile, 8, lambda token: T.broadcast(T.int32(0), 8), step)
 
@@ -357,13 +202,13 @@ class _Neon:
 
     def multiply(self, a: Expr, b: Expr) -> Expr:
         """8 products of bytes, int16x8."""
-        return _call("int16x8", "llvm.arm.neon.vmulls.v8i16" if self.old else "llvm.aarch64.neon.smull.v8i16", a, b)
+        return call("int16x8", "llvm.arm.neon.vmulls.v8i16" if self.old else "llvm.aarch64.neon.smull.v8i16", a, b)
 
     def widen(self, a: Expr) -> Expr:
         """Sums of neighbours of int16x8, int32x4."""
         if self.old:
-            return _call("int32x4", "llvm.arm.neon.vpaddls.v4i32.v8i16", a)
-        return _call("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", a)
+            return call("int32x4", "llvm.arm.neon.vpaddls.v4i32.v8i16", a)
+        return call("int32x4", "llvm.aarch64.neon.saddlp.v4i32.v8i16", a)
 
     def fold(self, rows: list[Expr], dtype: str, lanes: int) -> Expr:
         """Four vectors to one: neighbours added until lanes / 4 of each vector are left, side by side."""
@@ -374,12 +219,12 @@ class _Neon:
         """Sums of neighbours of a, then of b: as many lanes as one of them has."""
         kind = f"v{lanes}{'i16' if dtype == 'int16' else 'i32'}"
         if not self.old:
-            return _call(f"{dtype}x{lanes}", f"llvm.aarch64.neon.addp.{kind}", a, b)
+            return call(f"{dtype}x{lanes}", f"llvm.aarch64.neon.addp.{kind}", a, b)
         n = lanes // 2
         small = f"v{n}{'i16' if dtype == 'int16' else 'i32'}"
         low, high = list(range(n)), list(range(n, lanes))
         folded = [
-            _call(f"{dtype}x{n}", f"llvm.arm.neon.vpadd.{small}", tirx.Shuffle([x], low), tirx.Shuffle([x], high))
+            call(f"{dtype}x{n}", f"llvm.arm.neon.vpadd.{small}", tirx.Shuffle([x], low), tirx.Shuffle([x], high))
             for x in (a, b)
         ]
         return tirx.Shuffle(folded, list(range(lanes)))
@@ -398,7 +243,7 @@ def _smlal(tier: Tier) -> Family:
         dots: Dots = []
         rows = [[tile.parts(g, 0, r, 16) for r in range(4)] for g in range(tile.groups)]
         for token in range(tile.tokens):
-            start = bind(_splat(tile.start(token), 4, "int16x8"))
+            start = bind(splat(tile.start(token), 4, "int16x8"))
             dots.append([])
             for group in range(tile.groups):
                 sums = []
@@ -476,18 +321,6 @@ def group_sum(tier: Tier, form: Packing, word: Expr) -> Expr:
         low = (word << T.int32(16)) >> T.int32(19)
         total = low if tier.sums == "negated" else T.int32(0) - low
     return total if form.unsigned else total << T.int32(4)
-
-
-def zero_point(zero: Any, group: Any, block: Any, row: Any, lanes: int = 1) -> Expr:
-    """8 − the zero point of rows, from `row` on, of a row group in a group of columns: what dots lack times Σa."""
-    block = T.Cast("int64", block)
-    eight = zero[group, tirx.floordiv(block, 8), row]
-    shift = T.Cast("int32", tirx.floormod(block, 8)) * T.int32(4)
-
-    def every(value: Any) -> Any:
-        return value if lanes == 1 else T.broadcast(value, lanes)
-
-    return every(T.int32(8)) - ((eight >> every(shift)) & every(T.int32(15)))
 
 
 def scalar_dot(

@@ -8,7 +8,7 @@ from tvm import tirx
 
 from crosscompile.arithmetic import Expr, constant
 from crosscompile.kernels.build import Builder, cast, kernel, kernel_maker
-from crosscompile.kernels.dot import codes, level, weight_shape, zero_point
+from crosscompile.kernels.tile import codes, level, weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
 
 

@@ -14,7 +14,8 @@ from tvm import tirx
 from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, sigmoid, tree_max, tree_sum
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import Builder, cast, kernel, span
-from crosscompile.kernels.dot import Tile, family, group_sum, weight_shape, zero_point
+from crosscompile.kernels.dot import family, group_sum
+from crosscompile.kernels.tile import Tile, weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
 

@@ -14,7 +14,8 @@ from tvm import s_tir, tirx
 
 from crosscompile.arithmetic import constant, fma
 from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, divisor, kernel, kernel_maker
-from crosscompile.kernels.dot import group_sum, register_dot, scalar_dot, start_value, weight_shape, zero_point
+from crosscompile.kernels.dot import group_sum, register_dot, scalar_dot, start_value
+from crosscompile.kernels.tile import weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
 

@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from crosscompile import checkpoint
+from crosscompile.kinds import zero_points
 from crosscompile.packing import quantize
 from edgellm.compile import build
 from edgellm.golden import host_target
@@ -39,8 +40,8 @@ def words(numbers: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
     return found.view(np.int32)
 
 
-def pack(folder: Path, method: str) -> Path:
-    """The demo with every matrix of its layers packed: zeros of 8, groups of 32."""
+def pack(folder: Path, method: str, kind: str) -> Path:
+    """The demo with every matrix of its layers packed in groups of 32: w4 with zeros of 8, u4 with its own."""
     source = checkpoint.load(DEMO)
     shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     tensors = {}
@@ -50,9 +51,10 @@ def pack(folder: Path, method: str) -> Path:
         if not name.endswith("_proj.weight"):
             tensors[name] = values.astype(ml_dtypes.bfloat16)
             continue
-        q, scale = quantize("w4", values)
-        unsigned, layer = (q + 8).astype(np.uint8), name.removesuffix("weight")
-        zeros = np.full((scale.shape[1], scale.shape[0]), 8 - (method == "gptq"))
+        q, scale = quantize(kind, values)
+        zero = zero_points(q) if kind == "u4" else np.full(scale.shape, 8, np.uint8)
+        unsigned, layer = (q + np.repeat(zero.astype(np.int8), 32, 1)).astype(np.uint8), name.removesuffix("weight")
+        zeros = zero.T.astype(np.int64) - (method == "gptq") & 15
         if method == "gptq":
             tensors[layer + "qweight"] = np.ascontiguousarray(words(unsigned, plain).T)
             tensors[layer + "g_idx"] = np.arange(values.shape[1], dtype=np.int32) // 32
@@ -70,10 +72,10 @@ def pack(folder: Path, method: str) -> Path:
 
 
 def test_packed_checkpoints_give_the_bundle_of_the_plain_one(tmp_path: Path) -> None:
-    expected = build(DEMO, "local", Options("w4a8"))
-    sums = {file.path: file.sha256 for file in expected.bundle.files}
-    for method in ("gptq", "awq"):
-        made = build(pack(tmp_path / method, method), "local", Options("w4a8"))
+    for method, kind in (("gptq", "w4"), ("awq", "u4")):
+        expected = build(DEMO, "local", Options(f"{kind}a8"))
+        sums = {file.path: file.sha256 for file in expected.bundle.files}
+        made = build(pack(tmp_path / method, method, kind), "local", Options(f"{kind}a8"))
         assert {file.path: file.sha256 for file in made.bundle.files} == sums
         assert made.bundle.manifest["golden"] == expected.bundle.manifest["golden"]
         statistics = made.report["statistics"]

@@ -40,7 +40,6 @@ schemes: numbers in a weight's group of 32, bits of a weight with what its group
 
 def add_scheme_arguments(parser: argparse.ArgumentParser) -> None:
     """--scheme and its parts, for every command that compiles."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = f"{parser.epilog}\n\n{SCHEMES_HELP}" if parser.epilog else SCHEMES_HELP
     parser.add_argument("--scheme", choices=SCHEMES, default="w4a8", help="weights and activations (default: w4a8)")
     parser.add_argument("--embedding", choices=SCHEMES, help="scheme of the token embedding, if it should differ")

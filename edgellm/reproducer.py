@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from crosscompile.kinds import KINDS
 from edgellm.errors import CommandError, UsageError
 from edgellm.files import write_atomically
 from edgellm.launches import Launch, Whole
@@ -110,6 +111,8 @@ def _dtype(finding: Finding, place: int) -> str:
         kind = {"f32": "<f4", "f16": "<f2", "i8": "u1"}[finding.machine.scheme.kv]
     elif name.endswith(".scale"):
         kind = "<f2"
+    elif name.endswith(".zero"):
+        kind = "<i4"
     elif argument.bind == "a" and not _is_bytes(finding, place):
         kind = "<f4"
     return kind if n_bytes % np.dtype(kind).itemsize == 0 else "u1"
@@ -117,7 +120,7 @@ def _dtype(finding: Finding, place: int) -> str:
 
 def _is_bytes(finding: Finding, place: int) -> bool:
     """The quantized rows are the first argument of a linear layer that has scales."""
-    return place == 0 and "linear_w" in finding.launch.step.operation
+    return place == 0 and any(f"linear_{kind}" in finding.launch.step.operation for kind in KINDS)
 
 
 def _save(path: Path, array: np.ndarray) -> None:

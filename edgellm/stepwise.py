@@ -7,6 +7,7 @@ tolerance (a reference that computes in another order) the numbers themselves ar
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -279,12 +280,12 @@ def _wrong_weights(machine: Machine, launch: Launch, whole: Whole, source: Check
     packing = _weight_packing(machine, launch)
     tensors = [(i, whole.names[i]) for i, a in enumerate(launch.step.arguments) if a.bind == "w"]
     for place, name in tensors:
-        base = name.removesuffix(".scale")
+        base = re.sub(r"\.(scale|high|zero)$", "", name)
         names = _sources(base)
         if any(part not in source.tensors for part in names):
             continue  # a constant, or a layer that another package's architecture made
         made = pack(packing if len(source.tensors[names[0]].shape) == 2 else "vec", _stacked(source, names))
-        wanted = made["" if base == name else ".scale"].reshape(-1)
+        wanted = made[name[len(base) :]].reshape(-1)
         data = np.frombuffer(whole.before[place], np.uint8)
         if wanted.nbytes != data.nbytes:
             return f"{name} has {data.nbytes} bytes, the checkpoint gives {wanted.nbytes}"

@@ -189,7 +189,7 @@ def operands(tier: str, kind: str, tokens: int, groups: int, extreme: bool) -> t
     [
         (kind, *tile)
         for kind in KINDS
-        for tile in ([(1, 1), (2, 1), (3, 2), (4, 1)] if kind in ("w4", "w8") else [(1, 1), (3, 2)])
+        for tile in ([(1, 1), (2, 1), (3, 2), (4, 1)] if kind in ("w4", "w8") else [(3, 2)])
     ],
 )
 @pytest.mark.parametrize("tier", TIERS)

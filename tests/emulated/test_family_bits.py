@@ -30,7 +30,6 @@ SAMPLE = (
     ("qwen3-moe-plain", "w8a8", "dotprod"),
     ("mixtral-tied", "w4a8", "i8mm"),
     ("mixtral-tied", "w3a8", "dotprod"),
-    ("qwen2-moe-some", "u4a8", "i8mm"),
     ("mamba-narrow", "w4a8", "armv7-neon"),
     ("mamba2-groups", "w8a8", "dotprod"),
     ("falcon-mamba-untied", "f16", "armv8-neon"),

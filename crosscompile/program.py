@@ -32,10 +32,11 @@ GATES = (
     ".mixer.dt_low.weight",
     ".mixer.dt_proj.weight",
     ".mixer.bc_proj.weight",
+    *(f".mixer.{letter}.{which}_proj.weight" for letter in "wav" for which in ("down", "up")),
 )
 """What decides which experts a token goes to, or stands in exponents: small, and not to be rounded to integers."""
-RATES = ".mixer.A"
-"""A table of numbers that no matrix multiplication reads."""
+RATES = (".mixer.A", ".mixer.r_k")
+"""Tables of numbers that no matrix multiplication reads."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ class Recurrent:
 
 
 @dataclass(frozen=True)
-class _Scan:
+class Scan:
     """The rows that a state passes through, in order."""
 
     k: Builder
@@ -53,7 +53,7 @@ class _Scan:
     state: Any
 
     @classmethod
-    def parameters(cls, k: Builder, n: int, channels: int, each: int) -> _Scan:
+    def parameters(cls, k: Builder, n: int, channels: int, each: int) -> Scan:
         """Declares positions, slots and the state."""
         positions, slots = (k.buffer(name, (n,), "int32") for name in ("positions", "slots"))
         return cls(k, n, positions, slots, k.buffer("state", Recurrent("", channels, each).shape, "float32"))
@@ -95,7 +95,7 @@ def causal_conv(n: int, columns: int, first: int, channels: int, width: int, bia
         x = k.buffer("x", (n, columns), "float32")
         w = k.buffer("w", (width, 1, channels), "float32")
         bias = k.buffer("bias", (channels,), "float32") if biased else None
-        scan = _Scan.parameters(k, n, channels, width - 1)
+        scan = Scan.parameters(k, n, channels, width - 1)
         y = k.buffer("y", (n, channels), "float32")
         with k.shared(channels // LANES) as c:
 
@@ -130,7 +130,7 @@ def selective_scan(n: int, channels: int, states: int) -> tirx.PrimFunc:
         bc = k.buffer("bc", (n, 2 * states), "float32")
         a = k.buffer("a", (states, channels), "float32")
         d = k.buffer("d", (channels,), "float32")
-        scan = _Scan.parameters(k, n, channels, states)
+        scan = Scan.parameters(k, n, channels, states)
         y = k.buffer("y", (n, channels), "float32")
         total = k.local(LANES)
         with k.shared(channels // LANES) as c:
@@ -187,7 +187,7 @@ def head_scan(n: int, shape: ScanHeads, biased: bool) -> tirx.PrimFunc:
         dt = k.buffer("dt", (n, shape.heads), "float32")
         first = k.buffer("first", (shape.heads,), "float32") if biased else None
         bias, a, d = (k.buffer(name, (shape.heads,), "float32") for name in ("bias", "a", "d"))
-        scan = _Scan.parameters(k, n, channels, states)
+        scan = Scan.parameters(k, n, channels, states)
         y = k.buffer("y", (n, channels), "float32")
         total = k.local(LANES)
         with k.shared(channels // LANES) as c:

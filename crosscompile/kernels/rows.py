@@ -22,6 +22,8 @@ from crosscompile.arithmetic import (
     gelu_tanh,
     halves,
     integer_product,
+    lanes_of,
+    let,
     magnitude,
     silu,
     tanh,
@@ -157,7 +159,17 @@ def layer_norm(n: int, columns: int, epsilon: float, form: Form | None) -> tirx.
     return kernel("layer_norm_quant" if form else "layer_norm", body)
 
 
-ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+def relu2(x: Expr) -> Expr:
+    """max(x, 0)²."""
+    return let(tirx.Max(x, constant(0.0, lanes_of(x))), lambda v: v * v)
+
+
+ACTIVATIONS: dict[str, Callable[[Expr], Expr]] = {
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu2": relu2,
+}
 
 
 @kernel_maker

@@ -65,6 +65,7 @@ FAMILIES: dict[str, Family] = {
         "Falcon Mamba", "recurrent.falcon_mamba", "Mamba with norms of time steps, B and C"
     ),
     "Mamba2ForCausalLM": Family("Mamba 2", "recurrent.mamba2", "no attention: a state of one size, by heads"),
+    "RWKV7ForCausalLM": Family("RWKV-7", "rwkv.rwkv7", "no attention: a state of one size, changed by a delta rule"),
 }
 """Built in; more come from installed packages through the entry-point group `edgellm.architectures`."""
 

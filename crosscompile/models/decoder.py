@@ -10,11 +10,12 @@ from tvm.relax.frontend.nn import op
 
 from crosscompile.kernels.attention import attention
 from crosscompile.kernels.kv_cache import Heads
+from crosscompile.kernels.recurrent import Recurrent
 from crosscompile.kernels.rotary import Turn, rope_append, rope_table
 from crosscompile.kernels.rows import gather
-from crosscompile.models import design
+from crosscompile.models import design, rwkv
 from crosscompile.models.architecture import Network, constant
-from crosscompile.models.design import Design
+from crosscompile.models.design import Design, Rwkv
 from crosscompile.models.experts import Mixture
 from crosscompile.models.rope import Rope
 from crosscompile.models.selective import MambaHeads, MambaLayer, states_of
@@ -98,12 +99,13 @@ class Attention(nn.Module):
 
 @dataclass
 class Rows:
-    """What every layer is told about the rows of a step."""
+    """What every layer is told about the rows of a step. first_values: what RWKV's first layer leaves to the others."""
 
     positions: Tensor
     slots: Tensor
     block_table: Tensor
     ropes: list[Tensor]
+    first_values: Tensor = None
 
 
 _ACTIVATIONS = {"silu": op.silu, "gelu": op.gelu, "gelu_tanh": lambda x: op.gelu(x, "tanh")}
@@ -145,6 +147,8 @@ class Block(nn.Module):
             setattr(self, name, norm_of(made))
         if layer.selective is None:
             self.self_attn = Attention(made, layer, kv)
+        elif isinstance(layer.selective, Rwkv):
+            self.mixer = rwkv.TimeMix(made.hidden, layer.selective)
         else:
             self.mixer = (MambaHeads if layer.selective.heads else MambaLayer)(made.hidden, layer.selective)
         for name in names[len(first) :]:
@@ -152,6 +156,8 @@ class Block(nn.Module):
         mixture = layer.experts
         if mixture is not None:
             self.mlp = Mixture(made, mixture, feed_forward, _ACTIVATIONS[made.activation])
+        elif isinstance(layer.selective, Rwkv):
+            self.mlp = rwkv.ChannelMix(made.hidden, made.intermediate)
         elif made.arrangement != "mixer":
             self.mlp = feed_forward(made)
 
@@ -171,6 +177,9 @@ class Block(nn.Module):
             x = x + norms[1](mixed)
             return x + norms[3](self.mlp(norms[2](x))), k, v
         x = x + mixed
+        if isinstance(self.layer.selective, Rwkv):
+            out, k = self.mlp(norms[1](x), rows_, k)
+            return x + out, k, v
         return x if self.arrangement == "mixer" else x + self.mlp(norms[1](x)), k, v
 
 
@@ -181,6 +190,8 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(made.vocab, made.hidden)
         if made.positions:
             self.embed_positions = nn.Embedding(made.positions, made.hidden)
+        if made.embedding_norm:
+            self.embed_norm = norm_of(made)
         self.layers = nn.ModuleList([Block(made, layer, kv, feed_forward) for layer in made.layers])
 
 
@@ -199,9 +210,18 @@ class Body(nn.Module):
             x = x * self.made.embedding_scale
         if self.made.positions:
             x = x + self.model.embed_positions(positions)
+        if self.made.embedding_norm:
+            x = self.model.embed_norm(x)
         for layer, at in zip(self.model.layers, state_places(self.made), strict=True):
             x, new[at], new[at + 1] = layer(x, shared, new[at], new[at + 1])
         return [x, *new]
+
+
+def recurrent_states(made: Design, index: int, layer: design.Layer) -> tuple[Recurrent, ...]:
+    """What a layer keeps besides a KV cache."""
+    if isinstance(layer.selective, Rwkv):
+        return rwkv.states_of(index, made.hidden, layer.selective)
+    return states_of(index, layer.selective) if layer.selective is not None else ()
 
 
 def state_places(made: Design) -> list[int]:
@@ -284,9 +304,7 @@ def network(made: Design, kv: str, feed_forward: type[nn.Module] | None = None) 
             for name in ("gate_up_proj", "down_proj")
             if layer.experts
         },
-        tuple(
-            state for i, layer in enumerate(made.layers) if layer.selective for state in states_of(i, layer.selective)
-        ),
+        tuple(state for i, layer in enumerate(made.layers) for state in recurrent_states(made, i, layer)),
         len(made.layers),
         Last(made),
     )

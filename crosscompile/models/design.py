@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import ChainMap
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from crosscompile.errors import ConfigError
@@ -95,6 +95,27 @@ class Selective:
 
 
 @dataclass(frozen=True)
+class Rwkv:
+    """RWKV-7's layer in place of attention, whose feed-forward sees the token before, too.
+
+    head_dim    channels of a head; epsilon: added to the variance of one
+    *_rank      of the low-rank projections that make decays, rates of removal, gates, and how far values are those of
+                the first layer; value_rank is 0 in that one
+    """
+
+    head_dim: int
+    decay_rank: int
+    rate_rank: int
+    gate_rank: int
+    value_rank: int
+    epsilon: float
+
+    def first(self) -> Rwkv:
+        """The first layer's."""
+        return replace(self, value_rank=0)
+
+
+@dataclass(frozen=True)
 class Layer:
     """How a block differs from others of its network.
 
@@ -107,7 +128,7 @@ class Layer:
     window: int = 0
     rope: int | None = 0
     experts: Experts | None = None
-    selective: Selective | None = None
+    selective: Selective | Rwkv | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +148,7 @@ class Design:
     embedding_scale  what embeddings are multiplied by
     logits_cap       where tanh flattens logits, 0 for never
     positions        rows of a table of positions that is added to embeddings, 0 for none
+    embedding_norm   whether embeddings are normalized
     """
 
     hidden: int
@@ -152,6 +174,7 @@ class Design:
     embedding_scale: float = 1.0
     logits_cap: float = 0.0
     positions: int = 0
+    embedding_norm: bool = False
     sources: Sources = field(default_factory=dict)
 
     def prefixes(self) -> list[str]:

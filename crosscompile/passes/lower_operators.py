@@ -15,7 +15,7 @@ import tvm
 from tvm import relax
 
 from crosscompile.errors import ConfigError
-from crosscompile.kernels import elementwise, experts, recurrent, rows
+from crosscompile.kernels import elementwise, experts, recurrent, rows, rwkv
 from crosscompile.kernels.build import origin_of
 from crosscompile.kernels.embed import embed
 from crosscompile.kernels.linear import float_linear, quantized_linear
@@ -101,12 +101,8 @@ class _Rewriter:
         self, call: Any, n: int, columns: int
     ) -> tuple[str, Callable[[rows.Form | None], Any], list[Any]] | None:
         """(name, kernel for a form of its result, arguments) of what makes rows by itself; None for anything else."""
-        if _named(call, "ellm.gated_norm"):
-            _, groups, tiny = str(call.args[0].global_symbol).split(":")
-            args = self.values_of(call.args[1].fields)
-            wide = _shape(args[1])[1]
-            make = recurrent.gated_norm
-            return "gated_norm", lambda form: make(n, columns, wide, int(groups), float(tiny), form), args
+        if _is(call, "relax.call_dps_packed"):
+            return self.named_prologue(call, n, columns)
         if call in self.split:
             return "attention_merge", *self.split[call]
         if _is(call, "relax.nn.rms_norm"):
@@ -121,6 +117,27 @@ class _Rewriter:
         if _is(call, "relax.multiply") and _scalar(call.args[1]) is None:
             kind, source = self.gated(call)
             return f"{kind}_mul", lambda form: rows.gated(n, columns, kind, form), [self.value(source)]
+        return None
+
+    def named_prologue(
+        self, call: Any, n: int, columns: int
+    ) -> tuple[str, Callable[[rows.Form | None], Any], list[Any]] | None:
+        """`prologue` for those that crosscompile/models names."""
+        name, *numbers = str(call.args[0].global_symbol).split(":")
+        args = list(call.args[1].fields)
+        if name == "ellm.gated_norm":
+            given = self.values_of(args)
+            wide, groups, tiny = _shape(given[1])[1], int(numbers[0]), float(numbers[1])
+            make = recurrent.gated_norm
+            return "gated_norm", lambda form: make(n, columns, wide, groups, tiny, form), given
+        if name == "ellm.activated":
+            return numbers[0], lambda form: rows.activated(n, columns, numbers[0], form), self.values_of(args)
+        if name == "ellm.shifted":
+            flat = len(_shape(args[2])) == 1
+            return "shifted", lambda form: rwkv.shifted(n, columns, flat, form), self.values_of(args)
+        if name == "ellm.head_norm":
+            shape, epsilon = rwkv.KeyHeads(int(numbers[0]), columns // int(numbers[0])), float(numbers[1])
+            return "head_norm", lambda form: rwkv.head_norm(n, shape, epsilon, form), self.values_of(args)
         return None
 
     def values_of(self, expressions: Sequence[Any]) -> list[Any]:
@@ -157,10 +174,10 @@ class _Rewriter:
         return self.call(f"linear_{form.kind}", function, args, outputs)
 
     def named(self, var: Any, call: Any) -> Any:
-        """What crosscompile/models names: the parts of a mixture of experts, and what reads padded rows."""
+        """What crosscompile/models names: the parts of a mixture of experts, of RWKV, and what reads padded rows."""
         name, *numbers = str(call.args[0].global_symbol).split(":")
         args = list(call.args[1].fields)
-        prologue = self.prologue(call, *_shape(var)) if name == "ellm.gated_norm" else None
+        prologue = None if isinstance(var.ty, relax.TupleType) else self.named_prologue(call, *_shape(var))
         if prologue is not None:
             return self.call(prologue[0], prologue[1](None), prologue[2], [(_shape(var), "float32")])
         if name == "ellm.narrow":
@@ -168,6 +185,11 @@ class _Rewriter:
             n, columns = _shape(value)
             function = recurrent.narrow(n, columns, int(numbers[0]), int(numbers[1]), float(numbers[2]))
             return self.call("narrow", function, [value], [((n, int(numbers[0])), "float32")])
+        if name == "ellm.squash":
+            value = self.value(args[0])
+            n, columns = _shape(value)
+            function = rwkv.squash(n, columns, int(numbers[0]), str(numbers[1]))
+            return self.call(str(numbers[1]), function, [value], [((n, int(numbers[0])), "float32")])
         if name == "ellm.route":
             total, used, normalized = map(int, numbers)
             logits = self.value(args[0])

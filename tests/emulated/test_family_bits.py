@@ -33,6 +33,7 @@ SAMPLE = (
     ("mamba-narrow", "w4a8", "armv7-neon"),
     ("mamba2-groups", "w8a8", "dotprod"),
     ("falcon-mamba-untied", "f16", "armv8-neon"),
+    ("rwkv7-plain", "w4a8", "armv7-neon"),
 )
 ALL = [(name, scheme) for name in FAMILIES for scheme in (*SCHEMES, *KINDS)]
 

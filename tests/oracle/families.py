@@ -18,12 +18,17 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from tests.oracle import rwkv
 from tests.oracle.family_checkpoints import DATA, EMBEDDINGS, LOGITS, WHOLE, sample, text, write_tensors
 from tests.oracle.family_configurations import FAMILIES
 
 
 def saved(model_type: str, fields: dict[str, Any], folder: Path) -> dict[str, Any]:
     """Saves a model of this configuration; {"config": …, "tensors": name -> shape} of what is there then."""
+    if model_type == "rwkv7":
+        document = rwkv.saved(fields)
+        (folder / "config.json").write_text(json.dumps(document["config"]))
+        return document
     config = AutoConfig.for_model(model_type, **fields)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager")
     model.save_pretrained(folder)
@@ -39,6 +44,8 @@ def answer(folder: Path, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
     AssertionError if transformers misses a tensor or finds one too many.
     """
+    if json.loads((folder / "config.json").read_text())["model_type"] == "rwkv7":
+        return rwkv.answer(folder, ids)
     model, info = AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
     )

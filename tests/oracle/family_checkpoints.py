@@ -40,6 +40,10 @@ def tensors(checkpoint: dict[str, Any]) -> dict[str, np.ndarray]:
         values = generator.standard_normal(shape, np.float32)
         if name.endswith(("A_log", "dt_bias", "dt_proj.bias")):  # rates and time steps as networks have them
             values = values * np.float32(0.5) + np.float32(0.5 if name.endswith("A_log") else -2.0)
+        elif name.endswith(("w_lora.lora.2.bias", ".x_r", ".x_w", ".x_k", ".x_v", ".x_a", ".x_g", ".k_k", ".k_a")):
+            # decays that let a text be remembered, shares between 0 and 1, keys that keep their size
+            low, wide = (-4.0, 2.0) if name.endswith("bias") else (0.8, 0.2) if ".k_" in name else (0.5, 0.25)
+            values = values * np.float32(wide) + np.float32(low)
         elif len(shape) == 1:
             is_norm = name.endswith("weight")
             values = values * np.float32(0.15) + np.float32(is_norm and not zero_centred)

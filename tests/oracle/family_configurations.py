@@ -66,10 +66,25 @@ MAMBA: dict[str, Any] = {
 """Time steps of six numbers, which no vector has."""
 MAMBA2: dict[str, Any] = {**MAMBA, "num_heads": 6, "head_dim": 32, "n_groups": 2, "state_size": 24}
 
+RWKV: dict[str, Any] = {
+    "hidden_size": 192,
+    "head_dim": 64,
+    "intermediate_size": 224,
+    "num_hidden_layers": 3,
+    "decay_low_rank_dim": 24,
+    "a_low_rank_dim": 20,
+    "v_low_rank_dim": 5,
+    "gate_low_rank_dim": 32,
+    "vocab_size": 131,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+"""Three heads; ranks that no vector has."""
+
 MOE = {"num_experts": 17, "num_experts_per_tok": 3, "moe_intermediate_size": 32}
 
 Configuration = tuple[str, dict[str, Any]]
-"""transformers' model type, and what differs from its defaults."""
+"""transformers' model type, or "rwkv7", and what differs from its defaults."""
 
 FAMILIES: dict[str, Configuration] = {
     "mistral-window": ("mistral", {**SIZES, **UNTIED, "sliding_window": 40}),
@@ -300,4 +315,14 @@ FAMILIES: dict[str, Configuration] = {
             "chunk_size": 32,
         },
     ),
+    "rwkv7-plain": ("rwkv7", RWKV),
+    "rwkv7-one-head": (
+        "rwkv7",
+        {**RWKV, **TIED, "hidden_size": 64, "num_hidden_layers": 5, "intermediate_size": 96, "gate_low_rank_dim": 96},
+    ),
+    "rwkv7-narrow": (
+        "rwkv7",
+        {**RWKV, "hidden_size": 96, "head_dim": 32, "norm_eps": 1e-3, "norm_bias": False, "norm_first": False},
+    ),
+    "rwkv7-many-heads": ("rwkv7", {**RWKV, "head_dim": 16, "norm_eps": 1e-4, "num_hidden_layers": 2}),
 }

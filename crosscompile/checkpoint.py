@@ -99,7 +99,7 @@ class Checkpoint:
             )
         if tensor.dtype not in FLOATS:
             raise CheckpointError(
-                f"{tensor.file}: tensor {name!r} has dtype {tensor.dtype}; only {', '.join(FLOATS)} can be compiled: "
+                f"{tensor.file}: tensor {name!r} has dtype {tensor.dtype!r}; only {', '.join(FLOATS)} can be compiled: "
                 f"use the unquantized checkpoint or save it as bfloat16"
             )
         if shape is not None and tensor.shape != shape:
@@ -185,6 +185,8 @@ def read_object(file: Path, required: bool = False) -> dict[str, Any]:
         raise CheckpointError(f"{file}: line {error.lineno}: {error.msg}; download or export it again") from error
     except RecursionError as error:
         raise CheckpointError(f"{file}: nested too deeply; download or export it again") from error
+    except ValueError as error:  # a number of thousands of digits
+        raise CheckpointError(f"{file}: {error}; download or export it again") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{file}: a JSON object is expected, not {type(value).__name__}")
     return value
@@ -225,7 +227,8 @@ def _shards(path: Path) -> Iterator[tuple[Path, set[str] | None]]:
         raise CheckpointError(f"{index}: weight_map is missing or empty; download it again")
     by_file: dict[str, set[str]] = {}
     for tensor, name in weight_map.items():
-        if not isinstance(name, str) or not name or os.path.basename(name) != name or name in (".", ".."):
+        plain = isinstance(name, str) and name.isprintable() and 0 < len(name.encode()) < 250
+        if not plain or os.path.basename(name) != name or name in (".", ".."):
             raise CheckpointError(f"{index}: weight_map of {tensor!r} is {name!r}, not a file name; download it again")
         by_file.setdefault(name, set()).add(tensor)
     for name, tensors in sorted(by_file.items()):
@@ -282,12 +285,13 @@ def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
     if template is None:
         file, template = path / "tokenizer_config.json", tokenizer_config.get("chat_template")
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        named = {str(entry.get("name")): entry.get("template") for entry in template if isinstance(entry, dict)}
         if not named:
             return None
         if "default" not in named:
-            names = ", ".join(sorted(map(str, named)))
-            raise CheckpointError(f"{file}: chat_template has no template named 'default' (it has {names}); add one")
+            raise CheckpointError(
+                f"{file}: chat_template has no template named 'default' (it has {sorted(named)}); add one"
+            )
         template = named["default"]
     if template is not None and not isinstance(template, str):
         raise CheckpointError(f"{file}: chat_template must be a string or a list, not {type(template).__name__}")

@@ -54,7 +54,8 @@ class Delta:
             return values + (self.a[:, start:stop].T @ self.b.T) * scale
         made: np.ndarray = values + (self.b[start:stop] @ self.a) * scale
         if self.magnitude is not None:
-            made = made * (self.magnitude[start:stop] / np.linalg.norm(made, axis=1))[:, None]
+            with np.errstate(over="ignore", invalid="ignore", divide="ignore"):  # found out when it is stored
+                made = made * (self.magnitude[start:stop] / np.linalg.norm(made, axis=1))[:, None]
         return made
 
 
@@ -107,7 +108,7 @@ def merge(source: Checkpoint, directory: Path) -> MergedCheckpoint:
     replaced = {}
     for name, info in found.items():
         if info.dtype not in FLOATS:
-            raise CheckpointError(f"{info.file}: tensor {name!r} is {info.dtype}, not {', '.join(FLOATS)}")
+            raise CheckpointError(f"{info.file}: tensor {name!r} is {info.dtype!r}, not {', '.join(FLOATS)}")
         if name.startswith(_PREFIX) and (match := _PART.fullmatch(name.removeprefix(_PREFIX))):
             modules.setdefault(match["module"], {})[match["kind"]] = info
         else:
@@ -163,16 +164,30 @@ def _base(source: Checkpoint, name: str, info: TensorInfo) -> TensorInfo:
     raise _unfit(info, f"is for {name!r}, which the checkpoint does not have")
 
 
+_MUCH = re.compile(r"\)[*+?{]|([*+?{][^*+?{]*){3}")
+"""A repeated group, or three repetitions: what takes for ever on some names. PEFT's own patterns are names."""
+
+
+def _ends(ending: str, pattern: str, module: str) -> bool:
+    """Whether a module's name, or its end behind a dot, is what an expression of rank_pattern or alpha_pattern says."""
+    if len(ending) > 300 or _MUCH.search(ending):
+        raise ConfigError(f"{CONFIG}: {pattern} has {ending[:60]!r}, which is too involved; name modules one by one")
+    try:
+        return re.fullmatch(rf"(.*\.)?({ending})", module) is not None
+    except re.error as error:
+        raise ConfigError(f"{CONFIG}: {pattern} has {ending!r}, which is no regular expression: {error}") from error
+
+
 def _number(config: Mapping[str, Any], key: str, pattern: str, module: str) -> float:
     """r or lora_alpha of a module: the pattern's whose key ends its name, else the one for all."""
     value = config.get(key)
     patterns = config.get(pattern) or {}
     if isinstance(patterns, dict):
         for ending, own in patterns.items():
-            if re.fullmatch(rf"(.*\.)?({ending})", module):
+            if _ends(ending, pattern, module):
                 value = own
                 break
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1e9:
         raise ConfigError(f"{CONFIG}: {key} must be a positive number for {module}, not {value!r}")
     return float(value)
 

@@ -47,9 +47,9 @@ def form_of(config: Mapping[str, Any], file: object = "config.json") -> Form:
     said = config["quantization_config"]
     method = said.get("quant_method") if isinstance(said, dict) else None
     where = f"{file}: quantization_config"
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(
-            f"{where} says the weights are already quantized ({method or 'unknown'}); only awq and gptq are read so: "
+            f"{where} says the weights are already quantized ({method!r}); only awq and gptq are read so: "
             f"use the original bfloat16 or float16 checkpoint, edgellm quantizes it itself"
         )
     bits, group = said.get("bits", said.get("w_bit")), said.get("group_size", said.get("q_group_size"))
@@ -174,7 +174,7 @@ def _check(form: Form, parts: Mapping[str, TensorInfo]) -> tuple[int, int]:
     for part in parts.values():
         wanted = ("F16", "BF16", "F32") if part is scales else ("I32",)
         if part.dtype not in wanted or len(part.shape) != (1 if part is parts.get("g_idx") else 2):
-            raise fail(part, f"is {part.dtype} of shape {list(part.shape)}, not {wanted[0]} as {form.method} has it")
+            raise fail(part, f"is {part.dtype!r} of shape {list(part.shape)}, not {wanted[0]} as {form.method} has it")
     along_in = form.method == "gptq"
     columns, rows = q.shape[0] * (PER_WORD if along_in else 1), q.shape[1] * (1 if along_in else PER_WORD)
     group = form.group or columns

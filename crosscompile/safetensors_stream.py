@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ DATA_ALIGNMENT = 65536
 TENSOR_ALIGNMENT = 64
 
 _AGAIN = "download or export it again"
+_SURROGATE = re.compile(rb"\\u[dD]")
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}; check the path or {_AGAIN}") from error
     try:
         header = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+        if _SURROGATE.search(text):  # half of a pair alone is no text
+            json.dumps(header, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file}: the header is not JSON ({error}); {_AGAIN}") from error
     if not isinstance(header, dict):

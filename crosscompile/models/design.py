@@ -205,6 +205,11 @@ def activation(config: Mapping[str, Any], *keys: str, default: str, known: tuple
     return ACTIVATIONS.get(found, found)
 
 
+MOST = {"num_hidden_layers": 1024, "n_layer": 1024, "num_attention_heads": 1024, "n_head": 1024, "num_heads": 1024}
+MOST_OF_ALL = (1 << 31) - 1
+"""What no network exceeds: each layer and head costs memory before a tensor is looked at."""
+
+
 def with_fields(config: Mapping[str, Any], **fields: Any) -> Mapping[str, Any]:
     """config.json with other values for some fields; the others are still read from it one by one."""
     return ChainMap(fields, config)  # type: ignore[arg-type]  # it is never written to
@@ -214,8 +219,9 @@ def integer(config: Mapping[str, Any], key: str, default: int | None = None, lea
     """An integer of config.json; ConfigError names the field."""
     value = config.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ConfigError(f"config.json: {key!r} must be an integer of at least {least}, not {value!r}")
+    most = MOST.get(key, MOST_OF_ALL)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ConfigError(f"config.json: {key!r} must be an integer from {least} to {most}, not {value!r}")
     return value
 
 
@@ -280,7 +286,7 @@ def layer_kinds(config: Mapping[str, Any], n_layers: int, otherwise: list[bool])
     if kinds is None:
         return otherwise
     known = {"sliding_attention": True, "full_attention": False}
-    if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in known for kind in kinds):
+    if not isinstance(kinds, list) or len(kinds) != n_layers or any(kind not in list(known) for kind in kinds):
         raise ConfigError(
             f"config.json: layer_types must name {' or '.join(known)} for each of the {n_layers} layers, not {kinds!r}"
         )

@@ -15,6 +15,8 @@ import numpy as np
 from crosscompile.errors import ConfigError
 
 DEFAULT_THETA = 10000.0
+MOST = 1e30
+"""Of any parameter: what is computed from it stays within float32."""
 _OTHER_NAMES = {"su": "longrope"}
 """What the first configurations called a type."""
 
@@ -40,7 +42,7 @@ def _number(parameters: Mapping[str, Any], key: str, default: float | None = Non
         value = default
     if value is None:
         raise ConfigError(f"config.json: the RoPE parameters lack {key!r}, which rope_type {_kind(parameters)!r} needs")
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < MOST:
         raise ConfigError(f"config.json: RoPE parameter {key!r} must be a positive number, not {value!r}")
     return float(value)
 

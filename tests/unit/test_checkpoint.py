@@ -149,6 +149,34 @@ def test_truncated_anywhere_is_an_error_not_a_crash(model):
         checkpoint.load(model)
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("tokenizer_config.json", '{"model_max_length": ' + "9" * 5000 + "}", "Exceeds the limit"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": [{"name": ["a"], "template": "x"}]}',
+            "no template named 'default'",
+        ),
+        ("config.json", "[" * 100_000, "nested too deeply"),
+    ],
+)
+def test_texts_that_python_chokes_on_are_named(model, name, text, said):
+    (model / name).write_text(text)
+    with pytest.raises(CheckpointError) as error:
+        checkpoint.load(model)
+    assert name in message(error)
+    assert said in message(error)
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b", "\ud800", "line\nbreak"])
+def test_an_index_cannot_name_what_is_no_file_name(model, name):
+    (model / "model.safetensors").unlink()
+    (model / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(CheckpointError, match="not a file name"):
+        checkpoint.load(model)
+
+
 def damage(name, **changes):
     def change(header):
         header[name].update(changes)
@@ -182,7 +210,7 @@ def test_nonsense_headers(model, change, text):
     assert "again" in message(error)
 
 
-@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":1,"a":2}'])
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":1,"a":2}', b'{"\\ud800":1}'])
 def test_headers_that_are_not_json(model, text):
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text)
     with pytest.raises(CheckpointError, match="header is not JSON"):
@@ -210,7 +238,7 @@ def test_missing_wrong_and_unreadable_tensors(model):
     with pytest.raises(CheckpointError, match=r"tensor 'nope' is missing.*config\.json") as error:
         source.read("nope")
     message(error)
-    with pytest.raises(CheckpointError, match=r"'q' has dtype I8; only F32, F16, BF16"):
+    with pytest.raises(CheckpointError, match=r"'q' has dtype 'I8'; only F32, F16, BF16"):
         source.read("q")
     with pytest.raises(CheckpointError, match=r"'w' has shape \[4, 4\], config\.json implies \[4, 8\]"):
         source.info("w", (4, 8))
@@ -241,7 +269,7 @@ def test_other_kinds_of_weights_are_named(model, files, text):
 def test_configuration_errors(model):
     (model / "config.json").write_text(json.dumps({**CONFIG, "quantization_config": {"quant_method": "fp8"}}))
     with pytest.raises(
-        ConfigError, match=r"already quantized \(fp8\); only awq and gptq are read so: use the original"
+        ConfigError, match=r"already quantized \('fp8'\); only awq and gptq are read so: use the original"
     ):
         checkpoint.load(model)
     (model / "config.json").write_text('{\n "a": }')

@@ -157,7 +157,10 @@ BAD: list[tuple[dict[str, Any], dict[str, np.ndarray], type[CompileError], str]]
     ({}, pair("model.layers.9.mlp.up_proj"), CheckpointError, "is for 'model.layers.9.mlp.up_proj.weight', which the"),
     ({}, {f"{UP}.lora_A.weight": np.ones((4, IN), np.float32)}, CheckpointError, "not both lora_A and lora_B"),
     ({}, {f"{NORM}.weight": np.ones(3, np.float32)}, CheckpointError, r"has shape \[3\], the checkpoint's .* \[32\]"),
-    ({}, {f"{UP}.lora_A.weight": np.ones((4, IN), np.int32)}, CheckpointError, "is I32, not F32, F16, BF16"),
+    ({"rank_pattern": {"[": 2}}, {}, ConfigError, r"rank_pattern has '\[', which is no regular expression"),
+    ({"alpha_pattern": {"(.*)*x": 2}}, {}, ConfigError, "alpha_pattern has .* too involved"),
+    ({"alpha_pattern": {".*.*.*q": 2}}, {}, ConfigError, "alpha_pattern has .* too involved"),
+    ({}, {f"{UP}.lora_A.weight": np.ones((4, IN), np.int32)}, CheckpointError, "is 'I32', not F32, F16, BF16"),
 ]
 
 

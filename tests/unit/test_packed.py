@@ -144,7 +144,8 @@ def test_integers_go_into_a_bundle_where_a_scheme_carries_them(
 @pytest.mark.parametrize(
     ("said", "more", "text"),
     [
-        ({"quant_method": "bitsandbytes"}, {}, r"already quantized \(bitsandbytes\); only awq and gptq are read"),
+        ({"quant_method": "bitsandbytes"}, {}, r"already quantized \('bitsandbytes'\); only awq and gptq are read"),
+        ({"quant_method": ["awq"]}, {}, r"already quantized \(\['awq'\]\); only awq and gptq are read"),
         ({"quant_method": "awq", "bits": 8}, {}, r"quantization_config\.bits is 8, only 4 is read"),
         ({"quant_method": "awq", "group_size": "x"}, {}, "group_size must be a number of inputs, or -1 for all"),
         ({"quant_method": "awq", "group_size": 0}, {}, "group_size must be a number of inputs"),
@@ -172,7 +173,7 @@ def test_forms_that_are_not_read_are_named(tmp_path: Path, said: dict, more: dic
         ("scales", np.zeros((3, OUT), np.float16), r"has shape \[3, 24\]; 24 x 256 in groups of 64 need \[4, 24\]"),
         ("qzeros", np.zeros((4, 2), np.int32), r"has shape \[4, 2\]; .* need \[4, 3\]"),
         ("qweight", np.zeros((IN // 8 - 1, OUT), np.int32), "which groups of 64 inputs do not divide"),
-        ("qweight", np.zeros((IN // 8, OUT), np.float32), "is F32 of shape"),
+        ("qweight", np.zeros((IN // 8, OUT), np.float32), "is 'F32' of shape"),
         ("g_idx", np.zeros(IN - 1, np.int32), "has 255 entries, there are 256 inputs"),
         ("g_idx", np.full(IN, 4, np.int32), "names group 4 or 4, there are 4"),
         ("g_idx", np.full(IN, -1, np.int32), "names group -1 or -1, there are 4"),

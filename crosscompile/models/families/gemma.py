@@ -73,7 +73,8 @@ def gemma3(config: Mapping[str, Any]) -> Design:
     """Gemma 2 with norms of queries and keys in place of the first cap; windowed layers have a RoPE of their own."""
     whole = _with_head_dim(config)
     kinds = ("full_attention", "sliding_attention")
-    if any(isinstance(entry, dict) for entry in (whole.get("rope_parameters") or {}).values()):
+    parameters = whole.get("rope_parameters")
+    if isinstance(parameters, dict) and any(isinstance(entry, dict) for entry in parameters.values()):
         ropes = tuple(
             rope_of(whole, kind, theta) for kind, theta in zip(kinds, (GLOBAL_THETA, LOCAL_THETA), strict=True)
         )

@@ -120,7 +120,7 @@ def test_a_gemma_hidden_act_of_gelu_means_the_approximation() -> None:
             {"layer_types": [["full_attention"]] * 8},
             "layer_types must name sliding_attention or full",
         ),
-        ("Gemma3ForCausalLM", {"rope_parameters": ["default"]}, "'rope_parameters'"),
+        ("Gemma3ForCausalLM", {"rope_parameters": ["default"]}, "rope_parameters must be an object"),
         ("LlamaForCausalLM", {"num_hidden_layers": 10**9}, "'num_hidden_layers' must be an integer from 1 to 1024"),
         ("LlamaForCausalLM", {"rope_theta": 1e308}, "'rope_theta' must be a positive number"),
         ("RWKV7ForCausalLM", {"attn": {"layers": [1]}}, "attn describes layers of attention"),

@@ -31,6 +31,8 @@ RANDOM = "random.json"
 _ADAPTER = "{} holds an adapter, not a model; name the model it is for, and this directory with --lora"
 POOLING = "1_Pooling/config.json"
 """Of sentence-transformers: how an embedding is made."""
+WORLD = "rwkv_vocab_v*.txt"
+"""RWKV's vocabulary, which stands for a tokenizer.json (crosscompile.world_vocabulary)."""
 TEXT_FILES = (
     "config.json",
     "generation_config.json",
@@ -298,6 +300,17 @@ def _chat_template(path: Path, tokenizer_config: dict[str, Any]) -> str | None:
     return template
 
 
+def _tokenizer(path: Path) -> bytes | None:
+    """tokenizer.json, or what RWKV's vocabulary means."""
+    if (path / "tokenizer.json").is_file():
+        return _read_bytes(path / "tokenizer.json")
+    for file in sorted(path.glob(WORLD)):
+        from crosscompile.world_vocabulary import world_tokenizer
+
+        return world_tokenizer(file)
+    return None
+
+
 def _special_tokens(path: Path, tokenizer_config: dict[str, Any]) -> dict[str, str]:
     special: dict[str, str] = {}
     for source in (read_object(path / "special_tokens_map.json"), tokenizer_config):
@@ -337,7 +350,6 @@ def load(path: str | Path, lora: str | Path | None = None) -> Checkpoint:
         raise CheckpointError(f"{path} does not exist; name a checkpoint directory")
     config = read_config(path)
     tokenizer_config = read_object(path / "tokenizer_config.json")
-    tokenizer = path / "tokenizer.json"
     kind: type[Checkpoint] = Checkpoint
     is_random = (path / RANDOM).is_file()
     if is_random:
@@ -346,12 +358,14 @@ def load(path: str | Path, lora: str | Path | None = None) -> Checkpoint:
         kind = RandomCheckpoint
     tensors = tensors_of(path / RANDOM) if is_random else _read_tensors(path)
     texts = [name for name in TEXT_FILES if (path / name).is_file()]
+    if "tokenizer.json" not in texts:
+        texts += [file.name for file in sorted(path.glob(WORLD))[:1]]
     shards = sorted({tensor.file.name for tensor in tensors.values()})
     source = kind(
         path=path,
         config=config,
         generation_config=read_object(path / "generation_config.json"),
-        tokenizer_json=_read_bytes(tokenizer) if tokenizer.is_file() else None,
+        tokenizer_json=_tokenizer(path),
         tokenizer_config=tokenizer_config,
         chat_template=_chat_template(path, tokenizer_config),
         tensors=tensors,

@@ -1,7 +1,8 @@
 """Compiles a Hugging Face tokenizer.json to tokenizer.bin (runtime_c/FORMAT.md has every byte).
 
 Byte-pair encoding, byte-level (GPT-2, Llama 3, Qwen) or over characters with byte fallback (SentencePiece: Llama 2,
-Mistral), and Unigram. Anything the board cannot reproduce exactly is a TokenizerError that names the construct.
+Mistral), Unigram, and the longest token of bytes first (RWKV). Anything the board cannot reproduce exactly is a
+TokenizerError that names the construct.
 """
 
 from __future__ import annotations
@@ -17,13 +18,15 @@ from .errors import TokenizerError
 from .pattern import NONE, Program
 
 MAGIC = b"ELLMTOK1"
-N_SECTIONS = {1: 21, 2: 24}
-"""By version of the file: 2 where it has a Unigram model or a character map."""
+N_SECTIONS = {1: 21, 2: 24, 3: 24}
+"""By version of the file: 2 where it has a Unigram model or a character map, 3 where the longest token wins."""
 HEADER_BYTES = 64
 MOST_TOKENS = 1 << 22
+MOST_TOKEN_BYTES = 128
+"""Where the longest token wins."""
 
 # Flags of the file.
-BYTE_LEVEL, BYTE_FALLBACK, FUSE_UNKNOWN, IGNORE_MERGES, DROP_FIRST, UNIGRAM = 1, 2, 4, 8, 16, 32
+BYTE_LEVEL, BYTE_FALLBACK, FUSE_UNKNOWN, IGNORE_MERGES, DROP_FIRST, UNIGRAM, LONGEST = 1, 2, 4, 8, 16, 32, 64
 # Flags of a token.
 EXISTS, SPECIAL, BYTE, WORD = 1, 2, 4, 8
 # Flags of an added token.
@@ -68,7 +71,7 @@ class Writer:
 def refuse(construct: str) -> TokenizerError:
     return TokenizerError(
         f"tokenizer.json: {construct} is not supported. Supported are byte-level BPE (GPT-2, Llama 3, Qwen), "
-        "SentencePiece BPE (Llama 2, Mistral) and Unigram tokenizers; convert the tokenizer or extend "
+        "SentencePiece BPE (Llama 2, Mistral), Unigram and RWKV's World tokenizers; convert the tokenizer or extend "
         "crosscompile/tokenizer.py."
     )
 
@@ -335,6 +338,10 @@ def compile_tokenizer(tokenizer_json: bytes, tokenizer_config: Mapping[str, Any]
 def check_model(model: Mapping[str, Any]) -> None:
     if model.get("type") == "Unigram":
         return
+    if model.get("type") == "WordPiece":
+        if model.get("continuing_subword_prefix") or model.get("max_input_chars_per_word", 100) < 1 << 30:
+            raise refuse("a WordPiece model with a continuing_subword_prefix, or a short max_input_chars_per_word,")
+        return
     if model.get("type", "BPE") != "BPE" or "merges" not in model:
         raise refuse(f"model type {model.get('type')}")
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
@@ -388,6 +395,7 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     model = document["model"]
     check_model(model)
     unigram = Unigram.of(model) if model.get("type") == "Unigram" else None
+    longest = model.get("type") == "WordPiece"
     vocab: dict[str, int] = model["vocab"] if unigram is None else unigram.vocab
     added = added_tokens(document, config, vocab)
     ids = [*vocab.values(), *(token.id for token in added), *(range(len(unigram.pieces)) if unigram else ())]
@@ -410,6 +418,9 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         raise refuse("a Unigram model with ByteLevel")
     if byte_level and byte_fallback:
         raise refuse("byte_fallback with ByteLevel")
+    if longest and (not byte_level or stand_ins or not all(char in vocab for char in BYTE_OF)):
+        raise refuse("a WordPiece model without ByteLevel, or without a token for each byte,")
+    whole_words = bool(model.get("ignore_merges")) or longest
     if stand_ins and model.get("ignore_merges"):
         raise refuse("ignore_merges with a pre-tokenizer after ByteLevel")
 
@@ -443,7 +454,7 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
                 if digits and all(digit in "0123456789abcdefABCDEF" for digit in digits):
                     flags[token_id] |= BYTE
                     text = bytes([int(digits, 16)])
-        if in_vocab and model.get("ignore_merges"):
+        if in_vocab and whole_words and not (longest and content in specials):
             word = next((c for c, i in [(content, vocab.get(content))] if i == token_id), None)
             if word is not None and (not byte_level or all(char in BYTE_OF for char in word)):
                 if flags[token_id] & BYTE:
@@ -452,7 +463,9 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
                 reachable[token_id] = text
         texts[token_id] = text
 
-    unknown = model.get("unk_token") if unigram is None else unigram.unknown
+    if longest and max(map(len, reachable.values())) > MOST_TOKEN_BYTES:
+        raise refuse(f"a WordPiece token of more than {MOST_TOKEN_BYTES} bytes")
+    unknown = unigram.unknown if unigram is not None else None if longest else model.get("unk_token")
     if unknown is not None and unknown not in vocab:
         raise refuse(f"unk_token {unknown!r} that is not in the vocabulary,")
     if byte_level:
@@ -465,7 +478,7 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     if (stand_ins or not byte_level) and unigram is None:
         chars = [v for char, i in sorted(vocab.items()) if len(char) == 1 for v in (ord(char), i)]
     prefix, suffix = post_processing(document.get("post_processor"))
-    merge_rows, merges = merge_table(model if unigram is None else {"merges": []}, vocab, n_tokens)
+    merge_rows, merges = merge_table(model if "merges" in model else {"merges": []}, vocab, n_tokens)
     pieces = b"" if unigram is None else unigram.section(writer)
     ends = [0]
     for text in texts:
@@ -483,8 +496,9 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
         | IGNORE_MERGES * bool(model.get("ignore_merges"))
         | DROP_FIRST * decoding.drop_first
         | UNIGRAM * (unigram is not None)
+        | LONGEST * longest
     )
-    version = 1 if unigram is None and not writer.tables.graphemes else 2
+    version = 3 if longest else 1 if unigram is None and not writer.tables.graphemes else 2
     header = [
         *(version, n_tokens, file_flags, NONE if unknown is None else vocab[unknown], n_normalizers, len(prefix)),
         *(decoding.mode, decoding.strip, decoding.start, space_index, word_index),
@@ -494,7 +508,7 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     sections = [
         *(words(ends), b"".join(texts), bytes(flags), words(merge_rows), words(merges), words(byte_ids), words(chars)),
         *(
-            words(word_table(reachable)) if model.get("ignore_merges") else b"",
+            words(word_table(reachable)) if whole_words else b"",
             words(raw_added),
             words(normalized_added),
         ),

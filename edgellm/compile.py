@@ -317,7 +317,7 @@ class _Job:
         if source.tokenizer_json is None:
             raise ModelError(
                 f"{source.path} has no tokenizer.json; make one with transformers: AutoTokenizer.from_pretrained("
-                f"{str(source.path)!r}).save_pretrained({str(source.path)!r})"
+                f"{str(source.path)!r}).save_pretrained({str(source.path)!r}), or add RWKV's rwkv_vocab_v20230424.txt"
             )
         self.show("compiling the tokenizer", 0, 0)
         (directory / "tokenizer.bin").write_bytes(compile_tokenizer(source.tokenizer_json, source.tokenizer_config))

@@ -63,9 +63,9 @@ static ellm_status read_sections(reader *r, size_t bytes) {
     if (r->header[2] != bytes || bytes > UINT32_C(0x7FFFFFFF)) {
         return bad(r, "wrong size");
     }
-    if (r->header[3] != 1 && r->header[3] != 2) {
-        return ellm_fail(r->error, ELLM_BUNDLE_VERSION,
-                         "tokenizer.bin: version %u, this runtime reads versions 1 and 2", (unsigned)r->header[3]);
+    if (r->header[3] < 1 || r->header[3] > 3) {
+        return ellm_fail(r->error, ELLM_BUNDLE_VERSION, "tokenizer.bin: version %u, this runtime reads versions 1 to 3",
+                         (unsigned)r->header[3]);
     }
     size_t n_sections = r->header[3] == 1 ? N_SECTIONS_1 : N_SECTIONS;
     if (bytes < header_bytes + 8 * n_sections) {
@@ -157,7 +157,8 @@ static ellm_status check_alphabet(const reader *r, ellm_tokenizer *t) {
     if ((t->flags & UNIGRAM) != 0 && !ellm_unigram_check(t, r->count[STRINGS])) {
         return bad(r, "the pieces are malformed or not in order");
     }
-    if (((t->flags & IGNORE_MERGES) != 0 && t->n_words == 0) || (t->unknown != NO_ID && !id_ok(t, t->unknown))) {
+    if (((t->flags & (IGNORE_MERGES | LONGEST)) != 0 && t->n_words == 0)
+        || (t->unknown != NO_ID && !id_ok(t, t->unknown))) {
         return bad(r, "a table that the flags ask for is missing");
     }
     for (size_t i = 0; i < t->n_post; i++) {

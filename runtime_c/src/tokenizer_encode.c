@@ -202,11 +202,13 @@ static void add_symbols(encoder *e, const uint8_t *text, size_t n) {
     }
 }
 
-static uint32_t word_id(const ellm_tokenizer *t, const uint8_t *text, size_t n) {
-    uint32_t hash = 0x811C9DC5;
-    for (size_t i = 0; i < n; i++) {
-        hash = (hash ^ text[i]) * 0x01000193u;
-    }
+static const uint32_t hash_start = 0x811C9DC5;
+
+static uint32_t hash_next(uint32_t hash, uint8_t byte) {
+    return (hash ^ byte) * 0x01000193u;
+}
+
+static uint32_t word_id(const ellm_tokenizer *t, uint32_t hash, const uint8_t *text, size_t n) {
     for (size_t slot = hash & (t->n_words - 1); t->words[slot] != NO_ID; slot = (slot + 1) & (t->n_words - 1)) {
         uint32_t id = t->words[slot], start = t->text_ends[id];
         if (t->text_ends[id + 1] - start == n && memcmp(t->text + start, text, n) == 0) {
@@ -214,6 +216,26 @@ static uint32_t word_id(const ellm_tokenizer *t, const uint8_t *text, size_t n) 
         }
     }
     return NO_ID;
+}
+
+/* From left to right, each time the longest token. A byte that begins none has no id. */
+static void encode_longest(encoder *e, const uint8_t *text, size_t n) {
+    enum { most = 128 }; /* bytes of a token */
+    for (size_t at = 0, taken; at < n; at += taken) {
+        uint32_t hash = hash_start, found = NO_ID;
+        taken = 1;
+        for (size_t i = 0; i < most && at + i < n; i++) {
+            hash = hash_next(hash, text[at + i]);
+            uint32_t id = word_id(e->t, hash, text + at, i + 1);
+            if (id != NO_ID) {
+                found = id;
+                taken = i + 1;
+            }
+        }
+        if (found != NO_ID) {
+            put_id(e, found);
+        }
+    }
 }
 
 static ellm_status encode_unigram(encoder *e, const uint8_t *text, size_t n) {
@@ -232,8 +254,16 @@ static ellm_status encode_word(encoder *e, const uint8_t *text, size_t n) {
     if ((e->t->flags & UNIGRAM) != 0) {
         return encode_unigram(e, text, n);
     }
+    if ((e->t->flags & LONGEST) != 0) {
+        encode_longest(e, text, n);
+        return ELLM_OK;
+    }
     if ((e->t->flags & IGNORE_MERGES) != 0) {
-        uint32_t id = word_id(e->t, text, n);
+        uint32_t hash = hash_start;
+        for (size_t i = 0; i < n; i++) {
+            hash = hash_next(hash, text[i]);
+        }
+        uint32_t id = word_id(e->t, hash, text, n);
         if (id != NO_ID) {
             put_id(e, id);
             return ELLM_OK;

@@ -23,7 +23,8 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from crosscompile.tokenizer import compile_tokenizer
+from crosscompile.tokenizer import BYTE_OF, compile_tokenizer
+from crosscompile.world_vocabulary import world_document
 from tests.charsmap import build
 from tests.textlib import Tokenizer
 
@@ -312,6 +313,16 @@ def phi3() -> tokenizers.Tokenizer:
     return made
 
 
+def world() -> tokenizers.Tokenizer:
+    """RWKV's: bytes, cut by the longest token. Some end in the middle of a character."""
+    trained = json.loads(byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False)).to_str())["model"]["vocab"]
+    rng = random.Random(4)
+    runs = {"".join(rng.choices(sorted(trained)[:300], k=rng.randint(1, 5)))[:9] for _ in range(2000)}
+    entries = [*sorted(BYTE_OF), *sorted({*trained, *runs} - BYTE_OF.keys())]
+    document = world_document({bytes(BYTE_OF[char] for char in entry): i + 1 for i, entry in enumerate(entries)})
+    return tokenizers.Tokenizer.from_str(json.dumps(document))
+
+
 def metaspace(scheme: str, split: bool) -> pre_tokenizers.PreTokenizer:
     return pre_tokenizers.Metaspace("▁", prepend_scheme=scheme, split=split)
 
@@ -342,6 +353,7 @@ KINDS: dict[str, Callable[[], tokenizers.Tokenizer]] = {
     "unigram-t5": lambda: unigram(charsmap(), t5_pre_tokenizer(), "metaspace", False),
     "unigram-xlmr": lambda: unigram(charsmap(), metaspace("always", True), "metaspace", False),
     "unigram-albert": lambda: unigram(albert_normalizer(), metaspace("always", True), "metaspace", False, False),
+    "world": world,
     "unknowns": lambda: sentencepiece(normalizers.NFC(), metaspace("first", True), "none", fallback=False),
 }
 

@@ -4,7 +4,7 @@ C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/vulkan/*.[ch] runtime_c/rp
   runtime_c/cli/*.[ch])
 C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c)
 PYTHON_FILES = edgellm crosscompile ansible_collections tests examples
-CAMPAIGNS = tokenizer template gguf
+CAMPAIGNS = tokenizer template gguf importers
 # One process per core; a file's tests, which share what they compile, stay together.
 PARALLEL ?= -n auto --dist loadfile
 TIME ?= 300

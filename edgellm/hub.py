@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from crosscompile import checkpoint
-from crosscompile.checkpoint import GGUF, INDEX, SINGLE, TEXT_FILES
+from crosscompile.checkpoint import GGUF, INDEX, SINGLE, TEXT_FILES, WORLD
 from edgellm import shapes
 from edgellm.errors import ModelError
 
@@ -18,7 +18,7 @@ _FILE = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)/(?P<file>[\
 """One GGUF file of a repository; such repositories hold many sizes of one model."""
 _PART = re.compile(r"-\d{5}(-of-\d{5}\.gguf)$")
 
-PATTERNS = (*TEXT_FILES, SINGLE, INDEX, "model-*.safetensors")
+PATTERNS = (*TEXT_FILES, WORLD, SINGLE, INDEX, "model-*.safetensors")
 """Files that are fetched; repositories often hold the same weights in other formats too."""
 
 Progress = Callable[[str, int, int], None]

@@ -14,7 +14,7 @@ from safetensors.numpy import save_file
 
 from crosscompile import checkpoint, models
 from crosscompile.errors import CheckpointError, ConfigError
-from crosscompile.models.design import EMBEDDING, HEAD, Design
+from crosscompile.models.design import EMBEDDING, HEAD, Design, Rwkv
 from crosscompile.pieces import Piece, Rows
 from crosscompile.quantize import check_sources
 from edgellm import cli
@@ -210,3 +210,38 @@ def test_shapes_that_do_not_fit_are_named_as_they_are_stored(tmp_path: Path) -> 
 def test_a_tied_head_is_the_embedding_under_any_name() -> None:
     made = models.FAMILIES["GPT2LMHeadModel"].design({"architectures": ["GPT2LMHeadModel"], "n_layer": 2})
     assert made.sources[HEAD] == made.sources[EMBEDDING] == ("transformer.wte.weight",)
+
+
+def test_rwkv7_as_it_lies_on_the_hub() -> None:
+    """num_heads says something else than head_dim there, which counts; ranks may be left out."""
+    config = {
+        "architectures": ["RWKV7ForCausalLM"],
+        "model_type": "rwkv7",
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "head_dim": 64,
+        "num_heads": 32,
+        "hidden_ratio": 4.0,
+        "intermediate_size": 3072,
+        "vocab_size": 65536,
+        "value_dim": [768] * 12,
+        "attn": None,
+        "norm_first": True,
+        "norm_bias": True,
+        "norm_eps": 1e-5,
+        "hidden_act": "sqrelu",
+        "fuse_norm": False,
+        "a_low_rank_dim": 64,
+        "decay_low_rank_dim": None,
+        "gate_low_rank_dim": 128,
+        "v_low_rank_dim": 32,
+    }
+    made = models.FAMILIES["RWKV7ForCausalLM"].design(config)
+    kinds = [layer.selective for layer in made.layers]
+    assert [kind.value_rank for kind in kinds if isinstance(kind, Rwkv)] == [0] + [32] * 11
+    assert isinstance(kinds[1], Rwkv)
+    assert (kinds[1].head_dim, kinds[1].decay_rank, kinds[1].epsilon) == (64, 64, pytest.approx(64e-5))
+    assert made.embedding_norm
+    assert made.intermediate == 3072
+    with pytest.raises(ConfigError, match=r"value_dim \[512\] is not supported"):
+        models.FAMILIES["RWKV7ForCausalLM"].design({**config, "value_dim": [512]})

@@ -310,8 +310,8 @@ def mutate(folder: Path, original: Original, rng: random.Random) -> None:
         name = rng.choice(names)
         file, data = folder / name, original.files[name]
         chance = rng.random()
-        if chance < 0.01:
-            file.unlink(missing_ok=True)
+        if chance < 0.01 and file.is_file():
+            file.unlink()
         elif chance < 0.02 and file.is_file():
             file.unlink()
             file.mkdir()

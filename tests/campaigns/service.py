@@ -39,6 +39,7 @@ SYSTEMD = "/lib/systemd/systemd"
 NAME = "assistant"
 UNIT = f"edgellm-{NAME}.service"
 _STATE = f"/var/lib/private/edgellm/{NAME}"
+_KEPT = f"/var/lib/edgellm/{NAME}"
 BOOT_S = 120.0
 # Nothing of the host's hardware, kernel settings or network may be touched; /tmp has the bundle.
 _MASKED = (
@@ -206,7 +207,7 @@ def check(box: Machine, bundle: Path) -> None:
     booted = box.boot()
     took = wait_until("served after a boot", lambda: well(box), 60 * box.patience)
     expect("answers after a reboot that nobody announced", True, f"{booted + took:.1f} s")
-    keep_sessions(box)
+    keep_sessions(box, bundle)
     began = time.monotonic()
     box.run(f"systemctl stop {UNIT}")
     expect("stops cleanly", show(box, "Result") == "success", f"{time.monotonic() - began:.2f} s")
@@ -220,13 +221,19 @@ def check(box: Machine, bundle: Path) -> None:
     expect("with what it kept", left == "", left or "nothing is left")
 
 
-def keep_sessions(box: Machine) -> None:
-    """Sessions outlive the server, in a folder that only the service reads; nothing else can be written."""
-    done = box.edgellm("service", "install", "--keep")
+def keep_sessions(box: Machine, bundle: Path) -> None:
+    """Sessions outlive the server, in a folder that only the service reads; nothing else can be written.
+
+    The service is made anew by a deployment that does not speak of its options, and has them still.
+    """
+    done = box.edgellm("service", "install", "--keep", "--sessions", "2")
     expect("installed to keep sessions", done["healthy"] is True, done["service"]["state"])
     first = ask(box)["usage"]
-    box.run(f"systemctl restart {UNIT}")
-    wait_until("served again", lambda: well(box), 60 * box.patience)
+    done = box.edgellm("deploy", str(bundle), "--name", NAME, "--service")
+    expect("deployed as a service again", done["healthy"] is True, done["service"]["state"])
+    pid = show(box, "MainPID")
+    options = box.run(f"tr '\\0' ' ' </proc/{pid}/cmdline").partition(" --port ")[2].strip()
+    expect("with the options that it had", options == f"11434 --sessions 2 --keep {_KEPT}", options)
     second = ask(box)["usage"]
     cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in (first, second)]
     expect(

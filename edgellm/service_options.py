@@ -63,8 +63,8 @@ def read_options(words: Sequence[str], board: str) -> Wanted:
             options.append(word)
     if not _is_number(port):
         raise CommandError(
-            f"{board}: the service there has no port that can be read: '{one_line(' '.join(words), 120)}'; make it anew "
-            "with the options that you want: edgellm service install"
+            f"{board}: the service there has no port that can be read: '{one_line(' '.join(words), 120)}'; make it "
+            "anew with the options that you want: edgellm service install"
         )
     return Wanted(int(port), tuple(options), keep)
 

@@ -123,9 +123,11 @@ def test_an_option_is_changed_where_it_stands() -> None:
     assert Wanted(options=("--sessions", "many")).sessions is None
 
 
-@pytest.mark.parametrize("words", ["", "--port", "--port x", "--port -1", "--port 123456789", "--sessions 2", "\x1b[2J"])
+@pytest.mark.parametrize(
+    "words", ["", "--port", "--port x", "--port -1", "--port 123456789", "--sessions 2", "\x1b[2J"]
+)
 def test_options_without_a_port_are_refused(words: str) -> None:
-    with pytest.raises(CommandError, match="^kitchen: the service there has no port") as raised:
+    with pytest.raises(CommandError, match="kitchen: the service there has no port") as raised:
         read_options(words.split(), "kitchen")
     assert "edgellm service install" in str(raised.value)
     assert "\x1b" not in str(raised.value)

@@ -17,6 +17,7 @@ MemoryMax is set but not enforced).
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -106,6 +107,11 @@ class Box:
         self.group.mkdir()
         self.process: subprocess.Popen[bytes] | None = None
         self.init = 0
+        self.environment = {
+            "HOME": "/home/pi",
+            "XDG_STATE_HOME": "/home/pi/state",
+            "XDG_CONFIG_HOME": "/home/pi/config",
+        }
 
     def boot(self) -> float:
         """Starts it and waits until systemd says that it runs; returns the seconds that took."""
@@ -123,7 +129,7 @@ class Box:
 
     def run(self, script: str, check: bool = True) -> str:
         argv = ["nsenter", "-t", str(self.init), "-a", "-r", "-w", "sh", "-c", script]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=900)
         if check and done.returncode != 0:
             raise SystemExit(f"{script}: {done.stdout}{done.stderr}")
         return done.stdout
@@ -131,8 +137,8 @@ class Box:
     def edgellm(self, *arguments: str) -> dict[str, Any]:
         """A command with --json, as the user whose home has the model (here: root)."""
         words = " ".join([*arguments, "--board", "local", "--json"])
-        home = "HOME=/home/pi XDG_STATE_HOME=/home/pi/state XDG_CONFIG_HOME=/home/pi/config"
-        said = self.run(f"cd {os.getcwd()} && {home} {sys.executable} -m edgellm {words}")
+        given = " ".join(f"{key}={value}" for key, value in self.environment.items())
+        said = self.run(f"cd {os.getcwd()} && {given} {sys.executable} -m edgellm {words}")
         answer: dict[str, Any] = json.loads(said)
         return answer
 
@@ -145,10 +151,19 @@ class Box:
 
     def remove(self) -> None:
         self.power_off()
-        for child in sorted(self.group.rglob("*"), reverse=True):
-            if child.is_dir():
-                child.rmdir()
-        self.group.rmdir()
+        for child in [*sorted((path for path in self.group.rglob("*") if path.is_dir()), reverse=True), self.group]:
+            wait_until(f"{child} is empty", lambda child=child: _removed(child), 30)
+
+
+def _removed(group: Path) -> bool:
+    """Removes a cgroup; False while the kernel still buries who was in it."""
+    try:
+        group.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def wait_until(what: str, holds: Callable[[], bool], patience_s: float) -> float:

@@ -123,32 +123,47 @@ def main() -> None:
     parser.add_argument("--phrase", default=Config().wake.phrase, help="the wake word (%(default)s)")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="only each Nth sentence")
     parser.add_argument("--minutes", type=float, default=10, help="of each noise that must not wake")
+    parser.add_argument(
+        "--only", choices=("said", "wakes"), help="what is said after the wake word, or what must not wake"
+    )
     parser.add_argument("--log", type=Path, default=Path("accuracy.jsonl"), help="each trial, one JSON object a line")
     arguments = parser.parse_args()
     speakers = TUNED_ON if arguments.tuned else HELD_OUT
     with served(arguments.bundle) as url, arguments.log.open("w") as log:
         bench = Bench(url, arguments.phrase)
-        print(f"speakers: {'; '.join(speaker.name for speaker in speakers)}")
-        print("\n| what | noise | woke | right | wrong device or state |\n|---|---|---|---|---|", flush=True)
-        for snr_db in SNR_DB:
-            for label, trials in (
-                ("usual commands", list(homes.usual(homes.UNSEEN, 1))),
-                ("unusual commands", list(homes.unusual(homes.UNSEEN, 2))),
-                ("unrelated: nothing is done", list(homes.unrelated(3, 32))),
-            ):
-                if label.startswith("unusual") and snr_db is not None:
-                    continue
-                c = count(bench, speakers, trials[:: arguments.every], snr_db, log)
-                level = "quiet" if snr_db is None else f"{snr_db:.0f} dB"
-                rate = f"{c['right']} of {c['all']} ({100 * c['right'] / c['all']:.1f} %)"
-                print(f"| {label} | {level} | {c['woke']} of {c['all']} | {rate} | {c['wrong']} |", flush=True)
-        for level_db in (-35, -20):
-            for kind in NOISES:
-                n, minutes = wakes(bench, [noise(kind, 60 * arguments.minutes, level_db, 5)])
-                print(f"{minutes:.1f} minutes of {kind} at {level_db} dB of full scale: {n} wakes", flush=True)
-        talk = [hush(1) + s.say(t.text) + hush(1) for s in speakers for t in homes.unrelated(4, 24)]
-        n, minutes = wakes(bench, talk)
-        print(f"{minutes:.1f} minutes of talk without the wake word ({len(talk)} sentences): {n} wakes")
+        print(f"speakers: {'; '.join(speaker.name for speaker in speakers)}", flush=True)
+        if arguments.only != "said":
+            show_wakes(bench, speakers, arguments.minutes)
+        if arguments.only != "wakes":
+            show_said(bench, speakers, arguments.every, log)
+
+
+def show_wakes(bench: Bench, speakers: Sequence[Speaker], minutes: float) -> None:
+    """Noise, `minutes` of each kind and level, and talk: what must not wake."""
+    for level_db in (-35, -20):
+        for kind in NOISES:
+            n, duration = wakes(bench, [noise(kind, 60 * minutes, level_db, 5)])
+            print(f"{duration:.1f} minutes of {kind} at {level_db} dB of full scale: {n} wakes", flush=True)
+    talk = [hush(1) + s.say(t.text) + hush(1) for s in speakers for t in homes.unrelated(4, 24)]
+    n, duration = wakes(bench, talk)
+    print(f"{duration:.1f} minutes of talk without the wake word ({len(talk)} sentences): {n} wakes", flush=True)
+
+
+def show_said(bench: Bench, speakers: Sequence[Speaker], every: int, log: Any) -> None:
+    """A table of what each `every`th sentence after the wake word does, in quiet and in noise."""
+    print("\n| what | noise | woke | right | wrong device or state |\n|---|---|---|---|---|", flush=True)
+    for snr_db in SNR_DB:
+        for label, trials in (
+            ("usual commands", list(homes.usual(homes.UNSEEN, 1))),
+            ("unusual commands", list(homes.unusual(homes.UNSEEN, 2))),
+            ("unrelated: nothing is done", list(homes.unrelated(3, 32))),
+        ):
+            if label.startswith("unusual") and snr_db is not None:
+                continue
+            c = count(bench, speakers, trials[::every], snr_db, log)
+            level = "quiet" if snr_db is None else f"{snr_db:.0f} dB"
+            rate = f"{c['right']} of {c['all']} ({100 * c['right'] / c['all']:.1f} %)"
+            print(f"| {label} | {level} | {c['woke']} of {c['all']} | {rate} | {c['wrong']} |", flush=True)
 
 
 if __name__ == "__main__":

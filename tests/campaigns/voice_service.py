@@ -221,7 +221,7 @@ def rights_are_few(board: Listening) -> None:
     expect("memory", True, f"{int(rights['VmRSS'].split()[0]) >> 10} MB, at most {show(board, 'MemoryMax')} bytes")
     user = rights["Uid"].split()[0]
     places = f"/home/{virtual.USER}/.edgellm/apps/{APP}/config.toml /home/{virtual.USER}/x /etc/x"
-    touch = f"nsenter -t {pid} -m -S {user} sh -c 'for f in {places}; do touch $f; done' 2>&1; true"
+    touch = f"nsenter -t {pid} -m -r -S {user} sh -c 'for f in {places}; do touch $f; done' 2>&1; true"
     said = board.run(touch)
     expect("nothing can be written", said.count("Read-only file system") == 3, said.count("Read-only file system"))
     rated = board.run(f"systemd-analyze security --no-pager {UNIT} | tail -n 1").strip()

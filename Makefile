@@ -91,6 +91,9 @@ service-board: setup-test setup-faults ## the demo model as a service under syst
 voice-board: setup-test setup-faults ## the voice assistant as a service under systemd on the full-system board (needs root)
 	@$(PY) -m tests.campaigns.voice_service
 
+voice-service: setup-test ## the same under this machine's systemd, booted in namespaces of its own (needs root)
+	@$(PY) -m tests.campaigns.voice_service here
+
 voice: setup-test ## the voice assistant with other speakers than it was tuned with, then interrupted, with BUNDLE on this machine
 	@cd examples/voice_assistant && for name in accuracy live; do \
 	  $(abspath $(PY)) -m evaluation.$$name $(abspath $(BUNDLE)) || exit 1; done
@@ -101,4 +104,4 @@ size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its b
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load service service-board shaders voice voice-board size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load service service-board shaders voice voice-board voice-service size

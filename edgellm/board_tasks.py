@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from edgellm import bundle as bundles
-from edgellm import encryption, service, serving, signing
+from edgellm import encryption, service, signing
 from edgellm.address import AdbAddress, SshAddress, parse_where
 from edgellm.board_session import BoardSession, Survey, ask_once, count_of
 from edgellm.boards import load_board
@@ -35,6 +35,7 @@ from edgellm.remote import Remote
 from edgellm.rollout_log import BoardReporter, write
 from edgellm.runtime_program import find_model
 from edgellm.service_cli import report_of
+from edgellm.service_options import Wanted
 from edgellm.trust import Demand
 
 UNREACHABLE = (UnreachableError, HostKeyError, LoginError)
@@ -133,7 +134,8 @@ def deploy(task: Task) -> Answer:
         def served() -> service.Service | None:
             if options.get("service") and not _is_served(remote, facts.home, name, options, answer["version"]):
                 answer["changed"] = True
-                return service.install(find_model(remote, name), facts.home, service.Wanted(_port(options)))
+                wanted = _wanted(remote, facts.home, name, options)
+                return service.install(find_model(remote, name), facts.home, wanted)
             look_after = service.find if done.unchanged else service.restart
             return look_after(remote, facts.home, name)
 
@@ -200,7 +202,10 @@ def serve(task: Task) -> Answer:
         if task.check:
             return {"changed": not served, "model": name}
         model = find_model(remote, name)
-        found = service.find(remote, home, name) if served else service.install(model, home, _wanted(options))
+        if served:
+            found = service.find(remote, home, name)
+        else:
+            found = service.install(model, home, _wanted(remote, home, name, options))
         return _well({"changed": not served, "model": name}, report_of(remote, found, None))
 
 
@@ -249,24 +254,21 @@ def _demand(options: dict[str, Any]) -> Demand:
     return Demand(bool(options.get("require_signature")) or bool(by), by)
 
 
-def _port(options: dict[str, Any]) -> int:
-    return int(options.get("port") or serving.DEFAULT_PORT)
-
-
-def _wanted(options: dict[str, Any]) -> service.Wanted:
-    return service.Wanted(_port(options), _server_argv(options), options.get("sessions"), options.get("context"))
-
-
-def _server_argv(options: dict[str, Any]) -> tuple[str, ...]:
-    given = ((name, options.get(name)) for name in ("sessions", "waiting", "context", "threads"))
-    return tuple(word for name, value in given if value is not None for word in (f"--{name}", str(value)))
+def _wanted(remote: Remote, home: str, name: str, options: dict[str, Any]) -> Wanted:
+    """What the service is to be: what it is, where it is one already, but for the options that are given."""
+    now = service.made_with(remote, home, name) or Wanted()
+    given = {key: options[key] for key in ("sessions", "waiting", "context", "threads") if options.get(key) is not None}
+    keep = options.get("keep")
+    return Wanted(
+        int(options.get("port") or now.port), now.with_options(given), now.keep if keep is None else bool(keep)
+    )
 
 
 def _is_served(remote: Remote, home: str, name: str, options: dict[str, Any], version: str | None) -> bool:
     """Whether the model is the service that is wanted. version: the one in use, None without one."""
     if version is None:
         return False
-    return service.as_wanted(find_model(remote, name), home, _wanted(options)) is not None
+    return service.as_wanted(find_model(remote, name), home, _wanted(remote, home, name, options)) is not None
 
 
 def _after_switch(

@@ -48,6 +48,7 @@ from edgellm.remote import Remote
 from edgellm.runtime_program import find_model
 from edgellm.selection import add_board
 from edgellm.service_cli import report_of, words
+from edgellm.service_options import Wanted
 from edgellm.terminal import one_line, size
 
 if TYPE_CHECKING:
@@ -85,7 +86,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_board(parser, required=False)
     parser.add_argument("--name", help="what the model is called on the board (default: its own name)")
-    parser.add_argument("--service", action="store_true", help="make it a service (see `edgellm service --help`)")
+    parser.add_argument(
+        "--service",
+        action="store_true",
+        help="make it a service (see `edgellm service --help`); one that it is already keeps its port and options",
+    )
     parser.add_argument(
         "--app",
         metavar="NAME",
@@ -152,10 +157,14 @@ def main(args: argparse.Namespace) -> int:
 
 
 def served(args: argparse.Namespace, remote: Remote, home: str, done: Deployment, bundle: Bundle) -> dict[str, object]:
-    """Makes the model a service with --service; restarts the one that it is already if the version changed."""
+    """Makes the model a service with --service; restarts the one that it is already if the version changed.
+
+    One that was made with a port and options of its own keeps them.
+    """
     if args.service:
         model = find_model(remote, done.name)
-        found: service.Service | None = service.install(model, home, service.Wanted())
+        wanted = service.made_with(remote, home, done.name) or Wanted()
+        found: service.Service | None = service.install(model, home, wanted)
     elif done.unchanged:
         found = service.find(remote, home, done.name)
     else:

@@ -18,6 +18,7 @@ from edgellm.board_session import root_of
 from edgellm.errors import CommandError, UnsuitableError
 from edgellm.remote import Remote, shell_argv
 from edgellm.runtime_program import InstalledModel
+from edgellm.service_options import Wanted, read_options
 from edgellm.terminal import one_line
 from edgellm.unit import UnitOptions, memory_max_bytes, unit_name, unit_text
 
@@ -27,8 +28,8 @@ if [ "$(id -u)" = 0 ]; then echo "root=yes"; elif sudo -n true 2>/dev/null; then
 if [ -d /run/systemd/system ]; then echo "systemd=yes"; fi
 if command -v crontab >/dev/null 2>&1; then
     echo "cron=yes"
-    if crontab -l 2>/dev/null | grep -qF "# $2"; then
-        echo "in_crontab=yes"
+    if at_boot=$(crontab -l 2>/dev/null | grep -m1 -F "# $2"); then
+        echo "in_crontab=$at_boot"
         if pidof cron >/dev/null 2>&1 || pidof crond >/dev/null 2>&1; then echo "at_boot=yes"; fi
     fi
 fi
@@ -88,21 +89,6 @@ class Service:
     port: int | None
     starts_at_boot: bool
     restarts: int = 0
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """What a service should be.
-
-    options: of the server, sessions and context among them where they are given. keep: what was computed of
-    conversations outlives the server, in a folder of its own.
-    """
-
-    port: int = serving.DEFAULT_PORT
-    options: tuple[str, ...] = ()
-    sessions: int | None = None
-    context: int | None = None
-    keep: bool = False
 
 
 @dataclass(frozen=True)
@@ -220,9 +206,28 @@ def as_wanted(model: InstalledModel, home: str, wanted: Wanted) -> Service | Non
         return found if there == unit and found.starts_at_boot else None
     if board.can_systemd:
         return None
-    pid = serving.status(model.remote, home, model.name).pid
-    words = model.remote.run(["cat", f"/proc/{pid}/cmdline"]).stdout.rstrip(b"\0").split(b"\0")
-    return found if words[3:] == [word.encode() for word in _arguments(model, home, wanted)] else None
+    return found if _running(model.remote, home, model.name) == _arguments(model, home, wanted) else None
+
+
+def made_with(remote: Remote, home: str, model: str) -> Wanted | None:
+    """What the model's service, running or not, was made with; None if it has none. Raises CommandError."""
+    board = look(remote, home, model)
+    if "unit" in board.values:
+        words = board.values["unit"].split()[3:]  # ExecStart=PROGRAM serve FOLDER
+    elif not (words := _running(remote, home, model)):
+        if "in_crontab" not in board.values:
+            return None
+        words = board.values["in_crontab"].rpartition(" # ")[0].split()[6:]  # @reboot PROGRAM supervise … start FOLDER
+    return read_options(words, remote.name)
+
+
+def _running(remote: Remote, home: str, model: str) -> list[str]:
+    """The options of the server that edgellm-rt keeps running; empty if it runs none."""
+    pid = serving.status(remote, home, model).pid
+    if pid is None:
+        return []
+    words = remote.run(["cat", f"/proc/{pid}/cmdline"]).text.rstrip("\0").split("\0")
+    return words[words.index("serve") + 2 :] if "serve" in words else []  # an emulator may come first
 
 
 def _make_room(model: InstalledModel, home: str, board: Board) -> None:

@@ -21,6 +21,7 @@ from edgellm.remote import Remote
 from edgellm.runtime_program import find_model
 from edgellm.selection import add_board, add_model
 from edgellm.serve_cli import add_server_options, server_argv
+from edgellm.service_options import Wanted
 
 _EPILOG = """\
 examples:
@@ -61,7 +62,7 @@ def main(args: argparse.Namespace) -> int:
                 print(f"{model.name} is no service on {board.label}{' any more' if removed else ''}")
             return 0
         if args.action == "install":
-            wanted = service.Wanted(args.port, tuple(server_argv(args)), args.sessions, args.context, args.keep)
+            wanted = Wanted(args.port, tuple(server_argv(args)), args.keep)
             found: service.Service | None = service.install(model, home, wanted)
         else:
             found = service.find(remote, home, model.name)

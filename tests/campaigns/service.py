@@ -17,6 +17,7 @@ MemoryMax is set but not enforced).
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import shutil
@@ -39,6 +40,7 @@ SYSTEMD = "/lib/systemd/systemd"
 NAME = "assistant"
 UNIT = f"edgellm-{NAME}.service"
 _STATE = f"/var/lib/private/edgellm/{NAME}"
+_KEPT = f"/var/lib/edgellm/{NAME}"
 BOOT_S = 120.0
 # Nothing of the host's hardware, kernel settings or network may be touched; /tmp has the bundle.
 _MASKED = (
@@ -105,6 +107,11 @@ class Box:
         self.group.mkdir()
         self.process: subprocess.Popen[bytes] | None = None
         self.init = 0
+        self.environment = {
+            "HOME": "/home/pi",
+            "XDG_STATE_HOME": "/home/pi/state",
+            "XDG_CONFIG_HOME": "/home/pi/config",
+        }
 
     def boot(self) -> float:
         """Starts it and waits until systemd says that it runs; returns the seconds that took."""
@@ -122,7 +129,7 @@ class Box:
 
     def run(self, script: str, check: bool = True) -> str:
         argv = ["nsenter", "-t", str(self.init), "-a", "-r", "-w", "sh", "-c", script]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=900)
         if check and done.returncode != 0:
             raise SystemExit(f"{script}: {done.stdout}{done.stderr}")
         return done.stdout
@@ -130,8 +137,8 @@ class Box:
     def edgellm(self, *arguments: str) -> dict[str, Any]:
         """A command with --json, as the user whose home has the model (here: root)."""
         words = " ".join([*arguments, "--board", "local", "--json"])
-        home = "HOME=/home/pi XDG_STATE_HOME=/home/pi/state XDG_CONFIG_HOME=/home/pi/config"
-        said = self.run(f"cd {os.getcwd()} && {home} {sys.executable} -m edgellm {words}")
+        given = " ".join(f"{key}={value}" for key, value in self.environment.items())
+        said = self.run(f"cd {os.getcwd()} && {given} {sys.executable} -m edgellm {words}")
         answer: dict[str, Any] = json.loads(said)
         return answer
 
@@ -144,10 +151,19 @@ class Box:
 
     def remove(self) -> None:
         self.power_off()
-        for child in sorted(self.group.rglob("*"), reverse=True):
-            if child.is_dir():
-                child.rmdir()
-        self.group.rmdir()
+        for child in [*sorted((path for path in self.group.rglob("*") if path.is_dir()), reverse=True), self.group]:
+            wait_until(f"{child} is empty", lambda child=child: _removed(child), 30)
+
+
+def _removed(group: Path) -> bool:
+    """Removes a cgroup; False while the kernel still buries who was in it."""
+    try:
+        group.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
 
 
 def wait_until(what: str, holds: Callable[[], bool], patience_s: float) -> float:
@@ -206,7 +222,7 @@ def check(box: Machine, bundle: Path) -> None:
     booted = box.boot()
     took = wait_until("served after a boot", lambda: well(box), 60 * box.patience)
     expect("answers after a reboot that nobody announced", True, f"{booted + took:.1f} s")
-    keep_sessions(box)
+    keep_sessions(box, bundle)
     began = time.monotonic()
     box.run(f"systemctl stop {UNIT}")
     expect("stops cleanly", show(box, "Result") == "success", f"{time.monotonic() - began:.2f} s")
@@ -220,13 +236,19 @@ def check(box: Machine, bundle: Path) -> None:
     expect("with what it kept", left == "", left or "nothing is left")
 
 
-def keep_sessions(box: Machine) -> None:
-    """Sessions outlive the server, in a folder that only the service reads; nothing else can be written."""
-    done = box.edgellm("service", "install", "--keep")
+def keep_sessions(box: Machine, bundle: Path) -> None:
+    """Sessions outlive the server, in a folder that only the service reads; nothing else can be written.
+
+    The service is made anew by a deployment that does not speak of its options, and has them still.
+    """
+    done = box.edgellm("service", "install", "--keep", "--sessions", "2")
     expect("installed to keep sessions", done["healthy"] is True, done["service"]["state"])
     first = ask(box)["usage"]
-    box.run(f"systemctl restart {UNIT}")
-    wait_until("served again", lambda: well(box), 60 * box.patience)
+    done = box.edgellm("deploy", str(bundle), "--name", NAME, "--service")
+    expect("deployed as a service again", done["healthy"] is True, done["service"]["state"])
+    pid = show(box, "MainPID")
+    options = box.run(f"tr '\\0' ' ' </proc/{pid}/cmdline").partition(" --port ")[2].strip()
+    expect("with the options that it had", options == f"11434 --sessions 2 --keep {_KEPT}", options)
     second = ask(box)["usage"]
     cached = [usage["prompt_tokens_details"]["cached_tokens"] for usage in (first, second)]
     expect(

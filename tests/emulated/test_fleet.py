@@ -311,7 +311,8 @@ def test_a_service_is_left_alone_once_it_is_as_wanted(
     bundle = build("random:tiny", "local", Options("w4a8")).bundle
     port, path = free_port(), three.folder / "service.yml"
     deploy = f"edgellm.board.deploy: {{bundle: {bundle.path}, name: served, service: true, port: {port}}}"
-    service = f"edgellm.board.service: {{name: served, port: {port}, sessions: 2}}"
+    service = f"edgellm.board.service: {{name: served, port: {port}, sessions: 2, keep: true}}"
+    plain = f"edgellm.board.deploy: {{bundle: {bundle.path}, name: served, service: true}}"
     path.write_text(f"""\
 - hosts: board02
   gather_facts: false
@@ -327,6 +328,12 @@ def test_a_service_is_left_alone_once_it_is_as_wanted(
       register: other
     - {service}
       register: again
+    - {plain}
+      register: deployed_again
+    - edgellm.board.service: {{name: served, threads: 1}}
+      register: one_thread
+    - {service}
+      register: still_the_same
     - edgellm.board.service: {{name: served, state: absent}}
       register: gone
     - edgellm.board.service: {{name: served, state: absent}}
@@ -338,6 +345,9 @@ def test_a_service_is_left_alone_once_it_is_as_wanted(
           - rehearsed is changed
           - other is changed and other.healthy
           - again is not changed and again.healthy
+          - deployed_again is not changed and deployed_again.service.port == {port}
+          - one_thread is changed and one_thread.healthy and one_thread.service.port == {port}
+          - still_the_same is not changed
           - gone is changed
           - still_gone is not changed
 """)

@@ -20,6 +20,7 @@ from edgellm.cli import main
 from edgellm.connection import connect
 from edgellm.probe import home_of
 from edgellm.remote import Remote
+from edgellm.service_options import Wanted
 
 MODEL = str(Path(__file__).resolve().parents[2] / "examples/voice_assistant/model")
 BOARD = "virtual-rpi5"
@@ -140,6 +141,15 @@ def test_a_service_comes_back_and_follows_the_version_in_use(deployed, remote: R
     back = said("rollback", "--model", NAME)
     assert (back["healthy"], back["health"]["sha256"]) == (True, deployed["sha256"])
     assert said("service", "status")["healthy"] is True
+
+    port = str(serving.DEFAULT_PORT + 1)
+    said("service", "install", "--keep", "--sessions", "2", "--port", port)
+    wanted = service.made_with(remote, home, NAME)
+    assert wanted == Wanted(int(port), ("--sessions", "2"), keep=True)
+    again = said("deploy", MODEL, "--name", NAME, "--scheme", "w8a8", "--service")  # made anew, and as it was
+    assert (again["healthy"], again["service"]["port"]) == (True, int(port))
+    assert again["health"]["sha256"] == second["sha256"]
+    assert service.made_with(remote, home, NAME) == wanted
 
     assert said("service", "remove")["removed"] is True
     assert service.find(remote, home, NAME) is None

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgellm.errors import CommandError, UnsuitableError
+from edgellm.service_options import Wanted, read_options
 from edgellm.serving import Background, read_background
 from edgellm.unit import UnitOptions, memory_max_bytes, unit_text
 
@@ -98,3 +99,35 @@ def test_what_a_supervisor_says_is_checked() -> None:
     for wrong in ("", "rubbish", "[]", "{}", '{"running":true,"port":"x"}', '{"running":true,"port":1e999}', deep):
         with pytest.raises(CommandError, match="kitchen: edgellm-rt supervise said something unexpected"):
             read_background(wrong, "kitchen")
+
+
+def test_options_are_read_back_as_they_were_given() -> None:
+    words = "--port 8080 --sessions 2 --threads 3 --newer-option --keep /var/lib/edgellm/assistant".split()
+    found = read_options(words, "kitchen")
+    assert found == Wanted(8080, ("--sessions", "2", "--threads", "3", "--newer-option"), keep=True)
+    assert (found.sessions, found.context) == (2, None)
+    unit = unit_text(options(port=found.port, options=found.options, keep=found.keep))
+    line = next(line for line in unit.splitlines() if line.startswith("ExecStart="))
+    assert read_options(line.split()[3:], "kitchen") == found
+
+
+def test_an_option_is_changed_where_it_stands() -> None:
+    now = Wanted(options=("--sessions", "2", "--threads", "3"))
+    assert now.with_options({}) == now.options
+    assert now.with_options({"sessions": 2}) == now.options
+    assert now.with_options({"context": 512, "sessions": 8}) == (
+        *("--sessions", "8", "--threads", "3"),
+        *("--context", "512"),
+    )
+    assert Wanted(options=("--sessions",)).sessions is None
+    assert Wanted(options=("--sessions", "many")).sessions is None
+
+
+@pytest.mark.parametrize(
+    "words", ["", "--port", "--port x", "--port -1", "--port 123456789", "--sessions 2", "\x1b[2J"]
+)
+def test_options_without_a_port_are_refused(words: str) -> None:
+    with pytest.raises(CommandError, match="kitchen: the service there has no port") as raised:
+        read_options(words.split(), "kitchen")
+    assert "edgellm service install" in str(raised.value)
+    assert "\x1b" not in str(raised.value)

@@ -43,6 +43,7 @@ def main() -> int:
     parser.add_argument("--wav-in", type=Path, metavar="FILE", help="listen to a WAV file instead of a microphone")
     parser.add_argument("--wav-out", type=Path, metavar="FILE", help="... and write the conversation to another, "
                         "left what was heard, right what was said")  # fmt: skip
+    parser.add_argument("--wyoming", metavar="URI", help="serve the engines to Home Assistant, instead of wyoming.uri")
     parser.add_argument("--paced", action="store_true", help="take the WAV file at the speed of speech")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -61,6 +62,14 @@ def _run(arguments: argparse.Namespace) -> int:
         from dataclasses import replace
 
         config = replace(config, llm=replace(config.llm, url=arguments.url))
+    if (uri := arguments.wyoming or config.wyoming.uri) and not arguments.wav_in:
+        from voice_assistant import wyoming_server
+
+        if arguments.check:
+            wyoming_server.Engines(config)
+        else:
+            wyoming_server.serve(config, uri)
+        return 0
     tell = events(lambda line: print(line, flush=True))
     if arguments.check or arguments.wav_in:
         pcm = read_wav(arguments.wav_in) if arguments.wav_in else b""

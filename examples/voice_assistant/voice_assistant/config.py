@@ -162,6 +162,17 @@ class InterruptTable:
     confirm_ms: float = _within(320, 32, 3000)
 
 
+@dataclass(frozen=True)
+class WyomingTable:
+    """The engines for others, such as Home Assistant, instead of a microphone of its own.
+
+    uri   where they are to be had: "tcp://127.0.0.1:10700", or "tcp://0.0.0.0:10700" for everybody in the network, for
+          the protocol has no passwords; "": nowhere
+    """
+
+    uri: str = ""
+
+
 @dataclass(frozen=True, kw_only=True)
 class NamedTable:
     """What devices and rooms have. mqtt_topic, entity_id: where the backend finds it."""
@@ -218,6 +229,7 @@ class Config:
     tts: TextToSpeechTable = field(default_factory=TextToSpeechTable)
     llm: LlmTable = field(default_factory=LlmTable)
     interrupt: InterruptTable = field(default_factory=InterruptTable)
+    wyoming: WyomingTable = field(default_factory=WyomingTable)
     home: HomeTable = field(default_factory=HomeTable)
 
 

@@ -26,11 +26,13 @@ options:
     choices: [present, absent]
     default: present
   service:
-    description: Make it a service that starts with the board. One that is a service already is restarted anyway.
+    description:
+      - Make it a service that starts with the board. One that is a service already is restarted anyway, with the port
+        and the options that it has.
     type: bool
     default: false
   port:
-    description: The service's port on the board's loopback; 11434 by default.
+    description: The service's port on the board's loopback; 11434 for a new one by default.
     type: int
   verify:
     description: Hash everything on the board even if nothing changed.

@@ -8,7 +8,7 @@ short_description: Have a model served from the start of a board
 description:
   - A model on a board as a service. A hardened systemd unit where there is systemd, and the right to use it; else kept
     by edgellm-rt itself.
-  - Does nothing if it runs already as the options say.
+  - Does nothing if it runs already as the options say. Options that are not given stay as they are.
 extends_documentation_fragment: [edgellm.board.board]
 options:
   name:
@@ -35,6 +35,9 @@ options:
   threads:
     description: Threads; by default as many as turn out fastest.
     type: int
+  keep:
+    description: What was computed of conversations outlives the server, in a folder that nobody else reads.
+    type: bool
 author: the authors of edgellm
 """
 

@@ -46,6 +46,7 @@ SPEC: dict[str, dict[str, dict[str, Any]]] = {
         "waiting": {"type": "int"},
         "context": {"type": "int"},
         "threads": {"type": "int"},
+        "keep": {"type": "bool"},
     },
     "gc": {},
     "info": {},

@@ -132,11 +132,16 @@ def instruction(dtype: str, name: str, *args: Array) -> Array:
     return found.view(base)
 
 
+def typed(value: Any) -> Any:
+    """A number without a type is an int32: so TVM prints them."""
+    return np.int32(value) if isinstance(value, int) else value
+
+
 T = SimpleNamespace(
     Ramp=Ramp,
-    Broadcast=lambda value, lanes: np.repeat(np.int32(value) if isinstance(value, int) else value, lanes),
+    Broadcast=lambda value, lanes: np.repeat(typed(value), lanes),
     reinterpret=reinterpret,
-    Shuffle=lambda vectors, indices: np.concatenate([np.atleast_1d(each) for each in vectors])[list(indices)],
+    Shuffle=lambda vectors, indices: np.concatenate([np.atleast_1d(typed(each)) for each in vectors])[list(indices)],
     call_llvm_pure_intrin=instruction,
     **{name: getattr(np, name) for name in ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64")},
     bool=np.bool_,

@@ -34,6 +34,15 @@ class TokenizerError(CompileError):
     """tokenizer.json has a construct the board cannot run."""
 
 
+def refuse(construct: str) -> TokenizerError:
+    """What a tokenizer.json has and no board can do."""
+    return TokenizerError(
+        f"tokenizer.json: {construct} is not supported. Supported are byte-level BPE (GPT-2, Llama 3, Qwen), "
+        "SentencePiece BPE (Llama 2, Mistral), Unigram and RWKV's World tokenizers; convert the tokenizer or extend "
+        "crosscompile/tokenizer.py."
+    )
+
+
 class TemplateError(CompileError):
     """The chat template has a construct the board cannot run."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from . import pattern, unicode
-from .errors import TokenizerError
+from .errors import TokenizerError, refuse
 
 DECOMPOSE, COMPOSE, MAP, REPLACE, PREPEND, STRIP, CHARSMAP = range(1, 8)
 
@@ -83,6 +83,24 @@ class Writer(Protocol):
     def string(self, text: str) -> tuple[int, int]: ...
 
     def step(self, kind: int, *arguments: int) -> None: ...
+
+
+def flatten(node: Mapping[str, Any] | None, members: str) -> list[Mapping[str, Any]]:
+    """The steps of a normalizer, pre-tokenizer, decoder or post-processor, sequences unrolled."""
+    if node is None:
+        return []
+    if node.get("type") == "Sequence":
+        return [step for member in node[members] for step in flatten(member, members)]
+    return [node]
+
+
+def pattern_of(node: Mapping[str, Any]) -> pattern.Node:
+    """A Split or Replace pattern: {"String": …} or {"Regex": …}."""
+    if "Regex" in node:
+        return pattern.parse(node["Regex"])
+    if not node.get("String"):
+        raise refuse("an empty pattern")
+    return pattern.exactly(node["String"])
 
 
 def unicode_form(writer: Writer, form: str) -> Step:
@@ -161,7 +179,7 @@ def charsmap_images(blob: bytes) -> dict[bytes, str]:
     return images
 
 
-def precompiled(writer: Writer, step: Mapping[str, Any], refuse: Callable[[str], TokenizerError]) -> Step:
+def precompiled(writer: Writer, step: Mapping[str, Any]) -> Step:
     """SentencePiece's map of characters, as `tokenizers` applies it: to grapheme clusters of at most five bytes, by the
     shortest key that they begin with, and else to each character."""
     images = charsmap_images(base64.b64decode(step["precompiled_charsmap"], validate=True))
@@ -179,12 +197,7 @@ def precompiled(writer: Writer, step: Mapping[str, Any], refuse: Callable[[str],
     return apply
 
 
-def add(
-    writer: Writer,
-    step: Mapping[str, Any],
-    pattern_of: Callable[[Mapping[str, Any]], pattern.Node],
-    refuse: Callable[[str], TokenizerError],
-) -> Step:
+def add(writer: Writer, step: Mapping[str, Any]) -> Step:
     """Appends one normalizer to the writer. Returns what it does to a string."""
     kind = step["type"]
     if kind in ("NFC", "NFD", "NFKC", "NFKD"):
@@ -205,5 +218,5 @@ def add(
         writer.step(REPLACE, writer.program.add(pattern.Set(accents)), *writer.string(""))
         return lambda text: "".join(c for c in text if not any(first <= ord(c) <= last for first, last in accents))
     if kind == "Precompiled":
-        return precompiled(writer, step, refuse)
+        return precompiled(writer, step)
     raise refuse(f"normalizer {kind}")

@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from . import normalization, pattern, unicode
-from .errors import TokenizerError
+from . import normalization, unicode
+from .errors import TokenizerError, refuse
+from .normalization import flatten
 from .pattern import NONE, Program
+from .pre_tokenization import add_pre_tokenizers
 
 MAGIC = b"ELLMTOK1"
 N_SECTIONS = {1: 21, 2: 24, 3: 24}
@@ -31,13 +33,8 @@ BYTE_LEVEL, BYTE_FALLBACK, FUSE_UNKNOWN, IGNORE_MERGES, DROP_FIRST, UNIGRAM, LON
 EXISTS, SPECIAL, BYTE, WORD = 1, 2, 4, 8
 # Flags of an added token.
 LSTRIP, RSTRIP, SINGLE_WORD, ADDED_SPECIAL = 1, 2, 4, 8
-# Pre-tokenizer steps; normalizer steps are numbered in normalization.py.
-PIECES, PREFIX_SPACE, METASPACE, STAND_INS = 32, 33, 34, 35
-BEHAVIORS = {"Isolated": 0, "Removed": 1, "Contiguous": 2, "MergedWithPrevious": 3, "MergedWithNext": 4}
-SCHEMES = {"never": 0, "always": 1, "first": 2}
 # How tokens become text.
 CONCATENATE, DECODE_BYTES, DECODE_FALLBACK, JOIN_SPACES = range(4)
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
 class Added(NamedTuple):
@@ -68,14 +65,6 @@ class Writer:
         self.steps.append([kind, *arguments, *[0] * (7 - len(arguments))])
 
 
-def refuse(construct: str) -> TokenizerError:
-    return TokenizerError(
-        f"tokenizer.json: {construct} is not supported. Supported are byte-level BPE (GPT-2, Llama 3, Qwen), "
-        "SentencePiece BPE (Llama 2, Mistral), Unigram and RWKV's World tokenizers; convert the tokenizer or extend "
-        "crosscompile/tokenizer.py."
-    )
-
-
 def byte_characters() -> dict[str, int]:
     """GPT-2's printable stand-in for every byte, inverted."""
     kept = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -84,89 +73,6 @@ def byte_characters() -> dict[str, int]:
 
 
 BYTE_OF = byte_characters()
-
-
-def flatten(node: Mapping[str, Any] | None, members: str) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer, pre-tokenizer, decoder or post-processor, sequences unrolled."""
-    if node is None:
-        return []
-    if node.get("type") == "Sequence":
-        return [step for member in node[members] for step in flatten(member, members)]
-    return [node]
-
-
-def pattern_of(node: Mapping[str, Any]) -> pattern.Node:
-    """A Split or Replace pattern: {"String": …} or {"Regex": …}."""
-    if "Regex" in node:
-        return pattern.parse(node["Regex"])
-    if not node.get("String"):
-        raise refuse("an empty pattern")
-    return pattern.exactly(node["String"])
-
-
-def add_pieces(writer: Writer, node: pattern.Node, behavior: str, invert: bool = False) -> None:
-    if behavior not in BEHAVIORS:
-        raise refuse(f"split behavior {behavior!r}")
-    writer.step(PIECES, writer.program.add(node), BEHAVIORS[behavior], int(invert))
-
-
-def add_class_pieces(writer: Writer, name: str, behavior: str) -> None:
-    ranges = unicode.named(name)
-    assert ranges is not None
-    add_pieces(writer, pattern.Set(ranges), behavior)
-
-
-def words_and_marks() -> pattern.Node:
-    r"""The Whitespace pre-tokenizer's \w+|[^\w\s]+ with Rust's \w."""
-    word, space = unicode.named("word"), unicode.named("whitespace")
-    assert word is not None
-    assert space is not None
-    other = unicode.complement(unicode.union([word, space]))
-    return pattern.Choice(tuple(pattern.Repeat(pattern.Set(ranges), 1, NONE, False) for ranges in (word, other)))
-
-
-def add_metaspace(writer: Writer, step: Mapping[str, Any]) -> None:
-    replacement = step.get("replacement", "▁")
-    scheme = step.get("prepend_scheme", "always" if step.get("add_prefix_space", True) else "never")
-    if scheme not in SCHEMES:
-        raise refuse(f"Metaspace prepend_scheme {scheme!r}")
-    writer.step(METASPACE, *writer.string(replacement), SCHEMES[scheme])
-    if step.get("split", True):
-        add_pieces(writer, pattern.exactly(replacement), "MergedWithNext")
-
-
-def add_pre_tokenizers(writer: Writer, node: Mapping[str, Any] | None) -> tuple[bool, bool]:
-    """Appends the pre-tokenizer's steps. Returns whether words become bytes, and whether steps follow that see each
-    byte as its stand-in (Falcon's split runs of digits)."""
-    byte_level = False
-    steps = flatten(node, "pretokenizers")
-    for step in steps:
-        kind = step["type"]
-        if byte_level and kind in ("ByteLevel", "Metaspace"):
-            raise refuse(f"a {kind} pre-tokenizer after ByteLevel")
-        if kind == "Split":
-            add_pieces(writer, pattern_of(step["pattern"]), step["behavior"], bool(step.get("invert", False)))
-        elif kind == "ByteLevel":
-            byte_level = True
-            if step.get("add_prefix_space", True):
-                writer.step(PREFIX_SPACE)
-            if step.get("use_regex", True):
-                add_pieces(writer, pattern.parse(GPT2), "Isolated")
-            if step is not steps[-1]:
-                writer.step(STAND_INS)
-        elif kind == "Metaspace":
-            add_metaspace(writer, step)
-        elif kind == "Digits":
-            add_class_pieces(writer, "numeric", "Isolated" if step.get("individual_digits") else "Contiguous")
-        elif kind == "Punctuation":
-            add_class_pieces(writer, "punctuation", step.get("behavior", "Isolated"))
-        elif kind == "WhitespaceSplit":
-            add_class_pieces(writer, "whitespace", "Removed")
-        elif kind == "Whitespace":
-            add_pieces(writer, words_and_marks(), "Removed", invert=True)
-        else:
-            raise refuse(f"pre-tokenizer {kind}")
-    return byte_level, byte_level and steps[-1]["type"] != "ByteLevel"
 
 
 def added_tokens(document: Mapping[str, Any], config: Mapping[str, Any], vocab: Mapping[str, int]) -> list[Added]:
@@ -404,10 +310,7 @@ def assemble(document: Mapping[str, Any], config: Mapping[str, Any]) -> bytes:
     n_tokens = max(ids) + 1
 
     writer = Writer()
-    normalizers = [
-        normalization.add(writer, step, pattern_of, refuse)
-        for step in flatten(document.get("normalizer"), "normalizers")
-    ]
+    normalizers = [normalization.add(writer, step) for step in flatten(document.get("normalizer"), "normalizers")]
     n_normalizers = len(writer.steps)
     byte_level, stand_ins = add_pre_tokenizers(writer, document.get("pre_tokenizer"))
     decoding = decoding_of(document.get("decoder"))

@@ -186,10 +186,9 @@ _TILES = {
     ("armv7-neon", "u4"): (1, 1),
     ("armv7-neon", "w3"): (1, 1),
 }
-"""Tokens and row groups of a tile that fit the registers, where it is not four and one, or what the kind that a kind is
-like has: `python -m
-tests.campaigns.inner_loops` shows it. Without broadcasts from memory inside an instruction (avx-vnni), two row groups
-that share them beat four tokens that share unpacked weights."""
+"""Tokens and row groups of a tile that fit the registers, where it is neither four and one nor what the kind has that a
+kind is like: `python -m tests.campaigns.inner_loops` shows it. Without broadcasts from memory inside an instruction
+(avx-vnni), two row groups that share them beat four tokens that share unpacked weights."""
 
 
 def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:

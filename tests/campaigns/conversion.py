@@ -100,7 +100,7 @@ def write_checkpoint(folder: Path, layers: int) -> int:
     for i, tensors in enumerate(shards(layers)):
         file = folder / f"model-{i:05}-of-{layers + 1:05}.safetensors"
         if not file.exists():
-            print(f"\rwriting {file.name}", end="", file=sys.stderr, flush=True)
+            print(f"writing {file.name}", file=sys.stderr)
             write_shard(file, tensors, np.random.default_rng(i))
         total += sum(tensor.n_bytes for tensor in read_header(file)[0].values())
         index |= dict.fromkeys(tensors, file.name)

@@ -113,7 +113,7 @@ class Tokenizer:
             self.text = ctypes.create_string_buffer(count.value)
         if status:
             raise TextError(status, "decode")
-        return self.text.raw[: count.value].decode()
+        return ctypes.string_at(self.text, count.value).decode()
 
     def stream(self, ids: list[int], skip_special: bool = False) -> list[str]:
         """The pieces that pushing one token after the other gives, then the flush."""
@@ -130,7 +130,7 @@ class Tokenizer:
                 )
             if status:
                 raise TextError(status, "stream")
-            pieces.append(self.text.raw[: count.value].decode())
+            pieces.append(ctypes.string_at(self.text, count.value).decode())
         return pieces
 
 
@@ -166,4 +166,4 @@ class Template:
             self.text = ctypes.create_string_buffer(count.value)
         if status:
             raise TextError(status, error.value.decode(errors="replace"))
-        return self.text.raw[: count.value].decode()
+        return ctypes.string_at(self.text, count.value).decode()

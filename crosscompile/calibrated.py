@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from crosscompile.errors import CheckpointError
-from crosscompile.kinds import GROUP, KINDS
+from crosscompile.kinds import KINDS
 from crosscompile.rounding import Rounded
 from crosscompile.safetensors_stream import ShardWriter, Slot, TensorInfo, read_header
 
@@ -34,7 +34,7 @@ class CalibrationWriter:
         """Takes one matrix."""
         file = f"matrix-{len(self.matrices):03}.safetensors"
         q = rounded.q
-        data = (q[:, ::2] & 15).astype(np.uint8) | (q[:, 1::2].astype(np.uint8) << 4) if kind == "w4" else q
+        data = (q[:, ::2] & 15).astype(np.uint8) | (q[:, 1::2].astype(np.uint8) << 4) if _halves(kind) == 2 else q
         stored = {"q": data, "scale": rounded.scale}
         slots = {part: Slot(values.shape, values.dtype) for part, values in stored.items()}
         with ShardWriter(self.directory / file, slots, {"parameter": name, "kind": kind}) as writer:
@@ -63,16 +63,23 @@ class Matrix:
     scale: TensorInfo
 
     def rows(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """q (rows, in) int8 and scale (rows, in / 32) float16 of rows [start, stop)."""
-        data, scale = _part(self.q, np.dtype("u1"), start, stop), _part(self.scale, np.dtype("<f2"), start, stop)
+        """q (rows, in) of the kind's dtype and scale (rows, in / group) float16 of rows [start, stop)."""
+        halves = _halves(self.kind)
+        stored = np.dtype("u1") if halves == 2 else KINDS[self.kind].dtype
+        data, scale = _part(self.q, stored, start, stop), _part(self.scale, np.dtype("<f2"), start, stop)
         if not np.isfinite(scale).all():
             raise CheckpointError(f"{self.scale.file}: a scale is not finite; {_AGAIN}")
-        if self.kind != "w4":
-            return data.view(np.int8), scale
+        if halves == 1:
+            return data, scale
         q = np.empty((len(data), 2 * data.shape[1]), np.int8)
         q[:, ::2], q[:, 1::2] = data << 4, data & 0xF0
         q >>= 4  # an arithmetic shift: the sign comes with it
         return q, scale
+
+
+def _halves(kind: str) -> int:
+    """How many integers of a kind are stored in a byte."""
+    return 2 if KINDS[kind].base == "w4" else 1
 
 
 def _part(info: TensorInfo, dtype: np.dtype[Any], start: int, stop: int) -> np.ndarray:
@@ -122,10 +129,11 @@ def _matrix(directory: Path, name: str, entry: dict[str, Any]) -> Matrix:
     kind, (out, columns), error = entry["kind"], entry["shape"], float(entry["error"])
     file = directory / Path(entry["file"]).name
     tensors, _ = read_header(file)
-    halves = 2 if kind == "w4" else 1
-    wanted = {"q": ("U8" if halves == 2 else "I8", (out, columns // halves)), "scale": ("F16", (out, columns // GROUP))}
+    how, halves = KINDS[kind], _halves(kind)
+    stored = "U8" if halves == 2 else "I8" if how.dtype == np.int8 else "I16"
+    wanted = {"q": (stored, (out, columns // halves)), "scale": ("F16", (out, columns // how.group))}
     for part, (dtype, shape) in wanted.items():
         info = tensors[part]
-        if kind not in KINDS or (info.dtype, info.shape) != (dtype, shape):
+        if (info.dtype, info.shape) != (dtype, shape):
             raise CheckpointError(f"{file}: {part} of {name} is {info.dtype} {list(info.shape)}, not {dtype}; {_AGAIN}")
     return Matrix(kind, (out, columns), error, tensors["q"], tensors["scale"])

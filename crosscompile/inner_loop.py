@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 from crosscompile.codegen import compile_object
 from crosscompile.kernels.linear import default_knobs, effective, float_linear, quantized_linear, schedule
-from crosscompile.packing import GROUP, KINDS, Packing
+from crosscompile.kinds import BASES
+from crosscompile.packing import GROUP, Packing
 from crosscompile.target import TIERS, Tier, target_of_tier
 
 COLUMNS, ROW_GROUPS = 1536, 64
@@ -96,7 +97,7 @@ def instruction_table() -> dict[str, dict[str, dict[str, float]]]:
     """Instructions per product by tier, kind of weights, and rows of the activation: "1" or "64"."""
     table: dict[str, dict[str, dict[str, float]]] = {}
     for tier in TIERS.values():
-        for kind in (*KINDS, "f16", "f32"):
+        for kind in (*(kind.name for kind in BASES), "f16", "f32"):
             loops = {str(n): loop_of(tier, kind, n) for n in (1, 64)}
             counts = {n: round(len(loop.instructions) / loop.products, 5) for n, loop in loops.items()}
             table.setdefault(tier.name, {})[kind] = counts

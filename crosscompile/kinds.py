@@ -1,18 +1,20 @@
 """The table of kinds: in how many bits a quantized weight is stored, and which integers may stand there.
 
-A weight is integer · scale, with a float16 scale for every 32 columns of a row. A new kind is a line of this table;
-packing, kernels, rounding and reference follow from what it says.
+A weight is integer · scale, with a float16 scale for every 32, 64 or 128 columns of a row. A new kind is a line of this
+table; packing, kernels, rounding and reference follow from what it says.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 GROUP = 32
-"""Columns that share one scale."""
+"""Columns that are multiplied before there is a scale: activations have one for each such group, weights at most."""
+LARGER = (64, 128)
+"""Columns that may share a scale of weights, besides."""
 
 IQ4_NL = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 """ggml's kvalues_iq4nl: close together where most weights are."""
@@ -23,11 +25,12 @@ class Kind:
     """How the weights of a kind are stored, and multiplied.
 
     bits        stored of a weight, besides what its group shares
-    low, high   the least and the greatest integer
+    low, high   the least and the greatest integer: int8, or with 8 bits and a zero point int16
     like        "w4" or "w8": whose instructions multiply it, as nibbles or as bytes
     levels      the integers that the stored numbers, 0 and up, stand for, ascending; (): they stand for themselves
-    zero        a group has a zero point, 0 to 15: what is stored is integer + zero, 0 to 15
+    zero        a group has a zero point of as many bits, which is what 0 is stored as
     narrowest   of the scale that just reaches a group's extreme value, the smallest part worth trying
+    group       columns that share a scale, and a zero point
     """
 
     name: str
@@ -38,6 +41,32 @@ class Kind:
     levels: tuple[int, ...] = ()
     zero: bool = False
     narrowest: float = 0.70
+    group: int = GROUP
+
+    @property
+    def base(self) -> str:
+        """The kind of the same integers in groups of 32."""
+        return self.name.partition("g")[0]
+
+    @property
+    def span(self) -> int:
+        """How many groups of 32 columns share a scale."""
+        return self.group // GROUP
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Of the integers."""
+        return np.dtype(np.int8 if self.high < 128 else np.int16)
+
+    @property
+    def top(self) -> int:
+        """The greatest stored number, of kinds that have zero points."""
+        return (1 << self.bits) - 1
+
+    @property
+    def stored_bits(self) -> float:
+        """Bits of a weight with its part of what the group shares."""
+        return self.bits + (16 + (self.bits if self.zero else 0)) / self.group
 
     @property
     def low_bits(self) -> int:
@@ -74,7 +103,7 @@ class Kind:
         zero: of kinds that have one, float32, broadcast against values. Values that are not finite give any integer.
         """
         if not self.levels:
-            low, high = (self.low, self.high) if zero is None else (-zero, np.float32(15) - zero)
+            low, high = (self.low, self.high) if zero is None else (-zero, np.float32(self.top) - zero)
             made: np.ndarray = np.rint(values)
             return np.clip(made, low, high, out=made)
         inside = np.fmin(np.fmax(values, np.float32(self.low)), np.float32(self.high))  # of NaN, low
@@ -83,42 +112,49 @@ class Kind:
         return self._nearest.take(at)
 
     def codes(self, q: np.ndarray) -> np.ndarray:
-        """What is stored for the integers q, int8, of a kind with levels: uint8. Zeros of padding give any."""
+        """What is stored for the integers q of a kind with levels: uint8. Zeros of padding give any."""
         return self._codes[q.astype(np.intp) + 128] & np.uint8(len(self.levels) - 1)
 
     def fits(self, q: np.ndarray) -> bool:
-        """Whether integers, (rows, columns) int8, are all among the kind's."""
-        if not q.size:
+        """Whether integers, (rows, columns) int8 or int16, are all among the kind's, in groups of its size."""
+        if not q.size or q.shape[-1] % self.group:
             return False
         if self.levels:
-            return bool((self._codes[q.astype(np.intp) + 128] != 255).all())
+            return bool(-128 <= int(q.min()) and int(q.max()) < 128) and bool((self._codes[q.astype(np.intp) + 128] != 255).all())
         if int(q.min()) < self.low or int(q.max()) > self.high:
             return False
         if not self.zero:
             return True
-        groups = q.reshape(-1, GROUP).astype(np.int16)
-        return bool((np.maximum(groups.max(1), 0) - np.minimum(groups.min(1), 0) <= 15).all())
+        groups = q.reshape(-1, self.group).astype(np.int16)
+        return bool((np.maximum(groups.max(1), 0) - np.minimum(groups.min(1), 0) <= self.top).all())
 
 
-def zero_points(q: np.ndarray) -> np.ndarray:
-    """The zero point of each group of q (…, columns), integers that fit a kind with zeros: (…, columns / 32) uint8.
+def zero_points(q: np.ndarray, group: int = GROUP) -> np.ndarray:
+    """The zero point of each group of q (…, columns), integers that fit a kind with zeros: (…, columns / group) uint8.
 
-    The least with which all of the group is stored as 0 to 15; weights do not depend on which it is.
+    The least with which all of the group is stored as 0 and up; weights do not depend on which it is.
     """
-    groups = q.reshape(*q.shape[:-1], -1, GROUP)
+    groups = q.reshape(*q.shape[:-1], -1, group)
     found: np.ndarray = (-np.minimum(groups.min(-1), 0)).astype(np.uint8)
     return found
 
 
-KINDS: dict[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Kind("w8", 8, -127, 127, "w8"),
-        Kind("w4", 4, -8, 7, "w4"),
-        Kind("n4", 4, IQ4_NL[0], IQ4_NL[-1], "w8", levels=IQ4_NL),
-        Kind("u4", 4, -15, 15, "w4", zero=True),
-        Kind("w3", 3, -7, 7, "w8", levels=tuple(range(-7, 8, 2)), narrowest=0.58),
-        Kind("w2", 2, -3, 3, "w8", levels=tuple(range(-3, 4, 2)), narrowest=0.40),
-    )
+BASES = (
+    Kind("w8", 8, -127, 127, "w8"),
+    Kind("u8", 8, -255, 255, "w8", zero=True, narrowest=0.94),
+    Kind("w4", 4, -8, 7, "w4"),
+    Kind("n4", 4, IQ4_NL[0], IQ4_NL[-1], "w8", levels=IQ4_NL),
+    Kind("u4", 4, -15, 15, "w4", zero=True),
+    Kind("w3", 3, -7, 7, "w8", levels=tuple(range(-7, 8, 2)), narrowest=0.58),
+    Kind("w2", 2, -3, 3, "w8", levels=tuple(range(-3, 4, 2)), narrowest=0.40),
+)
+"""In groups of 32. Integers of w3 and w2 are odd: levels on both sides of nothing, none of them wasted."""
+KINDS: dict[str, Kind] = {kind.name: kind for kind in BASES} | {
+    f"{kind.name}g{group}": replace(kind, name=f"{kind.name}g{group}", group=group) for kind in BASES for group in LARGER
 }
-"""By name, as packings have it. Integers of w3 and w2 are odd: levels on both sides of nothing, none of them wasted."""
+"""By name, as packings have it: those in larger groups end in their size, as w4g128 does."""
+
+
+def of_base(name: str) -> list[Kind]:
+    """The kinds of the same integers, the largest groups first."""
+    return sorted((kind for kind in KINDS.values() if kind.base == KINDS[name].base), key=lambda kind: -kind.group)

@@ -112,7 +112,7 @@ def linear_layers(
     return found
 
 
-_LINEAR = re.compile(rf"linear_({'|'.join((*KINDS, 'f16', 'f32'))})")
+_LINEAR = re.compile(rf"linear_({'|'.join(sorted((*KINDS, 'f16', 'f32'), key=len, reverse=True))})")
 
 
 def schedule_kernels(module: tvm.IRModule, tier: Tier, tuned: linear.Tuned) -> tvm.IRModule:

@@ -64,14 +64,15 @@ class Packing:
         groups, blocks = self.padded_rows(out) // self.rows, columns // GROUP
         if not self.quantized:
             return {"": ((groups, columns, self.rows), np.dtype("f4" if self.kind == "f32" else "f2"))}
+        scales = columns // self.about.group
         data = (groups, blocks, GROUP // self.about.fields // self.chunk, self.rows, self.chunk)
         byte = np.dtype("u1")
         found: dict[str, tuple[tuple[int, ...], np.dtype]] = {"": (data, byte)}
-        found[".scale"] = ((groups, blocks, self.rows), np.dtype("f2"))
+        found[".scale"] = ((groups, scales, self.rows), np.dtype("f2"))
         if self.about.high_bits:
             found[".high"] = ((groups, blocks, self.about.high_bits * GROUP // 8 * self.rows), byte)
         if self.about.zero:
-            found[".zero"] = ((groups, -(-blocks // 8), self.rows), np.dtype("i4"))
+            found[".zero"] = ((groups, -(-scales * self.about.bits // 32), self.rows), np.dtype("i4"))
         return found
 
 
@@ -81,49 +82,49 @@ def row_group(packing: str) -> int:
 
 
 def quantize(kind: str, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Quantize, one scale per group of 32 columns: w4 and w8 by its extreme value, others by the best scale found.
+    """Quantize, one scale per group of columns: w4 and w8 by its extreme value, others by the best scale found.
 
-    kind: one of KINDS. weight: (out, in) float32; `in` is a multiple of 32.
-    Returns q (out, in) int8 and scale (out, in // 32) float16; weights are q · scale whatever the kind.
+    kind: one of KINDS. weight: (out, in) float32; `in` is a multiple of the kind's group.
+    Returns q (out, in) of the kind's dtype and scale (out, in // group) float16; weights are q · scale of every kind.
     Raises QuantizeError if weight holds a value that float16 scales cannot carry.
     """
     out, columns = weight.shape
-    if columns % GROUP:
-        raise QuantizeError(f"a weight of {columns} columns cannot be cut into groups of {GROUP}")
     if kind not in KINDS:
         raise QuantizeError(f"{kind!r} is not a quantized kind; {', '.join(KINDS)} are")
-    groups = np.ascontiguousarray(weight, np.float32).reshape(-1, GROUP)
-    q, scale = np.empty(groups.shape, np.int8), np.empty(len(groups), np.float16)
-    work = partial(_quantize, kind) if kind in ("w4", "w8") else partial(search, KINDS[kind])
-    in_parts(len(groups), PART // GROUP, lambda at: work(groups[at], q[at], scale[at]))
+    how = KINDS[kind]
+    if columns % how.group:
+        raise QuantizeError(f"a weight of {columns} columns cannot be cut into groups of {how.group}")
+    groups = np.ascontiguousarray(weight, np.float32).reshape(-1, how.group)
+    q, scale = np.empty(groups.shape, how.dtype), np.empty(len(groups), np.float16)
+    work = partial(_quantize if how.base in ("w4", "w8") else search, how)
+    in_parts(len(groups), PART // how.group, lambda at: work(groups[at], q[at], scale[at]))
     if not np.isfinite(scale).all():
-        row = int(np.argmin(np.isfinite(scale))) * GROUP // columns
+        row = int(np.argmin(np.isfinite(scale))) * how.group // columns
         raise QuantizeError(f"row {row} holds a value that is not finite or too large for a float16 scale")
-    return q.reshape(out, columns), scale.reshape(out, columns // GROUP)
+    return q.reshape(out, columns), scale.reshape(out, columns // how.group)
 
 
-def _quantize(kind: str, groups: np.ndarray, q: np.ndarray, scale: np.ndarray) -> None:
-    """Writes q and scale of groups (n, 32), each of which is looked at while it is in the cache."""
-    low, high = KINDS[kind].low, KINDS[kind].high
+def _quantize(kind: Kind, groups: np.ndarray, q: np.ndarray, scale: np.ndarray) -> None:
+    """Writes q and scale of groups (n, columns), each of which is looked at while it is in the cache."""
     values = np.abs(groups)
     places = values.argmax(-1)  # of equals the first
-    places += np.arange(0, groups.size, GROUP)
+    places += np.arange(0, groups.size, kind.group)
     extreme = groups.reshape(-1).take(places)
-    extreme = extreme / np.float32(-8) if kind == "w4" else np.abs(extreme) / np.float32(127)
+    extreme = extreme / np.float32(-8) if kind.base == "w4" else np.abs(extreme) / np.float32(127)
     with np.errstate(over="ignore", invalid="ignore"):  # found out by whoever calls
         scale[:] = extreme
         wide = scale.astype(np.float32)
         wide[wide == 0] = np.inf  # whatever is divided by it is 0
         np.divide(groups, wide[:, None], out=values)
         np.rint(values, out=values)
-        np.clip(values, low, high, out=values)
+        np.clip(values, kind.low, kind.high, out=values)
         np.copyto(q, values, casting="unsafe")
 
 
 def dequantize(q: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """The float32 weights (out, in) that q (out, in) int8 and scale (out, in // 32) float16 stand for."""
+    """The float32 weights (out, in) that q (out, in) int8 or int16 and scale (out, in // group) float16 stand for."""
     out, columns = q.shape
-    wide = q.reshape(out, columns // GROUP, GROUP).astype(np.float32) * scale.astype(np.float32)[..., None]
+    wide = q.reshape(*scale.shape, -1).astype(np.float32) * scale.astype(np.float32)[..., None]
     return wide.reshape(out, columns)
 
 
@@ -153,22 +154,30 @@ def fits(kind: str, q: np.ndarray) -> bool:
     return KINDS[kind].fits(q)
 
 
+def regrouped(kind: str, scale: np.ndarray) -> np.ndarray | None:
+    """Scales of groups of 32 columns as a kind stores them, (rows, columns / group); None where they differ in a group."""
+    span = KINDS[kind].span
+    cut = scale.reshape(len(scale), -1, span)
+    return np.ascontiguousarray(cut[..., 0]) if (cut == cut[..., :1]).all() else None
+
+
 def pack_quantized(packing: str, q: np.ndarray, scale: np.ndarray) -> dict[str, np.ndarray]:
-    """Lay out rows that are quantized already: q (out, in) int8 that `fits`, scale (out, in // 32) float16."""
+    """Lay out rows that are quantized already: q (out, in) that `fits`, scale (out, in // group) float16."""
     form = Packing.parse(packing)
     out, columns = q.shape
-    groups, blocks = form.padded_rows(out) // form.rows, columns // GROUP
+    groups, scales = form.padded_rows(out) // form.rows, columns // form.about.group
     if form.padded_rows(out) > out:
         padding = ((0, form.padded_rows(out) - out), (0, 0))
         q, scale = np.pad(q, padding), np.pad(scale, padding)
     how = form.about
     stored = {suffix: np.empty(shape, dtype) for suffix, (shape, dtype) in form.stored(out, columns).items()}
-    stored[".scale"][:] = scale.reshape(groups, form.rows, blocks).transpose(0, 2, 1)
+    stored[".scale"][:] = scale.reshape(groups, form.rows, scales).transpose(0, 2, 1)
     codes = q
-    if how.zero:
-        zero = zero_points(q)
-        codes = (q.reshape(*zero.shape, GROUP) + (zero.astype(np.int8) - np.int8(8))[..., None]).reshape(q.shape)
-        stored[".zero"][:] = _eights(zero.reshape(groups, form.rows, blocks)).transpose(0, 2, 1)
+    if how.zero:  # in 8 bits, whose sums wrap to where they belong
+        zero = zero_points(q, how.group)
+        shift = zero.astype(np.int8) - np.int8(1 << how.bits - 1 if how.bits < 8 else -128)
+        codes = (q.astype(np.int8).reshape(*zero.shape, -1) + shift[..., None]).reshape(q.shape)
+        stored[".zero"][:] = _words(zero.reshape(groups, form.rows, scales), how.bits).transpose(0, 2, 1)
     rows = np.ascontiguousarray(codes).view(np.uint8).reshape(groups, form.rows, columns)
 
     def lay_out(at: slice) -> None:
@@ -181,10 +190,11 @@ def pack_quantized(packing: str, q: np.ndarray, scale: np.ndarray) -> dict[str, 
     return stored
 
 
-def _eights(zero: np.ndarray) -> np.ndarray:
-    """Zero points of eight groups of columns in one number, the first lowest: (…, ⌈blocks / 8⌉) int32."""
-    whole = np.pad(zero, ((0, 0), (0, 0), (0, -zero.shape[-1] % 8))).astype(np.uint32)
-    made: np.ndarray = sum((whole[..., i::8] << np.uint32(4 * i) for i in range(1, 8)), start=whole[..., ::8])
+def _words(zero: np.ndarray, bits: int) -> np.ndarray:
+    """Zero points of 32 / bits groups of columns in one number, the first lowest: (…, ⌈groups · bits / 32⌉) int32."""
+    n = 32 // bits
+    whole = np.pad(zero, ((0, 0), (0, 0), (0, -zero.shape[-1] % n))).astype(np.uint32)
+    made: np.ndarray = sum((whole[..., i::n] << np.uint32(bits * i) for i in range(1, n)), start=whole[..., ::n])
     return made.view(np.int32)
 
 

@@ -14,6 +14,7 @@ from tvm.relax.frontend import nn
 
 from crosscompile.codegen import Signature, compile_kernels
 from crosscompile.errors import ConfigError
+from crosscompile.kinds import KINDS, of_base
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.lower import FUNCTION, linear_layers, lower
@@ -279,8 +280,14 @@ def place_parameter(name: str, shape: tuple[int, ...], network: Network, scheme:
     own = scheme.of(name, parts.get(name, "body"))
     if name == HEAD and network.tied and own == scheme.of(EMBEDDING, "embedding"):
         name = EMBEDDING
-    packing = target.tier.packing(WEIGHT_KINDS[own])
-    return Stored(name, packing, shape)
+    kind = WEIGHT_KINDS[own]
+    if kind in KINDS and shape[1] % KINDS[kind].group:
+        fitting = [each.name for each in of_base(kind) if shape[1] % each.group == 0]
+        remedy = f"take {' or '.join(f'{each}a8' for each in fitting)}" if fitting else "take f16"
+        raise ConfigError(
+            f"scheme {own}: {name} has {shape[1]} columns, which groups of {KINDS[kind].group} do not divide; {remedy}"
+        )
+    return Stored(name, target.tier.packing(kind), shape)
 
 
 def states_of(network: Network) -> list[State]:

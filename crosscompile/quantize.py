@@ -17,7 +17,7 @@ import numpy as np
 from crosscompile.calibrated import Calibrated
 from crosscompile.checkpoint import Checkpoint
 from crosscompile.errors import CheckpointError, QuantizeError
-from crosscompile.packing import KINDS, Packing, fits, pack, pack_quantized, quantize
+from crosscompile.packing import KINDS, Packing, fits, pack, pack_quantized, quantize, regrouped
 from crosscompile.parallel import PART, in_parts
 from crosscompile.pieces import Rows, Source, piece_of
 from crosscompile.safetensors_stream import ShardWriter, Slot
@@ -114,7 +114,7 @@ def check_sources(checkpoint: Checkpoint, parameters: Iterable[Parameter]) -> No
 
 
 Quantized = tuple[np.ndarray, np.ndarray]
-"""q (rows, columns) int8 and scale (rows, columns / 32) float16."""
+"""q (rows, columns) int8 or int16 and scale (rows, columns / group) float16."""
 
 
 @dataclass
@@ -163,19 +163,27 @@ class _Slices:
         if self.kind not in KINDS:
             return _checked(stored, start, stop)
         found = stored.integers(start, stop)
-        if found is not None and fits(self.kind, found[0]):
-            if not np.isfinite(found[1]).all():
-                _check_finite(stored.piece.tensor, start, found[1].astype(np.float32))
-            self.n_kept += found[0].size
-            return found
+        if (kept := _kept(self.kind, found)) is not None:
+            if not np.isfinite(kept[1]).all():
+                _check_finite(stored.piece.tensor, start, kept[1].astype(np.float32))
+            self.n_kept += kept[0].size
+            return kept
         values = _checked(stored, start, stop)
         if stored.info.quantized:
             self.n_again += values.size
-            self.keeping &= {kind for kind in self.keeping if found is not None and fits(kind, found[0])}
+            self.keeping &= {kind for kind in self.keeping if _kept(kind, found) is not None}
         try:
             return quantize(self.kind, values)
         except QuantizeError as error:
             raise QuantizeError(f"{stored.piece.tensor}, rows from {start} on: {error}") from error
+
+
+def _kept(kind: str, found: Quantized | None) -> Quantized | None:
+    """Integers and scales of groups of 32 columns as a kind stores them; None where it cannot."""
+    if found is None or not fits(kind, found[0]):
+        return None
+    scale = regrouped(kind, found[1])
+    return None if scale is None else (found[0], scale)
 
 
 def _checked(stored: Rows, start: int, stop: int) -> np.ndarray:
@@ -294,5 +302,5 @@ def write_weights(
         os.fsync(stream.fileno())
     partial.replace(directory / INDEX)
     kept, again, given = (int(count) for count in counts)
-    fewest = min(keeping, key=lambda kind: KINDS[kind].bits, default="") if again else ""
+    fewest = min(keeping, key=lambda kind: KINDS[kind].stored_bits, default="") if again else ""
     return replace(size, n_kept=kept, n_again=again, n_calibrated=given, keeping=fewest)

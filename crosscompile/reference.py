@@ -155,7 +155,8 @@ class Linear:
             w = self.q.reshape(self.q.shape[0], -1, GROUP).astype(F32)
             for b in range(a.shape[1]):
                 dot = a[:, b] @ w[:, b].T  # whole numbers below 2²⁴: exact in any order
-                y = fma(dot, self.scale[:, b].astype(F32) * scale_a[:, b, None], y)
+                scale = self.scale[:, b * self.scale.shape[1] // a.shape[1]].astype(F32)
+                y = fma(dot, scale * scale_a[:, b, None], y)
         return y if self.bias is None else y + self.bias
 
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from crosscompile.errors import QuantizeError
 from crosscompile.kinds import KINDS, Kind
-from crosscompile.packing import GROUP
 from crosscompile.scales import Grid, best_grid, halved, whole
 
 DAMPING = 0.01
@@ -26,7 +25,7 @@ SLICE_ELEMENTS = 1 << 22
 
 @dataclass(frozen=True)
 class Rounded:
-    """q (out, in) int8 and scale (out, in / 32) float16.
+    """q (out, in) int8 or int16 and scale (out, in / group) float16.
 
     error    tr (W - W') H (W - W')ᵀ / tr W H Wᵀ: what part of the layer's output is noise now
     """
@@ -42,7 +41,7 @@ class Rounded:
 
 
 def _values(q: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    made: np.ndarray = q * np.repeat(scale.astype(np.float32), GROUP, axis=1)
+    made: np.ndarray = q * np.repeat(scale.astype(np.float32), q.shape[1] // scale.shape[1], axis=1)
     return made
 
 
@@ -66,31 +65,32 @@ def _spread(weight: np.ndarray, upper: np.ndarray, kind: Kind) -> tuple[np.ndarr
     left = weight.copy()
     q, grids = np.zeros_like(left), []
     importance = (1 / np.square(np.diagonal(upper))).astype(np.float32)
-    for at in range(0, left.shape[1], GROUP):
-        columns = slice(at, at + GROUP)
+    for at in range(0, left.shape[1], kind.group):
+        columns = slice(at, at + kind.group)
         block, local = left[:, columns].T.copy(), upper[columns, columns]
         grid = best_grid(kind, left[:, columns], importance[columns])
         errors = np.empty_like(block)
-        for j in range(GROUP):
+        for j in range(kind.group):
             integers = whole(kind, block[j], grid)
             q[:, at + j] = integers
             errors[j] = (block[j] - integers * grid.scale) / local[j, j]
             block[j + 1 :] -= local[j, j + 1 :, None] * errors[j]
         grids.append(grid)
-        left[:, at + GROUP :] -= errors.T @ upper[columns, at + GROUP :]
+        left[:, at + kind.group :] -= errors.T @ upper[columns, at + kind.group :]
     return q, grids
 
 
 def _fit_scales(weight: np.ndarray, q: np.ndarray, scales: np.ndarray, hessian: np.ndarray) -> np.ndarray:
     """Scales (out, groups) with the least error for given integers: a linear system for each row."""
     out, columns = q.shape
-    groups = columns // GROUP
+    groups = scales.shape[1]
+    size = columns // groups
     normal = np.empty((out, groups, groups), np.float32)
-    cut = q.reshape(out, groups, GROUP)
+    cut = q.reshape(out, groups, size)
     for group in range(groups):
-        part = cut[:, group] @ hessian[group * GROUP : (group + 1) * GROUP]  # (out, in)
-        normal[:, group] = np.einsum("rgc,rgc->rg", part.reshape(out, groups, GROUP), cut)
-    wanted = np.einsum("rgc,rgc->rg", (weight @ hessian).reshape(out, groups, GROUP), cut)
+        part = cut[:, group] @ hessian[group * size : (group + 1) * size]  # (out, in)
+        normal[:, group] = np.einsum("rgc,rgc->rg", part.reshape(out, groups, size), cut)
+    wanted = np.einsum("rgc,rgc->rg", (weight @ hessian).reshape(out, groups, size), cut)
     diagonal = np.einsum("rgg->rg", normal)
     diagonal += np.float32(1e-4) * diagonal.mean(1, keepdims=True) + np.float32(1e-30)
     fitted = np.linalg.solve(normal.astype(np.float64), wanted.astype(np.float64)[..., None])[..., 0]
@@ -100,12 +100,12 @@ def _fit_scales(weight: np.ndarray, q: np.ndarray, scales: np.ndarray, hessian: 
 
 def _descend(weight: np.ndarray, q: np.ndarray, grids: list[Grid], hessian: np.ndarray, kind: Kind) -> None:
     """Changes each integer, column by column, to the one with the least error for all others as they are."""
-    difference = weight - q * np.repeat(np.stack([grid.scale for grid in grids], 1), GROUP, axis=1)
-    for grid, at in zip(grids, range(0, weight.shape[1], GROUP), strict=True):
-        columns = slice(at, at + GROUP)
-        slopes = (difference @ hessian[:, columns]).T.copy()  # (32, out)
+    difference = weight - q * np.repeat(np.stack([grid.scale for grid in grids], 1), kind.group, axis=1)
+    for grid, at in zip(grids, range(0, weight.shape[1], kind.group), strict=True):
+        columns = slice(at, at + kind.group)
+        slopes = (difference @ hessian[:, columns]).T.copy()  # (group, out)
         local, scale = hessian[columns, columns], grid.scale
-        for j in range(GROUP):
+        for j in range(kind.group):
             wanted = q[:, at + j] * scale + slopes[j] / local[j, j]
             integers = whole(kind, wanted, grid)
             change = (integers - q[:, at + j]) * scale
@@ -125,14 +125,15 @@ def error_of(weight: np.ndarray, values: np.ndarray, hessian: np.ndarray) -> flo
 def round_matrix(kind: str, weight: np.ndarray, hessian: np.ndarray, rounds: int = N_ROUNDS) -> Rounded:
     """Rounds a matrix (out, in) float32 to one of KINDS. hessian: (in, in), H, damped already.
 
-    Raises QuantizeError where columns are no multiple of 32 or a scale does not fit float16.
+    Raises QuantizeError where columns are no multiple of the kind's group or a scale does not fit float16.
     """
     out, columns = weight.shape
-    if columns % GROUP:
-        raise QuantizeError(f"a weight of {columns} columns cannot be cut into groups of {GROUP}")
-    how, upper, narrow = KINDS[kind], spreading(hessian), hessian.astype(np.float32)
-    q = np.empty((out, columns), np.int8)
-    scale = np.empty((out, columns // GROUP), np.float16)
+    how = KINDS[kind]
+    if columns % how.group:
+        raise QuantizeError(f"a weight of {columns} columns cannot be cut into groups of {how.group}")
+    upper, narrow = spreading(hessian), hessian.astype(np.float32)
+    q = np.empty((out, columns), how.dtype)
+    scale = np.empty((out, columns // how.group), np.float16)
     step = max(SLICE_ELEMENTS // columns, 1)
     for at in range(0, out, step):
         rows = np.ascontiguousarray(weight[at : at + step], np.float32)

@@ -137,7 +137,7 @@ def read_header(file: Path) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     return {tensor.name: tensor for tensor in tensors}, metadata
 
 
-_NAMES = {"f4": "F32", "f2": "F16", "u1": "U8", "i4": "I32", "i1": "I8"}
+_NAMES = {"f4": "F32", "f2": "F16", "u1": "U8", "i4": "I32", "i1": "I8", "i2": "I16"}
 
 
 @dataclass(frozen=True)

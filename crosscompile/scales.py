@@ -39,21 +39,21 @@ class Grid:
 
 
 def candidates(kind: Kind, groups: np.ndarray, parts: np.ndarray) -> list[Grid]:
-    """Grids to try for each of the groups (n, 32), scales not rounded yet, in the order of `parts`."""
+    """Grids to try for each of the groups (n, columns), scales not rounded yet, in the order of `parts`."""
     low, high = np.float32(kind.low), np.float32(kind.high)
     least, most = groups.min(1), groups.max(1)
     if kind.zero:
-        return [_with_zero(np.minimum(least, 0) * part, np.maximum(most, 0) * part) for part in parts]
+        return [_with_zero(kind, np.minimum(least, 0) * part, np.maximum(most, 0) * part) for part in parts]
     ends = [np.maximum(least / low, most / high)]
     if -low != high:  # one side reaches further than the other: the scale's sign decides which
         ends.append(-np.maximum(most / -low, -least / high))
     return [Grid(end * part) for end in ends for part in parts]
 
 
-def _with_zero(least: np.ndarray, most: np.ndarray) -> Grid:
-    scale = (most - least) / np.float32(15)
+def _with_zero(kind: Kind, least: np.ndarray, most: np.ndarray) -> Grid:
+    scale = (most - least) / np.float32(kind.top)
     zero = np.rint(np.divide(-least, scale, out=np.zeros_like(least), where=scale > 0))
-    return Grid(scale, np.clip(zero, 0, 15))
+    return Grid(scale, np.clip(zero, 0, kind.top))
 
 
 def halved(scale: np.ndarray) -> np.ndarray:
@@ -72,7 +72,7 @@ def whole(kind: Kind, values: np.ndarray, grid: Grid) -> np.ndarray:
 
 
 def _total(values: np.ndarray) -> np.ndarray:
-    """Sums over 32 columns, always in the same order: a bundle is the same whatever processor makes it."""
+    """Sums over a group's columns, always in the same order: a bundle is the same whatever processor makes it."""
     while values.shape[1] > 1:
         half = values.shape[1] // 2
         values = values[:, :half] + values[:, half:]
@@ -80,7 +80,7 @@ def _total(values: np.ndarray) -> np.ndarray:
 
 
 def search(kind: Kind, groups: np.ndarray, q: np.ndarray, scale: np.ndarray) -> None:
-    """Writes q (n, 32) int8 and scale (n,) float16 with a small square error for groups (n, 32) float32.
+    """Writes q (n, columns) and scale (n,) float16 with a small square error for groups (n, columns) float32.
 
     Of each candidate's integers the best scale is known, Σ wq / Σ q², and so is what it leaves, Σ w² − (Σ wq)² / Σ q².
     """
@@ -104,7 +104,7 @@ def search(kind: Kind, groups: np.ndarray, q: np.ndarray, scale: np.ndarray) -> 
 
 
 def best_grid(kind: Kind, block: np.ndarray, weights: np.ndarray) -> Grid:
-    """The grid of each row (n, 32) with the least error, columns weighted by weights (32,); its scales fit float16."""
+    """The grid of each row (n, columns) with the least error, columns weighted by weights; its scales fit float16."""
     best = np.full(len(block), np.inf, np.float32)
     chosen: Grid | None = None
     for found in candidates(kind, block, factors(kind)):

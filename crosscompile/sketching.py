@@ -110,7 +110,8 @@ def _matrices(parameters: list[Parameter], sizes: Mapping[str, int], shares: Map
     for parameter in parameters:
         form, share = Packing.parse(parameter.packing), shares.get(parameter.name, 1.0)
         out, columns = parameter.shape
-        products, n_bytes = found.get(form.kind, (0, 0))
+        kind = form.about.base if form.quantized else form.kind  # instructions do not depend on how many share a scale
+        products, n_bytes = found.get(kind, (0, 0))
         products += round(form.padded_rows(out) * columns * share)
-        found[form.kind] = (products, n_bytes + round(sizes[parameter.name] * share))
+        found[kind] = (products, n_bytes + round(sizes[parameter.name] * share))
     return tuple(Matrix(kind, *values) for kind, values in found.items())

@@ -320,7 +320,7 @@ def group_sum(tier: Tier, form: Packing, word: Expr) -> Expr:
     else:
         low = (word << T.int32(16)) >> T.int32(19)
         total = low if tier.sums == "negated" else T.int32(0) - low
-    return total if form.unsigned else total << T.int32(4)
+    return total << T.int32(4) if form.about.like == "w4" and not form.unsigned else total
 
 
 def scalar_dot(

@@ -8,7 +8,7 @@ from tvm import tirx
 
 from crosscompile.arithmetic import Expr, constant
 from crosscompile.kernels.build import Builder, cast, kernel, kernel_maker
-from crosscompile.kernels.tile import codes, level, weight_shape, zero_point
+from crosscompile.kernels.tile import codes, level, of_scale, weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
 
 
@@ -42,8 +42,8 @@ def embed(n: int, vocab: int, columns: int, packing: str, times: float = 1.0, pa
         how, offset = form.about, 128 if form.unsigned else 0
         tokens = k.buffer("tokens", (n,), "int32")
         w = k.buffer("w", (groups, columns // GROUP, chunks, rows, chunk), form.dtype)
-        scale = k.buffer("scale", (groups, columns // GROUP, rows), "float16")
         stored = form.stored(vocab, columns)
+        scale = k.buffer("scale", stored[".scale"][0], "float16")
         high: Any = k.buffer("high", stored[".high"][0], "uint8") if how.high_bits else None
         zero: Any = k.buffer("zero", stored[".zero"][0], "int32") if how.zero else None
         x = k.buffer("x", (n, columns), "float32")
@@ -54,7 +54,7 @@ def embed(n: int, vocab: int, columns: int, packing: str, times: float = 1.0, pa
         with k.shared(n) as m:
             g, r = place(k, tokens[m])
             with k.loop(0, columns // GROUP) as b, k.loop(0, chunks) as c, k.loop(0, chunk) as i:
-                s = k.bind(cast("float32", scale[g, b, r]))
+                s = k.bind(cast("float32", scale[g, of_scale(form, b), r]))
                 byte = k.bind(cast("int32", w[g, b, c, r, i]))
                 first = b * GROUP + c * (how.fields * chunk) + i
                 if how.levels:
@@ -66,8 +66,8 @@ def embed(n: int, vocab: int, columns: int, packing: str, times: float = 1.0, pa
                     values = [
                         nibble - 8 if form.unsigned else (nibble ^ 8) - 8 for nibble in (byte & 15, (byte >> 4) & 15)
                     ]
-                    if zero is not None:
-                        values = [value + zero_point(zero, g, b, r) for value in values]
+                if zero is not None:
+                    values = [value + zero_point(form, zero, g, b, r) for value in values]
                 for field, value in enumerate(values):
                     put(m, first + field * chunk, value, s)
 

@@ -15,7 +15,7 @@ from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, sigmoid, tr
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import Builder, cast, kernel, span
 from crosscompile.kernels.dot import family, group_sum
-from crosscompile.kernels.tile import Tile, weight_shape, zero_point
+from crosscompile.kernels.tile import Tile, of_scale, weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
 
@@ -129,8 +129,8 @@ def expert_linear(
         k.buffer("tokens", (n,), "int32")
         if quantized:
             w = k.buffer("w", (total * groups, blocks, chunks, lanes, chunk), form.dtype)
-            scale_w = k.buffer("scale_w", (total * groups, blocks, lanes), "float16")
             stored = form.stored(total * out, columns)
+            scale_w = k.buffer("scale_w", stored[".scale"][0], "float16")
             high_w: Any = k.buffer("high_w", stored[".high"][0], "uint8") if form.about.high_bits else None
             zero_w: Any = k.buffer("zero_w", stored[".zero"][0], "int32") if form.about.zero else None
         else:
@@ -150,8 +150,8 @@ def expert_linear(
                     at = span(i * width, width)
                     if zero_w is not None:
                         lacking = k.bind(group_sum(tier, form, sum_a[source, b]))
-                        vector = vector + zero_point(zero_w, group, b, at, width) * tirx.Broadcast(lacking, width)
-                    scale = cast(f"float32x{width}", scale_w[group, b, at]) * tirx.Broadcast(scale_a[source, b], width)
+                        vector = vector + zero_point(form, zero_w, group, b, at, width) * tirx.Broadcast(lacking, width)
+                    scale = cast(f"float32x{width}", scale_w[group, of_scale(form, b), at]) * tirx.Broadcast(scale_a[source, b], width)
                     k.store(total_, fma(cast(f"float32x{width}", vector), scale, total_[at]), at)
 
         def plain(group: Expr, source: Expr) -> None:

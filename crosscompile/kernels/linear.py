@@ -15,7 +15,7 @@ from tvm import s_tir, tirx
 from crosscompile.arithmetic import constant, fma
 from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, divisor, kernel, kernel_maker
 from crosscompile.kernels.dot import group_sum, register_dot, scalar_dot, start_value
-from crosscompile.kernels.tile import weight_shape, zero_point
+from crosscompile.kernels.tile import of_scale, weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import Tier
 
@@ -62,8 +62,8 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
         scale_a = k.buffer("scale_a", (n, blocks), "float32")
         sum_a: Any = k.buffer("sum_a", (n, blocks), "int32") if sums else None
         w = k.buffer("w", (groups, blocks, chunks, rows, chunk), form.dtype)
-        scale_w = k.buffer("scale_w", (groups, blocks, rows), "float16")
         stored = form.stored(rows_padded, columns)
+        scale_w = k.buffer("scale_w", stored[".scale"][0], "float16")
         high_w: Any = k.buffer("high_w", stored[".high"][0], "uint8") if form.about.high_bits else None
         zero_w: Any = k.buffer("zero_w", stored[".zero"][0], "int32") if form.about.zero else None
         y = k.buffer("y", (n, rows_padded), "float32")
@@ -86,10 +86,10 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
         with k.block("sum", "SSSR", (n, groups, rows, blocks)) as (m, g, r, b):
             row = g * rows + r
             k.start(y, constant(0.0, 1), m, row)
-            scale = cast("float32", scale_w[g, b, r]) * scale_a[m, b]
+            scale = cast("float32", scale_w[g, of_scale(form, b), r]) * scale_a[m, b]
             total = d[m, g, b, r]
             if zero_w is not None:
-                total = total + zero_point(zero_w, g, b, r) * group_sum(tier, form, sum_a[m, b])
+                total = total + zero_point(form, zero_w, g, b, r) * group_sum(tier, form, sum_a[m, b])
             k.store(y, fma(cast("float32", total), scale, y[m, row]), m, row)
 
     return kernel(f"linear_{form.kind}", body, OUT_EWISE_FUSABLE)
@@ -197,8 +197,8 @@ def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
     if n == 1:
         return LinearKnobs(tokens=1, ahead=far)
     form = Packing.parse(packing)
-    like = form.about.like if form.quantized else form.kind
-    tokens, groups = _TILES.get((tier.name, form.kind), _TILES.get((tier.name, like), (4, 1)))
+    like, base = (form.about.like, form.about.base) if form.quantized else (form.kind, form.kind)
+    tokens, groups = _TILES.get((tier.name, base), _TILES.get((tier.name, like), (4, 1)))
     return LinearKnobs(min(n, tokens), groups, near)
 
 

@@ -173,13 +173,20 @@ def codes(form: Packing, byte: Expr, high: Callable[[Any], Expr], place: Any) ->
     return found
 
 
-def zero_point(zero: Any, group: Any, block: Any, row: Any, lanes: int = 1) -> Expr:
-    """8 − the zero point of rows, from `row` on, of a row group in a group of columns: what dots lack times Σa."""
-    block = T.Cast("int64", block)
-    eight = zero[group, tirx.floordiv(block, 8), row]
-    shift = T.Cast("int32", tirx.floormod(block, 8)) * T.int32(4)
+def of_scale(form: Packing, block: Any) -> Any:
+    """Where the scale of a group of 32 columns is among those of its rows."""
+    return block if form.about.span == 1 else tirx.floordiv(block, form.about.span)
+
+
+def zero_point(form: Packing, zero: Any, group: Any, block: Any, row: Any, lanes: int = 1) -> Expr:
+    """What 0 is multiplied as, less the zero point, of rows, from `row` on, of a row group in 32 columns: what dots lack
+    times Σa."""
+    bits = form.about.bits
+    at = of_scale(form, T.Cast("int64", block))
+    word = zero[group, tirx.floordiv(at, 32 // bits), row]
+    shift = T.Cast("int32", tirx.floormod(at, 32 // bits)) * T.int32(bits)
 
     def every(value: Any) -> Any:
         return value if lanes == 1 else T.broadcast(value, lanes)
 
-    return every(T.int32(8)) - ((eight >> every(shift)) & every(T.int32(15)))
+    return every(T.int32(1 << bits - 1)) - ((word >> every(shift)) & every(T.int32(form.about.top)))

@@ -37,11 +37,7 @@ class Scheme:
 
 SCHEMES: dict[str, Scheme] = {
     "w4a8": Scheme("w4a8", "w4a8", "w8a8", "w8a8", "f16"),
-    "n4a8": Scheme("n4a8", "n4a8", "w8a8", "w8a8", "f16"),
-    "u4a8": Scheme("u4a8", "u4a8", "w8a8", "w8a8", "f16"),
-    "w3a8": Scheme("w3a8", "w3a8", "w8a8", "w8a8", "f16"),
-    "w2a8": Scheme("w2a8", "w2a8", "w8a8", "w8a8", "f16"),
-    "w8a8": Scheme("w8a8", "w8a8", "w8a8", "w8a8", "f16"),
+    **{f"{kind}a8": Scheme(f"{kind}a8", f"{kind}a8", "w8a8", "w8a8", "f16") for kind in KINDS},
     "f16": Scheme("f16", "f16", "f16", "f16", "f16"),
     "f32": Scheme("f32", "f32", "f32", "f32", "f32"),
 }

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 
 from crosscompile import checkpoint, reference
+from crosscompile.kinds import BASES
+from crosscompile.kinds import KINDS as ALL_KINDS
 from crosscompile.models.architecture import WEIGHT_KINDS, scheme_for
 from crosscompile.runtime import build_runtime
 from crosscompile.target import TIERS, target_of_tier
@@ -42,11 +44,18 @@ N_TOKENS = 140
 """More than two KV blocks, and more than the window."""
 SCHEMES = ("f32", "f16", "w8a8", "w4a8", "w4a8 i8")
 """By name, and the type of the KV cache where it differs, or what embedding and head have where it is not w8a8."""
-KINDS = tuple(f"{kind}a8 {kind}a8" for kind in ("n4", "u4", "w3", "w2"))
+KINDS = tuple(f"{kind.name}a8 {kind.name}a8" for kind in BASES if kind.name not in ("w4", "w8"))
 """What makes further kinds of weights of all matrices."""
+GROUPED = tuple(f"{kind.name}a8 {kind.name}a8" for kind in ALL_KINDS.values() if kind.span > 1)
+"""The same of those that share a scale among more columns."""
+WIDE = {**CONFIG, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 8, "num_hidden_layers": 2}
+"""With columns that larger groups divide."""
 SAMPLE = (
-    *(("avx2", "w3a8 w3a8"), ("avx512-vnni", "n4a8 n4a8"), ("avx-vnni", "u4a8 u4a8"), ("armv8-neon", "u4a8 u4a8")),
-    *(("dotprod", "n4a8 n4a8"), ("i8mm", "w2a8 w2a8"), ("armv7-neon", "w3a8 w3a8")),
+    *(("avx2", "w3a8"), ("avx2", "u8g64a8"), ("avx2", "w4g64a8"), ("avx512-vnni", "n4a8"), ("avx512-vnni", "u8a8")),
+    *(("avx512-vnni", "w4g128a8"), ("avx-vnni", "u4a8"), ("avx-vnni", "u4g64a8"), ("armv8-neon", "u4a8")),
+    *(("armv8-neon", "u8g128a8"), ("armv8-neon", "w4g64a8"), ("dotprod", "n4a8"), ("dotprod", "u4g128a8")),
+    *(("dotprod", "w4g128a8"), ("i8mm", "w2a8"), ("i8mm", "u8a8"), ("armv7-neon", "w3a8"), ("armv7-neon", "u4g64a8")),
+    ("armv7-neon", "u8a8"),
 )
 """Each tier's kind that every run of the tests takes; `make test-full` takes all of them."""
 
@@ -161,55 +170,68 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(model: Path) -> Callable[[str], np.ndarray]:
-    """The reference's bits per scheme, computed once."""
-    known: dict[str, np.ndarray] = {}
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("wide") / "model", WIDE)
 
-    def of(scheme: str) -> np.ndarray:
-        if scheme not in known:
+
+@pytest.fixture(scope="module")
+def expected() -> Callable[..., np.ndarray]:
+    """The reference's bits per scheme and model, computed once."""
+    known: dict[tuple[str, Path], np.ndarray] = {}
+
+    def of(scheme: str, model: Path) -> np.ndarray:
+        if (scheme, model) not in known:
             ids = tokens(CONFIG, N_TOKENS)
             name, _, other = scheme.partition(" ")
             chosen = scheme_for(name, *([other] * 2 if other in WEIGHT_KINDS else [None, None, other or None]))
-            known[scheme] = reference.logits(checkpoint.load(model), ids, chosen).view(np.int32)
-        return known[scheme]
+            known[scheme, model] = reference.logits(checkpoint.load(model), ids, chosen).view(np.int32)
+        return known[scheme, model]
 
     return of
 
 
 @pytest.mark.parametrize(("tier", "scheme"), SAMPLE)
 def test_further_kinds_are_the_reference_to_the_bit(
-    tier: str, scheme: str, model: Path, expected: Callable[[str], np.ndarray], tmp_path: Path
+    tier: str, scheme: str, wide: Path, expected: Callable[..., np.ndarray], tmp_path: Path
 ) -> None:
     machine = next(each for each in MACHINES if each.tier == tier)
-    test_logits_are_the_reference_to_the_bit(replace(machine, more_cpus=()), scheme, model, expected, tmp_path)
+    test_logits_are_the_reference_to_the_bit(
+        replace(machine, more_cpus=()), f"{scheme} {scheme}", wide, expected, tmp_path
+    )
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("scheme", KINDS)
+@pytest.mark.parametrize("scheme", (*KINDS, *GROUPED))
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.tier)
 def test_every_kind_is_the_reference_to_the_bit(
-    machine: Machine, scheme: str, model: Path, expected: Callable[[str], np.ndarray], tmp_path: Path
+    machine: Machine,
+    scheme: str,
+    model: Path,
+    wide: Path,
+    expected: Callable[..., np.ndarray],
+    tmp_path: Path,
 ) -> None:
-    test_logits_are_the_reference_to_the_bit(machine, scheme, model, expected, tmp_path)
+    used = wide if scheme in GROUPED else model
+    test_logits_are_the_reference_to_the_bit(machine, scheme, used, expected, tmp_path)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.tier)
 def test_logits_are_the_reference_to_the_bit(
-    machine: Machine, scheme: str, model: Path, expected: Callable[[str], np.ndarray], tmp_path: Path
+    machine: Machine, scheme: str, model: Path, expected: Callable[..., np.ndarray], tmp_path: Path
 ) -> None:
     prefix = launcher(machine)
     bundle = make_bundle(tmp_path / "bundle", model, machine.tier, scheme)
     program = [*prefix(machine.cpu), str(build_runtime(target_of_tier(machine.tier)))]
     ids = tokens(CONFIG, N_TOKENS)
     for options in (("--threads", "1"), ("--threads", "3", "--step", "1"), ("--threads", "2", "--step", "13")):
-        different = difference(run_logits(program, bundle, ids, *options), expected(scheme))
+        different = difference(run_logits(program, bundle, ids, *options), expected(scheme, model))
         assert not different, f"{machine.tier} {scheme} {' '.join(options)}: {different}"
     for cpu in machine.more_cpus:
         program = [*prefix(cpu), str(build_runtime(target_of_tier(machine.tier)))]
-        different = difference(run_logits(program, bundle, ids), expected(scheme))
+        different = difference(run_logits(program, bundle, ids), expected(scheme, model))
         assert not different, f"{machine.tier} {scheme} on {cpu}: {different}"
     if machine.static and scheme == "w4a8":
         program = [*prefix(machine.cpu), str(build_runtime(target_of_tier(machine.tier), "musl"))]
-        different = difference(run_logits(program, bundle, ids), expected(scheme))
+        different = difference(run_logits(program, bundle, ids), expected(scheme, model))
         assert not different, f"{machine.tier} {scheme} with musl: {different}"

@@ -120,7 +120,9 @@ class Kind:
         if not q.size or q.shape[-1] % self.group:
             return False
         if self.levels:
-            return bool(-128 <= int(q.min()) and int(q.max()) < 128) and bool((self._codes[q.astype(np.intp) + 128] != 255).all())
+            return bool(int(q.min()) >= -128 and int(q.max()) < 128) and bool(
+                (self._codes[q.astype(np.intp) + 128] != 255).all()
+            )
         if int(q.min()) < self.low or int(q.max()) > self.high:
             return False
         if not self.zero:
@@ -150,7 +152,9 @@ BASES = (
 )
 """In groups of 32. Integers of w3 and w2 are odd: levels on both sides of nothing, none of them wasted."""
 KINDS: dict[str, Kind] = {kind.name: kind for kind in BASES} | {
-    f"{kind.name}g{group}": replace(kind, name=f"{kind.name}g{group}", group=group) for kind in BASES for group in LARGER
+    f"{kind.name}g{group}": replace(kind, name=f"{kind.name}g{group}", group=group)
+    for kind in BASES
+    for group in LARGER
 }
 """By name, as packings have it: those in larger groups end in their size, as w4g128 does."""
 

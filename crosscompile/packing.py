@@ -155,7 +155,7 @@ def fits(kind: str, q: np.ndarray) -> bool:
 
 
 def regrouped(kind: str, scale: np.ndarray) -> np.ndarray | None:
-    """Scales of groups of 32 columns as a kind stores them, (rows, columns / group); None where they differ in a group."""
+    """Scales of 32 columns each as a kind stores them, (rows, columns / group); None where they differ in a group."""
     span = KINDS[kind].span
     cut = scale.reshape(len(scale), -1, span)
     return np.ascontiguousarray(cut[..., 0]) if (cut == cut[..., :1]).all() else None

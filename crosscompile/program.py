@@ -14,9 +14,9 @@ from tvm.relax.frontend import nn
 
 from crosscompile.codegen import Signature, compile_kernels
 from crosscompile.errors import ConfigError
-from crosscompile.kinds import KINDS, of_base
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.kernels.linear import Tuned, Workload, workload
+from crosscompile.kinds import KINDS, of_base
 from crosscompile.lower import FUNCTION, linear_layers, lower
 from crosscompile.models import architecture_for
 from crosscompile.models.architecture import WEIGHT_KINDS, Network, Scheme

@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tolerance", type=float, metavar="X", help=f"for transformers: relative (default {_TOLERANCE})"
     )
-    parser.add_argument("--scheme", choices=SCHEMES, help="of this machine's bundle, without --board (default: w4a8)")
+    parser.add_argument(
+        "--scheme", choices=SCHEMES, metavar="SCHEME", help="of this machine's bundle, without --board (default: w4a8)"
+    )
     parser.add_argument("--tokens", default="10", metavar="N|IDS", help="so many arbitrary tokens, or ids as in 1,2,3,")
     parser.add_argument("--rows", type=int, default=8, metavar="N", help="tokens fed at a time, 1 to 64 (default: 8)")
     parser.add_argument("--threads", type=int, metavar="N", help="threads of every machine")

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from crosscompile.kinds import KINDS
 from crosscompile.models import schemes
 from edgellm import prefix
 from edgellm.compile import DEFAULT_CONTEXT, DEVICES, Compilation, build
@@ -28,22 +29,31 @@ if TYPE_CHECKING:
 SCHEMES = tuple(schemes.SCHEMES)
 
 SCHEMES_HELP = """\
-schemes: numbers in a weight's group of 32, bits of a weight with what its group shares, and when to take it
+schemes: numbers of a weight, bits of it with what a group of 32 shares, and when to take it
   w4a8   −8 to 7             4.5    the default; fastest
   n4a8   16 uneven levels    4.5    nearer to the original than w4a8; keeps the integers of GGUF's IQ4_NL
   u4a8   0 to 15, and zero   4.6    keeps the integers of AWQ and of asymmetric GPTQ
   w3a8   8 levels            3.5    where bytes decide; calibrate it
   w2a8   4 levels            2.5    where nothing else fits; calibrate it, and measure it
   w8a8   −127 to 127         8.5    hardly different from the original
-  f16, f32                          weights and activations in floats"""
+  u8a8   0 to 255, and zero  8.75   a little nearer still
+  f16, f32                          weights and activations in floats
+With g64 or g128 behind the kind, as in w4g128a8, so many weights share a scale: 4.25 or 4.13 bits instead of 4.5, a
+little further from the original. AWQ and GPTQ checkpoints mostly have groups of 128: u4g128a8 keeps their integers."""
 
 
 def add_scheme_arguments(parser: argparse.ArgumentParser) -> None:
     """--scheme and its parts, for every command that compiles."""
     parser.epilog = f"{parser.epilog}\n\n{SCHEMES_HELP}" if parser.epilog else SCHEMES_HELP
-    parser.add_argument("--scheme", choices=SCHEMES, default="w4a8", help="weights and activations (default: w4a8)")
-    parser.add_argument("--embedding", choices=SCHEMES, help="scheme of the token embedding, if it should differ")
-    parser.add_argument("--head", choices=SCHEMES, help="scheme of the output head, if it should differ")
+    parser.add_argument(
+        "--scheme", choices=SCHEMES, metavar="SCHEME", default="w4a8", help="weights and activations (default: w4a8)"
+    )
+    parser.add_argument(
+        "--embedding", choices=SCHEMES, metavar="SCHEME", help="scheme of the token embedding, if it should differ"
+    )
+    parser.add_argument(
+        "--head", choices=SCHEMES, metavar="SCHEME", help="scheme of the output head, if it should differ"
+    )
     parser.add_argument("--kv", choices=("f16", "i8", "f32"), help="type of the KV cache (default: f16)")
     parser.add_argument(
         "--context",
@@ -111,7 +121,7 @@ def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
 
 def wish_of(args: argparse.Namespace) -> Wish:
     """What --calibrate and --budget ask for."""
-    four = ("w4a8", "n4a8", "u4a8")
+    four = [scheme for scheme, kind in schemes.WEIGHT_KINDS.items() if kind in KINDS and KINDS[kind].bits == 4]
     if args.budget is not None and ((args.scheme or "w4a8") not in four or args.embedding or args.head):
         raise UsageError(
             f"--budget chooses bits itself; leave out --embedding and --head, and of --scheme say at most which 4 bits "

@@ -26,10 +26,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="checkpoint directory or Hub id (org/name[@revision])")
     parser.add_argument("texts", metavar="TEXTS", type=Path, help="held-out conversations (.jsonl) or text")
     parser.add_argument(
-        "--scheme", choices=SCHEMES, action="append", help="may be given several times (default: f16, w8a8 and w4a8)"
+        "--scheme",
+        choices=SCHEMES,
+        metavar="SCHEME",
+        action="append",
+        help="one that `edgellm compile --help` lists; may be given several times (default: f16, w8a8 and w4a8)",
     )
-    parser.add_argument("--embedding", choices=SCHEMES, help="scheme of the token embedding, if it should differ")
-    parser.add_argument("--head", choices=SCHEMES, help="scheme of the output head, if it should differ")
+    parser.add_argument(
+        "--embedding", choices=SCHEMES, metavar="SCHEME", help="scheme of the token embedding, if it should differ"
+    )
+    parser.add_argument(
+        "--head", choices=SCHEMES, metavar="SCHEME", help="scheme of the output head, if it should differ"
+    )
     parser.add_argument("--kv", choices=("f16", "i8", "f32"), help="type of the KV cache (default: f16)")
     parser.add_argument("--limit", type=int, default=100, metavar="N", help="texts taken from the file (default: 100)")
     parser.add_argument(

@@ -37,7 +37,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("model", nargs="?", metavar="MODEL", help="directory, config.json, random:SHAPE or Hub id")
     parser.add_argument("--board", metavar="BOARD", help="one board in detail; default: all, with their best scheme")
-    parser.add_argument("--scheme", choices=SCHEMES, help="only this scheme; default: the best of several")
+    parser.add_argument(
+        "--scheme",
+        choices=SCHEMES,
+        metavar="SCHEME",
+        help="only this one of those that `edgellm compile --help` lists; default: the best of several",
+    )
     parser.add_argument("--context", type=int, metavar="N", help="positions that must fit (default: 4096)")
     parser.add_argument(
         "--at-least",

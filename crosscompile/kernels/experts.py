@@ -151,7 +151,9 @@ def expert_linear(
                     if zero_w is not None:
                         lacking = k.bind(group_sum(tier, form, sum_a[source, b]))
                         vector = vector + zero_point(form, zero_w, group, b, at, width) * tirx.Broadcast(lacking, width)
-                    scale = cast(f"float32x{width}", scale_w[group, of_scale(form, b), at]) * tirx.Broadcast(scale_a[source, b], width)
+                    scale = cast(f"float32x{width}", scale_w[group, of_scale(form, b), at]) * tirx.Broadcast(
+                        scale_a[source, b], width
+                    )
                     k.store(total_, fma(cast(f"float32x{width}", vector), scale, total_[at]), at)
 
         def plain(group: Expr, source: Expr) -> None:

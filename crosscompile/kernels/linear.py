@@ -185,6 +185,9 @@ _TILES = {
     ("avx-vnni", "w3"): (1, 1),
     ("armv7-neon", "u4"): (1, 1),
     ("armv7-neon", "w3"): (1, 1),
+    ("armv7-neon", "u8"): (1, 1),
+    ("avx-vnni", "u8"): (2, 1),
+    ("avx512-vnni", "u8"): (4, 1),
 }
 """Tokens and row groups of a tile that fit the registers, where it is neither four and one nor what the kind has that a
 kind is like: `python -m tests.campaigns.inner_loops` shows it. Without broadcasts from memory inside an instruction

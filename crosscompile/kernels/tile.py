@@ -179,8 +179,8 @@ def of_scale(form: Packing, block: Any) -> Any:
 
 
 def zero_point(form: Packing, zero: Any, group: Any, block: Any, row: Any, lanes: int = 1) -> Expr:
-    """What 0 is multiplied as, less the zero point, of rows, from `row` on, of a row group in 32 columns: what dots lack
-    times Σa."""
+    """What 0 is multiplied as, less the zero point, of rows from `row` on in a group of 32 columns: what dots lack, as
+    often as Σa."""
     bits = form.about.bits
     at = of_scale(form, T.Cast("int64", block))
     word = zero[group, tirx.floordiv(at, 32 // bits), row]

@@ -2,8 +2,8 @@
 
     python -m tests.campaigns.tokenizer --n 100000 --seed 1
 
-Per string: ids with and without special tokens, decoding of these ids and of random ids; of every fourth streaming, too,
-and of every sixteenth, bytes that are no UTF-8. A kind stops at its first difference, which is printed.
+Per string: ids with and without special tokens, decoding of these ids and of random ids; of every fourth streaming, of
+every sixteenth bytes that are no UTF-8. A kind stops at its first difference, which is printed.
 """
 
 from __future__ import annotations

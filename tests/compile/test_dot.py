@@ -17,7 +17,7 @@ from tvm.s_tir import TensorIntrin
 
 from crosscompile.inner_loop import loop_of
 from crosscompile.kernels.dot import register_dot
-from crosscompile.kinds import KINDS, zero_points
+from crosscompile.kinds import BASES, zero_points
 from crosscompile.packing import GROUP, Packing, pack, quantize
 from crosscompile.target import TIERS
 
@@ -174,7 +174,7 @@ def operands(tier: str, kind: str, tokens: int, groups: int, extreme: bool) -> t
     start = {"narrow": total & 0xFFFF, "negated": -total & 0xFFFF}.get(TIERS[tier].sums, total)
     stored = pack(packing, weight)
     if form.about.zero:  # which the intrinsic leaves to its caller
-        q += np.repeat(zero_points(q.astype(np.int8)), GROUP, 1).astype(np.int64) - 8
+        q += np.repeat(zero_points(q), GROUP, 1).astype(np.int64) - (1 << form.about.bits - 1)
     buffers = {
         "w": Buffer(stored[""].view(form.dtype)),
         "a": Buffer(a.astype(TIERS[tier].activations(packing)[2])),
@@ -192,9 +192,9 @@ def operands(tier: str, kind: str, tokens: int, groups: int, extreme: bool) -> t
 @pytest.mark.parametrize(
     ("kind", "tokens", "groups"),
     [
-        (kind, *tile)
-        for kind in KINDS
-        for tile in ([(1, 1), (2, 1), (3, 2), (4, 1)] if kind in ("w4", "w8") else [(3, 2)])
+        (kind.name, *tile)
+        for kind in BASES
+        for tile in ([(1, 1), (2, 1), (3, 2), (4, 1)] if kind.name in ("w4", "w8") else [(3, 2)])
     ],
 )
 @pytest.mark.parametrize("tier", TIERS)
@@ -204,7 +204,7 @@ def test_a_tile_is_the_integer_dots_of_its_group(tier, kind, tokens, groups, ext
     np.testing.assert_array_equal(buffers["d"].data, expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind.name for kind in BASES])
 @pytest.mark.parametrize("tier", list(TIERS))
 def test_inner_loops_keep_to_the_registers(tier: str, kind: str) -> None:
     for n in (1, 64) if kind in ("w4", "w8") else (64,):  # of the others, what fits many tokens fits one

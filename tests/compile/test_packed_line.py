@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from crosscompile import checkpoint
-from crosscompile.kinds import zero_points
+from crosscompile.kinds import KINDS, zero_points
 from crosscompile.packing import quantize
 from edgellm.compile import build
 from edgellm.golden import host_target
@@ -41,23 +41,23 @@ def words(numbers: np.ndarray, order: tuple[int, ...]) -> np.ndarray:
 
 
 def pack(folder: Path, method: str, kind: str) -> Path:
-    """The demo with every matrix of its layers packed in groups of 32: w4 with zeros of 8, u4 with its own."""
+    """The demo with every matrix of its layers packed in the kind's groups: w4 with zeros of 8, u4 with its own."""
     source = checkpoint.load(DEMO)
     shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     tensors = {}
-    plain = tuple(range(8))
+    plain, group = tuple(range(8)), KINDS[kind].group
     for name in source.tensors:
         values = source.read(name)
         if not name.endswith("_proj.weight"):
             tensors[name] = values.astype(ml_dtypes.bfloat16)
             continue
         q, scale = quantize(kind, values)
-        zero = zero_points(q) if kind == "u4" else np.full(scale.shape, 8, np.uint8)
-        unsigned, layer = (q + np.repeat(zero.astype(np.int8), 32, 1)).astype(np.uint8), name.removesuffix("weight")
+        zero = zero_points(q, group) if KINDS[kind].zero else np.full(scale.shape, 8, np.uint8)
+        unsigned, layer = (q + np.repeat(zero.astype(np.int8), group, 1)).astype(np.uint8), name.removesuffix("weight")
         zeros = zero.T.astype(np.int64) - (method == "gptq") & 15
         if method == "gptq":
             tensors[layer + "qweight"] = np.ascontiguousarray(words(unsigned, plain).T)
-            tensors[layer + "g_idx"] = np.arange(values.shape[1], dtype=np.int32) // 32
+            tensors[layer + "g_idx"] = np.arange(values.shape[1], dtype=np.int32) // group
             tensors[layer + "qzeros"] = words(zeros, plain)
         else:
             order = (0, 2, 4, 6, 1, 3, 5, 7)
@@ -66,16 +66,16 @@ def pack(folder: Path, method: str, kind: str) -> Path:
         tensors[layer + "scales"] = np.ascontiguousarray(scale.T)
     save_file(tensors, folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": 32}
+    config["quantization_config"] = {"quant_method": method, "bits": 4, "group_size": group}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
 
 
 def test_packed_checkpoints_give_the_bundle_of_the_plain_one(tmp_path: Path) -> None:
-    for method, kind in (("gptq", "w4"), ("awq", "u4")):
+    for method, kind in (("gptq", "w4"), ("awq", "u4"), ("awq", "u4g64"), ("gptq", "w4g64")):
         expected = build(DEMO, "local", Options(f"{kind}a8"))
         sums = {file.path: file.sha256 for file in expected.bundle.files}
-        made = build(pack(tmp_path / method, method, kind), "local", Options(f"{kind}a8"))
+        made = build(pack(tmp_path / f"{method}-{kind}", method, kind), "local", Options(f"{kind}a8"))
         assert {file.path: file.sha256 for file in made.bundle.files} == sums
         assert made.bundle.manifest["golden"] == expected.bundle.manifest["golden"]
         statistics = made.report["statistics"]

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from crosscompile import checkpoint
-from crosscompile.errors import QuantizeError, TargetError
+from crosscompile.errors import ConfigError, QuantizeError, TargetError
 from crosscompile.forward import Values, logits
 from crosscompile.models import FAMILIES as DESIGNS
 from crosscompile.models import name_of
@@ -150,6 +150,8 @@ def test_wishes_that_make_no_sense(tmp_path: Path) -> None:
     few.write_text("Not enough.")
     with pytest.raises(UsageError, match=r"few\.txt has \d+ tokens; calibration wants 1024"):
         build(MODEL, "local", FOUR, wish=Wish(few))
+    with pytest.raises(ConfigError, match=r"weight has 192 columns, which groups of 128 .*; take w4g64a8 or w4a"):
+        build(MODEL, "local", Options("w4g128a8"))
     with pytest.raises(UsageError, match="scheme f16 rounds nothing"):
         build(MODEL, "local", Options("f16"), wish=Wish(CONVERSATIONS))
 

@@ -201,7 +201,7 @@ def test_further_kinds_are_the_reference_to_the_bit(
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("scheme", (*KINDS, *GROUPED))
+@pytest.mark.parametrize("scheme", [*KINDS, *GROUPED])
 @pytest.mark.parametrize("machine", MACHINES, ids=lambda machine: machine.tier)
 def test_every_kind_is_the_reference_to_the_bit(
     machine: Machine,

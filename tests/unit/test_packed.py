@@ -122,6 +122,10 @@ def test_weights_equal_an_independent_unpacking(
         ("gptq", "plain", False, "u4.r8.k4", True),
         ("gptq", "blocks", False, "u4.r4.k16.u", True),
         ("gptq", "shuffled", False, "u4.r8.k4", False),
+        ("awq", "plain", False, "u4g64.r8.k4", True),
+        ("gptq", "blocks", False, "u4g64.r4.k16.u", False),
+        ("gptq", "plain", True, "w4g64.r4.k8", True),
+        ("gptq", "plain", True, "w4g128.r4.k8", False),
     ],
 )
 def test_integers_go_into_a_bundle_where_a_scheme_carries_them(
@@ -132,10 +136,11 @@ def test_integers_go_into_a_bundle_where_a_scheme_carries_them(
     parameter = Parameter("p", (f"{NAME}.weight",), (OUT, IN), packing)
     written = write_weights(source, [parameter], tmp_path)
     assert (written.n_kept, written.n_again) == ((OUT * IN, 0) if kept else (0, OUT * IN))
-    assert written.keeping == ("u4" if (order, packing) == ("plain", "w4.r16.k4") and not kept else "")
+    holding = {"plain": "w4g64" if symmetric else "u4g64", "blocks": "u4", "shuffled": ""}[order]
+    assert written.keeping == ("" if kept else holding)
     stored = load_file(tmp_path / "layer.0.safetensors")
     exact = reference(method, tensors, 64, 1 if method == "gptq" else 0)
-    expected = exact if kept else dequantize(*quantize(packing[:2], exact))
+    expected = exact if kept else dequantize(*quantize(packing.split(".")[0], exact))
     np.testing.assert_array_equal(
         unpack(packing, stored["p"], stored["p.scale"], OUT, IN, zero=stored.get("p.zero")), expected
     )

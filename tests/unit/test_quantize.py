@@ -14,8 +14,8 @@ from safetensors.numpy import load_file, save_file
 
 from crosscompile import checkpoint
 from crosscompile.errors import CheckpointError, QuantizeError
-from crosscompile.kinds import KINDS, zero_points
-from crosscompile.packing import dequantize, quantize
+from crosscompile.kinds import BASES, KINDS, of_base, zero_points
+from crosscompile.packing import dequantize, quantize, regrouped
 from crosscompile.quantize import INDEX, weight_bytes, write_weights
 
 
@@ -48,6 +48,8 @@ LEVELS = {
 QUANTIZED = (
     *("w4.r4.k4", "w4.r8.k4.u", "w4.r4.k8", "w8.r4.k2", "w8.r16.k4.u", "n4.r4.k16", "n4.r8.k2", "n4.r16.k4.u"),
     *("u4.r4.k16.u", "u4.r8.k4", "u4.r8.k8", "w3.r4.k8", "w3.r8.k2", "w3.r16.k4.u", "w2.r4.k8", "w2.r8.k4.u"),
+    *("u8.r8.k2", "u8.r16.k4.u", "w4g64.r8.k4.u", "w4g128.r4.k8", "w8g64.r4.k2", "w8g128.r16.k4.u", "n4g128.r8.k2"),
+    *("u4g64.r8.k4", "u4g128.r4.k16.u", "u8g64.r4.k16", "u8g128.r16.k4.u", "w3g64.r8.k2", "w2g128.r4.k8"),
 )
 
 
@@ -61,7 +63,9 @@ def unpack(
     zero: np.ndarray | None = None,
 ) -> np.ndarray:
     """The float32 weights that FORMAT.md says the stored bytes stand for, element by element."""
-    kind, *rest = packing.split(".")
+    name, *rest = packing.split(".")
+    kind, _, size = name.partition("g")
+    shared = int(size or 32) // 32  # groups of 32 columns that share a scale
     R = int(rest[0][1:])
     out = np.zeros((rows, columns), np.float32)
     for row in range(rows):
@@ -70,10 +74,10 @@ def unpack(
             out[row] = data[g, :, r]
             continue
         step = int(rest[1][1:])
-        offset = {"w8": 128, "w4": 8, "u4": 8}.get(kind, 0) if rest[-1] == "u" else 0
+        offset = {"w8": 128, "u8": 128, "w4": 8, "u4": 8}.get(kind, 0) if rest[-1] == "u" else 0
         for k in range(columns):
             b, inner = divmod(k, 32)
-            if kind == "w8":
+            if kind in ("w8", "u8"):
                 c, i = divmod(inner, step)
                 q = int(data[g, b, c, r, i]) - offset if offset else int(data[g, b, c, r, i].view(np.int8))
             elif kind in ("w3", "w2"):
@@ -91,26 +95,32 @@ def unpack(
                 q = nibble - offset if offset else (nibble ^ 8) - 8
                 if kind == "n4":
                     q = LEVELS[kind][nibble]
-                if kind == "u4":
-                    q += 8 - (int(zero[g, b // 8, r]) >> 4 * (b % 8) & 15)
-            out[row, k] = np.float32(q) * np.float32(scale[g, b, r])
+            if kind in ("u4", "u8"):
+                bits = int(kind[1])
+                word, place = divmod(b // shared, 32 // bits)
+                q += (1 << bits - 1) - (int(zero[g, word, r]) >> bits * place & (1 << bits) - 1)
+            out[row, k] = np.float32(q) * np.float32(scale[g, b // shared, r])
     return out
 
 
 @pytest.mark.parametrize("packing", [*QUANTIZED, "f16.r16", "f32.r16"])
 def test_stored_bytes_mean_the_weights(tmp_path, packing):
-    q, k, v = random(10, 64), random(6, 64, seed=2), random(5, 64, seed=3)
+    columns = 1280 if packing.startswith("u") else 128  # zero points in more words than one
+    q, k, v = random(10, columns), random(6, columns, seed=2), random(5, columns, seed=3)
     source = make(tmp_path / "model", q=q.astype(ml_dtypes.bfloat16), k=k.astype(np.float16), v=v)
-    parameter = Parameter("qkv", ("q", "k", "v"), (21, 64), packing)
+    parameter = Parameter("qkv", ("q", "k", "v"), (21, columns), packing)
     write_weights(source, [parameter], tmp_path)
     stored = load_file(tmp_path / "layer.0.safetensors")
     stacked = np.concatenate([source.read(name) for name in "qkv"])
     more = [stored.get(f"qkv.{part}") for part in ("scale", "high", "zero")]
-    found = unpack(packing, stored["qkv"], more[0], 21, 64, *more[1:])
+    found = unpack(packing, stored["qkv"], more[0], 21, columns, *more[1:])
     if packing in QUANTIZED:
-        np.testing.assert_array_equal(found, dequantize(*quantize(packing[:2], stacked)))
-        part = {"w8": 1 / 126, "w4": 1 / 7, "n4": 1 / 6, "u4": 1 / 6, "w3": 0.4, "w2": 0.8}[packing[:2]]
-        steps = np.abs(stacked).reshape(21, 2, 32).max(-1).repeat(32, 1) * np.float32(part)
+        np.testing.assert_array_equal(found, dequantize(*quantize(kind := packing.split(".")[0], stacked)))
+        part = {"w8": 1 / 126, "u8": 1 / 120, "w4": 1 / 7, "n4": 1 / 6, "u4": 1 / 6, "w3": 0.4, "w2": 0.8}[kind[:2]]
+        size = KINDS[kind].group
+        steps = np.abs(stacked).reshape(21, -1, size).max(-1).repeat(size, 1) * np.float32(
+            part if size == 32 else 2 * part
+        )
         assert (np.abs(found - stacked) <= steps).all()
     else:
         np.testing.assert_array_equal(found, stacked.astype(np.float16) if packing.startswith("f16") else stacked)
@@ -228,6 +238,9 @@ def test_a_search_finds_what_a_plain_scale_does_not(kind):
 def test_a_codebook_is_nearer_than_even_numbers_of_the_same_bits():
     weight = random(128, 256)
     errors = {kind: np.square(dequantize(*quantize(kind, weight)) - weight).mean() for kind in KINDS}
+    for kind in BASES:
+        small, larger, largest = (errors[each.name] for each in reversed(of_base(kind.name)))
+        assert small < larger < largest < 1.8 * small, kind.name
     assert errors["n4"] < 0.8 * errors["w4"]
     assert errors["u4"] < 0.9 * errors["w4"]
     assert errors["w8"] < errors["n4"] < errors["w3"] < errors["w2"]
@@ -266,15 +279,36 @@ def test_the_nearest_level_is_the_nearest(kind):
 def test_what_fits_a_kind():
     q = np.zeros((2, 64), np.int8)
     q[:, ::2] = 7
-    assert [kind for kind in KINDS if KINDS[kind].fits(q)] == ["w8", "w4", "u4"]
+    names = [kind.name for kind in BASES]
+    assert [kind for kind in names if KINDS[kind].fits(q)] == ["w8", "u8", "w4", "u4"]
     q[1, 3] = -9
-    assert [kind for kind in KINDS if KINDS[kind].fits(q)] == ["w8"]  # 16 apart: one more than a zero point bridges
+    assert [kind for kind in names if KINDS[kind].fits(q)] == [
+        "w8",
+        "u8",
+    ]  # 16 apart: one more than a zero point bridges
     q[1, 3] = -8
     q[0] += 8
-    assert [kind for kind in KINDS if KINDS[kind].fits(q)] == ["w8", "u4"]
+    assert [kind for kind in names if KINDS[kind].fits(q)] == ["w8", "u8", "u4"]
     assert not any(kind.fits(q[:0]) for kind in KINDS.values())
-    assert [kind for kind in KINDS if KINDS[kind].fits(np.full((1, 32), -127, np.int8))] == ["w8", "n4"]
+    assert [kind for kind in names if KINDS[kind].fits(np.full((1, 32), -127, np.int8))] == ["w8", "u8", "n4"]
     np.testing.assert_array_equal(zero_points(q), [[0, 0], [8, 0]])
+    np.testing.assert_array_equal(zero_points(q, 64), [[0], [8]])
+    q = np.repeat(np.array([[0, -8]], np.int8), 32, 1)
+    q[0, 40:] = 7
+    fitting = ["w4", "u4", "w4g64", "u4g64"]
+    assert [
+        kind for kind in KINDS if kind[1] == "4" and KINDS[kind].fits(q)
+    ] == fitting  # 64 columns have no group of 128
+    q[0, 0] = 15  # each half bridged by a zero point, not both by one
+    assert [kind for kind in KINDS if kind[1] == "4" and KINDS[kind].fits(q)] == ["u4"]
+
+
+def test_scales_of_larger_groups():
+    scale = np.array([[1, 1, 2, 2], [3, 3, 4, 4]], np.float16)
+    np.testing.assert_array_equal(regrouped("w4g64", scale), [[1, 2], [3, 4]])
+    np.testing.assert_array_equal(regrouped("w4", scale), scale)
+    assert regrouped("w4g128", scale) is None
+    assert regrouped("w4g64", np.array([[1, 1, 2, 1]], np.float16)) is None
 
 
 def test_parts_do_not_show():

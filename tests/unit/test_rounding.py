@@ -35,13 +35,18 @@ def layer():
 
 
 @pytest.mark.parametrize(
-    ("kind", "part"), [("w4", 0.5), ("w8", 0.6), ("n4", 0.7), ("u4", 0.7), ("w3", 0.7), ("w2", 0.7)]
+    ("kind", "part"),
+    [
+        *(("w4", 0.5), ("w8", 0.6), ("n4", 0.7), ("u4", 0.7), ("w3", 0.7), ("w2", 0.7), ("u8", 0.7), ("w4g64", 0.5)),
+        *(("w4g128", 0.5), ("u4g64", 0.6), ("w3g128", 0.6), ("u8g128", 0.7)),
+    ],
 )
 def test_rounding_on_activations_beats_rounding_alone(layer, kind, part):
     weight, hessian = layer
     made = round_matrix(kind, weight, hessian)
     plain = error_of(weight, dequantize(*quantize(kind, weight)), hessian.astype(np.float32))
-    assert made.q.dtype == np.int8
+    assert made.q.dtype == (np.int16 if kind.startswith("u8") else np.int8)
+    assert made.scale.shape == (96, 128 // KINDS[kind].group)
     assert made.scale.dtype == np.float16
     assert KINDS[kind].fits(made.q)
     assert made.error < part * plain

@@ -147,7 +147,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device",
         choices=DEVICES,
         default="cpu",
-        help="what computes: the board's processor, or its GPU through Vulkan (default: cpu)",
+        help="what computes: the board's processor, its GPU through Vulkan, or both: the GPU where it works, else the "
+        "processor (default: cpu)",
     )
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the IR after each phase into this directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")

@@ -69,7 +69,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     if request.get("outline"):
         return {"weight_bytes": weight_bytes(outline(source.config, target, scheme)[0]).n_bytes}
     dump = Path(request["dump"]) if request["dump"] else None
-    ladder = GPU_LADDER if target.gpu is not None else SHORT_LADDER if request.get("short") else FULL_LADDER
+    ladder = SHORT_LADDER if request.get("short") else GPU_LADDER if target.gpu is not None else FULL_LADDER
     parameters, states = outline(source.config, target, scheme)
     check_sources(source, parameters)
     least = {"weight_bytes": weight_bytes(parameters).n_bytes, **states}

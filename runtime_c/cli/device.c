@@ -14,28 +14,24 @@ ellm_status device_wanted(const settings *s, ellm_device otherwise, ellm_device 
                : ellm_fail(error, ELLM_USAGE, "--device is cpu or vulkan, not '%.40s'", s->device);
 }
 
-/* Why a GPU that would work is not taken; "" where it is. */
-static void say_slower(const ellm_model_info *info, const ellm_context *context, char *text, size_t cap) {
-    ellm_device_info device;
-    text[0] = '\0';
-    if (context == NULL) {
-        if (info->gpu_times_slower > 0) {
-            snprintf(text, cap, "this board's GPU takes about %.3g times as long; --device vulkan uses it nevertheless",
-                     info->gpu_times_slower);
-        }
-    } else if (ellm_context_get_device(context, &device) && device.is_processor) {
-        snprintf(text, cap, "the only GPU that Vulkan finds is %s, which is this processor", device.name);
-    }
-}
-
 /* Whether a failure to open a GPU is a reason to take the processor. */
 static bool is_gpus_failure(ellm_status status) {
     return status == ELLM_GPU_MISSING || status == ELLM_GPU_LOST || status == ELLM_NO_MEMORY;
 }
 
+/* Says so where a program imitates a GPU that has to compute. */
+static void note_imitation(const ellm_context *context) {
+    ellm_device_info device;
+    if (ellm_context_get_device(context, &device) && device.is_processor) {
+        fprintf(
+            stderr,
+            "edgellm-rt: note: the only GPU that Vulkan finds is %s, which is this processor; --device cpu is faster\n",
+            device.name);
+    }
+}
+
 ellm_status device_open(const settings *s, const ellm_trust *trust, device_opener *open, void *user, ellm_model **model,
                         ellm_context **context, ellm_error *error) {
-    char why[600];
     ellm_device device;
     const bool is_processors = s->takes_cpu || s->session != NULL || s->keep != NULL;
     ellm_status status =
@@ -47,26 +43,24 @@ ellm_status device_open(const settings *s, const ellm_trust *trust, device_opene
     ellm_model_info info;
     ellm_model_get_info(*model, &info);
     const bool may_change = info.is_both && info.on_gpu && device != ELLM_DEVICE_GPU;
-    say_slower(&info, NULL, why, sizeof why);
-    if (!may_change || why[0] == '\0') {
-        status = open(user, s, *model, context, error);
-        if (status == ELLM_OK) {
-            say_slower(&info, *context, why, sizeof why);
-        } else if (error != NULL) {
-            snprintf(why, sizeof why, "%s", error->text);
-        }
-        if (!may_change || (status != ELLM_OK && !is_gpus_failure(status)) || (status == ELLM_OK && why[0] == '\0')) {
-            if (status == ELLM_OK && why[0] != '\0') {
-                fprintf(stderr, "edgellm-rt: note: %s; --device cpu is faster\n", why);
-            }
-            return status;
-        }
+    ellm_error why = {{0}};
+    if (may_change && info.gpu_times_slower > 0) {
+        status = ellm_fail(&why, ELLM_GPU_MISSING,
+                           "this board's GPU takes about %.3g times as long; --device vulkan uses it nevertheless",
+                           info.gpu_times_slower);
+    } else {
+        status = open(user, s, *model, may_change, context, &why);
     }
-    ellm_context_close(*context);
+    if (status == ELLM_OK) {
+        note_imitation(*context);
+        return ELLM_OK;
+    }
+    if (!may_change || !is_gpus_failure(status)) {
+        return ellm_fail(error, status, "%s", why.text);
+    }
+    fprintf(stderr, "edgellm-rt: note: the processor computes: %s\n", why.text);
     ellm_model_close(*model);
-    *context = NULL;
     *model = NULL;
-    fprintf(stderr, "edgellm-rt: note: the processor computes: %s\n", why);
     status = ellm_model_open_on(s->directory, trust, ELLM_DEVICE_CPU, model, error);
-    return status == ELLM_OK ? open(user, s, *model, context, error) : status;
+    return status == ELLM_OK ? open(user, s, *model, false, context, error) : status;
 }

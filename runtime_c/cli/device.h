@@ -4,9 +4,9 @@
 
 #include "options.h"
 
-/* Opens a context of a model; `user` is whoever asked. */
-typedef ellm_status device_opener(void *user, const settings *s, const ellm_model *model, ellm_context **context,
-                                  ellm_error *error);
+/* Opens a context of a model; `user` is whoever asked. real_gpu: as in ellm_context_options. */
+typedef ellm_status device_opener(void *user, const settings *s, const ellm_model *model, bool real_gpu,
+                                  ellm_context **context, ellm_error *error);
 
 /* Opens a bundle for --device; without it for the GPU, if the bundle has kernels for one and it works here and is the
  * faster one, else for the processor: then a line on standard error says why. What only the processor can (golden

@@ -13,15 +13,16 @@
 
 enum { prefill_rows = 128, most_text_per_token = 4096 };
 
-static ellm_status open_context(void *user, const settings *s, const ellm_model *model, ellm_context **context,
-                                ellm_error *error) {
+static ellm_status open_context(void *user, const settings *s, const ellm_model *model, bool real_gpu,
+                                ellm_context **context, ellm_error *error) {
     engine *e = user;
     ellm_model_get_info(model, &e->info);
     int32_t threads = s->threads > 0 ? (int32_t)s->threads : 0;
     ellm_context_options options = {.n_sessions = 1,
                                     .context_length = s->context > 0 ? (int32_t)s->context : 0,
                                     .n_threads_prefill = threads,
-                                    .n_threads_decode = s->threads_decode > 0 ? (int32_t)s->threads_decode : threads};
+                                    .n_threads_decode = s->threads_decode > 0 ? (int32_t)s->threads_decode : threads,
+                                    .real_gpu = real_gpu};
     if (options.context_length > e->info.context_length) {
         return ellm_fail(error, ELLM_USAGE, "--context %d: the model was compiled for at most %d positions",
                          (int)options.context_length, (int)e->info.context_length);

@@ -58,13 +58,14 @@ static ellm_status read_token(const char *path, char *token, ellm_error *error) 
 }
 
 /* As many sessions as were asked for, else as fit: 4, 2, or 1. */
-static ellm_status open_context(void *user, const settings *s, const ellm_model *model, ellm_context **context,
-                                ellm_error *error) {
+static ellm_status open_context(void *user, const settings *s, const ellm_model *model, bool real_gpu,
+                                ellm_context **context, ellm_error *error) {
     host *h = user;
     int32_t threads = s->threads > 0 ? (int32_t)s->threads : 0, most = default_sessions;
     ellm_context_options options = {.context_length = s->context > 0 ? (int32_t)s->context : 0,
                                     .n_threads_prefill = threads,
-                                    .n_threads_decode = s->threads_decode > 0 ? (int32_t)s->threads_decode : threads};
+                                    .n_threads_decode = s->threads_decode > 0 ? (int32_t)s->threads_decode : threads,
+                                    .real_gpu = real_gpu};
     ellm_status status = ELLM_NO_MEMORY;
     for (h->n_sessions = s->sessions > 0 ? (int32_t)s->sessions : most; status == ELLM_NO_MEMORY; h->n_sessions /= 2) {
         options.n_sessions = h->n_sessions;

@@ -139,6 +139,7 @@ typedef struct ellm_context_options {
     int32_t context_length;    /* positions per session; 0: min(model's, 4096) */
     int32_t n_threads_prefill; /* 0: as many as turn out fastest, measured as steps run and remembered */
     int32_t n_threads_decode;  /* the same for steps of few rows */
+    bool real_gpu;             /* GPU_MISSING where the only GPU is a program that imitates one */
 } ellm_context_options;
 
 ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options, ellm_context **context,

@@ -60,6 +60,11 @@ void ellm_gpu_close(ellm_gpu *gpu) {
     if (gpu == NULL) {
         return;
     }
+    if (gpu->is_stuck) { /* what it may still work with stays until the program ends */
+        ellm_region_free(&gpu->region);
+        free(gpu);
+        return;
+    }
     if (gpu->device != NULL) {
         if (gpu->api.DeviceWaitIdle != NULL && gpu->lost == ELLM_OK) {
             (void)gpu->api.DeviceWaitIdle(gpu->device);
@@ -91,6 +96,7 @@ static ellm_status checked(ellm_gpu *gpu, VkResult result, ellm_error *error) {
         return ELLM_OK;
     }
     gpu->lost = ellm_vulkan_failed(result, "computing", error);
+    gpu->is_stuck = gpu->is_stuck || result == VK_TIMEOUT;
     return gpu->lost;
 }
 

@@ -39,6 +39,7 @@ _MAKERS: dict[str, Maker] = {
     "embed": embed.embed,
     "attention_parts": attention.parts_kernel,
     "attention_merge": attention.merge_kernel,
+    "normalize_heads": rotary.normalize_heads,
 }
 """Functions that take what the CPU's of the same name take."""
 

@@ -96,7 +96,6 @@ static ellm_status checked(ellm_gpu *gpu, VkResult result, ellm_error *error) {
         return ELLM_OK;
     }
     gpu->lost = ellm_vulkan_failed(result, "computing", error);
-    gpu->is_stuck = gpu->is_stuck || result == VK_TIMEOUT;
     return gpu->lost;
 }
 
@@ -107,6 +106,7 @@ static ellm_status wait(ellm_gpu *gpu, ellm_error *error) {
     }
     gpu->in_flight = false;
     VkResult result = gpu->api.WaitForFences(gpu->device, 1, &gpu->fence, VK_TRUE, most_wait_ns);
+    gpu->is_stuck = result != VK_SUCCESS;
     result = result == VK_SUCCESS ? gpu->api.ResetFences(gpu->device, 1, &gpu->fence) : result;
     return checked(gpu, result, error);
 }

@@ -287,7 +287,7 @@ class _Rewriter:
         return True
 
     def norm_apart(self, var: Any, call: Any) -> bool:
-        """Whether a call is rope_append with norms on a GPU: these get a kernel before it, for GPUs bind few buffers."""
+        """Whether a call is rope_append with norms on a GPU: these get a kernel before it, as GPUs bind few buffers."""
         origin = origin_of(self.module[call.args[0]]) if self.tier.name == GPU_TIER else None
         if origin is None or origin.name != "rope_append" or not origin.arguments["turn"].over:
             return False

@@ -243,7 +243,7 @@ static ellm_status own_directory(const char *name, settings *s, ellm_error *erro
 }
 
 ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s, ellm_error *error) {
-    *s = (settings){.takes_cpu = (command & (GOLDEN | TRACE | PREFIX)) != 0,
+    *s = (settings){.takes_cpu = (command & (GOLDEN | TRACE | PROFILE | PREFIX)) != 0,
                     .n_tokens = -1,
                     .lookup = -1,
                     .threads = -1,

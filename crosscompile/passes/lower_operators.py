@@ -198,6 +198,10 @@ class _Rewriter:
             chosen = [((n * used,), "int32"), ((n * used,), "float32")]
             return self.call("route", function, [logits, self.inputs["positions"]], chosen)
         if name == "ellm.experts":
+            if self.tier.name == GPU_TIER:
+                raise ConfigError(
+                    "mixtures of experts have no kernels for GPUs yet; they run on processors: --device cpu"
+                )
             total, each = map(int, numbers)
             x, weight, ids = args
             stored = self.stored[self.names[weight]]

@@ -21,6 +21,7 @@ static bool is_gpus_failure(ellm_status status) {
 
 /* Says so where a program imitates a GPU that has to compute. */
 static void note_imitation(const ellm_context *context) {
+#ifdef ELLM_VULKAN
     ellm_device_info device;
     if (ellm_context_get_device(context, &device) && device.is_processor) {
         fprintf(
@@ -28,6 +29,9 @@ static void note_imitation(const ellm_context *context) {
             "edgellm-rt: note: the only GPU that Vulkan finds is %s, which is this processor; --device cpu is faster\n",
             device.name);
     }
+#else
+    (void)context;
+#endif
 }
 
 ellm_status device_open(const settings *s, const ellm_trust *trust, device_opener *open, void *user, ellm_model **model,

@@ -39,7 +39,7 @@ static void print_summary(const ellm_model *model, const ellm_model_info *info, 
     printf("  target        %s %s, tier %s; this machine: %s, %d cores\n", text(target, "arch"), text(target, "os"),
            info->tier, ellm_cpu_arch(), (int)cores.n);
     if (info->is_both) {
-        printf("  devices       the processor, and a GPU through Vulkan\n");
+        printf("  devices       the processor, or a GPU\n");
     }
     printf("  context       %d positions%s\n", (int)info->context_length,
            info->sliding_window > 0 ? ", sliding window" : "");

@@ -101,7 +101,7 @@ def test_what_only_the_processor_can_takes_it_without_a_word(both: Path, tmp_pat
 
 def test_both_halves_are_checked_and_what_they_share_is_there_once(both: Path, tmp_path: Path):
     assert call(both, "verify").returncode == 0
-    assert "the processor, and a GPU" in call(both, "info").stdout
+    assert "the processor, or a GPU" in call(both, "info").stdout
     indices = [both / "weights" / f"{prefix}model.safetensors.index.json" for prefix in ("", "vulkan-")]
     cpu, gpu = (set(json.loads(index.read_text())["weight_map"]) for index in indices)
     norm = "model.layers.0.input_layernorm.weight"

@@ -180,10 +180,10 @@ def check_device(name: str, network: Network, target: Target) -> None:
 def _generate(
     kernels: Mapping[str, Any], functions: Sequence[Function], weights: Weights, target: Target, dump: Path | None
 ) -> tuple[bytes, dict[str, Signature]]:
-    """kernels.so or kernels.spv, and how each kernel is called. dump: gets the modules, one by one, of a GPU."""
+    """kernels.so or kernels.spv, and how each kernel is called. dump: gets a GPU's, each as SPIR-V and GLSL."""
     if target.gpu is None:
         return compile_kernels(kernels, target)
-    from crosscompile.gpu.choose import check_sizes, compile_shaders
+    from crosscompile.gpu.choose import check_sizes, compile_shaders, glsl_of
 
     check_sizes(weights.bytes_of, target.gpu)
     used = {name for function in functions for name, _ in function.steps}
@@ -191,6 +191,7 @@ def _generate(
     if dump:
         for name, shader in shaders.items():
             (dump / f"{name}.spv").write_bytes(shader.code)
+            (dump / f"{name}.comp").write_text(glsl_of(name, kernels[name], target))
     return code, signatures
 
 

@@ -80,6 +80,11 @@ def stored_slots(parameter: Parameter) -> dict[str, Slot]:
     return {parameter.name + suffix: Slot(shape, dtype) for suffix, (shape, dtype) in stored.items()}
 
 
+def is_shared(parameter: Parameter) -> bool:
+    """Whether a tensor of a checkpoint is stored alike for every target, the processor's and a GPU's."""
+    return parameter.packing == "vec" and parameter.value is None
+
+
 def weight_bytes(parameters: Iterable[Parameter]) -> Weights:
     """Size of the weights before they are written."""
     n_bytes = n_parameters = 0
@@ -257,9 +262,11 @@ def write_weights(
     directory: Path,
     progress: Progress | None = None,
     calibrated: Calibrated | None = None,
+    prefix: str = "",
 ) -> Weights:
     """Writes one safetensors shard per `Parameter.shard` and the index into `directory`, which must exist.
 
+    prefix: what the files' names begin with, where others lie there already.
     calibrated: the integers of the matrices that it has in the kind they are stored in; all others are rounded here.
     Each file appears under its name only when it is complete. Raises QuantizeError for NaN, infinities and values
     beyond a scheme's range (naming tensor and row), CheckpointError for missing tensors and wrong shapes.
@@ -286,7 +293,7 @@ def write_weights(
         for parameter in members:
             slots.update(stored_slots(parameter))
         metadata = {f"packing:{parameter.name}": parameter.packing for parameter in members}
-        file = directory / f"{shard}.safetensors"
+        file = directory / f"{prefix}{shard}.safetensors"
         with ShardWriter(file, slots, metadata) as writer:
             for parameter in members:
                 found, holding = _write_parameter(checkpoint, parameter, writer, done, calibrated)
@@ -295,12 +302,12 @@ def write_weights(
         weight_map.update(dict.fromkeys(slots, file.name))
         total += sum(slot.n_bytes for slot in slots.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    partial = directory / f".{INDEX}.partial"
+    partial = directory / f".{prefix}{INDEX}.partial"
     with partial.open("w") as stream:
         json.dump(index, stream, indent=1)
         stream.flush()
         os.fsync(stream.fileno())
-    partial.replace(directory / INDEX)
+    partial.replace(directory / f"{prefix}{INDEX}")
     kept, again, given = (int(count) for count in counts)
     fewest = min(keeping, key=lambda kind: KINDS[kind].stored_bits, default="") if again else ""
     return replace(size, n_kept=kept, n_again=again, n_calibrated=given, keeping=fewest)

@@ -113,11 +113,13 @@ class VirtualSection:
     like      the board it stands for; all other sections are that board's
     qemu      the emulator's program name; empty: the machine's own processor runs it
     qemu_cpu  the emulated processor
+    gpu       a program plays its GPU: Mesa's lavapipe
     """
 
     like: str
     qemu: str = ""
     qemu_cpu: str = ""
+    gpu: bool = False
 
 
 @dataclass(frozen=True)

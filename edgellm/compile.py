@@ -21,7 +21,7 @@ from crosscompile.checkpoint import Checkpoint
 from crosscompile.ndk import find_ndk
 from crosscompile.target import Target
 from edgellm import bundle as bundles
-from edgellm import cache, golden, hub, tuned
+from edgellm import cache, golden, gpu_half, hub, tuned
 from edgellm import prefix as prefixes
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
@@ -41,8 +41,8 @@ DEFAULT_CONTEXT = 4096
 """Positions a session gets where nobody asks for more (ellm_context_options.context_length)."""
 
 
-DEVICES = ("cpu", "vulkan")
-"""What may compute: the processor, or a GPU through Vulkan."""
+DEVICES = ("cpu", "vulkan", "both")
+"""What may compute: the processor, a GPU through Vulkan, or whichever of them works and is faster."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,8 @@ def build(
 
         board = find_board(board)
     show = progress or (lambda stage, done, total: None)
-    target = board.gpu_target() if device == "vulkan" else board.target()
+    target = board.target() if device == "cpu" else board.gpu_target()  # first of all: whether there is a GPU
+    target = board.target() if device == "both" else target
     path, name = hub.resolve(model, show)
     show("reading the checkpoint", 0, 0)
     source = checkpoint.load(path, lora)
@@ -133,6 +134,20 @@ def build(
             return compile_checkpoint(source, name, host, options, progress=show, rounding=rounding).bundle
 
         made = replace(made, bundle=prefixes.ship(made.bundle, prefix, twin, show))
+    if device == "both":
+        slower = board.vulkan.times_slower if board.vulkan is not None else None
+        both = gpu_half.add(
+            made.bundle,
+            source,
+            board.gpu_target(),
+            options,
+            rounding,
+            times_slower=slower,
+            fits=fits,
+            dump=dump / "vulkan" if dump is not None else None,
+            show=show,
+        )
+        made = replace(made, bundle=both)
     if output is not None:
         show("copying", 0, 0)
         made = replace(made, bundle=bundles.copy(made.bundle, Path(output)))

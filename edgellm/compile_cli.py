@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from crosscompile.kinds import KINDS
 from crosscompile.models import schemes
 from edgellm import prefix
+from edgellm.boards import Board, find_board
 from edgellm.compile import DEFAULT_CONTEXT, DEVICES, Compilation, build
 from edgellm.errors import UsageError
 from edgellm.keygen_cli import add_signing, ask_passphrase
@@ -89,6 +90,17 @@ def add_lora(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device, for the commands that make a bundle for a board."""
+    parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="cpu",
+        help="what computes: the board's processor, its GPU through Vulkan, or both: the GPU where it works, else the "
+        "processor (default: cpu)",
+    )
+
+
 def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
     """--calibrate, --budget, --eval and --max-kl, for the commands that make a bundle for a board."""
     group = parser.add_argument_group(
@@ -153,12 +165,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_lora(parser)
     add_quality_arguments(parser)
     add_signing(parser)
-    parser.add_argument(
-        "--device",
-        choices=DEVICES,
-        default="cpu",
-        help="what computes: the board's processor, or its GPU through Vulkan (default: cpu)",
-    )
+    add_device(parser)
     parser.add_argument("--dump", type=Path, metavar="DIR", help="write the IR after each phase into this directory")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
@@ -193,7 +200,7 @@ def main(args: argparse.Namespace) -> int:
             gate=gate,
         )
     if args.device != "cpu":
-        warn_of_gpu(args.board)
+        warn_of_gpu(find_board(args.board), args.device)
     if key is not None:
         from edgellm.signing import sign
 
@@ -207,15 +214,15 @@ def main(args: argparse.Namespace) -> int:
     return 0
 
 
-def warn_of_gpu(name: str) -> None:
+def warn_of_gpu(board: Board, device: str) -> None:
     """Says so where a board's processor is known to be the faster one."""
-    from edgellm.boards import find_board
-
-    board = find_board(name)
     if board.vulkan is not None and board.vulkan.times_slower is not None:
         gpu, times = board.vulkan.device, board.vulkan.times_slower
         text = f"{board.name}'s GPU ({gpu}) takes about {times} times as long as its processor"
-        print(f"edgellm: note: {text}; --device cpu is the better choice", file=sys.stderr)
+        then = "which it takes unless told otherwise" if device == "both" else "--device cpu is the better choice"
+        print(
+            f"edgellm: note: {text}, {then}" if device == "both" else f"edgellm: note: {text}; {then}", file=sys.stderr
+        )
 
 
 class StageDisplay:

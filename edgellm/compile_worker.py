@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from crosscompile import calibrated, checkpoint
 from crosscompile.errors import CompileError
-from crosscompile.quantize import check_sources, weight_bytes, write_weights
+from crosscompile.quantize import check_sources, is_shared, weight_bytes, write_weights
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.target import Target, gpu_tier, target_of_tier
 
@@ -53,7 +53,8 @@ def target_of(request: dict[str, Any]) -> Target:
 def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Compiles kernels and writes weights into request["output"]; returns what the manifest needs.
 
-    With "outline" in the request, only counts the bytes of all weights.
+    With "outline" in the request, only counts the bytes of all weights. With "half", what is written is what a bundle
+    for the processor lacks to be one for a GPU, too.
     """
     started = time.monotonic()
     channel.progress("compiling kernels", 0, 0)
@@ -68,7 +69,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     if request.get("outline"):
         return {"weight_bytes": weight_bytes(outline(source.config, target, scheme)[0]).n_bytes}
     dump = Path(request["dump"]) if request["dump"] else None
-    ladder = GPU_LADDER if target.gpu is not None else SHORT_LADDER if request.get("short") else FULL_LADDER
+    ladder = SHORT_LADDER if request.get("short") else GPU_LADDER if target.gpu is not None else FULL_LADDER
     parameters, states = outline(source.config, target, scheme)
     check_sources(source, parameters)
     least = {"weight_bytes": weight_bytes(parameters).n_bytes, **states}
@@ -88,16 +89,20 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     channel.send(sized={"memory": memory, "context_length": compiled.model["context_length"]})
 
     output = Path(request["output"])
-    (output / "weights").mkdir()
+    half = bool(request.get("half"))
+    (output / "weights").mkdir(exist_ok=half)
     weights = write_weights(
         source,
-        compiled.parameters,
+        [each for each in compiled.parameters if not (half and is_shared(each))],
         output / "weights",
         lambda done, total: channel.progress("weights", done, total),
         calibrated.read(Path(request["calibrated"])) if request.get("calibrated") else None,
+        "vulkan-" if half else "",
     )
     (output / ("kernels.so" if target.gpu is None else "kernels.spv")).write_bytes(compiled.kernels)
-    (output / "plan.json").write_text(json.dumps(compiled.plan, separators=(",", ":")))
+    (output / ("plan-vulkan.json" if half else "plan.json")).write_text(
+        json.dumps(compiled.plan, separators=(",", ":"))
+    )
     return {
         "model": compiled.model,
         "memory": memory,

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from edgellm import app_install, application, archive, cache, fleet_cli, prefix, service
+from edgellm import app_install, application, archive, board_gpu, cache, fleet_cli, prefix, service
 from edgellm import bundle as bundles
 from edgellm.application import Application
 from edgellm.board_session import count_of
@@ -29,12 +29,14 @@ from edgellm.bundle import MANIFEST, Bundle
 from edgellm.compile_cli import (
     SCHEMES,
     StageDisplay,
+    add_device,
     add_lora,
     add_prefix_arguments,
     add_quality_arguments,
     add_scheme_arguments,
     gate_of,
     options_of,
+    warn_of_gpu,
     wish_of,
 )
 from edgellm.connection import connect
@@ -102,6 +104,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     add_scheme_arguments(parser)
     add_prefix_arguments(parser)
+    add_device(parser)
     add_lora(parser)
     add_quality_arguments(parser)
     add_trust_arguments(parser)
@@ -129,9 +132,17 @@ def main(args: argparse.Namespace) -> int:
     with connect(board, args.host) as remote, ExitStack() as stack:
         facts = probe(remote)  # first of all: a board that is off, or a wrong key, should not cost a compilation
         say(args, "board", describe(board, facts))
+        lack = board_gpu.check(remote, args.device)  # likewise
         if app is not None:
             app_install.look(remote, facts, app)  # likewise
         bundle = trust.applied(bundle_for(args, board, stack), stack, quiet=args.json)
+        device = bundle.manifest["target"].get("device", "cpu")
+        if device != args.device:  # a finished bundle
+            lack = board_gpu.check(remote, device)
+        if lack is not None:
+            say(args, "GPU", lack)
+        elif device != "cpu":
+            warn_of_gpu(board, device)
         with shown_transfer(quiet=args.json) as reporter:
             done = deploy(
                 bundle,
@@ -218,6 +229,8 @@ def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) 
             )
         if any(value is not None for value in (args.calibrate, args.budget, args.eval, args.max_kl)):
             raise UsageError(f"{path} is compiled already: what is for its quality goes to `edgellm compile`")
+        if args.device != "cpu":
+            raise UsageError(f"{path} is compiled already: --device goes to `edgellm compile`")
         bundle = bundles.read(path)
         say(args, "bundle", f"{path}: {bundle.name} {bundle.scheme} for {bundle.tier}, {size(bundle.n_bytes)}")
         return bundle
@@ -234,6 +247,7 @@ def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) 
             prefix=wanted,
             progress=display.update,
             lora=args.lora,
+            device=args.device,
             wish=wish,
             gate=gate,
         )
@@ -264,6 +278,8 @@ def conclude(args: argparse.Namespace, board: Board, bundle: Bundle, done: Deplo
         kept = f"; {size(done.kept_bytes)} were there already" if done.kept_bytes else ""
         say(args, "sent", f"{size(done.sent_bytes)} in {done.transfer_s:.1f} s{rate}{kept}")
         say(args, "checked", f"{len(bundle.files)} checksums, on the board{proven(done)}")
+    if gpu := gpu_proven(done):
+        say(args, "GPU", gpu)
     say(args, "in use", f"{done.name} after {done.total_s:.1f} s; talk to it: edgellm chat --board {board.label}")
 
 
@@ -277,6 +293,20 @@ def proven(done: Deployment) -> str:
     if throttled := proof.get("throttled"):
         words += f"; the processor is slowed: {one_line(str(throttled))}"
     return words
+
+
+def gpu_proven(done: Deployment) -> str:
+    """What the board found when it tried its GPU; "" where the model is for the processor alone."""
+    gpu = done.proof.get("gpu")
+    if not isinstance(gpu, dict):
+        return ""
+    if "error" in gpu:
+        return one_line(f"the processor computes: {gpu['error']}")
+    speeds = [gpu.get("decode_tok_s"), gpu.get("cpu_decode_tok_s")]
+    named = [
+        f"{speed:.1f} tokens/s on the {what}" for speed, what in zip(speeds, ("GPU", "processor"), strict=True) if speed
+    ]
+    return f"{one_line(str(gpu.get('name')))}: {', '.join(named)}"
 
 
 @contextmanager

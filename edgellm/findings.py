@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 
 from crosscompile.errors import TargetError
 from crosscompile.target import target_for
+from edgellm import board_gpu
 from edgellm.boards import Board
 from edgellm.examination import Examination
 from edgellm.terminal import size
@@ -260,18 +261,12 @@ def _vulkan(seen: Examination, board: Board) -> list[Finding]:
     if board.vulkan is None and not seen.icds:
         return []
     drivers = ", ".join(seen.icds[:4])
-    if not seen.icds:
-        return [Finding("Vulkan", NOTE, "no driver", "not needed; Debian: sudo apt install mesa-vulkan-drivers")]
-    if not seen.libvulkan:
-        return [Finding("Vulkan", NOTE, f"{drivers}, but no loader", "not needed; Debian: sudo apt install libvulkan1")]
-    if seen.render and not any(usable for _, usable in seen.render):
-        return [
-            Finding("Vulkan", NOTE, f"{seen.render[0][0]} is not open to this user", "sudo usermod -aG render $USER")
-        ]
+    if lack := board_gpu.judge(bool(seen.icds), bool(seen.libvulkan), list(seen.render)):
+        return [Finding("Vulkan", NOTE, lack.what, f"not needed for the processor; {lack.remedy}")]
     if board.vulkan is not None and board.vulkan.times_slower is not None:
         text = f"{drivers}; the GPU takes about {board.vulkan.times_slower} times as long as the processor"
         return [Finding("Vulkan", OK, f"{text}, which bundles for this board use")]
-    return [Finding("Vulkan", OK, f"{drivers}; bundles made with --device vulkan use it")]
+    return [Finding("Vulkan", OK, f"{drivers}; bundles made with --device vulkan or both use it")]
 
 
 def _deployed(seen: Examination, board: Board) -> list[Finding]:

@@ -100,7 +100,8 @@ def fetch(board: Board, progress: Progress | None = None) -> tuple[Path, Path | 
         assert emulator is not None
         virtual_android.ensure_adb(parts, report)
         return virtual_android.ensure_root(parts, report, emulator), emulator
-    return virtual_parts.ensure_root(board.arch, parts, report, emulator), emulator
+    gpu = section is not None and section.gpu
+    return virtual_parts.ensure_root(board.arch, parts, report, emulator, gpu), emulator
 
 
 def stop(board: Board) -> bool:

@@ -34,6 +34,16 @@ PACKAGES = (
     *("libgcrypt20", "libgpg-error0", "libcap2", "libkrb5support0", "libk5crypto3", "libkeyutils1", "libnsl2"),
     "libtirpc3",
 )
+GPU_PACKAGES = (
+    *("mesa-vulkan-drivers", "libvulkan1", "libllvm15", "libdrm2", "libdrm-common", "libdrm-amdgpu1", "libelf1"),
+    *("libexpat1", "libgcc-s1", "libstdc++6", "libwayland-client0", "libx11-6", "libx11-xcb1", "libxcb1"),
+    *("libxcb-dri2-0", "libxcb-dri3-0", "libxcb-present0", "libxcb-randr0", "libxcb-sync1", "libxcb-xfixes0"),
+    *("libxcb-shm0", "libxcb-keysyms1", "libxau6", "libxdmcp6", "libbsd0", "libmd0", "libxshmfence1", "libedit2"),
+    *("libtinfo6", "libxml2", "libicu72", "libz3-4", "libffi8", "libsensors5", "libgomp1"),
+)
+"""Mesa's lavapipe, a program that plays a GPU, and what it is linked with. The backport, because Debian 12's own
+Mesa 22.3 cannot convert float16 on AArch64 (LLVM: "Cannot select fp_extend")."""
+
 DEBIAN_ARCHES = {"aarch64": "arm64", "armv7": "armhf", "x86_64": "amd64"}
 EMULATORS = ("qemu-aarch64", "qemu-arm")
 
@@ -104,17 +114,22 @@ def host_architecture() -> str:
     return output(["dpkg", "--print-architecture"]).strip()
 
 
-def ensure_root(arch: str, directory: Path, progress: Progress, emulator: Path | None) -> Path:
+def ensure_root(arch: str, directory: Path, progress: Progress, emulator: Path | None, gpu: bool = False) -> Path:
     """The root folder of an architecture, fetched if need be.
 
-    emulator: runs that architecture's programs here; None if this machine does.
+    emulator: runs that architecture's programs here; None if this machine does. gpu: with a Vulkan device.
     Raises VirtualBoardError if it cannot be fetched.
     """
 
     def make(folder: Path, report: Progress) -> None:
         _make_root(DEBIAN_ARCHES[arch], folder, report, emulator)
+        if gpu:
+            _add_gpu(DEBIAN_ARCHES[arch], folder, report)
 
-    return ensure_part(directory, DEBIAN_ARCHES[arch], PACKAGES + tuple(_FILES.values()), progress, make)
+    name, recipe = DEBIAN_ARCHES[arch], PACKAGES + tuple(_FILES.values())
+    return ensure_part(
+        directory, f"{name}-gpu" if gpu else name, recipe + (GPU_PACKAGES if gpu else ()), progress, make
+    )
 
 
 def ensure_part(
@@ -173,6 +188,18 @@ def _make_root(arch: str, folder: Path, progress: Progress, emulator: Path | Non
     for applet in output([*([str(emulator)] if emulator else []), str(busybox), "--list"]).split():
         if not any((folder / place / applet).exists() for place in ("bin", "sbin", "usr/bin", "usr/sbin")):
             (folder / "bin" / applet).symlink_to("busybox")
+
+
+def _add_gpu(arch: str, folder: Path, progress: Progress) -> None:
+    with _private_apt(arch, (RELEASE, RELEASE + "-backports"), progress) as apt:
+        for package in apt.download(GPU_PACKAGES, f"fetching the board's Vulkan driver ({arch}, 70 MB)"):
+            run(["dpkg-deb", "-x", str(package), str(folder)])
+    for name in _UNWANTED:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    drivers = (*folder.glob("usr/lib/*/libvulkan_*.so"), *folder.glob("usr/share/vulkan/icd.d/*.json"))
+    for driver in drivers:
+        if not driver.name.startswith(("libvulkan_lvp", "lvp_icd")):
+            driver.unlink()
 
 
 class _PrivateApt:

@@ -54,6 +54,16 @@ def validate(module: bytes, name: str, folder: Path) -> None:
     assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
 
 
+def compile_glsl(text: str, name: str, folder: Path) -> bytes:
+    """What Khronos's own compiler makes of a kernel's GLSL. AssertionError with its words if it refuses it."""
+    source, module = folder / "kernel.comp", folder / "kernel.spv"
+    source.write_text(text)
+    command = ["glslangValidator", "-V", "--quiet", "--target-env", "vulkan1.1", "-o", str(module), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{name}: {done.stdout}{done.stderr}"
+    return module.read_bytes()
+
+
 def build_runner(folder: Path, name: str = "plain/run_shader") -> Path:
     """The program that runs one kernel (runtime_c/tests/run_shader.c), or another target of runtime_c/Makefile."""
     program = folder / name

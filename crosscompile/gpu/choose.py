@@ -23,6 +23,7 @@ from crosscompile.packing import GROUP
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.container import pack_modules
 from crosscompile.spirv.emit import Shader, emit
+from crosscompile.spirv.glsl import print_glsl
 from crosscompile.target import Target
 
 _LINEAR = re.compile(r"linear_(w4|w8|f16|f32)")
@@ -38,6 +39,7 @@ _MAKERS: dict[str, Maker] = {
     "embed": embed.embed,
     "attention_parts": attention.parts_kernel,
     "attention_merge": attention.merge_kernel,
+    "normalize_heads": rotary.normalize_heads,
 }
 """Functions that take what the CPU's of the same name take."""
 
@@ -111,12 +113,18 @@ def gpu_function(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -
         made = _from_linear(name, function, target, gpu)
     if made is None:
         return as_threads(name, function, gpu)
-    return _flat(name, made)
+    return flat(name, made)
 
 
-def _flat(name: str, function: tirx.PrimFunc) -> tirx.PrimFunc:
+def flat(name: str, function: tirx.PrimFunc) -> tirx.PrimFunc:
     """Flat buffers, and nothing else: TVM's simplifier would put what is bound to a name back where it is used."""
     return tirx.transform.FlattenBuffer()(tvm.IRModule({name: function.with_attr("global_symbol", name)}))[name]
+
+
+def glsl_of(name: str, function: tirx.PrimFunc, target: Target) -> str:
+    """One kernel of a program as GLSL, to be read."""
+    assert target.gpu is not None
+    return print_glsl(gpu_function(name, function, target, target.gpu), SCALARS)
 
 
 def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:

@@ -34,8 +34,55 @@ def rope_table(name: str, gpu: Gpu, n: int, half: int, scaling: float) -> tirx.P
 
 
 def supports(heads: Heads, turn: Turn) -> bool:
-    """Whether `rope_append` can: caches in floats, and norms of a head by itself."""
-    return heads.dtype in ("f16", "f32") and turn.over in ("", "head")
+    """Whether `rope_append` can: caches in floats, norms apart from it (passes/lower_operators.py)."""
+    return heads.dtype in ("f16", "f32") and not turn.over
+
+
+def normalize_heads(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> tirx.PrimFunc:
+    """As crosscompile.kernels.rotary.normalize_heads: a workgroup for each head of each row."""
+    total, queries, keys = heads.query + 2 * heads.kv, heads.query * heads.dim, heads.kv * heads.dim
+
+    def body(k: Builder) -> None:
+        qkv = k.buffer("qkv", (n, total * heads.dim), "float32")
+        wq, wk = k.buffer("wq", (queries,), "float32"), k.buffer("wk", (keys,), "float32")
+        y = k.buffer("y", (n, total * heads.dim), "float32")
+        threads = min(64, k.gpu.invocations)
+        sum_, shared = k.local(1), k.shared(threads)
+        with k.launch((total, n), threads) as (head, m, thread):
+            first, is_query = k.bind(head * heads.dim), head < i32(heads.query)
+            start: Any = first
+            size: Any = heads.dim
+            if turn.over == "row":
+                start = k.bind(tirx.Select(is_query, i32(0), i32(queries)))
+                size = k.bind(tirx.Select(is_query, i32(queries), i32(keys)))
+            count = f32(float(size)) if isinstance(size, int) else tirx.Cast("float32", size)
+
+            def average(term: Any) -> Expr:
+                k.store(sum_, f32(0.0), 0)
+                with k.strided(thread, size) as d:
+                    k.store(sum_, term(qkv[m, start + d], sum_[0]), 0)
+                return k.bind(k.reduce(thread, [sum_[0]], shared)[0] / count)
+
+            mean = average(lambda v, so_far: so_far + v) if turn.centred else f32(0.0)
+            square = average(lambda v, so_far: fma(v - mean, v - mean, so_far))
+            factor = k.bind(f32(1.0) / tirx.sqrt(square + f32(turn.epsilon)))
+
+            def each(change: Any) -> None:
+                with k.strided(thread, heads.dim) as d:
+                    k.store(y, change(qkv[m, first + d], d), m, first + d)
+
+            def query() -> None:
+                each(lambda v, d: ((v - mean) * factor) * wq[first + d])
+
+            def key() -> None:
+                each(lambda v, d: ((v - mean) * factor) * wk[first - queries + d])
+
+            def rest() -> None:
+                k.choose(head < i32(heads.query + heads.kv), key, lambda: each(lambda v, d: v))
+
+            k.choose(is_query, query, rest)
+
+    return gpu_kernel(name, gpu, body)
 
 
 def rope_append(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> tirx.PrimFunc:
@@ -46,51 +93,26 @@ def rope_append(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> tirx.P
     def body(k: Builder) -> None:
         qkv = k.buffer("qkv", (n, width), "float32")
         table: Any = k.buffer("table", (n, turn.dim), "float32") if turn.dim else None
-        weights = []
-        if turn.over:
-            counts = zip("qk", (heads.query, heads.kv), strict=True)
-            weights = [k.buffer(f"w{part}", (count * heads.dim,), "float32") for part, count in counts]
         cached = Cache.parameters(k, n, heads)
         q = k.buffer("q", (n, heads.query * heads.dim), "float32")
         threads = min(64, k.gpu.invocations)
-        total, shared = k.local(1), k.shared(threads) if turn.over else None
         with k.launch((heads.query + 2 * heads.kv, n), threads) as (head, m, thread):
             first = k.bind(head * heads.dim)
 
-            def over_head(term: Any) -> Expr:
-                k.store(total, f32(0.0), 0)
-                with k.strided(thread, heads.dim) as d:
-                    k.store(total, term(qkv[m, first + d], total[0]), 0)
-                return k.reduce(thread, [total[0]], shared)[0]
-
-            factor = mean = None
-            if turn.over:
-                dim = f32(float(heads.dim))
-                mean = k.bind(over_head(lambda v, sum_: sum_ + v) / dim) if turn.centred else f32(0.0)
-                square = over_head(lambda v, sum_: fma(v - mean, v - mean, sum_))
-                factor = k.bind(f32(1.0) / tirx.sqrt(square / dim + f32(turn.epsilon)))
-
-            def value(part: int, d: Expr) -> Expr:
-                v = qkv[m, first + d]
-                if factor is None:
-                    return v
-                own = first if part == 0 else first - heads.query * heads.dim
-                return ((v - mean) * factor) * weights[part][own + d]
-
-            def turned(part: int, put: Any) -> None:
+            def turned(put: Any) -> None:
                 """Hands every dimension of a query or key, rotated, to `put`."""
                 if half:
                     with k.strided(thread, half) as c:
                         cosine, sine = k.bind(table[m, c]), k.bind(table[m, c + half])
-                        x, y = k.bind(value(part, c)), k.bind(value(part, c + half))
+                        x, y = k.bind(qkv[m, first + c]), k.bind(qkv[m, first + c + half])
                         put(c, fma(x, cosine, f32(0.0) - y * sine))
                         put(c + half, fma(y, cosine, x * sine))
                 if heads.dim > turn.dim:
                     with k.strided(thread, heads.dim - turn.dim) as c:
-                        put(c + turn.dim, value(part, c + turn.dim))
+                        put(c + turn.dim, qkv[m, first + c + turn.dim])
 
             def query() -> None:
-                turned(0, lambda d, v: k.store(q, v, m, first + d))
+                turned(lambda d, v: k.store(q, v, m, first + d))
 
             def append() -> None:
                 position = k.bind(cached.positions[m])
@@ -99,7 +121,7 @@ def rope_append(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> tirx.P
 
                     def key() -> None:
                         own = k.bind(head - heads.query)
-                        turned(1, lambda d, v: cached.put_key(k, v, block, own, d, column))
+                        turned(lambda d, v: cached.put_key(k, v, block, own, d, column))
 
                     def keep() -> None:
                         own = k.bind(head - (heads.query + heads.kv))

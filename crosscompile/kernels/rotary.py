@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import gcd
 from typing import Any
@@ -182,6 +183,53 @@ def rope_append(n: int, heads: Heads, turn: Turn) -> tirx.PrimFunc:
             k.when(cached.positions[m] >= 0, append)
 
     return kernel("rope_append", body)
+
+
+@kernel_maker
+def normalize_heads(n: int, heads: Heads, turn: Turn) -> tirx.PrimFunc:
+    """(qkv (n, (Hq + 2 Hkv) · dim) f32, wq (Hq · dim), wk (Hkv · dim)) -> the same with queries and keys normalized.
+
+    What rope_append does first, apart from it: together they take more buffers than every GPU binds.
+    """
+    total = heads.query + 2 * heads.kv
+
+    def body(k: Builder) -> None:
+        qkv = k.buffer("qkv", (n, total * heads.dim), "float32")
+        counts = (heads.query, heads.kv)
+        weights = [k.buffer(f"w{p}", (h * heads.dim,), "float32") for p, h in zip("qk", counts, strict=True)]
+        y = k.buffer("y", (n, total * heads.dim), "float32")
+        sums = k.local(LANES)
+
+        with k.shared(n * total) as unit:
+            m, head = k.divide(unit, total)
+
+            def each(change: Callable[[Expr, Expr], Expr]) -> None:
+                with k.loop(0, heads.dim // LANES) as c:
+                    at = head * heads.dim + c * LANES
+                    k.store(y, change(qkv[m, span(at)], at), m, span(at))
+
+            def normalized(part: int) -> None:
+                before = part * heads.query * heads.dim
+                first = before if turn.over == "row" else head * heads.dim
+                count = (counts[part] if turn.over == "row" else 1) * heads.dim
+                mean = constant(0.0, LANES)
+                for centring in (True, False) if turn.centred else (False,):
+                    k.fill(sums, LANES)
+                    with k.loop(0, count // LANES) as c:
+                        v = k.bind(qkv[m, span(first + c * LANES)] - mean)
+                        k.store(sums, sums[span(0)] + v if centring else fma(v, v, sums[span(0)]), span(0))
+                    average = k.bind(tree_sum(sums[span(0)]) / constant(float(count), 1))
+                    mean = tirx.Broadcast(average, LANES) if centring else mean
+                factor = k.bind(constant(1.0, 1) / tirx.sqrt(average + constant(turn.epsilon, 1)))
+                wide = tirx.Broadcast(factor, LANES)
+                each(lambda v, at: ((v - mean) * wide) * weights[part][span(at - before)])
+
+            def rest() -> None:
+                k.when(head < heads.query + heads.kv, lambda: normalized(1), lambda: each(lambda v, at: v))
+
+            k.when(head < heads.query, lambda: normalized(0), rest)
+
+    return kernel("normalize_heads", body)
 
 
 def _halves(size: int) -> list[int]:

@@ -211,7 +211,7 @@ def flatten(n: int, columns: int, cap: float) -> tirx.PrimFunc:
         y = k.buffer("y", (n, columns), "float32")
         with k.shared(n * vectors) as unit:
             m, c = k.divide(unit, vectors)
-            at = span(c * lanes, lanes)
+            at = span(c * lanes, lanes) if lanes > 1 else c
             k.store(y, tanh(x[m, at]) * constant(cap, lanes), m, at)
 
     return kernel("flatten", body)

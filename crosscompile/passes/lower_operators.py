@@ -15,7 +15,7 @@ import tvm
 from tvm import relax
 
 from crosscompile.errors import ConfigError
-from crosscompile.kernels import elementwise, experts, recurrent, rows, rwkv
+from crosscompile.kernels import elementwise, experts, recurrent, rotary, rows, rwkv
 from crosscompile.kernels.build import origin_of
 from crosscompile.kernels.embed import embed
 from crosscompile.kernels.linear import float_linear, quantized_linear
@@ -198,6 +198,10 @@ class _Rewriter:
             chosen = [((n * used,), "int32"), ((n * used,), "float32")]
             return self.call("route", function, [logits, self.inputs["positions"]], chosen)
         if name == "ellm.experts":
+            if self.tier.name == GPU_TIER:
+                raise ConfigError(
+                    "mixtures of experts have no kernels for GPUs yet; they run on processors: --device cpu"
+                )
             total, each = map(int, numbers)
             x, weight, ids = args
             stored = self.stored[self.names[weight]]
@@ -286,11 +290,37 @@ class _Rewriter:
         )
         return True
 
+    def norm_apart(self, var: Any, call: Any) -> bool:
+        """Whether a call is rope_append with norms on a GPU: these get a kernel before it, as GPUs bind few buffers."""
+        origin = origin_of(self.module[call.args[0]]) if self.tier.name == GPU_TIER else None
+        if origin is None or origin.name != "rope_append" or not origin.arguments["turn"].over:
+            return False
+        n, heads, turn = (origin.arguments[each] for each in ("n", "heads", "turn"))
+        qkv, *rest = self.values_of(call.args[1].fields)
+        at = 1 if turn.dim else 0
+        normed = self.call(
+            "normalize_heads",
+            rotary.normalize_heads(n, heads, turn),
+            [qkv, *rest[at : at + 2]],
+            [((n, (heads.query + 2 * heads.kv) * heads.dim), "float32")],
+        )
+        del rest[at : at + 2]
+        appending = rotary.rope_append(n, heads, rotary.Turn(turn.dim))
+        symbol = self.builder.add_func(
+            appending.with_attr("global_symbol", call.args[0].name_hint), call.args[0].name_hint
+        )
+        places = [int(i) - 2 if int(i) >= 0 else -1 for i in call.attrs.inplace_indices]
+        outputs = list(call.ty_args[0].fields)
+        self.values[var] = self.builder.emit(
+            relax.op.call_tir_inplace(symbol, relax.Tuple([normed, *rest]), places, outputs)
+        )
+        return True
+
     def binding(self, var: Any, value: Any) -> None:
         self.origin[var] = value
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op):
             if value.op.name in ("relax.call_tir", "relax.call_tir_inplace"):
-                if self.split_up(var, value):
+                if self.split_up(var, value) or self.norm_apart(var, value):
                     return
                 symbol = self.builder.add_func(self.module[value.args[0]], value.args[0].name_hint)
                 args = [symbol, self.value(value.args[1]), *value.args[2:]]

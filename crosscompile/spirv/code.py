@@ -98,13 +98,18 @@ class Code:
 
     def leave(self) -> None:
         """break."""
-        self.branch(self.loops[-1][0])
-        self.begin(self.module.id())  # nothing comes here, but a block must be open
+        self._jump(self.loops[-1][0])
 
     def next_round(self) -> None:
         """continue."""
-        self.branch(self.loops[-1][1])
-        self.begin(self.module.id())
+        self._jump(self.loops[-1][1])
+
+    def _jump(self, to: int) -> None:
+        """Goes there always. The open block behind it, which nothing reaches, must still be one of the loop's."""
+        rest = self.module.id()
+        self.do(247, rest, 0)
+        self.do(250, self.module.constant("bool", True), to, rest)
+        self.begin(rest)
 
     def barrier(self) -> None:
         """Waits for the workgroup, and makes its writes to shared memory seen."""

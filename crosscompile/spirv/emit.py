@@ -54,7 +54,7 @@ def emit(function: tirx.PrimFunc, scalars: tuple[str, ...] = ()) -> Shader:
         dtype, lanes = split(str(buffer.ty.dtype))
         variable = module.storage_buffer(binding, dtype, stored_lanes(lanes), written=buffer.name in written)
         parameters[buffer] = Memory(variable, dtype, lanes, STORAGE_BUFFER)
-    used = _used_scalars(function, buffers, scalars)
+    used = used_scalars(function, buffers, scalars)
     if used:
         _read_scalars(code, statements, used)
     statements.declare(parameters)
@@ -104,7 +104,7 @@ def _statements(node: Any) -> Iterator[Any]:
             yield from _statements(child)
 
 
-def _used_scalars(function: tirx.PrimFunc, buffers: list[Any], scalars: tuple[str, ...]) -> list[Any]:
+def used_scalars(function: tirx.PrimFunc, buffers: list[Any], scalars: tuple[str, ...]) -> list[Any]:
     """Symbolic dimensions of the buffers that the body uses."""
     used = {var.name: var for var in tirx.analysis.undefined_vars(function.body, buffers)}
     unknown = sorted(set(used) - set(scalars))

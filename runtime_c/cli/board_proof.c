@@ -118,7 +118,7 @@ static ellm_status child_failed(const child *c, const char *what, ellm_error *er
 static ellm_status ask(const char *slot, char **rest, const char *what, ellm_region *region, const ellm_json **answer,
                        child *c, ellm_error *error) {
     char program[path_cap], folder[path_cap];
-    char *argv[12] = {program, rest[0], folder, NULL};
+    char *argv[16] = {program, rest[0], folder, NULL};
     ellm_status status = path_print(program, error, "%s/edgellm-rt", slot);
     if (status == ELLM_OK) {
         status = path_print(folder, error, "%s", slot);
@@ -227,6 +227,40 @@ static ellm_status judge(const proof *p, ellm_error *error) {
     return ELLM_OK;
 }
 
+/* A short answer on a device; `speed` 0 where it fails. */
+static ellm_status try_device(const char *slot, char *device, proof *p, double *speed, ellm_error *error) {
+    char *rest[] = {"bench", "--device", device, "--prompt", "8", "--generate", "3", "--repeat", "1", "--json", NULL};
+    ellm_region region;
+    ellm_region_init(&region, region_limit);
+    const ellm_json *answer = NULL;
+    child c = {0};
+    ellm_status status = ask(slot, rest, "trying the GPU", &region, &answer, &c, error);
+    *speed = real(answer, "decode_tok_s");
+    const char *name = ellm_json_text(ellm_json_get(ellm_json_get(answer, "gpu"), "name"), sizeof p->gpu - 1);
+    if (status == ELLM_OK && name != NULL) {
+        snprintf(p->gpu, sizeof p->gpu, "%s", name);
+    }
+    buffer_free(&c.out);
+    buffer_free(&c.errors);
+    ellm_region_free(&region);
+    return status;
+}
+
+/* Whether the GPU works that the bundle is for. Where the processor would do as well, that it does not is no failure. */
+static ellm_status try_gpu(const char *slot, const ellm_manifest *manifest, proof *p, ellm_error *error) {
+    ellm_error why = {{0}};
+    ellm_status status = manifest->has_gpu ? try_device(slot, "vulkan", p, &p->gpu_tok_s, &why) : ELLM_OK;
+    if (status != ELLM_OK && !manifest->has_cpu) {
+        return ellm_fail(error, status, "%s", why.text);
+    }
+    if (status != ELLM_OK) {
+        snprintf(p->gpu_error, sizeof p->gpu_error, "%s", why.text);
+    } else if (manifest->has_gpu && manifest->has_cpu) {
+        return try_device(slot, "cpu", p, &p->cpu_tok_s, error);
+    }
+    return ELLM_OK;
+}
+
 ellm_status proof_take(const char *slot_path, const ellm_bundle *bundle, proof *p, ellm_error *error) {
     *p = (proof){0};
     ellm_region region;
@@ -263,6 +297,7 @@ ellm_status proof_take(const char *slot_path, const ellm_bundle *bundle, proof *
         buffer_free(&c.out);
         buffer_free(&c.errors);
     }
+    status = status == ELLM_OK ? try_gpu(slot_path, &bundle->manifest, p, error) : status;
     throttle_read("/sys", p->throttled, sizeof p->throttled);
     ellm_region_free(&region);
     return status == ELLM_OK ? judge(p, error) : status;
@@ -281,6 +316,15 @@ void proof_print(const proof *p, buffer *json) {
                      "\"decode_tok_s\":%.3f,\"least_decode_tok_s\":%.3f,\"prefill_tok_s\":%.3f,"
                      "\"least_prefill_tok_s\":%.3f,",
                      p->decode_tok_s, p->least_decode_tok_s, p->prefill_tok_s, p->least_prefill_tok_s);
+    }
+    if (p->gpu[0] != '\0') {
+        buffer_print(json, "\"gpu\":{\"name\":");
+        buffer_put_json(json, p->gpu, strlen(p->gpu));
+        buffer_print(json, ",\"decode_tok_s\":%.3f,\"cpu_decode_tok_s\":%.3f},", p->gpu_tok_s, p->cpu_tok_s);
+    } else if (p->gpu_error[0] != '\0') {
+        buffer_print(json, "\"gpu\":{\"error\":");
+        buffer_put_json(json, p->gpu_error, strlen(p->gpu_error));
+        buffer_print(json, "},");
     }
     buffer_print(json, "\"throttled\":");
     buffer_put_json(json, p->throttled, strlen(p->throttled));

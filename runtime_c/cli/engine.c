@@ -7,20 +7,27 @@
 #include <string.h>
 #include <time.h>
 
+#include "device.h"
 #include "stops.h"
 #include "trust.h"
 
 enum { prefill_rows = 128, most_text_per_token = 4096 };
 
-/* Says so where a program on the processor imitates a GPU: the CPU's own bundle is many times faster. */
-static void device_note(const engine *e) {
-    ellm_device_info device;
-    if (ellm_context_get_device(e->context, &device) && device.is_processor) {
-        (void)fprintf(
-            stderr,
-            "edgellm-rt: note: the only GPU that Vulkan finds is %s, which is this processor; --device cpu is faster\n",
-            device.name);
+static ellm_status open_context(void *user, const settings *s, const ellm_model *model, bool real_gpu,
+                                ellm_context **context, ellm_error *error) {
+    engine *e = user;
+    ellm_model_get_info(model, &e->info);
+    int32_t threads = s->threads > 0 ? (int32_t)s->threads : 0;
+    ellm_context_options options = {.n_sessions = 1,
+                                    .context_length = s->context > 0 ? (int32_t)s->context : 0,
+                                    .n_threads_prefill = threads,
+                                    .n_threads_decode = s->threads_decode > 0 ? (int32_t)s->threads_decode : threads,
+                                    .real_gpu = real_gpu};
+    if (options.context_length > e->info.context_length) {
+        return ellm_fail(error, ELLM_USAGE, "--context %d: the model was compiled for at most %d positions",
+                         (int)options.context_length, (int)e->info.context_length);
     }
+    return ellm_context_open(model, &options, context, error);
 }
 
 ellm_status engine_open(engine *e, const settings *s, ellm_lookup_mode lookup, ellm_error *error) {
@@ -28,26 +35,11 @@ ellm_status engine_open(engine *e, const settings *s, ellm_lookup_mode lookup, e
     double start = clock_ms();
     trust t;
     ellm_status status = trust_find(&t, error);
-    status = status != ELLM_OK ? status : ellm_model_open_trusted(s->directory, &t.files, &e->model, error);
+    status = status != ELLM_OK ? status : device_open(s, &t.files, open_context, e, &e->model, &e->context, error);
     if (status != ELLM_OK) {
         return status;
     }
-    ellm_model_get_info(e->model, &e->info);
     trust_note(&e->info);
-    int32_t threads = s->threads > 0 ? (int32_t)s->threads : 0;
-    ellm_context_options options = {.n_sessions = 1,
-                                    .context_length = s->context > 0 ? (int32_t)s->context : 0,
-                                    .n_threads_prefill = threads,
-                                    .n_threads_decode = s->threads_decode > 0 ? (int32_t)s->threads_decode : threads};
-    if (options.context_length > e->info.context_length) {
-        return ellm_fail(error, ELLM_USAGE, "--context %d: the model was compiled for at most %d positions",
-                         (int)options.context_length, (int)e->info.context_length);
-    }
-    status = ellm_context_open(e->model, &options, &e->context, error);
-    if (status != ELLM_OK) {
-        return status;
-    }
-    device_note(e);
     lookup = e->info.on_gpu ? ELLM_LOOKUP_OFF : lookup; /* what a row more costs is not measured there */
     status = ellm_lookup_open(e->context, 0, s->lookup < 0 ? lookup : (ellm_lookup_mode)s->lookup, &e->lookup);
     if (status != ELLM_OK) {

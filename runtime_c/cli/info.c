@@ -38,6 +38,9 @@ static void print_summary(const ellm_model *model, const ellm_model_info *info, 
            text(scheme, "embedding"), text(scheme, "head"), text(scheme, "kv"));
     printf("  target        %s %s, tier %s; this machine: %s, %d cores\n", text(target, "arch"), text(target, "os"),
            info->tier, ellm_cpu_arch(), (int)cores.n);
+    if (info->is_both) {
+        printf("  devices       the processor, or a GPU\n");
+    }
     printf("  context       %d positions%s\n", (int)info->context_length,
            info->sliding_window > 0 ? ", sliding window" : "");
     printf("  memory        weights %.1f MB, arena %.1f MB, %.1f KB per position", (double)info->weight_bytes / 1e6,
@@ -71,6 +74,15 @@ ellm_status info_main(const settings *s, ellm_error *error) {
     }
     ellm_model_info info;
     ellm_model_get_info(model, &info);
+    if (info.is_both) { /* the other half is checked alike */
+        ellm_model *other = NULL;
+        status = ellm_model_open_on(s->directory, &t.files, ELLM_DEVICE_GPU, &other, error);
+        ellm_model_close(other);
+        if (status != ELLM_OK) {
+            ellm_model_close(model);
+            return status;
+        }
+    }
     if (s->json) {
         buffer json = {0};
         ellm_cores cores;

@@ -86,6 +86,8 @@ static const option options[] = {
      "threads while answering, where that differs"},
     {"lookup", 0, "WHEN", LOOKUP, RUN | CHAT | BENCH, FIELD(lookup), 0, 0,
      "guess tokens from earlier text: on, off or auto, where it is faster (default; bench: off)"},
+    {"device", 0, "NAME", TEXT, COMPUTES, FIELD(device), 0, 0,
+     "cpu or vulkan (default: the GPU, where it works and is faster)"},
     {"context", 0, "N", COUNT, COMPUTES, FIELD(context), 1, 1 << 24,
      "positions to make room for (default: the model's, at most 4096)"},
     {"session", 0, "FILE", TEXT, CHAT, FIELD(session), 0, 0,
@@ -241,7 +243,8 @@ static ellm_status own_directory(const char *name, settings *s, ellm_error *erro
 }
 
 ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s, ellm_error *error) {
-    *s = (settings){.n_tokens = -1,
+    *s = (settings){.takes_cpu = (command & (GOLDEN | TRACE | PROFILE | PREFIX)) != 0,
+                    .n_tokens = -1,
                     .lookup = -1,
                     .threads = -1,
                     .threads_decode = -1,

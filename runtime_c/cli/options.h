@@ -16,9 +16,10 @@ typedef struct count_list {
 typedef struct settings {
     const char *directory;
     const char *prompt, *tokens, *system, *logits, *work, *tracker, *queue, *listen, *token_file, *name;
-    const char *json_schema, *grammar, *tools, *output, *session, *keep;
+    const char *json_schema, *grammar, *tools, *output, *session, *keep, *device;
     const char *stops[most_stops];
     int n_stops;
+    bool takes_cpu; /* set by commands: only the processor can do it, or should */
     bool raw, json, jsonl, data, help, cold, bandwidth, stay, open, log, attached;
     count_list prompts, depths;
     int lookup; /* ellm_lookup_mode; negative: not given */

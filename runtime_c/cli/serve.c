@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "buffer.h"
+#include "device.h"
 #include "file.h"
 #include "form.h"
 #include "json.h"
@@ -57,16 +58,18 @@ static ellm_status read_token(const char *path, char *token, ellm_error *error) 
 }
 
 /* As many sessions as were asked for, else as fit: 4, 2, or 1. */
-static ellm_status open_context(host *h, ellm_error *error) {
-    const settings *s = h->settings;
+static ellm_status open_context(void *user, const settings *s, const ellm_model *model, bool real_gpu,
+                                ellm_context **context, ellm_error *error) {
+    host *h = user;
     int32_t threads = s->threads > 0 ? (int32_t)s->threads : 0, most = default_sessions;
     ellm_context_options options = {.context_length = s->context > 0 ? (int32_t)s->context : 0,
                                     .n_threads_prefill = threads,
-                                    .n_threads_decode = s->threads_decode > 0 ? (int32_t)s->threads_decode : threads};
+                                    .n_threads_decode = s->threads_decode > 0 ? (int32_t)s->threads_decode : threads,
+                                    .real_gpu = real_gpu};
     ellm_status status = ELLM_NO_MEMORY;
     for (h->n_sessions = s->sessions > 0 ? (int32_t)s->sessions : most; status == ELLM_NO_MEMORY; h->n_sessions /= 2) {
         options.n_sessions = h->n_sessions;
-        status = ellm_context_open(h->model, &options, &h->context, error);
+        status = ellm_context_open(model, &options, context, error);
         if (status != ELLM_NO_MEMORY || s->sessions > 0 || h->n_sessions == 1) {
             break;
         }
@@ -74,7 +77,7 @@ static ellm_status open_context(host *h, ellm_error *error) {
     if (status == ELLM_OK && s->sessions <= 0 && h->n_sessions < most) {
         fprintf(stderr,
                 "edgellm-rt: note: memory allows %d of %d sessions of %d positions; --context N shortens them\n",
-                (int)h->n_sessions, (int)most, (int)ellm_context_length(h->context));
+                (int)h->n_sessions, (int)most, (int)ellm_context_length(*context));
     }
     return status;
 }
@@ -145,14 +148,11 @@ ellm_status serve_main(const settings *s, ellm_error *error) {
     trust t;
     ellm_status status = s->token_file != NULL ? read_token(s->token_file, h.token, error) : ELLM_OK;
     status = status != ELLM_OK ? status : trust_find(&t, error);
-    status = status != ELLM_OK ? status : ellm_model_open_trusted(s->directory, &t.files, &h.model, error);
+    status = status != ELLM_OK ? status : device_open(s, &t.files, open_context, &h, &h.model, &h.context, error);
     if (status == ELLM_OK) {
         ellm_model_info info;
         ellm_model_get_info(h.model, &info);
         trust_note(&info);
-        status = open_context(&h, error);
-    }
-    if (status == ELLM_OK) {
         describe(&h);
         status = serve(&h, error);
     }

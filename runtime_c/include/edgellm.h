@@ -77,7 +77,15 @@ typedef struct ellm_error {
 
 typedef struct ellm_model ellm_model;
 
-/* Opens the bundle directory `path`: checks manifest, plan, kernels, tokenizer and template by SHA-256, the
+/* What computes, of what a bundle has kernels and weights for. */
+typedef enum ellm_device {
+    ELLM_DEVICE_CPU_FIRST, /* the processor, else a GPU */
+    ELLM_DEVICE_GPU_FIRST,
+    ELLM_DEVICE_CPU, /* no other: USAGE where the bundle is not for it */
+    ELLM_DEVICE_GPU,
+} ellm_device;
+
+/* Opens the bundle directory `path`, for the processor if it is for both: checks manifest, plan, kernels, tokenizer and template by SHA-256, the
  * weight shards by their verified stamp (hashing them again where it is missing or stale), and the CPU. */
 ellm_status ellm_model_open(const char *path, ellm_model **model, ellm_error *error);
 void ellm_model_close(ellm_model *model);
@@ -96,6 +104,10 @@ typedef struct ellm_trust {
 
 /* As ellm_model_open and ellm_bundle_verify. Encrypted weights are decrypted to memory of their own, with all cores. */
 ellm_status ellm_model_open_trusted(const char *path, const ellm_trust *trust, ellm_model **model, ellm_error *error);
+/* The same for a device. Whether there is a GPU that works turns out when a context is opened: GPU_MISSING, GPU_LOST and
+ * NO_MEMORY are reasons to open the model again for the processor. */
+ellm_status ellm_model_open_on(const char *path, const ellm_trust *trust, ellm_device device, ellm_model **model,
+                               ellm_error *error);
 ellm_status ellm_bundle_verify_trusted(const char *path, const ellm_trust *trust, ellm_progress progress, void *user,
                                        ellm_error *error);
 
@@ -113,6 +125,8 @@ typedef struct ellm_model_info {
     uint64_t state_bytes_per_session; /* besides: the same however long a session is; such a session cannot be cut */
     uint64_t decrypted_bytes, locked_bytes; /* weights decrypted to memory, and how much of that never gets to swap */
     bool on_gpu;                            /* a GPU computes; else the processor */
+    bool is_both;                           /* the other one could, too */
+    double gpu_times_slower;                /* as the board's GPU is known to be than its processor; 0: not known */
 } ellm_model_info;
 void ellm_model_get_info(const ellm_model *model, ellm_model_info *info);
 
@@ -125,6 +139,7 @@ typedef struct ellm_context_options {
     int32_t context_length;    /* positions per session; 0: min(model's, 4096) */
     int32_t n_threads_prefill; /* 0: as many as turn out fastest, measured as steps run and remembered */
     int32_t n_threads_decode;  /* the same for steps of few rows */
+    bool real_gpu;             /* GPU_MISSING where the only GPU is a program that imitates one */
 } ellm_context_options;
 
 ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options, ellm_context **context,

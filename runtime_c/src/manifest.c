@@ -268,9 +268,15 @@ ellm_status ellm_manifest_read(const char *text, size_t n_bytes, ellm_region *re
         status = read_fields(root, region, manifest, error);
     }
     const ellm_json *device = status == ELLM_OK ? ellm_json_get(ellm_json_get(root, "target"), "device") : NULL;
-    manifest->on_gpu = ellm_json_equals(device, "vulkan");
-    if (status == ELLM_OK && !manifest->on_gpu && !ellm_json_equals(device, "cpu")) {
-        status = bad(error, "target", "device", "\"cpu\" or \"vulkan\"");
+    const bool both = ellm_json_equals(device, "both");
+    manifest->has_gpu = both || ellm_json_equals(device, "vulkan");
+    manifest->has_cpu = both || ellm_json_equals(device, "cpu");
+    if (status == ELLM_OK && !manifest->has_gpu && !manifest->has_cpu) {
+        status = bad(error, "target", "device", "\"cpu\", \"vulkan\" or \"both\"");
+    }
+    const ellm_json *slower = status == ELLM_OK ? ellm_json_get(ellm_json_get(root, "vulkan"), "times_slower") : NULL;
+    if (slower != NULL && !(ellm_json_real(slower, &manifest->times_slower) && manifest->times_slower >= 1)) {
+        status = bad(error, "vulkan", "times_slower", "a number of at least 1");
     }
     if (status == ELLM_OK) {
         status = read_features(root, region, manifest, error);

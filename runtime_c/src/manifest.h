@@ -18,7 +18,8 @@ typedef struct ellm_manifest {
     const char *name, *architecture, *scheme, *arch, *tier;
     int32_t vocab_size, context_length, sliding_window;
     uint64_t weight_bytes;
-    bool on_gpu;
+    bool has_cpu, has_gpu; /* kernels and packed weights for the processor, for a GPU, or for both */
+    double times_slower;   /* the board's GPU, where that is known; else 0 */
     const char **features; /* required, as in /proc/cpuinfo */
     size_t n_features;
     ellm_manifest_file *files;

@@ -30,6 +30,7 @@ struct ellm_model {
     ellm_template *template;
     ellm_state prefix;            /* without tokens: none */
     const ellm_file *prefix_file; /* its shard, which stays open */
+    bool on_gpu;
 };
 
 /* Maps a file that the manifest must list. */
@@ -41,9 +42,26 @@ static ellm_status map_listed(const ellm_model *model, const char *path, ellm_fi
     return ellm_file_map(model->bundle.directory, path, file, error);
 }
 
+/* Takes the device that was asked for, if the bundle is for it. */
+static ellm_status choose(ellm_model *model, ellm_device device, ellm_error *error) {
+    const ellm_manifest *manifest = &model->bundle.manifest;
+    const bool wants_gpu = device == ELLM_DEVICE_GPU || device == ELLM_DEVICE_GPU_FIRST;
+    model->on_gpu = wants_gpu ? manifest->has_gpu : !manifest->has_cpu;
+    if ((device == ELLM_DEVICE_GPU && !manifest->has_gpu) || (device == ELLM_DEVICE_CPU && !manifest->has_cpu)) {
+        return ellm_fail(error, ELLM_USAGE, "the bundle is for %s only; compile it with --device %s, or both",
+                         manifest->has_gpu ? "GPUs" : "processors", manifest->has_gpu ? "cpu" : "vulkan");
+    }
+    return ELLM_OK;
+}
+
+/* A bundle for both has a second plan, and what the GPU needs packed otherwise in shards of its own. */
+static bool is_gpus_half(const ellm_model *model) {
+    return model->on_gpu && model->bundle.manifest.has_cpu;
+}
+
 static ellm_status open_plan(ellm_model *model, ellm_error *error) {
     ellm_file file = {0};
-    ellm_status status = map_listed(model, "plan.json", &file, error);
+    ellm_status status = map_listed(model, is_gpus_half(model) ? "plan-vulkan.json" : "plan.json", &file, error);
     if (status == ELLM_OK) {
         status = ellm_plan_read((const char *)file.data, file.bytes, model->bundle.manifest.vocab_size,
                                 &model->bundle.region, &model->plan, error);
@@ -86,7 +104,7 @@ static ellm_status open_shaders(ellm_model *model, ellm_error *error) {
 
 static ellm_status open_kernels(ellm_model *model, ellm_error *error) {
     static const char path[] = "kernels.so";
-    if (model->bundle.manifest.on_gpu) {
+    if (model->on_gpu) {
         return model->plan.n_fixed == 0 ? open_shaders(model, error)
                                         : ellm_fail(error, ELLM_PLAN_INVALID,
                                                     "plan.json: states per session are not for GPUs yet; compile the "
@@ -120,8 +138,29 @@ typedef struct tensor_list {
     size_t n, cap;
 } tensor_list;
 
+static const char gpus_prefix[] = "weights/vulkan-";
+
 static int compare_tensors(const void *a, const void *b) {
     return strcmp(((const ellm_tensor *)a)->name, ((const ellm_tensor *)b)->name);
+}
+
+/* Whether the list has a tensor of this name among its first n, which are sorted. */
+static bool has_tensor(const tensor_list *list, size_t n, const ellm_tensor *tensor) {
+    return n != 0 && bsearch(tensor, list->tensors, n, sizeof *tensor, compare_tensors) != NULL;
+}
+
+/* Sorts the GPU's own tensors, which came first, and leaves out the processor's of the same names behind them. */
+static void prefer_first(tensor_list *list, size_t n_first) {
+    if (n_first != 0) {
+        qsort(list->tensors, n_first, sizeof *list->tensors, compare_tensors);
+    }
+    size_t kept = n_first;
+    for (size_t i = n_first; i < list->n; i++) {
+        if (!has_tensor(list, n_first, &list->tensors[i])) {
+            list->tensors[kept++] = list->tensors[i];
+        }
+    }
+    list->n = kept;
 }
 
 static ellm_status map_shard(ellm_model *model, const ellm_manifest_file *entry, ellm_error *error) {
@@ -223,6 +262,10 @@ static ellm_status find_prefix(ellm_model *model, const tensor_list *list, ellm_
     return status;
 }
 
+static bool is_gpus(const ellm_manifest_file *file) {
+    return strncmp(file->path, gpus_prefix, sizeof gpus_prefix - 1) == 0;
+}
+
 static bool is_shard(const ellm_manifest_file *file) {
     static const char suffix[] = ".safetensors";
     size_t length = strlen(file->path), tail = sizeof suffix - 1;
@@ -240,12 +283,19 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
     if (model->shards == NULL || entries == NULL) {
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory for the list of %zu files", manifest->n_files);
     }
-    for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
-        if (is_shard(&manifest->files[i])) {
-            entries[model->n_shards] = &manifest->files[i];
-            status = map_shard(model, &manifest->files[i], error);
+    /* a GPU's own shards first; the processor has no use for them */
+    size_t n_own = 0;
+    for (int own = model->on_gpu ? 1 : 0; own >= 0 && status == ELLM_OK; own--) {
+        for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
+            const ellm_manifest_file *file = &manifest->files[i];
+            if (is_shard(file) && is_gpus(file) == (own == 1)) {
+                entries[model->n_shards] = file;
+                status = map_shard(model, file, error);
+            }
         }
+        n_own = own == 1 ? model->n_shards : n_own;
     }
+    size_t n_first = 0;
     if (status == ELLM_OK) {
         status = ellm_encrypted_open(model->shards, entries, model->n_shards, &model->bundle.secret,
                                      &model->decrypted_bytes, &model->locked_bytes, error);
@@ -255,11 +305,13 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
         bool is_prefix = entries[i]->path == manifest->prefix_file;
         model->prefix_file = is_prefix ? &model->shards[i] : model->prefix_file;
         status = read_shard(&model->shards[i], entries[i]->path, is_prefix, &region, &list, error);
+        n_first = i < n_own ? list.n : n_first;
     }
     if (status == ELLM_OK) {
+        prefer_first(&list, n_first);
         status = resolve_weights(model, &list, error);
     }
-    if (status == ELLM_OK && manifest->prefix_file != NULL) {
+    if (status == ELLM_OK && manifest->prefix_file != NULL && !model->on_gpu) {
         status = find_prefix(model, &list, error);
     }
     if (status == ELLM_OK && !model->plan.in_memory) {
@@ -295,6 +347,11 @@ ellm_status ellm_model_open(const char *path, ellm_model **result, ellm_error *e
 }
 
 ellm_status ellm_model_open_trusted(const char *path, const ellm_trust *trust, ellm_model **result, ellm_error *error) {
+    return ellm_model_open_on(path, trust, ELLM_DEVICE_CPU_FIRST, result, error);
+}
+
+ellm_status ellm_model_open_on(const char *path, const ellm_trust *trust, ellm_device device, ellm_model **result,
+                               ellm_error *error) {
     *result = NULL;
     if (error != NULL) {
         error->text[0] = '\0';
@@ -307,6 +364,7 @@ ellm_status ellm_model_open_trusted(const char *path, const ellm_trust *trust, e
     ellm_status status = ellm_bundle_open_trusted(path, trust, &model->bundle, error);
     status = status != ELLM_OK ? status : ellm_bundle_check_cpu(&model->bundle, error);
     status = status != ELLM_OK ? status : ellm_bundle_check_files(&model->bundle, false, NULL, NULL, error);
+    status = status != ELLM_OK ? status : choose(model, device, error);
     status = status != ELLM_OK ? status : open_plan(model, error);
     status = status != ELLM_OK ? status : open_kernels(model, error);
     status = status != ELLM_OK ? status : open_weights(model, error);
@@ -358,7 +416,9 @@ void ellm_model_get_info(const ellm_model *model, ellm_model_info *info) {
                               .state_bytes_per_session = ellm_plan_session_bytes(&model->plan),
                               .decrypted_bytes = model->decrypted_bytes,
                               .locked_bytes = model->locked_bytes,
-                              .on_gpu = manifest->on_gpu};
+                              .on_gpu = model->on_gpu,
+                              .is_both = manifest->has_cpu && manifest->has_gpu,
+                              .gpu_times_slower = manifest->times_slower};
 }
 
 bool ellm_token_is_stop(const ellm_model *model, int32_t token) {
@@ -390,7 +450,7 @@ size_t ellm_model_prefix_tokens(const ellm_model *model, const int32_t **tokens)
 
 size_t ellm_model_embedding_size(const ellm_model *model) {
     const ellm_plan *plan = &model->plan;
-    bool makes = plan->norm.n_functions > 0 && !model->bundle.manifest.on_gpu;
+    bool makes = plan->norm.n_functions > 0 && !model->on_gpu;
     return makes ? (size_t)plan->hidden_row_bytes / sizeof(float) : 0;
 }
 

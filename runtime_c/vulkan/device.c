@@ -187,6 +187,10 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error) {
         return ellm_fail(error, ELLM_GPU_MISSING,
                          "no GPU here can run the bundle: %s; update its driver, or compile with --device cpu", lacks);
     }
+    if (gpu->source.real && gpu->info.is_processor) {
+        return ellm_fail(error, ELLM_GPU_MISSING, "the only GPU that Vulkan finds is %.200s, which is this processor",
+                         gpu->info.name);
+    }
     /* the chain points into a structure that was copied */
     chosen.all.pNext = &chosen.storage16;
     chosen.storage16.pNext = NULL;

@@ -60,6 +60,11 @@ void ellm_gpu_close(ellm_gpu *gpu) {
     if (gpu == NULL) {
         return;
     }
+    if (gpu->is_stuck) { /* what it may still work with stays until the program ends */
+        ellm_region_free(&gpu->region);
+        free(gpu);
+        return;
+    }
     if (gpu->device != NULL) {
         if (gpu->api.DeviceWaitIdle != NULL && gpu->lost == ELLM_OK) {
             (void)gpu->api.DeviceWaitIdle(gpu->device);
@@ -101,6 +106,7 @@ static ellm_status wait(ellm_gpu *gpu, ellm_error *error) {
     }
     gpu->in_flight = false;
     VkResult result = gpu->api.WaitForFences(gpu->device, 1, &gpu->fence, VK_TRUE, most_wait_ns);
+    gpu->is_stuck = result != VK_SUCCESS;
     result = result == VK_SUCCESS ? gpu->api.ResetFences(gpu->device, 1, &gpu->fence) : result;
     return checked(gpu, result, error);
 }

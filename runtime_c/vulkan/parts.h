@@ -67,6 +67,7 @@ struct ellm_gpu {
     VkCommandBuffer copying; /* of blocks */
     bool in_flight;
     ellm_status lost; /* what went wrong once stays wrong */
+    bool is_stuck;    /* it did not answer: whatever it was given may still be in use */
 };
 
 /* Picks a device that can do what `needs` says, the most capable kind first. GPU_MISSING names what each lacks. */

@@ -1,9 +1,11 @@
-"""Random kernels, as SPIR-V on a Vulkan device and as LLVM's machine code here: both must compute the same.
+"""Random kernels, as SPIR-V and as GLSL on a Vulkan device and as LLVM's machine code here: all must compute the same.
 
 python -m tests.campaigns.shaders [--n 100] [--seed 1]
 
 A kernel has buffers of several types, loops with sums, guards whose untaken side would read out of bounds, divisions of
-negative numbers, conversions, vectors and breaks off. Whole numbers must be equal, floats to 1e-5 of the largest.
+negative numbers, conversions, vectors and breaks off; or a workgroup reduces rows, with subgroups and through shared
+memory alone, which is another function than the processor's. Whole numbers must be equal, floats to 1e-5 of the
+largest.
 """
 
 from __future__ import annotations
@@ -11,8 +13,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,14 @@ from tvm.script.ir_builder import tirx as T
 
 from crosscompile.arithmetic import Expr, exp, fma, silu
 from crosscompile.codegen import compile_kernels
-from crosscompile.gpu.choose import as_threads
+from crosscompile.gpu import build as gpu_build
+from crosscompile.gpu.choose import as_threads, flat
 from crosscompile.kernels.build import Builder, cast, kernel, span
+from crosscompile.spirv.capabilities import Gpu
 from crosscompile.spirv.emit import emit
+from crosscompile.spirv.glsl import print_glsl
 from edgellm.golden import host_target
-from tests.shaders import DESKTOP, build_runner, run_shader, validate
+from tests.shaders import DESKTOP, build_runner, compile_glsl, run_shader, validate
 
 INPUTS = ("float32", "float16", "int32", "int8", "uint8", "uint32")
 OUTPUTS = ("float32", "int32", "int8", "float16")
@@ -35,12 +40,21 @@ TOLERANCE = {"float32": 1e-5, "float16": 2e-3}
 
 @dataclass
 class Sample:
-    """A random kernel with its buffers."""
+    """A random kernel with its buffers. reduction: another function that gives the same, for a workgroup a row."""
 
     function: tirx.PrimFunc
     inputs: list[np.ndarray]
     out_dtype: str
     shape: tuple[int, int]
+    reduction: Callable[[Gpu], tirx.PrimFunc] | None = None
+
+    def on_gpus(self, name: str) -> Iterator[tirx.PrimFunc]:
+        """The functions that a GPU runs: the same one, a unit a thread, or two reductions."""
+        if self.reduction is None:
+            yield as_threads(name, self.function, DESKTOP)
+        else:
+            for gpu in (DESKTOP, Gpu()):
+                yield flat(name, self.reduction(gpu))
 
 
 class Writer:
@@ -135,11 +149,52 @@ def _random_input(rng: np.random.Generator, dtype: str, shape: tuple[int, int]) 
     return rng.integers(limits.min, limits.max, shape, endpoint=True).astype(dtype)
 
 
+def make_reduction(rng: np.random.Generator, name: str, shape: tuple[int, int]) -> Sample:
+    """Sums, or maxima, of the rows of a random float32 expression."""
+    rows, columns = shape
+    seed, depth, largest = int(rng.integers(1 << 30)), int(rng.integers(1, 4)), bool(rng.integers(2))
+    threads = int(rng.choice([1, 3, 32, 48, 64, 250]))
+
+    def at(k: Any, buffers: dict[str, Any], row: Expr, column: Expr) -> Expr:
+        """The same expression each time."""
+        return Writer(np.random.default_rng(seed), k, buffers, columns).real(row, column, depth)
+
+    def body(k: Builder) -> None:
+        buffers = {dtype: k.buffer(dtype, shape, dtype) for dtype in INPUTS}
+        out, total = k.buffer("out", (rows, 1), "float32"), k.local(1, "float32")
+        with k.shared(rows) as row:
+            k.store(total, tirx.const(-3e38 if largest else 0.0, "float32"), 0)
+            with k.loop(0, columns) as c:
+                value = at(k, buffers, row, c)
+                k.store(total, tirx.Max(total[0], value) if largest else total[0] + value, 0)
+            k.store(out, total[0], row, 0)
+
+    def gpu_body(k: gpu_build.Builder) -> None:
+        buffers = {dtype: k.buffer(dtype, shape, dtype) for dtype in INPUTS}
+        out = k.buffer("out", (rows, 1), "float32")
+        with k.launch((rows,), threads) as (row, thread):
+            shared, total = k.shared(threads), k.local(1)
+            k.store(total, tirx.const(-3e38 if largest else 0.0, "float32"), 0)
+            with k.strided(thread, columns) as c:
+                value = at(k, buffers, row, c)
+                k.store(total, tirx.Max(total[0], value) if largest else total[0] + value, 0)
+            (whole,) = k.reduce(thread, [total[0]], shared, largest)
+            with k.when(tirx.EQ(thread, gpu_build.i32(0))):
+                k.store(out, whole, row, 0)
+
+    inputs = [_random_input(rng, dtype, shape) for dtype in INPUTS]
+    return Sample(
+        kernel(name, body), inputs, "float32", (rows, 1), lambda gpu: gpu_build.gpu_kernel(name, gpu, gpu_body)
+    )
+
+
 def make(rng: np.random.Generator, name: str) -> Sample:
     """A random kernel: elementwise, with a sum over columns, or over vectors of sixteen."""
     shape = (int(rng.integers(1, 70)), 16 * int(rng.integers(1, 5)))
     out_dtype = OUTPUTS[int(rng.integers(len(OUTPUTS)))]
-    form = ("elementwise", "sum", "vector", "search")[int(rng.integers(4))]
+    form = ("elementwise", "sum", "vector", "search", "reduce")[int(rng.integers(5))]
+    if form == "reduce":
+        return make_reduction(rng, name, shape)
     rows, columns = shape
     is_real = out_dtype.startswith("float")
     depth = int(rng.integers(1, 4))
@@ -223,18 +278,21 @@ def run(n: int, seed: int, folder: Path) -> list[str]:
     library, program = ctypes.CDLL(str(folder / "kernels.so")), build_runner(folder / "build")
     problems = []
     for name, sample in samples.items():
-        shader = emit(as_threads(name, sample.function, DESKTOP))
-        validate(shader.code, name, folder)
         expected = on_host(library, signatures[name].name, sample)  # equal code is there once
-        (raw,) = run_shader(program, folder, shader, sample.inputs, [expected.nbytes])
-        wrong = difference(expected, np.frombuffer(raw, expected.dtype).reshape(sample.shape))
-        if wrong is not None:
-            problems.append(f"{name}: {wrong}\n{sample.function.script()}")
+        for function in sample.on_gpus(name):
+            shader = emit(function)
+            validate(shader.code, name, folder)
+            printed = compile_glsl(print_glsl(function), name, folder)
+            for way, code in (("SPIR-V", shader.code), ("GLSL", printed)):
+                (raw,) = run_shader(program, folder, replace(shader, code=code), sample.inputs, [expected.nbytes])
+                wrong = difference(expected, np.frombuffer(raw, expected.dtype).reshape(sample.shape))
+                if wrong is not None:
+                    problems.append(f"{name}, {way}: {wrong}\n{function.script()}")
     return problems
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Random kernels: SPIR-V against LLVM.")
+    parser = argparse.ArgumentParser(description="Random kernels: SPIR-V, GLSL and LLVM agree.")
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()

@@ -19,7 +19,10 @@ class _Row(ctypes.Structure):
 
 
 class _Options(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int32) for name in ("n_sessions", "context_length", "prefill", "decode")]
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("n_sessions", "context_length", "prefill", "decode")),
+        ("real_gpu", ctypes.c_bool),
+    ]
 
 
 class _Error(ctypes.Structure):
@@ -34,7 +37,7 @@ class Model:
         self.model, self.context, error = ctypes.c_void_p(), ctypes.c_void_p(), _Error()
         status = self.c.ellm_model_open(str(bundle).encode(), ctypes.byref(self.model), ctypes.byref(error))
         assert status == 0, error.text
-        options = _Options(1, 0, 0, 0)
+        options = _Options(1, 0, 0, 0, False)
         status = self.c.ellm_context_open(
             self.model, ctypes.byref(options), ctypes.byref(self.context), ctypes.byref(error)
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from tvm import tirx
+from tvm.script.ir_builder import tirx as T
 
 from crosscompile.errors import CodegenError
 from crosscompile.gpu.choose import as_threads, gpu_function
@@ -24,6 +25,18 @@ TARGET = Target("aarch64", "linux", gpu_tier("aarch64"))
 
 def test_random_kernels_compute_the_same_as_llvms(tmp_path: Path):
     assert shaders.run(8, 20, tmp_path) == []
+
+
+def test_a_loop_that_is_always_left_is_valid(tmp_path: Path):
+    """Code behind it is reached by nothing, and still has to lie within the loop."""
+
+    def body(k: Builder) -> None:
+        x, y = k.buffer("x", (4, 16), "float32"), k.buffer("y", (4, 16), "float32")
+        with k.shared(4) as m, k.loop(0, 16) as c:
+            T.evaluate(tirx.break_loop())
+            k.store(y, x[m, c], m, c)
+
+    validate(emit(as_threads("left", kernel("left", body), DESKTOP)).code, "left", tmp_path)
 
 
 def _elementwise(value) -> tirx.PrimFunc:

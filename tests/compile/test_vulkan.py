@@ -15,14 +15,15 @@ from edgellm.compile import compile_model
 from edgellm.errors import BoardError
 from tests.compile.logits import Model, compare
 from tests.server import MODEL
-from tests.shaders import LAYERS, build_runner, lavapipe, lavapipe_alone, validate
+from tests.shaders import LAYERS, build_runner, compile_glsl, lavapipe, lavapipe_alone, validate
 
 PROMPTS = ("Turn on the light in the kitchen.", "Hello! What can you do?", "What time is it in Paris?")
 
 
 @pytest.fixture(scope="module")
 def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_model(MODEL, "local", "w4a8", tmp_path_factory.mktemp("gpu") / "bundle", device="vulkan").path
+    folder = tmp_path_factory.mktemp("gpu")
+    return compile_model(MODEL, "local", "w4a8", folder / "bundle", device="vulkan", dump=folder / "dump").path
 
 
 def run(bundle: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -69,6 +70,13 @@ def test_every_module_is_valid_spirv(on_gpu: Path, tmp_path: Path):
     assert {kernel["name"] for kernel in plan["kernels"]} == set(found)
     for name, module in found.items():
         validate(module, name, tmp_path)
+
+
+def test_every_kernel_is_dumped_as_glsl_that_its_own_compiler_takes(on_gpu: Path, tmp_path: Path):
+    dump, found = on_gpu.parent / "dump", modules(on_gpu)
+    for name, module in found.items():
+        assert (dump / f"{name}.spv").read_bytes() == module
+        validate(compile_glsl((dump / f"{name}.comp").read_text(), name, tmp_path), name, tmp_path)
 
 
 def test_the_validation_layers_have_nothing_to_say(on_gpu: Path):

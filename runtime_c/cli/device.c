@@ -1,0 +1,70 @@
+#include "device.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "error.h"
+
+ellm_status device_wanted(const settings *s, ellm_device otherwise, ellm_device *device, ellm_error *error) {
+    const bool is_cpu = s->device != NULL && strcmp(s->device, "cpu") == 0;
+    const bool is_gpu = s->device != NULL && strcmp(s->device, "vulkan") == 0;
+    *device = is_cpu ? ELLM_DEVICE_CPU : is_gpu ? ELLM_DEVICE_GPU : otherwise;
+    return s->device == NULL || is_cpu || is_gpu
+               ? ELLM_OK
+               : ellm_fail(error, ELLM_USAGE, "--device is cpu or vulkan, not '%.40s'", s->device);
+}
+
+/* Whether a failure to open a GPU is a reason to take the processor. */
+static bool is_gpus_failure(ellm_status status) {
+    return status == ELLM_GPU_MISSING || status == ELLM_GPU_LOST || status == ELLM_NO_MEMORY;
+}
+
+/* Says so where a program imitates a GPU that has to compute. */
+static void note_imitation(const ellm_context *context) {
+#ifdef ELLM_VULKAN
+    ellm_device_info device;
+    if (ellm_context_get_device(context, &device) && device.is_processor) {
+        fprintf(
+            stderr,
+            "edgellm-rt: note: the only GPU that Vulkan finds is %s, which is this processor; --device cpu is faster\n",
+            device.name);
+    }
+#else
+    (void)context;
+#endif
+}
+
+ellm_status device_open(const settings *s, const ellm_trust *trust, device_opener *open, void *user, ellm_model **model,
+                        ellm_context **context, ellm_error *error) {
+    ellm_device device;
+    const bool is_processors = s->takes_cpu || s->session != NULL || s->keep != NULL;
+    ellm_status status =
+        device_wanted(s, is_processors ? ELLM_DEVICE_CPU_FIRST : ELLM_DEVICE_GPU_FIRST, &device, error);
+    status = status == ELLM_OK ? ellm_model_open_on(s->directory, trust, device, model, error) : status;
+    if (status != ELLM_OK) {
+        return status;
+    }
+    ellm_model_info info;
+    ellm_model_get_info(*model, &info);
+    const bool may_change = info.is_both && info.on_gpu && device != ELLM_DEVICE_GPU;
+    ellm_error why = {{0}};
+    if (may_change && info.gpu_times_slower > 0) {
+        status = ellm_fail(&why, ELLM_GPU_MISSING,
+                           "this board's GPU takes about %.3g times as long; --device vulkan uses it nevertheless",
+                           info.gpu_times_slower);
+    } else {
+        status = open(user, s, *model, may_change, context, &why);
+    }
+    if (status == ELLM_OK) {
+        note_imitation(*context);
+        return ELLM_OK;
+    }
+    if (!may_change || !is_gpus_failure(status)) {
+        return ellm_fail(error, status, "%s", why.text);
+    }
+    fprintf(stderr, "edgellm-rt: note: the processor computes: %s\n", why.text);
+    ellm_model_close(*model);
+    *model = NULL;
+    status = ellm_model_open_on(s->directory, trust, ELLM_DEVICE_CPU, model, error);
+    return status == ELLM_OK ? open(user, s, *model, false, context, error) : status;
+}

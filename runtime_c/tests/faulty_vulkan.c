@@ -1,0 +1,145 @@
+/* A Vulkan loader before the real one, for tests: calls it, plays a real GPU where there is none, and fails as told.
+ *
+ *   FAULT=vkQueueSubmit:3:-4   the third vkQueueSubmit returns VK_ERROR_DEVICE_LOST, and so does every later one
+ *   FAULT=features:1:0         no device has 16-bit storage
+ *   FAULT_COUNTS=FILE          how often each call was made, a line each, at the end
+ *
+ * Built as libvulkan.so.1 with REAL="the real one's path". */
+#include <dlfcn.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <vulkan/vulkan_core.h>
+
+static void *real;
+
+static PFN_vkVoidFunction function_of(void *symbol) {
+    PFN_vkVoidFunction function;
+    memcpy(&function, &symbol, sizeof function);
+    return function;
+}
+
+/* Whether this call is to fail, and how. */
+static int is_due(const char *name, unsigned n, VkResult *result) {
+    const char *told = getenv("FAULT");
+    size_t length = strlen(name);
+    unsigned first;
+    int code;
+    if (told == NULL || strncmp(told, name, length) != 0 || sscanf(told + length, ":%u:%d", &first, &code) != 2) {
+        return 0;
+    }
+    *result = (VkResult)code;
+    return n >= first;
+}
+
+#define WRAPPED(X)                                                                                                     \
+    X(EnumeratePhysicalDevices, (VkInstance a, uint32_t *b, VkPhysicalDevice *c), (a, b, c))                           \
+    X(CreateDevice, (VkPhysicalDevice a, const VkDeviceCreateInfo *b, const VkAllocationCallbacks *c, VkDevice *d),    \
+      (a, b, c, d))                                                                                                    \
+    X(CreateFence, (VkDevice a, const VkFenceCreateInfo *b, const VkAllocationCallbacks *c, VkFence *d), (a, b, c, d)) \
+    X(CreateBuffer, (VkDevice a, const VkBufferCreateInfo *b, const VkAllocationCallbacks *c, VkBuffer *d),            \
+      (a, b, c, d))                                                                                                    \
+    X(AllocateMemory, (VkDevice a, const VkMemoryAllocateInfo *b, const VkAllocationCallbacks *c, VkDeviceMemory *d),  \
+      (a, b, c, d))                                                                                                    \
+    X(BindBufferMemory, (VkDevice a, VkBuffer b, VkDeviceMemory c, VkDeviceSize d), (a, b, c, d))                      \
+    X(MapMemory, (VkDevice a, VkDeviceMemory b, VkDeviceSize c, VkDeviceSize d, VkMemoryMapFlags e, void **f),         \
+      (a, b, c, d, e, f))                                                                                              \
+    X(CreateShaderModule,                                                                                              \
+      (VkDevice a, const VkShaderModuleCreateInfo *b, const VkAllocationCallbacks *c, VkShaderModule *d),              \
+      (a, b, c, d))                                                                                                    \
+    X(CreateComputePipelines,                                                                                          \
+      (VkDevice a, VkPipelineCache b, uint32_t c, const VkComputePipelineCreateInfo *d,                                \
+       const VkAllocationCallbacks *e, VkPipeline *f),                                                                 \
+      (a, b, c, d, e, f))                                                                                              \
+    X(CreateDescriptorPool,                                                                                            \
+      (VkDevice a, const VkDescriptorPoolCreateInfo *b, const VkAllocationCallbacks *c, VkDescriptorPool *d),          \
+      (a, b, c, d))                                                                                                    \
+    X(AllocateDescriptorSets, (VkDevice a, const VkDescriptorSetAllocateInfo *b, VkDescriptorSet *c), (a, b, c))       \
+    X(CreateCommandPool,                                                                                               \
+      (VkDevice a, const VkCommandPoolCreateInfo *b, const VkAllocationCallbacks *c, VkCommandPool *d), (a, b, c, d))  \
+    X(AllocateCommandBuffers, (VkDevice a, const VkCommandBufferAllocateInfo *b, VkCommandBuffer *c), (a, b, c))       \
+    X(BeginCommandBuffer, (VkCommandBuffer a, const VkCommandBufferBeginInfo *b), (a, b))                              \
+    X(EndCommandBuffer, (VkCommandBuffer a), (a))                                                                      \
+    X(QueueSubmit, (VkQueue a, uint32_t b, const VkSubmitInfo *c, VkFence d), (a, b, c, d))                            \
+    X(WaitForFences, (VkDevice a, uint32_t b, const VkFence *c, VkBool32 d, uint64_t e), (a, b, c, d, e))              \
+    X(ResetFences, (VkDevice a, uint32_t b, const VkFence *c), (a, b, c))
+
+#define DEFINE(name, parameters, arguments)                                                                            \
+    static PFN_vk##name real_##name;                                                                                   \
+    static unsigned n_##name;                                                                                          \
+    static VkResult faulty_##name parameters {                                                                         \
+        VkResult result;                                                                                               \
+        return is_due("vk" #name, ++n_##name, &result) ? result : real_##name arguments;                               \
+    }
+WRAPPED(DEFINE)
+#undef DEFINE
+
+__attribute__((destructor)) static void report(void) {
+    const char *path = getenv("FAULT_COUNTS");
+    FILE *file = path != NULL ? fopen(path, "w") : NULL;
+    if (file != NULL) {
+#define PRINT(name, parameters, arguments) fprintf(file, "vk%s %u\n", #name, n_##name);
+        WRAPPED(PRINT)
+#undef PRINT
+        fclose(file);
+    }
+}
+
+static PFN_vkGetPhysicalDeviceProperties2 real_properties;
+static PFN_vkGetPhysicalDeviceFeatures2 real_features;
+static PFN_vkGetDeviceProcAddr real_device_function;
+static PFN_vkGetInstanceProcAddr real_instance_function;
+
+static void properties(VkPhysicalDevice device, VkPhysicalDeviceProperties2 *about) {
+    real_properties(device, about);
+    about->properties.deviceType = VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
+}
+
+static void features(VkPhysicalDevice device, VkPhysicalDeviceFeatures2 *about) {
+    VkResult result;
+    real_features(device, about);
+    for (VkBaseOutStructure *next = about->pNext; next != NULL; next = next->pNext) {
+        if (next->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES && is_due("features", 1, &result)) {
+            ((VkPhysicalDevice16BitStorageFeatures *)(void *)next)->storageBuffer16BitAccess = VK_FALSE;
+        }
+    }
+}
+
+/* The wrapper of a function, if it has one. */
+static PFN_vkVoidFunction wrapped(const char *name, PFN_vkVoidFunction function) {
+#define FIND(wanted, parameters, arguments)                                                                            \
+    if (function != NULL && strcmp(name, "vk" #wanted) == 0) {                                                         \
+        real_##wanted = (PFN_vk##wanted)function;                                                                      \
+        return (PFN_vkVoidFunction)faulty_##wanted;                                                                    \
+    }
+    WRAPPED(FIND)
+#undef FIND
+    return function;
+}
+
+static PFN_vkVoidFunction device_function(VkDevice device, const char *name) {
+    return wrapped(name, real_device_function(device, name));
+}
+
+__attribute__((visibility("default"))) PFN_vkVoidFunction vkGetInstanceProcAddr(VkInstance instance, const char *name) {
+    if (real == NULL) {
+        real = dlopen(REAL, RTLD_NOW | RTLD_LOCAL);
+        real_instance_function =
+            real != NULL ? (PFN_vkGetInstanceProcAddr)function_of(dlsym(real, "vkGetInstanceProcAddr")) : NULL;
+    }
+    PFN_vkVoidFunction found = real_instance_function != NULL ? real_instance_function(instance, name) : NULL;
+    if (strcmp(name, "vkGetDeviceProcAddr") == 0) {
+        real_device_function = (PFN_vkGetDeviceProcAddr)found;
+        return (PFN_vkVoidFunction)device_function;
+    }
+    if (strcmp(name, "vkGetPhysicalDeviceProperties2") == 0) {
+        real_properties = (PFN_vkGetPhysicalDeviceProperties2)found;
+        return (PFN_vkVoidFunction)properties;
+    }
+    if (strcmp(name, "vkGetPhysicalDeviceFeatures2") == 0) {
+        real_features = (PFN_vkGetPhysicalDeviceFeatures2)found;
+        return (PFN_vkVoidFunction)features;
+    }
+    return wrapped(name, found);
+}

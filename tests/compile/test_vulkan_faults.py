@@ -1,0 +1,94 @@
+"""A GPU that fails: each call of Vulkan that can, at its first and at a later time, ends in a named error, or in the
+processor's answer and a line that says why. Nothing hangs, nothing crashes.
+
+runtime_c/tests/faulty_vulkan.c stands before the real loader and lavapipe, which it also calls a real GPU.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from edgellm.compile import compile_model
+from tests.server import MODEL
+from tests.shaders import RUNTIME_C, lavapipe
+
+LOST, NO_MEMORY, FAILED, TIMEOUT = -4, -2, -3, 2  # VkResult
+AT_OPEN = (
+    *("EnumeratePhysicalDevices", "CreateDevice", "CreateFence", "CreateBuffer", "AllocateMemory", "BindBufferMemory"),
+    *("MapMemory", "CreateShaderModule", "CreateComputePipelines", "CreateDescriptorPool", "AllocateDescriptorSets"),
+    *("CreateCommandPool", "AllocateCommandBuffers", "BeginCommandBuffer", "EndCommandBuffer"),
+)
+COMPUTING = ("QueueSubmit", "WaitForFences", "ResetFences")
+NAMES = {LOST: "GPU_LOST", NO_MEMORY: "NO_MEMORY", FAILED: "GPU_MISSING", TIMEOUT: "GPU_LOST"}
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compile_model(MODEL, "local", "w4a8", tmp_path_factory.mktemp("faults") / "bundle", device="both").path
+
+
+@pytest.fixture(scope="module")
+def loader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the loader that fails."""
+    listed = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
+    real = next(line.rpartition("=> ")[2] for line in listed.splitlines() if line.strip().startswith("libvulkan.so.1 "))
+    folder = tmp_path_factory.mktemp("loader")
+    source, headers = RUNTIME_C / "tests" / "faulty_vulkan.c", RUNTIME_C / "third_party" / "vulkan"
+    command = ["cc", "-std=c11", "-shared", "-fPIC", "-isystem", str(headers), f'-DREAL="{real}"', str(source)]
+    subprocess.run([*command, "-o", str(folder / "libvulkan.so.1"), "-ldl"], check=True)
+    return folder
+
+
+def run(bundle: Path, loader: Path, fault: str, *options: str, **more: str) -> subprocess.CompletedProcess[str]:
+    argv = [str(bundle / "edgellm-rt"), "run", str(bundle), "--tokens", "1,5,9", "-n", "3", "--temperature", "0"]
+    env = {**lavapipe(), "LD_LIBRARY_PATH": str(loader), "FAULT": fault, **more}
+    return subprocess.run([*argv, "--json", *options], capture_output=True, text=True, env=env, timeout=60, check=False)
+
+
+@pytest.fixture(scope="module")
+def counts(both: Path, loader: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
+    """How often a run that nothing disturbs makes each call."""
+    file = tmp_path_factory.mktemp("counts") / "counts"
+    done = run(both, loader, "", FAULT_COUNTS=str(file))
+    assert done.returncode == 0, done.stderr
+    assert "the processor computes" not in done.stderr  # a real GPU, as far as anybody can tell
+    return {name.removeprefix("vk"): int(n) for name, n in (line.split() for line in file.read_text().splitlines())}
+
+
+def test_a_device_without_a_feature_is_named_with_it(both: Path, loader: Path, counts: dict[str, int]):
+    forced = run(both, loader, "features:1:0", "--device", "vulkan")
+    assert forced.returncode == 80
+    assert "lacks 16-bit storage" in forced.stderr
+    free = run(both, loader, "features:1:0")
+    assert free.returncode == 0
+    assert "the processor computes: no GPU here can run the bundle" in free.stderr
+
+
+@pytest.mark.parametrize("name", AT_OPEN)
+def test_what_fails_while_opening_is_named_and_the_processor_computes(
+    name: str, both: Path, loader: Path, counts: dict[str, int]
+):
+    expected = json.loads(run(both, loader, "", "--device", "cpu").stdout)["ids"]
+    assert counts[name] > 0
+    for code, nth in ((NO_MEMORY, 1), (LOST, max(counts[name] // 2, 1)), (FAILED, 1)):
+        fault = f"vk{name}:{nth}:{code}"
+        forced = run(both, loader, fault, "--device", "vulkan")
+        assert forced.returncode > 0, fault
+        assert f"edgellm-rt: {NAMES[code]}: " in forced.stderr, fault
+        assert len(forced.stderr.splitlines()) == 1, fault
+        free = run(both, loader, fault)
+        assert free.returncode == 0, f"{fault}: {free.stderr}"
+        assert json.loads(free.stdout)["ids"] == expected
+        assert "note: the processor computes: " in free.stderr, fault
+
+
+@pytest.mark.parametrize("name", COMPUTING)
+def test_what_fails_in_the_middle_of_an_answer_is_named(name: str, both: Path, loader: Path, counts: dict[str, int]):
+    for code in (LOST, NO_MEMORY, *((TIMEOUT,) if name == "WaitForFences" else ())):
+        done = run(both, loader, f"vk{name}:{counts[name]}:{code}")
+        assert done.returncode > 0, done.stderr
+        assert f"edgellm-rt: {NAMES[code]}: while computing" in done.stderr

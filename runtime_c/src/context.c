@@ -155,7 +155,10 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
                                   .inputs = context->inputs,
                                   .symbols = symbols};
     if (status == ELLM_OK && context->on_gpu) {
-        const ellm_gpu_source source = {.plan = context->plan, .symbols = symbols, .inputs = context->inputs};
+        const ellm_gpu_source source = {.plan = context->plan,
+                                        .symbols = symbols,
+                                        .inputs = context->inputs,
+                                        .directory = ellm_model_directory(model)};
         status = ellm_gpu_open(&source, &context->gpu, error);
         context->kv.copy = copy_block;
         context->kv.user = context->gpu;

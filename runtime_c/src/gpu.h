@@ -11,6 +11,7 @@ typedef struct ellm_gpu_source {
     const ellm_plan *plan;   /* kernels are resolved to ellm_shader */
     const uint64_t *symbols; /* by ellm_symbol */
     void *const *inputs;     /* by ellm_input: what the next function reads, written by the caller */
+    int directory;           /* where what the driver compiled is kept; -1: nowhere */
 } ellm_gpu_source;
 
 typedef struct ellm_gpu_info {

@@ -43,6 +43,8 @@ struct ellm_gpu {
     VkQueue queue;
     uint32_t family, timestamp_bits;
     VkPhysicalDeviceLimits limits;
+    uint32_t vendor, kind; /* who made it, and what it is: of a pipeline cache, too */
+    uint8_t cache_uuid[VK_UUID_SIZE];
     VkDeviceSize most_allocation;
     VkPhysicalDeviceMemoryProperties memories;
     /* memory.c */
@@ -55,6 +57,8 @@ struct ellm_gpu {
     VkDescriptorSetLayout set_layouts[ELLM_VULKAN_BINDINGS + 1]; /* by number of buffers */
     VkPipelineLayout layouts[ELLM_VULKAN_BINDINGS + 1];
     VkPipeline *pipelines; /* by kernel of the plan */
+    VkPipelineCache cache; /* cache.c; VK_NULL_HANDLE: none */
+    size_t cache_bytes;    /* of the file that it came from */
     /* record.c */
     VkCommandPool command_pool;
     VkDescriptorPool descriptor_pool;
@@ -75,6 +79,11 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error);
 /* Allocates everything, and copies the weights. */
 ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error);
 void ellm_vulkan_free(ellm_gpu *gpu);
+
+/* The pipelines that the driver compiled last time, beside the bundle (FORMAT.md, .pipelines). Nothing fails here: what
+ * cannot be read is compiled again, what cannot be written is left. */
+void ellm_vulkan_open_cache(ellm_gpu *gpu);
+void ellm_vulkan_save_cache(ellm_gpu *gpu);
 
 ellm_status ellm_vulkan_build_pipelines(ellm_gpu *gpu, ellm_error *error);
 void ellm_vulkan_free_pipelines(ellm_gpu *gpu);

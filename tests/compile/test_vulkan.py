@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
@@ -129,3 +130,35 @@ def test_a_damaged_bundle_is_a_named_error(on_gpu: Path, tmp_path: Path, name: s
 def test_boards_without_a_gpu_say_so():
     with pytest.raises(BoardError, match=r"rpi2 has no GPU that is known.*--device cpu"):
         compile_model(MODEL, "rpi2", device="vulkan")
+
+
+def test_what_the_driver_compiled_is_kept_beside_the_bundle(on_gpu: Path, tmp_path: Path):
+    """What does not fit, for whatever reason, is replaced, and the answers stay the same."""
+    copy = shutil.copytree(on_gpu, tmp_path / "copy")
+    kept = copy / ".pipelines"
+    kept.unlink(missing_ok=True)
+    expected = greedy(copy, PROMPTS[0])
+    first = kept.read_bytes()
+    assert first[:8] == b"ELLMPIP1"
+    assert first[8:72].decode() == hashlib.sha256(first[72:]).hexdigest()
+    assert struct.unpack_from("<II", first, 72) == (32, 1)  # VkPipelineCacheHeaderVersionOne
+    written = kept.stat().st_ino
+    assert greedy(copy, PROMPTS[0]) == expected
+    assert kept.stat().st_ino == written  # nothing new, nothing written
+
+    other = bytearray(first[72:])
+    other[8] ^= 1  # another vendor
+    sealed = b"ELLMPIP1" + hashlib.sha256(other).hexdigest().encode() + other
+    for damaged in (b"", b"ELLMPIP1", first[:-1], first[:80] + b"\0" + first[81:], first[::-1], sealed):
+        kept.write_bytes(damaged)
+        assert greedy(copy, PROMPTS[0]) == expected
+        assert kept.read_bytes() == first
+    assert not (copy / ".pipelines.new").exists()
+
+
+def test_a_bundle_that_cannot_be_written_runs_all_the_same(on_gpu: Path, tmp_path: Path):
+    copy = shutil.copytree(on_gpu, tmp_path / "copy")
+    (copy / ".pipelines").unlink(missing_ok=True)
+    (copy / ".pipelines.new").mkdir()  # where it would be written; works for root, whom no mode stops
+    assert greedy(copy, PROMPTS[0]) == greedy(on_gpu, PROMPTS[0])
+    assert not (copy / ".pipelines").exists()

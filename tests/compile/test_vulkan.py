@@ -7,13 +7,19 @@ import json
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from crosscompile.gpu.schedules import SCHEDULES
 from edgellm import bundle as bundles
-from edgellm.compile import compile_model
+from edgellm import local_gpu
+from edgellm.boards import find_board, list_boards
+from edgellm.compile import build, compile_model
 from edgellm.errors import BoardError
+from edgellm.precision import Options
 from tests.compile.logits import Model, compare
 from tests.server import MODEL
 from tests.shaders import LAYERS, build_runner, lavapipe, lavapipe_alone, validate
@@ -23,7 +29,15 @@ PROMPTS = ("Turn on the light in the kitchen.", "Hello! What can you do?", "What
 
 @pytest.fixture(scope="module")
 def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return compile_model(MODEL, "local", "w4a8", tmp_path_factory.mktemp("gpu") / "bundle", device="vulkan").path
+    return compile_for("processor", "w4a8", tmp_path_factory.mktemp("gpu") / "bundle")
+
+
+def compile_for(schedule: str, scheme: str, folder: Path, kv: str | None = None) -> Path:
+    """The demo model for this machine's processor, or whatever Vulkan has here, with the kernels of a class of GPUs."""
+    board = find_board("local")
+    assert board.vulkan is not None
+    board = replace(board, vulkan=replace(board.vulkan, schedule=schedule))
+    return build(MODEL, board, Options(scheme, kv=kv), folder, device="vulkan").bundle.path
 
 
 def run(bundle: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -62,6 +76,38 @@ def test_logits_are_the_processors_within_the_tolerance(on_gpu: Path, bundle: Pa
             assert compare(a, b, lengths) < 0.05
         a.close()
         b.close()
+
+
+@pytest.mark.parametrize(("schedule", "kv"), [("desktop", "f16"), ("processor", "f32"), ("v3d", "f16")])
+def test_every_class_of_gpus_answers_the_same(bundle: Path, tmp_path: Path, schedule: str, kv: str):
+    """Rows of two sessions that take turns, too: threads that have several rows have them of both."""
+    library = tmp_path / "libedgellm.so"
+    build_runner(tmp_path, library.name)
+    made = compile_for(schedule, "w4a8", tmp_path / "bundle", kv=kv)
+    with lavapipe_alone():
+        a, b = Model(library, bundle), Model(library, made)
+        assert compare(a, b, [70, 1, 9]) < 0.05
+        tokens = np.random.default_rng(7).integers(3, a.vocab - 4, 26)
+        first, second = a.mixed(tokens), b.mixed(tokens)
+        assert np.abs(first - second).max() < 0.05 * np.abs(first).max()
+        a.close()
+        b.close()
+
+
+def test_the_classes_of_boards_are_known():
+    for board in list_boards():
+        if board.vulkan is not None:
+            gpu = board.gpu_target().gpu
+            assert gpu is not None
+            assert gpu.schedule in SCHEDULES
+
+
+def test_this_machines_class_is_what_vulkan_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with lavapipe_alone():
+        assert local_gpu.schedule() == "processor"
+    for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
+        monkeypatch.setenv(name, str(tmp_path / "none.json"))
+    assert local_gpu.schedule() == "desktop"
 
 
 def test_every_module_is_valid_spirv(on_gpu: Path, tmp_path: Path):

@@ -54,4 +54,4 @@ def _device_types() -> list[int]:
 
 
 if __name__ == "__main__":
-    print(*_device_types())
+    sys.stdout.write(" ".join(map(str, _device_types())))

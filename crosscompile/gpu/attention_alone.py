@@ -1,8 +1,8 @@
-"""Attention where threads share nothing: each takes some rows and heads, and reads keys and values once for all of them.
+"""Attention where threads share nothing: each takes some rows and heads, and reads keys and values once for all.
 
 For what imitates a GPU (schedules.py). A thread goes through the blocks of its part of the context, some positions at a
-time, with an online softmax for each of its queries. Rows of one thread may be of several sessions: it goes through each
-session's blocks in turn.
+time, with an online softmax for each of its queries. Rows of one thread may be of several sessions: it goes through
+each session's blocks in turn.
 """
 
 from __future__ import annotations

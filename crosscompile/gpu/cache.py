@@ -32,7 +32,9 @@ class Cache:
         table = k.buffer("block_table", (SESSIONS_CAP, tirx.Var("table_cap", "int32")), "int32")
         size = BLOCKS_CAP // heads.kv // heads.dim * heads.kv * heads.dim * KV_BLOCK  # a bound that fits int32
         if quads:
-            keys, values = (k.quads(name, size * (2 if heads.dtype == "f16" else 4), _QUADS[heads.dtype]) for name in "kv")
+            keys, values = (
+                k.quads(name, size * (2 if heads.dtype == "f16" else 4), _QUADS[heads.dtype]) for name in "kv"
+            )
         else:
             keys, values = (k.buffer(name, (size,), kv_dtype(heads.dtype)) for name in "kv")
         return cls(heads, positions, slots, table, keys, values)

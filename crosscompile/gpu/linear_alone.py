@@ -1,4 +1,4 @@
-"""The quantized linear layer where threads share nothing: each computes some rows of the weight times some of the input.
+"""The quantized linear layer where threads share nothing: each has rows of the weight, times rows of the activation.
 
 For what imitates a GPU (schedules.py). Products are floats, which are exact: a group sums to less than 2²⁴.
 """
@@ -82,8 +82,5 @@ def _bytes(k: Builder, quads: list[Expr]) -> list[Expr]:
 def _nibbles(k: Builder, quads: list[Expr]) -> list[Expr]:
     """The signed nibbles of a group as floats: the low ones are its first half."""
     words = [k.bind(tirx.Cast("int32", lane(quad, i))) for quad in quads for i in range(4)]
-    low, high = (
-        [k.bind(tirx.Cast("float32", (word << i32(shift - 8 * byte)) >> i32(28))) for word in words for byte in range(4)]
-        for shift in (28, 24)
-    )
-    return low + high
+    places = [(word, shift - 8 * byte) for shift in (28, 24) for word in words for byte in range(4)]
+    return [k.bind(tirx.Cast("float32", (word << i32(shift)) >> i32(28))) for word, shift in places]

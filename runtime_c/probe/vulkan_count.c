@@ -166,7 +166,7 @@ __attribute__((visibility("default"))) PFN_vkVoidFunction vkGetDeviceProcAddr(Vk
 }
 
 __attribute__((visibility("default"))) PFN_vkVoidFunction vkGetInstanceProcAddr(VkInstance instance,
-                                                                                 const char *wanted) {
+                                                                                const char *wanted) {
     COUNTED(OURS)
     OURS(CreateInstance)
     OURS(CreateDevice)

@@ -6,8 +6,8 @@ Both sides compute the same weights, w4a8 beside Q4_0 with the head in 8 bits, o
 (runtime_c/probe/vulkan_count.c) counts dispatches, barriers and submissions, of a run of few tokens and of one of more.
 Fails where a ratio is below 1 or a count is not below the peer's.
 
-llama.cpp is built out of the sources that `edgellm bench --peer` uses. Its Vulkan backend needs libvulkan-dev, glslc and
-spirv-headers (Debian), and newer headers than Debian 12's: --headers DIR has Debian 13's (`apt-get download
+llama.cpp is built out of the sources that `edgellm bench --peer` uses. Its Vulkan backend needs libvulkan-dev, glslc
+and spirv-headers (Debian), and newer headers than Debian 12's: --headers DIR has Debian 13's (`apt-get download
 libvulkan-dev/trixie`, `dpkg -x`). --peer-build DIR takes a build that exists. Its shaders take 15 minutes to compile.
 """
 
@@ -112,7 +112,8 @@ def measure(sides: Sequence[Side], figure: tuple[int, int], rounds: int) -> bool
     mine, other = (statistics.median(speeds[side.name]) for side in sides)
     pairs = [a / b for a, b in zip(*speeds.values(), strict=True)]
     name = f"decode {generate}" if generate else f"prefill {prompt}"
-    print(f"  {name:12}{mine:10.2f}{other:10.2f} tok/s{mine / other:8.2f} ×   ({min(pairs):.2f}–{max(pairs):.2f})", flush=True)
+    ratio = f"{mine / other:8.2f} ×   ({min(pairs):.2f}–{max(pairs):.2f})"
+    print(f"  {name:12}{mine:10.2f}{other:10.2f} tok/s{ratio}", flush=True)
     return mine >= other
 
 

@@ -2,7 +2,8 @@
  *
  * Dispatches and barriers are counted where a command buffer is submitted, so that one that was recorded once and is
  * submitted for every token counts every time. At the end, VULKAN_COUNT names the file that gets
- * {"submits": n, "dispatches": n, "barriers": n, "recorded": n}: recorded are dispatches, too, as they were recorded.
+ * {"submits": n, "dispatches": n, "barriers": n, "recorded": n, "allocated": n}: recorded are dispatches, too, as they
+ * were recorded; allocated are bytes of the device's memory.
  *
  *   cc -O2 -shared -fPIC -I../third_party/vulkan vulkan_count.c -o libvulkan_count.so
  */
@@ -50,7 +51,7 @@ static struct buffer {
     VkCommandBuffer commands;
     unsigned long dispatches, barriers;
 } buffers[most_buffers];
-static unsigned long n_submits, n_dispatches, n_barriers, n_recorded;
+static unsigned long n_submits, n_dispatches, n_barriers, n_recorded, n_allocated;
 
 static struct buffer *buffer_of(VkCommandBuffer commands) {
     for (int i = 0; i < most_buffers; i++) {
@@ -67,12 +68,22 @@ static PFN_vkGetInstanceProcAddr next_instance_proc;
 static PFN_vkGetDeviceProcAddr next_device_proc;
 
 #define COUNTED(X)                                                                                                     \
+    X(AllocateMemory)                                                                                                  \
     X(BeginCommandBuffer)                                                                                              \
     X(CmdDispatch)                                                                                                     \
     X(CmdPipelineBarrier)                                                                                              \
     X(QueueSubmit)
 #define DECLARE(name) static PFN_vk##name next_##name;
 COUNTED(DECLARE)
+
+static VkResult AllocateMemory(VkDevice device, const VkMemoryAllocateInfo *info,
+                               const VkAllocationCallbacks *allocator, VkDeviceMemory *memory) {
+    VkResult result = next_AllocateMemory(device, info, allocator, memory);
+    pthread_mutex_lock(&lock);
+    n_allocated += result == VK_SUCCESS ? (unsigned long)info->allocationSize : 0;
+    pthread_mutex_unlock(&lock);
+    return result;
+}
 
 static VkResult BeginCommandBuffer(VkCommandBuffer commands, const VkCommandBufferBeginInfo *info) {
     pthread_mutex_lock(&lock);
@@ -117,8 +128,9 @@ __attribute__((destructor)) static void report(void) {
     const char *path = getenv("VULKAN_COUNT");
     FILE *file = path != NULL && n_submits > 0 ? fopen(path, "w") : NULL;
     if (file != NULL) {
-        fprintf(file, "{\"submits\": %lu, \"dispatches\": %lu, \"barriers\": %lu, \"recorded\": %lu}\n", n_submits,
-                n_dispatches, n_barriers, n_recorded);
+        fprintf(file,
+                "{\"submits\": %lu, \"dispatches\": %lu, \"barriers\": %lu, \"recorded\": %lu, \"allocated\": %lu}\n",
+                n_submits, n_dispatches, n_barriers, n_recorded, n_allocated);
         fclose(file);
     }
 }

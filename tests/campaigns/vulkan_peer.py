@@ -29,9 +29,9 @@ from edgellm.compile import build
 from edgellm.llama_cpp import build_peer, gguf_of
 from edgellm.precision import Options
 from edgellm.terminal import one_line
-from tests.shaders import RUNTIME_C, lavapipe
+from tests.shaders import lavapipe
+from tests.vulkan_layer import build_layer, count
 
-LAYER = "VK_LAYER_EDGELLM_count"
 COUNTS = ("dispatches", "barriers", "submits")
 
 
@@ -44,8 +44,8 @@ class Side:
     speed: Callable[[str, int], float]
     environment: Mapping[str, str]
 
-    def run(self, prompt: int, generate: int, **environment: str) -> str:
-        env = {**lavapipe(), **self.environment, **environment}
+    def run(self, prompt: int, generate: int) -> str:
+        env = {**lavapipe(), **self.environment}
         done = subprocess.run(self.command(prompt, generate), capture_output=True, text=True, env=env, check=False)
         if done.returncode:
             raise SystemExit(f"{self.name}: {one_line(done.stderr.strip().splitlines()[-1])}")
@@ -53,13 +53,8 @@ class Side:
 
     def per_token(self, layer: Path, tokens: int = 8) -> dict[str, float]:
         """What one token of decoding adds, in what the device is asked to do."""
-        found = []
-        for generate in (4, 4 + tokens):
-            file = layer / f"{generate}.json"
-            watched = {"VULKAN_COUNT": str(file), "VK_LAYER_PATH": str(layer), "VK_INSTANCE_LAYERS": LAYER}
-            self.run(0, generate, **watched)
-            found.append(json.loads(file.read_text()))
-        return {key: (found[1][key] - found[0][key]) / tokens for key in COUNTS}
+        few, more = (count(layer, self.command(0, n), **self.environment) for n in (4, 4 + tokens))
+        return {key: (getattr(more, key) - getattr(few, key)) / tokens for key in COUNTS}
 
 
 def ours(bundle: Path) -> Side:
@@ -86,20 +81,6 @@ def peers(program: Path, model: Path) -> Side:
         return float(json.loads(out)[0]["avg_ts"])
 
     return Side("llama.cpp", command, speed, {"GGML_VK_VISIBLE_DEVICES": "0"})
-
-
-def build_layer(folder: Path) -> Path:
-    """The folder with the counting layer and what tells the loader about it."""
-    layer = folder / "layer"
-    layer.mkdir(parents=True, exist_ok=True)
-    library = layer / "libvulkan_count.so"
-    source = RUNTIME_C / "probe" / "vulkan_count.c"
-    headers = RUNTIME_C / "third_party" / "vulkan"
-    subprocess.run(["cc", "-O2", "-shared", "-fPIC", f"-I{headers}", str(source), "-o", str(library)], check=True)
-    about = {"name": LAYER, "type": "GLOBAL", "library_path": str(library), "api_version": "1.3.0"}
-    about |= {"implementation_version": "1", "description": "counts what a program submits"}
-    (layer / "count.json").write_text(json.dumps({"file_format_version": "1.0.0", "layer": about}))
-    return layer
 
 
 def measure(sides: Sequence[Side], figure: tuple[int, int], rounds: int) -> bool:

@@ -23,6 +23,7 @@ from edgellm.precision import Options
 from tests.compile.logits import Model, compare
 from tests.server import MODEL
 from tests.shaders import LAYERS, build_runner, lavapipe, lavapipe_alone, validate
+from tests.vulkan_layer import build_layer, count
 
 PROMPTS = ("Turn on the light in the kitchen.", "Hello! What can you do?", "What time is it in Paris?")
 
@@ -146,6 +147,23 @@ def test_a_token_is_one_submission_with_fewer_barriers_than_two_a_step(on_gpu: P
     assert gpu["barriers"] <= steps + 3
     assert "llvmpipe" in gpu["name"]
     assert "--device cpu is faster" in done.stderr
+
+
+def test_what_is_allocated_and_submitted_is_what_was_planned(on_gpu: Path, tmp_path: Path):
+    """Seen from below, by a layer: nothing is recorded for a token, and memory is within 3 % of the manifest's sum."""
+    layer = build_layer(tmp_path)
+    command = [str(on_gpu / "edgellm-rt"), "bench", str(on_gpu), "--json", "--prompt", "8", "--repeat", "1"]
+    few, more = (count(layer, [*command, "--generate", n]) for n in ("4", "12"))
+    plan = json.loads((on_gpu / "plan.json").read_text())
+    steps = sum(len(f["steps"]) for f in plan["functions"] if f["n"] == 1)
+    assert more.submits - few.submits == 8
+    assert more.dispatches - few.dispatches == 8 * steps
+    assert more.recorded == few.recorded
+    manifest = bundles.read(on_gpu).manifest
+    memory = manifest["memory"]
+    context = min(4096, manifest["model"]["context_length"])
+    planned = memory["weight_bytes"] + memory["arena_bytes"] + context * memory["kv_bytes_per_token"]
+    assert planned <= few.allocated <= 1.03 * planned
 
 
 def test_without_a_driver_there_is_a_named_error(on_gpu: Path, tmp_path: Path):

@@ -29,7 +29,7 @@ class _Error(ctypes.Structure):
 class Model:
     """A bundle with one context, of two sessions. library: libedgellm.so, of runtime_c/Makefile."""
 
-    def __init__(self, library: Path, bundle: Path) -> None:
+    def __init__(self, library: Path, bundle: Path, vocab: int = 1536) -> None:
         self.c = ctypes.CDLL(str(library))
         self.model, self.context, error = ctypes.c_void_p(), ctypes.c_void_p(), _Error()
         status = self.c.ellm_model_open(str(bundle).encode(), ctypes.byref(self.model), ctypes.byref(error))
@@ -39,7 +39,7 @@ class Model:
             self.model, ctypes.byref(options), ctypes.byref(self.context), ctypes.byref(error)
         )
         assert status == 0, error.text
-        self.vocab = 1536
+        self.vocab = vocab
 
     def logits(self, tokens: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
         """(tokens, vocab) of a new session, fed in pieces of these lengths."""

@@ -15,7 +15,7 @@ import pytest
 
 from crosscompile.gpu.schedules import SCHEDULES
 from edgellm import bundle as bundles
-from edgellm import local_gpu
+from edgellm import hub, local_gpu
 from edgellm.boards import find_board, list_boards
 from edgellm.compile import build, compile_model
 from edgellm.errors import BoardError
@@ -33,12 +33,12 @@ def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_for("processor", "w4a8", tmp_path_factory.mktemp("gpu") / "bundle")
 
 
-def compile_for(schedule: str, scheme: str, folder: Path, kv: str | None = None) -> Path:
-    """The demo model for this machine's processor, or whatever Vulkan has here, with the kernels of a class of GPUs."""
+def compile_for(schedule: str, scheme: str, folder: Path, kv: str | None = None, model: Path = MODEL) -> Path:
+    """A model for this machine's processor, or whatever Vulkan has here, with the kernels of a class of GPUs."""
     board = find_board("local")
     assert board.vulkan is not None
     board = replace(board, vulkan=replace(board.vulkan, schedule=schedule))
-    return build(MODEL, board, Options(scheme, kv=kv), folder, device="vulkan").bundle.path
+    return build(model, board, Options(scheme, kv=kv), folder, device="vulkan").bundle.path
 
 
 def run(bundle: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -91,6 +91,26 @@ def test_every_class_of_gpus_answers_the_same(bundle: Path, tmp_path: Path, sche
         tokens = np.random.default_rng(7).integers(3, a.vocab - 4, 26)
         first, second = a.mixed(tokens), b.mixed(tokens)
         assert np.abs(first - second).max() < 0.05 * np.abs(first).max()
+        a.close()
+        b.close()
+
+
+def test_a_window_hides_what_lies_before_it(tmp_path: Path):
+    """On lavapipe a thread goes through the blocks that any of its rows sees."""
+    library, model = tmp_path / "libedgellm.so", tmp_path / "model"
+    build_runner(tmp_path, library.name)
+    shutil.copytree(hub.resolve("random:tiny", lambda what, done, total: None)[0], model)
+    file = model / "config.json"
+    config = json.loads(file.read_text())
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    family = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 40}
+    file.write_text(json.dumps({**config, **heads, **family}))
+    on_cpu = compile_model(model, "local", "w8a8", tmp_path / "cpu").path
+    made = compile_for("processor", "w8a8", tmp_path / "made", model=model)
+    with lavapipe_alone():
+        a, b = (Model(library, path, config["vocab_size"]) for path in (on_cpu, made))
+        for lengths in ([33], [90, 1, 9], [130, 1]):
+            assert compare(a, b, lengths) < 0.05
         a.close()
         b.close()
 

@@ -9,12 +9,13 @@
 
 enum { ELLM_VULKAN_BINDINGS = 12 }; /* ELLM_KERNEL_POINTERS: most buffers of a kernel */
 
-/* A buffer with memory of its own. mapped: NULL where the processor cannot reach it. */
+/* A buffer with memory of its own. mapped: NULL where the processor cannot reach it; cached: it reads it fast. */
 typedef struct ellm_vulkan_buffer {
     VkBuffer buffer;
     VkDeviceMemory memory;
     VkDeviceSize bytes;
     uint8_t *mapped;
+    bool cached;
 } ellm_vulkan_buffer;
 
 /* A part of a buffer. */
@@ -50,7 +51,8 @@ struct ellm_gpu {
     /* memory.c */
     ellm_vulkan_buffer *chunks; /* of weights and states */
     uint32_t n_chunks;
-    ellm_vulkan_buffer arena, inputs, logits;
+    ellm_vulkan_buffer arena, inputs;
+    ellm_vulkan_buffer logits; /* none where they are read out of the arena */
     ellm_vulkan_place *weights, *states;
     VkDeviceSize input_offsets[ELLM_INPUTS], input_bytes[ELLM_INPUTS];
     /* pipeline.c */

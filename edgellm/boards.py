@@ -14,8 +14,10 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from crosscompile.data import data_path
+from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.spirv.capabilities import CAPABILITIES, FLOOR, Gpu
 from crosscompile.target import Target, gpu_tier, target_for
+from edgellm import local_gpu
 from edgellm.errors import BoardError
 from edgellm.instances import Instance, read_instances
 
@@ -26,6 +28,8 @@ else:
 
 ARCHES = ("aarch64", "armv7", "x86_64")
 SYSTEMS = ("linux", "android")
+FOUND = "found"
+"""Of a GPU's schedule: that of this machine's."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class VulkanSection:
     capabilities    of SPIR-V, besides that least
     invocations     most in a workgroup; shared_bytes: its shared memory
     storage_buffers of one kernel; binding_bytes: the largest part of a buffer that one can be
+    schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine
     times_slower    than the board's own CPU, where that is known
     """
 
@@ -96,6 +101,7 @@ class VulkanSection:
     shared_bytes: int = Gpu.shared_bytes
     storage_buffers: int = Gpu.buffers
     binding_bytes: int = Gpu.binding_bytes
+    schedule: str = Gpu.schedule
     times_slower: int | None = None
 
 
@@ -190,9 +196,12 @@ class Board:
         if unknown:
             raise BoardError(f"{self.id}.toml: vulkan.capabilities: {', '.join(unknown)} is not known here")
         capabilities = (*FLOOR, *(name for name in section.capabilities if name not in FLOOR))
+        schedule = local_gpu.schedule() if section.schedule == FOUND else section.schedule
+        if schedule not in SCHEDULES:
+            raise BoardError(f"{self.id}.toml: vulkan.schedule: {schedule} is none of {', '.join(SCHEDULES)}")
         limits = (section.invocations, section.shared_bytes, section.storage_buffers, section.binding_bytes)
         cpu = Target(self.arch, self.os, gpu_tier(self.arch), self.target_section.android_api)
-        return cpu.on_gpu(Gpu(capabilities, *limits))
+        return cpu.on_gpu(Gpu(capabilities, *limits, schedule))
 
 
 _SECTIONS: dict[str, tuple[str, type[Any]]] = {

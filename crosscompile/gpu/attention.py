@@ -12,9 +12,11 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, exp, fma, tanh
+from crosscompile.gpu.attention_alone import merge_alone, parts_alone, splits_alone
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.rows import Output
+from crosscompile.gpu.schedules import SCHEDULES, Schedule
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import Builder as Declaration
 from crosscompile.kernels.build import divisor, kernel, kernel_maker
@@ -26,9 +28,6 @@ from crosscompile.spirv.capabilities import Gpu
 
 RUN = 16
 """Loads that are under way together."""
-WORKGROUPS = 512
-"""As many keep a large GPU busy; contexts are not cut finer."""
-MOST_SPLITS = 16
 
 
 def supports(heads: Heads) -> bool:
@@ -36,9 +35,11 @@ def supports(heads: Heads) -> bool:
     return heads.dtype in ("f16", "f32") and heads.dim % GROUP == 0 and heads.dim <= 256
 
 
-def splits_for(n: int, heads: Heads) -> int:
+def splits_for(n: int, heads: Heads, schedule: Schedule) -> int:
     """Parts that a context is cut into, for n rows."""
-    return max(1, min(MOST_SPLITS, WORKGROUPS // (n * heads.query)))
+    if schedule.alone:
+        return splits_alone(n, heads, schedule)
+    return max(1, min(schedule.splits, schedule.workgroups // (n * heads.query)))
 
 
 @kernel_maker
@@ -88,6 +89,8 @@ def _visible_blocks(k: Builder, heads: Heads, position: Expr) -> tuple[Expr, Exp
 
 def parts_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.PrimFunc:
     """The GPU's attention_parts."""
+    if SCHEDULES[gpu.schedule].alone:
+        return parts_alone(name, gpu, n, heads, splits)
     per_kv = heads.query // heads.kv
     readers = divisor(heads.dim, max(1, min(256, gpu.invocations) // KV_BLOCK))  # threads for a position's key
     threads = readers * KV_BLOCK
@@ -201,6 +204,8 @@ def parts_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx
 
 def merge_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, form: Form | None) -> tirx.PrimFunc:
     """The GPU's attention_merge: a workgroup for each row and head, a thread for each dimension, then each group."""
+    if SCHEDULES[gpu.schedule].alone:
+        return merge_alone(name, gpu, n, heads, splits, form)
 
     def body(k: Builder) -> None:
         parts = k.buffer("parts", (n, heads.query, splits, heads.dim + 2), "float32")

@@ -11,6 +11,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as T
 
 from crosscompile.arithmetic import Expr, constant
+from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.spirv.capabilities import Gpu
 
 WORD_BYTES, QUAD_BYTES = 4, 16
@@ -38,6 +39,7 @@ class Builder:
 
     def __init__(self, gpu: Gpu) -> None:
         self.gpu = gpu
+        self.schedule = SCHEDULES[gpu.schedule]
         self.threads = 1
 
     # ---- buffers

@@ -8,8 +8,10 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr
-from crosscompile.gpu.build import Builder, i32
+from crosscompile.gpu.build import Builder, i32, lane
 from crosscompile.kernels.kv_cache import BLOCKS_CAP, KV_BLOCK, SESSIONS_CAP, Heads, kv_dtype
+
+_QUADS = {"f16": "uint32", "f32": "float32"}
 
 
 @dataclass(frozen=True)
@@ -24,12 +26,17 @@ class Cache:
     values: Any
 
     @classmethod
-    def parameters(cls, k: Builder, n: int, heads: Heads) -> Cache:
-        """Declares them for n rows."""
+    def parameters(cls, k: Builder, n: int, heads: Heads, quads: bool = False) -> Cache:
+        """Declares them for n rows. quads: keys and values are read 16 bytes at a time, by `run`."""
         positions, slots = k.buffer("positions", (n,), "int32"), k.buffer("slots", (n,), "int32")
         table = k.buffer("block_table", (SESSIONS_CAP, tirx.Var("table_cap", "int32")), "int32")
         size = BLOCKS_CAP // heads.kv // heads.dim * heads.kv * heads.dim * KV_BLOCK  # a bound that fits int32
-        keys, values = (k.buffer(name, (size,), kv_dtype(heads.dtype)) for name in "kv")
+        if quads:
+            keys, values = (
+                k.quads(name, size * (2 if heads.dtype == "f16" else 4), _QUADS[heads.dtype]) for name in "kv"
+            )
+        else:
+            keys, values = (k.buffer(name, (size,), kv_dtype(heads.dtype)) for name in "kv")
         return cls(heads, positions, slots, table, keys, values)
 
     def place(self, k: Builder, m: Expr, position: Expr) -> tuple[Expr, Expr]:
@@ -41,6 +48,14 @@ class Cache:
     def start(self, block: Expr, head: Expr) -> Expr:
         """Where a head's part of a block begins, in keys and in values."""
         return (block * self.heads.kv + head) * (self.heads.dim * KV_BLOCK)
+
+    def run(self, k: Builder, buffer: Any, at: Expr) -> list[Expr]:
+        """Eight elements, from a multiple of eight on, of keys or values that are read 16 bytes at a time."""
+        if self.heads.dtype == "f16":
+            quad = k.bind(buffer[tirx.truncdiv(at, i32(8))])
+            return [k.bind(value) for i in range(4) for value in k.halves(lane(quad, i))]
+        pair = [k.bind(buffer[tirx.truncdiv(at, i32(4)) + i]) for i in range(2)]
+        return [lane(quad, i) for quad in pair for i in range(4)]
 
     def put_key(self, k: Builder, value: Expr, block: Expr, head: Expr, d: Expr, column: Expr) -> None:
         k.store(self.keys, self._narrow(value), self.start(block, head) + d * KV_BLOCK + column)

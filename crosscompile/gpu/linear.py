@@ -13,6 +13,7 @@ from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, threads_for
+from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.kernels.build import divisor
 from crosscompile.packing import GROUP, Packing
 from crosscompile.spirv.capabilities import Gpu
@@ -37,12 +38,15 @@ class Linear:
 
 def linear_kernel(name: str, work: Linear, gpu: Gpu) -> tirx.PrimFunc:
     """(a, scale_a, w, scale_w | x, w, then the addends) -> y."""
-    quantized = _quantized_few if work.n <= FEW_ROWS else _quantized_tiles
-    writer = quantized if Packing.parse(work.packing).kind in ("w4", "w8") else _float_few
+    writer = _float_few
+    if Packing.parse(work.packing).kind in ("w4", "w8"):
+        writer = _quantized_few if work.n <= FEW_ROWS else _quantized_tiles
+        if SCHEDULES[gpu.schedule].alone:
+            from crosscompile.gpu.linear_alone import quantized_alone as writer
     return gpu_kernel(name, gpu, lambda k: writer(k, work))
 
 
-class _Output:
+class Output:
     """The result, with what is added to it."""
 
     def __init__(self, k: Builder, work: Linear) -> None:
@@ -59,12 +63,7 @@ class _Output:
         self.k.store(self.y, value, m, row)
 
 
-def _rows_together(work: Linear) -> int:
-    """Rows of the weight that a workgroup takes: more read activations less often, but leave less to do at once."""
-    return divisor(work.rows, 2)
-
-
-def _reduced(k: Builder, thread: Expr, sums: Any, count: int, out: _Output, first_row: Expr, together: int) -> None:
+def _reduced(k: Builder, thread: Expr, sums: Any, count: int, out: Output, first_row: Expr, together: int) -> None:
     """Sums over the workgroup, m outermost, to the result."""
     shared = k.shared(min(count, 4) * k.threads)
     for start in range(0, count, 4):
@@ -97,7 +96,7 @@ def _group_dot(k: Builder, weights: list[tuple[int, Expr]], a: list[Expr]) -> Ex
     return total
 
 
-def _weight_buffers(k: Builder, work: Linear, form: Packing) -> tuple[Any, Any, int]:
+def weight_buffers(k: Builder, work: Linear, form: Packing) -> tuple[Any, Any, int]:
     """(weights in units of 16 bytes, scales, units of a group)."""
     if (form.rows, form.unsigned) != (1, False) or form.chunk * (2 if form.kind == "w4" else 1) != GROUP:
         raise AssertionError(f"packing {work.packing} is not a GPU's")
@@ -110,10 +109,10 @@ def _quantized_few(k: Builder, work: Linear) -> None:
     form, blocks = Packing.parse(work.packing), work.columns // GROUP
     a = k.quads("a", work.n * work.columns)
     scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
-    w, scale_w, units = _weight_buffers(k, work, form)
-    out = _Output(k, work)
-    together = _rows_together(work)
-    threads = threads_for(blocks, min(128, k.gpu.invocations))
+    w, scale_w, units = weight_buffers(k, work, form)
+    out = Output(k, work)
+    together = divisor(work.rows, k.schedule.rows)  # more read activations less often, but leave less to do at once
+    threads = threads_for(blocks, min(k.schedule.threads, k.gpu.invocations))
     sums = k.local(work.n * together)
     with k.launch((work.rows // together,), threads) as (group, thread):
         row = k.bind(group * together)
@@ -143,7 +142,7 @@ def _float_few(k: Builder, work: Linear) -> None:
     x = k.quads("x", work.n * work.columns * 4, "float32")
     half = form.kind == "f16"
     w = k.quads("w", work.rows * work.columns * (2 if half else 4), "uint32" if half else "float32")
-    out = _Output(k, work)
+    out = Output(k, work)
     together = divisor(work.rows, 4 if n <= 2 else 2)
     eights = work.columns // 8
     threads = threads_for(eights, min(128, k.gpu.invocations))
@@ -189,8 +188,8 @@ def _quantized_tiles(k: Builder, work: Linear) -> None:
     form, blocks = Packing.parse(work.packing), work.columns // GROUP
     a = k.quads("a", work.n * work.columns)
     scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
-    w, scale_w, units = _weight_buffers(k, work, form)
-    out = _Output(k, work)
+    w, scale_w, units = weight_buffers(k, work, form)
+    out = Output(k, work)
     across, down = _TILE_R // _MINE, _TILE_M // _MINE
     tiles_r = -(-work.rows // _TILE_R)
     a_tile, w_tile = k.shared(_TILE_M * _STRIDE, "uint32"), k.shared(_TILE_R * _STRIDE, "uint32")

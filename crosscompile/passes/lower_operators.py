@@ -273,12 +273,13 @@ class _Rewriter:
         if self.tier.name != GPU_TIER:
             return False
         from crosscompile.gpu import attention
+        from crosscompile.gpu.schedules import SCHEDULES
 
         origin = origin_of(self.module[call.args[0]])
         if origin is None or origin.name != "attention" or not attention.supports(origin.arguments["heads"]):
             return False
         n, heads = origin.arguments["n"], origin.arguments["heads"]
-        splits = attention.splits_for(n, heads)
+        splits = attention.splits_for(n, heads, SCHEDULES[self.tier.gpu_class])
         args = self.values_of(call.args[1].fields)
         shape = ((n, heads.query, splits, heads.dim + 2), "float32")
         parts = self.call("attention_parts", attention.attention_parts(n, heads, splits), args, [shape])

@@ -42,6 +42,7 @@ class Gpu:
     capabilities    names of SPIR-V capabilities that a kernel may declare
     invocations     most of a workgroup; shared_bytes: its shared memory
     buffers         storage buffers of a kernel; binding_bytes: the largest part of a buffer that one can be
+    schedule        its class in crosscompile/gpu/schedules.py
     """
 
     capabilities: tuple[str, ...] = FLOOR
@@ -49,6 +50,7 @@ class Gpu:
     shared_bytes: int = 16384
     buffers: int = 8
     binding_bytes: int = 128 << 20
+    schedule: str = "desktop"
 
     def has(self, *names: str) -> bool:
         """Whether kernels may use all of these capabilities."""

@@ -158,7 +158,8 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
         const ellm_gpu_source source = {.plan = context->plan,
                                         .symbols = symbols,
                                         .inputs = context->inputs,
-                                        .real = options != NULL && options->real_gpu};
+                                        .real = options != NULL && options->real_gpu,
+                                        .directory = ellm_model_directory(model)};
         status = ellm_gpu_open(&source, &context->gpu, error);
         context->kv.copy = copy_block;
         context->kv.user = context->gpu;

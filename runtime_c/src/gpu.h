@@ -12,6 +12,7 @@ typedef struct ellm_gpu_source {
     const uint64_t *symbols; /* by ellm_symbol */
     void *const *inputs;     /* by ellm_input: what the next function reads, written by the caller */
     bool real;               /* no program that imitates one */
+    int directory;           /* where what the driver compiled is kept; -1: nowhere */
 } ellm_gpu_source;
 
 typedef struct ellm_gpu_info {

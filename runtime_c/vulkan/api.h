@@ -33,6 +33,9 @@
     X(DestroyDescriptorSetLayout)                                                                                      \
     X(CreatePipelineLayout)                                                                                            \
     X(DestroyPipelineLayout)                                                                                           \
+    X(CreatePipelineCache)                                                                                             \
+    X(DestroyPipelineCache)                                                                                            \
+    X(GetPipelineCacheData)                                                                                            \
     X(CreateComputePipelines)                                                                                          \
     X(DestroyPipeline)                                                                                                 \
     X(CreateDescriptorPool)                                                                                            \

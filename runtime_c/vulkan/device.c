@@ -177,6 +177,9 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error) {
             gpu->family = family;
             gpu->timestamp_bits = timestamp_bits;
             gpu->limits = p->limits;
+            gpu->vendor = p->vendorID;
+            gpu->kind = p->deviceID;
+            memcpy(gpu->cache_uuid, p->pipelineCacheUUID, sizeof gpu->cache_uuid);
             gpu->most_allocation = sizes.maxMemoryAllocationSize;
             gpu->info.is_processor = p->deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
             memcpy(gpu->info.name, p->deviceName, sizeof gpu->info.name);

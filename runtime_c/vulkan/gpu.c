@@ -172,7 +172,7 @@ ellm_status ellm_gpu_head(ellm_gpu *gpu, uint32_t index, const uint8_t **logits)
         status = submit(gpu, function->commands, NULL);
     }
     status = status == ELLM_OK ? wait(gpu, NULL) : status;
-    *logits = gpu->logits.mapped;
+    *logits = gpu->arena.cached ? gpu->arena.mapped + gpu->source.plan->logits_offset : gpu->logits.mapped;
     return status;
 }
 

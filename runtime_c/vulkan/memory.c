@@ -74,6 +74,7 @@ static ellm_status new_buffer(ellm_gpu *gpu, VkDeviceSize bytes, enum kind kind,
         void *mapped = NULL;
         result = gpu->api.MapMemory(gpu->device, made->memory, 0, VK_WHOLE_SIZE, 0, &mapped);
         made->mapped = mapped;
+        made->cached = (flags & VK_MEMORY_PROPERTY_HOST_CACHED_BIT) != 0;
     }
     made->bytes = bytes;
     return result == VK_SUCCESS ? ELLM_OK : ellm_vulkan_failed(result, what, error);
@@ -297,12 +298,15 @@ ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error) {
     }
     VkDeviceSize logits = plan->logits_row_bytes * (VkDeviceSize)ellm_ladder_rows(&plan->head);
     VkDeviceSize arena = plan->arena_bytes > 0 ? plan->arena_bytes : 4;
-    gpu->info.other_bytes = arena + inputs + logits;
+    gpu->info.other_bytes = arena + inputs;
     ellm_status status = place_all(gpu, error);
     status = status == ELLM_OK ? new_buffer(gpu, arena, KIND_DEVICE, "the arena", &gpu->arena, error) : status;
     status = status == ELLM_OK ? new_buffer(gpu, inputs, KIND_WRITTEN, "inputs", &gpu->inputs, error) : status;
-    status = status == ELLM_OK ? new_buffer(gpu, logits, KIND_READ, "logits", &gpu->logits, error) : status;
-    if (status == ELLM_OK && (gpu->inputs.mapped == NULL || gpu->logits.mapped == NULL)) {
+    if (status == ELLM_OK && !gpu->arena.cached) {
+        gpu->info.other_bytes += logits;
+        status = new_buffer(gpu, logits, KIND_READ, "logits", &gpu->logits, error);
+    }
+    if (status == ELLM_OK && (gpu->inputs.mapped == NULL || (!gpu->arena.cached && gpu->logits.mapped == NULL))) {
         status = ellm_fail(error, ELLM_GPU_MISSING, "%.80s has no memory that the processor sees", gpu->info.name);
     }
     return status == ELLM_OK ? copy_weights(gpu, error) : status;

@@ -9,12 +9,13 @@
 
 enum { ELLM_VULKAN_BINDINGS = 12 }; /* ELLM_KERNEL_POINTERS: most buffers of a kernel */
 
-/* A buffer with memory of its own. mapped: NULL where the processor cannot reach it. */
+/* A buffer with memory of its own. mapped: NULL where the processor cannot reach it; cached: it reads it fast. */
 typedef struct ellm_vulkan_buffer {
     VkBuffer buffer;
     VkDeviceMemory memory;
     VkDeviceSize bytes;
     uint8_t *mapped;
+    bool cached;
 } ellm_vulkan_buffer;
 
 /* A part of a buffer. */
@@ -43,18 +44,23 @@ struct ellm_gpu {
     VkQueue queue;
     uint32_t family, timestamp_bits;
     VkPhysicalDeviceLimits limits;
+    uint32_t vendor, kind; /* who made it, and what it is: of a pipeline cache, too */
+    uint8_t cache_uuid[VK_UUID_SIZE];
     VkDeviceSize most_allocation;
     VkPhysicalDeviceMemoryProperties memories;
     /* memory.c */
     ellm_vulkan_buffer *chunks; /* of weights and states */
     uint32_t n_chunks;
-    ellm_vulkan_buffer arena, inputs, logits;
+    ellm_vulkan_buffer arena, inputs;
+    ellm_vulkan_buffer logits; /* none where they are read out of the arena */
     ellm_vulkan_place *weights, *states;
     VkDeviceSize input_offsets[ELLM_INPUTS], input_bytes[ELLM_INPUTS];
     /* pipeline.c */
     VkDescriptorSetLayout set_layouts[ELLM_VULKAN_BINDINGS + 1]; /* by number of buffers */
     VkPipelineLayout layouts[ELLM_VULKAN_BINDINGS + 1];
     VkPipeline *pipelines; /* by kernel of the plan */
+    VkPipelineCache cache; /* cache.c; VK_NULL_HANDLE: none */
+    size_t cache_bytes;    /* of the file that it came from */
     /* record.c */
     VkCommandPool command_pool;
     VkDescriptorPool descriptor_pool;
@@ -76,6 +82,11 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error);
 /* Allocates everything, and copies the weights. */
 ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error);
 void ellm_vulkan_free(ellm_gpu *gpu);
+
+/* The pipelines that the driver compiled last time, beside the bundle (FORMAT.md, .pipelines). Nothing fails here: what
+ * cannot be read is compiled again, what cannot be written is left. */
+void ellm_vulkan_open_cache(ellm_gpu *gpu);
+void ellm_vulkan_save_cache(ellm_gpu *gpu);
 
 ellm_status ellm_vulkan_build_pipelines(ellm_gpu *gpu, ellm_error *error);
 void ellm_vulkan_free_pipelines(ellm_gpu *gpu);

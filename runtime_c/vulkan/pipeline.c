@@ -72,7 +72,7 @@ static ellm_status build(ellm_gpu *gpu, const ellm_plan_kernel *kernel, VkPipeli
                                                         .module = module,
                                                         .pName = "main"},
                                               .layout = gpu->layouts[kernel->n_parameters]};
-    result = gpu->api.CreateComputePipelines(gpu->device, VK_NULL_HANDLE, 1, &info, NULL, pipeline);
+    result = gpu->api.CreateComputePipelines(gpu->device, gpu->cache, 1, &info, NULL, pipeline);
     gpu->api.DestroyShaderModule(gpu->device, module, NULL);
     if (result != VK_SUCCESS) {
         *pipeline = VK_NULL_HANDLE;
@@ -87,9 +87,17 @@ ellm_status ellm_vulkan_build_pipelines(ellm_gpu *gpu, ellm_error *error) {
     if (gpu->pipelines == NULL) {
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory for the list of kernels");
     }
+    ellm_vulkan_open_cache(gpu);
     ellm_status status = ELLM_OK;
     for (uint32_t i = 0; i < plan->n_kernels && status == ELLM_OK; i++) {
         status = build(gpu, &plan->kernels[i], &gpu->pipelines[i], error);
+    }
+    if (gpu->cache != VK_NULL_HANDLE) {
+        if (status == ELLM_OK) {
+            ellm_vulkan_save_cache(gpu);
+        }
+        gpu->api.DestroyPipelineCache(gpu->device, gpu->cache, NULL);
+        gpu->cache = VK_NULL_HANDLE;
     }
     return status;
 }

@@ -220,7 +220,11 @@ static ellm_status record(ellm_gpu *gpu, ellm_vulkan_function *function, bool is
             gpu->api.CmdWriteTimestamp(commands, compute, gpu->queries, s + 1);
         }
     }
-    if (is_head) {
+    if (is_head && gpu->arena.cached) {
+        ellm_vulkan_barrier(gpu, commands, compute, VK_ACCESS_SHADER_WRITE_BIT, VK_PIPELINE_STAGE_HOST_BIT,
+                            VK_ACCESS_HOST_READ_BIT);
+        n_barriers++;
+    } else if (is_head) {
         const ellm_plan *plan = gpu->source.plan;
         const VkBufferCopy rows = {.srcOffset = plan->logits_offset,
                                    .size = plan->logits_row_bytes * (VkDeviceSize)function->source->n};

@@ -30,19 +30,19 @@ class _Error(ctypes.Structure):
 
 
 class Model:
-    """A bundle with one context. library: libedgellm.so, of runtime_c/Makefile."""
+    """A bundle with one context, of two sessions. library: libedgellm.so, of runtime_c/Makefile."""
 
-    def __init__(self, library: Path, bundle: Path) -> None:
+    def __init__(self, library: Path, bundle: Path, vocab: int = 1536) -> None:
         self.c = ctypes.CDLL(str(library))
         self.model, self.context, error = ctypes.c_void_p(), ctypes.c_void_p(), _Error()
         status = self.c.ellm_model_open(str(bundle).encode(), ctypes.byref(self.model), ctypes.byref(error))
         assert status == 0, error.text
-        options = _Options(1, 0, 0, 0, False)
+        options = _Options(2, 0, 0, 0, False)
         status = self.c.ellm_context_open(
             self.model, ctypes.byref(options), ctypes.byref(self.context), ctypes.byref(error)
         )
         assert status == 0, error.text
-        self.vocab = 1536
+        self.vocab = vocab
 
     def logits(self, tokens: np.ndarray, lengths: Sequence[int]) -> np.ndarray:
         """(tokens, vocab) of a new session, fed in pieces of these lengths."""
@@ -56,6 +56,17 @@ class Model:
             parts.append(out)
             at += n
         return np.concatenate(parts)
+
+    def mixed(self, tokens: np.ndarray) -> np.ndarray:
+        """(tokens, vocab) of two new sessions whose rows take turns in one step."""
+        for slot in range(2):
+            assert self.c.ellm_session_truncate(self.context, slot, 0) == 0
+        n = len(tokens)
+        rows = (_Row * n)(*[_Row(int(token), i // 2, i % 2, True) for i, token in enumerate(tokens)])
+        out = np.zeros((n, self.vocab), np.float32)
+        pointer = out.ctypes.data_as(ctypes.c_void_p)
+        assert self.c.ellm_context_eval(self.context, rows, ctypes.c_size_t(n), pointer) == 0
+        return out
 
     def close(self) -> None:
         self.c.ellm_context_close(self.context)

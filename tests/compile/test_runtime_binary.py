@@ -13,11 +13,13 @@ import pytest
 from crosscompile import runtime
 from crosscompile.errors import CodegenError
 from crosscompile.runtime import build_runtime, compiler
+from crosscompile.spirv.capabilities import Gpu
 from crosscompile.target import target_of_tier
 from edgellm import virtual, virtual_parts
 from edgellm.boards import load_board
 
 BUDGET_BYTES = 230_000 + 40_000 + 20_000 + 110_000  # of AArch64: core, RPC agent, signatures with encryption, server
+VULKAN_BUDGET_BYTES = 60_000  # more, in programs for a GPU
 OTHERS_BYTES = 460_000  # 32-bit ARM and x86-64 have longer code, musl brings its libc
 FLOOR = (2, 28)
 TIERS = ("armv8-neon", "armv7-neon", "avx2")
@@ -103,6 +105,12 @@ def program(request: pytest.FixtureRequest) -> Path:
 def test_is_small(program: Path) -> None:
     aarch64 = Elf(program).machine == EM_AARCH64
     assert program.stat().st_size < (BUDGET_BYTES if aarch64 else OTHERS_BYTES)
+
+
+def test_the_vulkan_backend_is_small() -> None:
+    target = target_of_tier("dotprod")
+    without, with_it = (build_runtime(each).stat().st_size for each in (target, target.on_gpu(Gpu())))
+    assert 0 < with_it - without <= VULKAN_BUDGET_BYTES
 
 
 def test_needs_only_the_c_library_of_2018(program: Path) -> None:

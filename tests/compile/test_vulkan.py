@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from crosscompile.gpu.schedules import SCHEDULES
 from edgellm import bundle as bundles
-from edgellm.compile import compile_model
+from edgellm import hub, local_gpu
+from edgellm.boards import find_board, list_boards
+from edgellm.compile import build, compile_model
 from edgellm.errors import BoardError
+from edgellm.precision import Options
 from tests.compile.logits import Model, compare
 from tests.server import MODEL
 from tests.shaders import LAYERS, build_runner, compile_glsl, lavapipe, lavapipe_alone, validate
+from tests.vulkan_layer import build_layer, count
 
 PROMPTS = ("Turn on the light in the kitchen.", "Hello! What can you do?", "What time is it in Paris?")
 
@@ -23,7 +31,17 @@ PROMPTS = ("Turn on the light in the kitchen.", "Hello! What can you do?", "What
 @pytest.fixture(scope="module")
 def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu")
-    return compile_model(MODEL, "local", "w4a8", folder / "bundle", device="vulkan", dump=folder / "dump").path
+    return compile_for("processor", "w4a8", folder / "bundle", dump=folder / "dump")
+
+
+def compile_for(
+    schedule: str, scheme: str, folder: Path, kv: str | None = None, model: Path = MODEL, dump: Path | None = None
+) -> Path:
+    """A model for this machine's processor, or whatever Vulkan has here, with the kernels of a class of GPUs."""
+    board = find_board("local")
+    assert board.vulkan is not None
+    board = replace(board, vulkan=replace(board.vulkan, schedule=schedule))
+    return build(model, board, Options(scheme, kv=kv), folder, device="vulkan", dump=dump).bundle.path
 
 
 def run(bundle: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -62,6 +80,58 @@ def test_logits_are_the_processors_within_the_tolerance(on_gpu: Path, bundle: Pa
             assert compare(a, b, lengths) < 0.05
         a.close()
         b.close()
+
+
+@pytest.mark.parametrize(("schedule", "kv"), [("desktop", "f16"), ("processor", "f32"), ("v3d", "f16")])
+def test_every_class_of_gpus_answers_the_same(bundle: Path, tmp_path: Path, schedule: str, kv: str):
+    """Rows of two sessions that take turns, too: threads that have several rows have them of both."""
+    library = tmp_path / "libedgellm.so"
+    build_runner(tmp_path, library.name)
+    made = compile_for(schedule, "w4a8", tmp_path / "bundle", kv=kv)
+    with lavapipe_alone():
+        a, b = Model(library, bundle), Model(library, made)
+        assert compare(a, b, [70, 1, 9]) < 0.05
+        tokens = np.random.default_rng(7).integers(3, a.vocab - 4, 26)
+        first, second = a.mixed(tokens), b.mixed(tokens)
+        assert np.abs(first - second).max() < 0.05 * np.abs(first).max()
+        a.close()
+        b.close()
+
+
+def test_a_window_hides_what_lies_before_it(tmp_path: Path):
+    """On lavapipe a thread goes through the blocks that any of its rows sees."""
+    library, model = tmp_path / "libedgellm.so", tmp_path / "model"
+    build_runner(tmp_path, library.name)
+    shutil.copytree(hub.resolve("random:tiny", lambda what, done, total: None)[0], model)
+    file = model / "config.json"
+    config = json.loads(file.read_text())
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    family = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 40}
+    file.write_text(json.dumps({**config, **heads, **family}))
+    on_cpu = compile_model(model, "local", "w8a8", tmp_path / "cpu").path
+    made = compile_for("processor", "w8a8", tmp_path / "made", model=model)
+    with lavapipe_alone():
+        a, b = (Model(library, path, config["vocab_size"]) for path in (on_cpu, made))
+        for lengths in ([33], [90, 1, 9], [130, 1]):
+            assert compare(a, b, lengths) < 0.05
+        a.close()
+        b.close()
+
+
+def test_the_classes_of_boards_are_known():
+    for board in list_boards():
+        if board.vulkan is not None:
+            gpu = board.gpu_target().gpu
+            assert gpu is not None
+            assert gpu.schedule in SCHEDULES
+
+
+def test_this_machines_class_is_what_vulkan_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with lavapipe_alone():
+        assert local_gpu.schedule() == "processor"
+    for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
+        monkeypatch.setenv(name, str(tmp_path / "none.json"))
+    assert local_gpu.schedule() == "desktop"
 
 
 def test_every_module_is_valid_spirv(on_gpu: Path, tmp_path: Path):
@@ -109,6 +179,23 @@ def test_a_token_is_one_submission_with_fewer_barriers_than_two_a_step(on_gpu: P
     assert "--device cpu is faster" in done.stderr
 
 
+def test_what_is_allocated_and_submitted_is_what_was_planned(on_gpu: Path, tmp_path: Path):
+    """Seen from below, by a layer: nothing is recorded for a token, and memory is within 3 % of the manifest's sum."""
+    layer = build_layer(tmp_path)
+    command = [str(on_gpu / "edgellm-rt"), "bench", str(on_gpu), "--json", "--prompt", "8", "--repeat", "1"]
+    few, more = (count(layer, [*command, "--generate", n]) for n in ("4", "12"))
+    plan = json.loads((on_gpu / "plan.json").read_text())
+    steps = sum(len(f["steps"]) for f in plan["functions"] if f["n"] == 1)
+    assert more.submits - few.submits == 8
+    assert more.dispatches - few.dispatches == 8 * steps
+    assert more.recorded == few.recorded
+    manifest = bundles.read(on_gpu).manifest
+    memory = manifest["memory"]
+    context = min(4096, manifest["model"]["context_length"])
+    planned = memory["weight_bytes"] + memory["arena_bytes"] + context * memory["kv_bytes_per_token"]
+    assert planned <= few.allocated <= 1.03 * planned
+
+
 def test_without_a_driver_there_is_a_named_error(on_gpu: Path, tmp_path: Path):
     missing = str(tmp_path / "none.json")
     done = run(on_gpu, "run", str(on_gpu), "-p", "Hi", VK_ICD_FILENAMES=missing, VK_DRIVER_FILES=missing)
@@ -137,3 +224,35 @@ def test_a_damaged_bundle_is_a_named_error(on_gpu: Path, tmp_path: Path, name: s
 def test_boards_without_a_gpu_say_so():
     with pytest.raises(BoardError, match=r"rpi2 has no GPU that is known.*--device cpu"):
         compile_model(MODEL, "rpi2", device="vulkan")
+
+
+def test_what_the_driver_compiled_is_kept_beside_the_bundle(on_gpu: Path, tmp_path: Path):
+    """What does not fit, for whatever reason, is replaced, and the answers stay the same."""
+    copy = shutil.copytree(on_gpu, tmp_path / "copy")
+    kept = copy / ".pipelines"
+    kept.unlink(missing_ok=True)
+    expected = greedy(copy, PROMPTS[0])
+    first = kept.read_bytes()
+    assert first[:8] == b"ELLMPIP1"
+    assert first[8:72].decode() == hashlib.sha256(first[72:]).hexdigest()
+    assert struct.unpack_from("<II", first, 72) == (32, 1)  # VkPipelineCacheHeaderVersionOne
+    written = kept.stat().st_ino
+    assert greedy(copy, PROMPTS[0]) == expected
+    assert kept.stat().st_ino == written  # nothing new, nothing written
+
+    other = bytearray(first[72:])
+    other[8] ^= 1  # another vendor
+    sealed = b"ELLMPIP1" + hashlib.sha256(other).hexdigest().encode() + other
+    for damaged in (b"", b"ELLMPIP1", first[:-1], first[:80] + b"\0" + first[81:], first[::-1], sealed):
+        kept.write_bytes(damaged)
+        assert greedy(copy, PROMPTS[0]) == expected
+        assert kept.read_bytes() == first
+    assert not (copy / ".pipelines.new").exists()
+
+
+def test_a_bundle_that_cannot_be_written_runs_all_the_same(on_gpu: Path, tmp_path: Path):
+    copy = shutil.copytree(on_gpu, tmp_path / "copy")
+    (copy / ".pipelines").unlink(missing_ok=True)
+    (copy / ".pipelines.new").mkdir()  # where it would be written; works for root, whom no mode stops
+    assert greedy(copy, PROMPTS[0]) == greedy(on_gpu, PROMPTS[0])
+    assert not (copy / ".pipelines").exists()

@@ -1,0 +1,38 @@
+"""How kernels are cut for each class of GPUs: the one table of workgroups, tiles and reductions.
+
+A board's manifest names its class (`[vulkan] schedule`); all classes share the kernels. Only "desktop" (an NVIDIA H200)
+and "processor" (Mesa's lavapipe) were measured; the rest follow what the makers document, and are to be tuned.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One class.
+
+    alone       threads share nothing: each has rows of a weight, or rows of attention, to itself. For what imitates a
+                GPU: a barrier is a switch between coroutines there, and each of a thread's loads a step of a loop
+    threads     most threads of a workgroup that shares the columns of a weight; of any workgroup where they are alone
+    rows        rows of a weight that such a workgroup takes, or such a thread
+    tile        rows of the activation that are computed together with them where threads are alone
+    workgroups  as many of attention keep the device busy: contexts are not cut finer, and in no more than `splits`
+    """
+
+    alone: bool
+    threads: int
+    rows: int
+    tile: int
+    workgroups: int
+    splits: int
+
+
+SCHEDULES = {
+    "desktop": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=512, splits=16),
+    "mali": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=64, splits=8),
+    "adreno": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=64, splits=8),
+    "v3d": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4),
+    "processor": Schedule(alone=True, threads=8, rows=8, tile=32, workgroups=6, splits=8),
+}

@@ -1,0 +1,57 @@
+"""Which class of GPUs this machine's is, asked of Vulkan in a process of its own: drivers bring a compiler along."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+import sys
+
+PROCESSOR, DESKTOP = "processor", "desktop"
+
+_CPU = 4  # VK_PHYSICAL_DEVICE_TYPE_CPU
+_TYPE_AT = 16  # of deviceType in VkPhysicalDeviceProperties, which has 824 bytes
+_PROPERTIES_BYTES = 1024
+_MOST = 16
+
+
+def schedule() -> str:
+    """The class in crosscompile/gpu/schedules.py: "processor" where Vulkan finds nothing but processors."""
+    done = subprocess.run([sys.executable, "-IS", __file__], capture_output=True, text=True, check=False, timeout=60)
+    kinds = done.stdout.split() if done.returncode == 0 else []
+    return PROCESSOR if kinds and set(kinds) == {str(_CPU)} else DESKTOP
+
+
+class _InstanceInfo(ctypes.Structure):
+    """VkInstanceCreateInfo without layers, extensions and application."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("next", ctypes.c_void_p),
+        ("flags", ctypes.c_uint32),
+        ("application", ctypes.c_void_p),
+        ("n_layers", ctypes.c_uint32),
+        ("layers", ctypes.c_void_p),
+        ("n_extensions", ctypes.c_uint32),
+        ("extensions", ctypes.c_void_p),
+    )
+
+
+def _device_types() -> list[int]:
+    """VkPhysicalDeviceType of every device."""
+    vulkan = ctypes.CDLL("libvulkan.so.1")
+    info, instance = _InstanceInfo(type=1), ctypes.c_void_p()
+    if vulkan.vkCreateInstance(ctypes.byref(info), None, ctypes.byref(instance)) != 0:
+        return []
+    count, devices = ctypes.c_uint32(_MOST), (ctypes.c_void_p * _MOST)()
+    if vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), devices) < 0:
+        return []
+    found = []
+    for device in devices[: count.value]:
+        properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
+        vulkan.vkGetPhysicalDeviceProperties(ctypes.c_void_p(device), properties)
+        found.append(ctypes.c_uint32.from_buffer(properties, _TYPE_AT).value)
+    return found
+
+
+if __name__ == "__main__":
+    sys.stdout.write(" ".join(map(str, _device_types())))

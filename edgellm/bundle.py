@@ -232,6 +232,15 @@ def verify(path: str | Path, progress: Progress | None = None) -> Bundle:
     return bundle
 
 
+def intact(path: Path) -> Bundle | None:
+    """The bundle at a place of the cache, if it is there and whole: its stamp or its checksums vouch for it."""
+    try:
+        found = read(path)
+    except BundleError:
+        return None
+    return found if is_stamped(found) or not problems(found) else None
+
+
 @contextlib.contextmanager
 def building(output: Path) -> Iterator[Path]:
     """A temporary directory beside `output` that takes its name when the block ends without an error.

@@ -25,7 +25,7 @@ from edgellm import cache, golden, gpu_half, hub, tuned
 from edgellm import prefix as prefixes
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
-from edgellm.errors import BundleError, ModelError, UnsuitableError
+from edgellm.errors import ModelError, UnsuitableError
 from edgellm.generation import generation
 from edgellm.precision import PLAIN, Options, Rounding, Wish, content_of, prepare
 from edgellm.prefix import Prefix
@@ -256,14 +256,12 @@ def compile_checkpoint(
 
 def _cached(directory: Path) -> Compilation | None:
     """The bundle if it is whole: same sizes, and its stamp still vouches for the weights."""
-    if not (directory / bundles.MANIFEST).is_file():
+    found = bundles.intact(directory)
+    if found is None:
         return None
     try:
-        found = bundles.read(directory)
-        if not bundles.is_stamped(found) and bundles.problems(found):
-            return None
         report = json.loads((directory.parent / f"{directory.name}.json").read_text())
-    except (BundleError, OSError, ValueError):
+    except (OSError, ValueError):
         return None  # damaged: compile it again, which replaces it
     return Compilation(found, report, cached=True)
 

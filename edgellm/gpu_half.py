@@ -6,7 +6,6 @@ biases) is there once. The runtime becomes one that can load a driver (runtime_c
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict
@@ -19,7 +18,6 @@ from crosscompile.target import Target
 from edgellm import bundle as bundles
 from edgellm import cache
 from edgellm.bundle import Bundle
-from edgellm.errors import BundleError
 from edgellm.precision import Options, Rounding
 from edgellm.worker import Progress, request_of, run_worker
 
@@ -53,11 +51,8 @@ def add(
     key = cache.key_of(parts)
     output = cache.root() / "bundles" / key
     with cache.locked(key):
-        if dump is None:
-            with contextlib.suppress(BundleError):
-                found = bundles.read(output)
-                if bundles.is_stamped(found) or not bundles.problems(found):
-                    return found
+        if dump is None and (found := bundles.intact(output)):
+            return found
         with bundles.building(output) as partial:
             bundles.link(base, partial)
             (partial / PROGRAM).unlink()  # a second name of the base's file

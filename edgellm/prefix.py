@@ -19,7 +19,7 @@ from crosscompile.target import Target
 from edgellm import bundle as bundles
 from edgellm import cache, golden
 from edgellm.bundle import Bundle
-from edgellm.errors import BundleError, UnsuitableError, UsageError
+from edgellm.errors import UnsuitableError, UsageError
 
 FILE = "weights/prefix.safetensors"
 _MOST_BYTES = 100_000  # Linux takes 128 KiB in one argument of a command
@@ -99,10 +99,8 @@ def ship(
     key = cache.key_of({"bundle": base.sha256, "prefix": asdict(prefix), "version": 1})
     output = cache.root() / "bundles" / key
     with cache.locked(key):
-        with contextlib.suppress(BundleError):
-            found = bundles.read(output)
-            if bundles.is_stamped(found) or not bundles.problems(found):
-                return found
+        if found := bundles.intact(output):
+            return found
         target = base.manifest["target"]
         is_native = (host.arch, host.tier.name) == (target["arch"], target["tier"])
         runs = base if is_native else twin(host)

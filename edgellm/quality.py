@@ -6,7 +6,6 @@ processor computes the same bits.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from crosscompile.checkpoint import Checkpoint
 from edgellm import bundle as bundles
 from edgellm import cache
 from edgellm.bundle import Bundle
-from edgellm.errors import BundleError, QualityError, UsageError
+from edgellm.errors import QualityError, UsageError
 from edgellm.evaluate import N_TOKENS, Quality, evaluate
 from edgellm.precision import Options, Rounding
 from edgellm.texts import read_texts
@@ -54,10 +53,8 @@ def judged(
     key = cache.key_of({"bundle": base.sha256, "quality": card})
     output = cache.root() / "bundles" / key
     with cache.locked(key):
-        with contextlib.suppress(BundleError):
-            found = bundles.read(output)
-            if bundles.is_stamped(found) or not bundles.problems(found):
-                return found
+        if found := bundles.intact(output):
+            return found
         with bundles.building(output) as partial:
             bundles.link(base, partial)
             manifest = {k: v for k, v in base.manifest.items() if k not in ("format", "files")}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from tvm.relax import transform
 
 from crosscompile.kernels import linear
 from crosscompile.kernels.build import ORIGIN, RANGE
-from crosscompile.packing import KINDS
 from crosscompile.passes.lower_operators import Stored, lower_operators
 from crosscompile.target import Tier
 
@@ -106,13 +104,10 @@ def linear_layers(
                 counts[callee] = counts.get(callee, 0) + 1
     found = []
     for symbol, function in module.functions.items():
-        kind = _LINEAR.search(symbol.name_hint) if isinstance(function, tirx.PrimFunc) else None
+        kind = linear.KIND.search(symbol.name_hint) if isinstance(function, tirx.PrimFunc) else None
         if kind:
             found.append((function, tier.packing(kind[1]), counts.get(symbol.name_hint, 0)))
     return found
-
-
-_LINEAR = re.compile(rf"linear_({'|'.join(sorted((*KINDS, 'f16', 'f32'), key=len, reverse=True))})")
 
 
 def schedule_kernels(module: tvm.IRModule, tier: Tier, tuned: linear.Tuned) -> tvm.IRModule:
@@ -120,7 +115,7 @@ def schedule_kernels(module: tvm.IRModule, tier: Tier, tuned: linear.Tuned) -> t
     scheduled = {}
     for symbol, function in module.functions.items():
         if isinstance(function, tirx.PrimFunc):
-            kind = _LINEAR.search(symbol.name_hint)
+            kind = linear.KIND.search(symbol.name_hint)
             if kind:
                 packing = tier.packing(kind[1])
                 knobs = linear.tuned_knobs(linear.workload(function, packing), tuned) if tuned else None

@@ -48,7 +48,7 @@ class Tier:
         if kind in ("f32", "f16"):
             return f"{kind}.r{self.float_rows}"
         how = KINDS[kind]
-        if self.name == GPU_TIER and how.name != how.like:
+        if self.name == GPU_TIER and how.base != how.like:
             raise TargetError(
                 f"scheme {kind}a8 has no kernels for GPUs yet; take w4a8 or w8a8, or the processor (--device cpu)"
             )

@@ -6,7 +6,6 @@ becomes a thread.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -19,14 +18,13 @@ from crosscompile.errors import CodegenError
 from crosscompile.gpu import attention, embed, rotary, rows
 from crosscompile.gpu.linear import Linear, linear_kernel
 from crosscompile.kernels.build import ORIGIN, Origin, origin_of
-from crosscompile.packing import GROUP
+from crosscompile.kernels.linear import KIND
+from crosscompile.packing import GROUP, KINDS
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.container import pack_modules
 from crosscompile.spirv.emit import Shader, emit
 from crosscompile.spirv.glsl import print_glsl
 from crosscompile.target import Target
-
-_LINEAR = re.compile(r"linear_(w4|w8|f16|f32)")
 
 Maker = Callable[..., tirx.PrimFunc]
 _MAKERS: dict[str, Maker] = {
@@ -60,7 +58,7 @@ def _from_origin(name: str, origin: Origin, gpu: Gpu) -> tirx.PrimFunc | None:
 
 def _from_linear(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -> tirx.PrimFunc:
     """The GPU's kernel for a linear layer with whatever additions FuseTIR put behind it."""
-    kind = _LINEAR.search(name)
+    kind = KIND.search(name)
     assert kind is not None
     sch = s_tir.Schedule(function)
     m, g, r, b = (int(sch.get(loop).extent) for loop in sch.get_loops(sch.get_sblock("sum")))
@@ -68,7 +66,7 @@ def _from_linear(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -
     behind = [each for each in names if each not in ("dot", "sum")]
     if any(not each.startswith("add") for each in behind):
         raise CodegenError(f"kernel {name}: {', '.join(behind)} behind a linear layer is not supported on a GPU")
-    quantized = kind[1] in ("w4", "w8")
+    quantized = kind[1] in KINDS
     addends = function.params[4 if quantized else 2 : -1]
     if len(addends) != len(behind):
         raise CodegenError(f"kernel {name}: {len(addends)} tensors for {len(behind)} additions; not supported on a GPU")
@@ -109,7 +107,7 @@ def gpu_function(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -
     """The GPU's function for one kernel of a program, with flat buffers."""
     origin = origin_of(function)
     made = _from_origin(name, origin, gpu) if origin is not None else None
-    if made is None and _LINEAR.search(name):
+    if made is None and KIND.search(name):
         made = _from_linear(name, function, target, gpu)
     if made is None:
         return as_threads(name, function, gpu)

@@ -6,6 +6,7 @@ from tvm import tirx
 
 from crosscompile.arithmetic import Expr
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane
+from crosscompile.kernels.tile import of_scale
 from crosscompile.packing import GROUP, Packing
 from crosscompile.spirv.capabilities import Gpu
 
@@ -18,10 +19,11 @@ def embed(
 
     def body(k: Builder) -> None:
         tokens = k.buffer("tokens", (n,), "int32")
-        bytes_ = {"w4": GROUP // 2, "w8": GROUP, "f16": 2 * GROUP, "f32": 4 * GROUP}[form.kind]
+        like = form.about.like if form.quantized else form.kind
+        bytes_ = {"w4": GROUP // 2, "w8": GROUP, "f16": 2 * GROUP, "f32": 4 * GROUP}[like]
         units = bytes_ // 16
         w = k.quads("w", vocab * blocks * bytes_, "float32" if form.kind == "f32" else "uint32")
-        scales = k.buffer("scale", (vocab, blocks), "float16") if form.kind in ("w4", "w8") else None
+        scales = k.buffer("scale", (vocab, columns // form.about.group), "float16") if form.quantized else None
         x = k.quads("x", n * columns * 4, "float32")
         threads = min(64, k.gpu.invocations)
         with k.launch((-(-n * blocks // threads),), threads) as (workgroup, thread):
@@ -31,9 +33,9 @@ def embed(
                 token = k.bind(tirx.Max(tokens[m], i32(0)) if padded else tokens[m])
                 at = k.bind(token * blocks + b)
                 words = [lane(k.bind(w[at * units + u]), i) for u in range(units) for i in range(4)]
-                values = _values(k, form.kind, words)
+                values = _values(k, like, words)
                 if scales is not None:
-                    scale = k.bind(tirx.Cast("float32", scales[token, b]))
+                    scale = k.bind(tirx.Cast("float32", scales[token, of_scale(form, b)]))
                     values = [value * scale for value in values]
                 if times != 1.0:
                     values = [value * f32(times) for value in values]

@@ -15,6 +15,7 @@ from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, threads_for
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.kernels.build import divisor
+from crosscompile.kernels.tile import of_scale
 from crosscompile.packing import GROUP, Packing
 from crosscompile.spirv.capabilities import Gpu
 
@@ -39,7 +40,7 @@ class Linear:
 def linear_kernel(name: str, work: Linear, gpu: Gpu) -> tirx.PrimFunc:
     """(a, scale_a, w, scale_w | x, w, then the addends) -> y."""
     writer = _float_few
-    if Packing.parse(work.packing).kind in ("w4", "w8"):
+    if Packing.parse(work.packing).quantized:
         writer = _quantized_few if work.n <= FEW_ROWS else _quantized_tiles
         if SCHEDULES[gpu.schedule].alone:
             from crosscompile.gpu.linear_alone import quantized_alone as writer
@@ -81,7 +82,7 @@ def weight_words(form: Packing, quads: list[Expr]) -> list[tuple[int, Expr]]:
     Nibbles keep their place in the byte, and so their sign: they count 16 times, which scales make up for.
     """
     words = [lane(quad, i) for quad in quads for i in range(4)]
-    if form.kind == "w8":
+    if form.about.like == "w8":
         return list(enumerate(words))
     mask = tirx.const(0xF0F0F0F0, "uint32")
     low = [(j, (word << tirx.const(4, "uint32")) & mask) for j, word in enumerate(words)]
@@ -98,11 +99,11 @@ def _group_dot(k: Builder, weights: list[tuple[int, Expr]], a: list[Expr]) -> Ex
 
 def weight_buffers(k: Builder, work: Linear, form: Packing) -> tuple[Any, Any, int]:
     """(weights in units of 16 bytes, scales, units of a group)."""
-    if (form.rows, form.unsigned) != (1, False) or form.chunk * (2 if form.kind == "w4" else 1) != GROUP:
+    if (form.rows, form.unsigned) != (1, False) or form.chunk * form.about.fields != GROUP:
         raise AssertionError(f"packing {work.packing} is not a GPU's")
-    blocks, units = work.columns // GROUP, 1 if form.kind == "w4" else 2
+    blocks, units = work.columns // GROUP, 1 if form.about.like == "w4" else 2
     w = k.quads("w", work.rows * blocks * units * 16)
-    return w, k.buffer("scale_w", (work.rows, blocks), "float16"), units
+    return w, k.buffer("scale_w", (work.rows, blocks // form.about.span), "float16"), units
 
 
 def _quantized_few(k: Builder, work: Linear) -> None:
@@ -120,7 +121,7 @@ def _quantized_few(k: Builder, work: Linear) -> None:
             k.store(sums, f32(0.0), i)
         with k.strided(thread, blocks) as b:
             quads = [[k.bind(w[((row + r) * blocks + b) * units + u]) for u in range(units)] for r in range(together)]
-            scales = [k.bind(tirx.Cast("float32", scale_w[row + r, b])) for r in range(together)]
+            scales = [k.bind(tirx.Cast("float32", scale_w[row + r, of_scale(form, b)])) for r in range(together)]
             unpacked = [[(j, k.bind(word)) for j, word in weight_words(form, quads[r])] for r in range(together)]
             for m in range(work.n):
                 low, high = (k.bind(a[(m * blocks + b) * 2 + half]) for half in range(2))
@@ -206,7 +207,7 @@ def _quantized_tiles(k: Builder, work: Linear) -> None:
                 quads = [k.bind(w[(row * blocks + b) * units + u]) for u in range(units)]
                 for j, word in weight_words(form, quads):
                     k.store(w_tile, word, r * _STRIDE + j)
-                k.store(w_scales, tirx.Cast("float32", scale_w[row, b]), r)
+                k.store(w_scales, tirx.Cast("float32", scale_w[row, of_scale(form, b)]), r)
             with k.strided(thread, 2 * _TILE_M) as half:
                 m, part = k.bind(tirx.truncdiv(half, i32(2))), k.bind(tirx.truncmod(half, i32(2)))
                 source = k.bind(tirx.Min(first_m + m, i32(work.n - 1)))

@@ -13,6 +13,7 @@ from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.build import Builder, f32, i32, lane, signed_byte
 from crosscompile.gpu.linear import Linear, Output, weight_buffers
 from crosscompile.kernels.build import divisor
+from crosscompile.kernels.tile import of_scale
 from crosscompile.packing import GROUP, Packing
 
 _KEPT = 512
@@ -46,9 +47,10 @@ def quantized_alone(k: Builder, work: Linear) -> None:
             weights, scales = [], []
             for row in rows:
                 quads = [k.bind(w[(row * blocks + b) * units + u]) for u in range(units)]
-                weights.append(_bytes(k, quads) if form.kind == "w8" else _nibbles(k, quads))
+                weights.append(_bytes(k, quads) if form.about.like == "w8" else _nibbles(k, quads))
                 # an activation's scale has a sixteenth in it where the weights are nibbles
-                scales.append(k.bind(tirx.Cast("float32", scale_w[row, b]) * f32(1.0 if form.kind == "w8" else 16.0)))
+                factor = f32(1.0 if form.about.like == "w8" else 16.0)
+                scales.append(k.bind(tirx.Cast("float32", scale_w[row, of_scale(form, b)]) * factor))
 
             def multiply(m: Any) -> None:
                 """Adds the products of one row of the activation."""

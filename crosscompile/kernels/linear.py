@@ -6,6 +6,7 @@ epilogues behind it; `schedule` then tiles, tensorizes and vectorizes whatever c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -16,8 +17,11 @@ from crosscompile.arithmetic import constant, fma
 from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, divisor, kernel, kernel_maker
 from crosscompile.kernels.dot import group_sum, register_dot, scalar_dot, start_value
 from crosscompile.kernels.tile import of_scale, weight_shape, zero_point
-from crosscompile.packing import GROUP, Packing
+from crosscompile.packing import GROUP, KINDS, Packing
 from crosscompile.target import Tier
+
+KIND = re.compile(rf"linear_({'|'.join(sorted((*KINDS, 'f16', 'f32'), key=len, reverse=True))})")
+"""The kind of weights in the name of a linear layer's kernel, which numbers may follow."""
 
 TEMPLATE_REVISION = 2
 """Raised with every change to the template that makes earlier tuning results worth nothing."""

@@ -31,17 +31,15 @@ PROMPTS = ("Turn on the light in the kitchen.", "Hello! What can you do?", "What
 @pytest.fixture(scope="module")
 def on_gpu(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gpu")
-    return compile_for("processor", "w4a8", folder / "bundle", dump=folder / "dump")
+    return compile_for("processor", Options("w4a8"), folder / "bundle", dump=folder / "dump")
 
 
-def compile_for(
-    schedule: str, scheme: str, folder: Path, kv: str | None = None, model: Path = MODEL, dump: Path | None = None
-) -> Path:
+def compile_for(schedule: str, options: Options, folder: Path, model: Path = MODEL, dump: Path | None = None) -> Path:
     """A model for this machine's processor, or whatever Vulkan has here, with the kernels of a class of GPUs."""
     board = find_board("local")
     assert board.vulkan is not None
     board = replace(board, vulkan=replace(board.vulkan, schedule=schedule))
-    return build(model, board, Options(scheme, kv=kv), folder, device="vulkan", dump=dump).bundle.path
+    return build(model, board, options, folder, device="vulkan", dump=dump).bundle.path
 
 
 def run(bundle: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -90,13 +88,28 @@ def test_every_class_of_gpus_answers_the_same(bundle: Path, tmp_path: Path, sche
     """Rows of two sessions that take turns, too: threads that have several rows have them of both."""
     library = tmp_path / "libedgellm.so"
     build_runner(tmp_path, library.name)
-    made = compile_for(schedule, "w4a8", tmp_path / "bundle", kv=kv)
+    made = compile_for(schedule, Options("w4a8", kv=kv), tmp_path / "bundle")
     with lavapipe_alone():
         a, b = Model(library, bundle), Model(library, made)
         assert compare(a, b, [70, 1, 9]) < 0.05
         tokens = np.random.default_rng(7).integers(3, a.vocab - 4, 26)
         first, second = a.mixed(tokens), b.mixed(tokens)
         assert np.abs(first - second).max() < 0.05 * np.abs(first).max()
+        a.close()
+        b.close()
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize(("schedule", "scheme"), [("processor", "w4g64a8"), ("desktop", "w8g64a8")])
+def test_scales_of_larger_groups(tmp_path: Path, schedule: str, scheme: str):
+    library = tmp_path / "libedgellm.so"
+    build_runner(tmp_path, library.name)
+    options = Options(scheme, embedding=scheme, head=scheme)
+    on_cpu = build(MODEL, "local", options, tmp_path / "cpu").bundle.path
+    made = compile_for(schedule, options, tmp_path / "made")
+    with lavapipe_alone():
+        a, b = Model(library, on_cpu), Model(library, made)
+        assert compare(a, b, [70, 1, 9]) < 0.05
         a.close()
         b.close()
 
@@ -113,7 +126,7 @@ def test_a_window_hides_what_lies_before_it(tmp_path: Path):
     family = {"architectures": ["MistralForCausalLM"], "model_type": "mistral", "sliding_window": 40}
     file.write_text(json.dumps({**config, **heads, **family}))
     on_cpu = compile_model(model, "local", "w8a8", tmp_path / "cpu").path
-    made = compile_for("processor", "w8a8", tmp_path / "made", model=model)
+    made = compile_for("processor", Options("w8a8"), tmp_path / "made", model=model)
     with lavapipe_alone():
         a, b = (Model(library, path, config["vocab_size"]) for path in (on_cpu, made))
         for lengths in ([33], [90, 1, 9], [130, 1]):

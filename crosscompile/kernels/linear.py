@@ -240,18 +240,21 @@ def workload(function: tirx.PrimFunc, packing: str) -> Workload:
 
 _SEARCHED_TOKENS, _SEARCHED_GROUPS, _SEARCHED_AHEAD = (1, 2, 4, 8, 16), (1, 2, 4), (0, 16, 64, 256)
 _SEARCHED_BLOCK = (1, 2, 4, 8, 16)
+_STACK_BYTES = 1023
+"""Most bytes of a tile's sums: TVM asks a runtime, which boards do not have, for buffers that are larger."""
 
 
 def candidates(tier: Tier, packing: str, n: int, n_groups: int) -> tuple[LinearKnobs, ...]:
     """What tuning tries for n rows and n_groups row groups: the default first, nothing twice."""
-    quantized = Packing.parse(packing).quantized
+    form = Packing.parse(packing)
+    quantized, most = form.quantized, min(16, _STACK_BYTES // (4 * form.rows))
     searched = [
         LinearKnobs(tokens, groups, ahead, block)
         for tokens in _SEARCHED_TOKENS
         for groups in _SEARCHED_GROUPS
         for ahead in (_SEARCHED_AHEAD if n == 1 and quantized else (default_knobs(tier, packing, n).ahead,))
         for block in (_SEARCHED_BLOCK if n > tokens else (1,))
-        if n % tokens == 0 and n_groups % (groups * block) == 0 and tokens * groups <= 16 and groups * block <= 16
+        if n % tokens == 0 and n_groups % (groups * block) == 0 and tokens * groups <= most and groups * block <= 16
     ]
     return tuple(dict.fromkeys([effective(default_knobs(tier, packing, n), n, n_groups), *searched]))
 

@@ -15,6 +15,7 @@ from crosscompile.kernels import linear
 from crosscompile.models.architecture import scheme_for
 from crosscompile.packing import Packing
 from crosscompile.program import Ladder, LinearLayer, compile_model, linear_layers_of
+from crosscompile.target import TIERS
 from edgellm import golden, shapes
 from edgellm.compile import cache_key
 from edgellm.precision import Options
@@ -67,6 +68,15 @@ def test_every_schedule_gives_the_same_bits(rows, tmp_path):
         results.add(arrays[-1].tobytes())
     assert len(results) == 1
     assert np.count_nonzero(arrays[-1]) > 0
+
+
+@pytest.mark.parametrize("tier", list(TIERS))
+def test_no_tile_needs_more_stack_than_tvm_gives_it(tier):
+    """What is larger comes from a function of TVM's runtime, which boards do not have."""
+    for kind in ("w4", "w8", "f16"):
+        packing = TIERS[tier].packing(kind)
+        for knobs in linear.candidates(TIERS[tier], packing, 64, 64):
+            assert 4 * knobs.tokens * knobs.groups * Packing.parse(packing).rows < 1024
 
 
 def aligned(values: np.ndarray) -> np.ndarray:

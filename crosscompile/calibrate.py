@@ -26,6 +26,7 @@ from crosscompile.forward import (
     final_norm,
     plain_linear,
 )
+from crosscompile.kinds import check_columns
 from crosscompile.models.design import EMBEDDING, HEAD, Design, Experts
 from crosscompile.models.schemes import WEIGHT_KINDS, Scheme
 from crosscompile.packing import KINDS, dequantize, quantize
@@ -380,7 +381,13 @@ def calibrate(
     sink: Sink,
     progress: Progress | None = None,
 ) -> dict[str, float]:
-    """Rounds every matrix that `kinds` names and gives it to `sink`; returns what part of each output is noise."""
-    calibration = Calibration(Values(tensors, made), kinds, sink, progress or (lambda done, total: None))
+    """Rounds every matrix that `kinds` names and gives it to `sink`; returns what part of each output is noise.
+
+    ConfigError where a kind's groups do not divide a matrix.
+    """
+    values = Values(tensors, made)
+    for name, kind in kinds.items():
+        check_columns(name, values.shape(name)[-1], kind)
+    calibration = Calibration(values, kinds, sink, progress or (lambda done, total: None))
     calibration.run(texts)
     return calibration.error

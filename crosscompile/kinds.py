@@ -11,6 +11,8 @@ from functools import cached_property
 
 import numpy as np
 
+from crosscompile.errors import ConfigError
+
 GROUP = 32
 """Columns that are multiplied before there is a scale: activations have one for each such group, weights at most."""
 LARGER = (64, 128)
@@ -162,3 +164,14 @@ KINDS: dict[str, Kind] = {kind.name: kind for kind in BASES} | {
 def of_base(name: str) -> list[Kind]:
     """The kinds of the same integers, the largest groups first."""
     return sorted((kind for kind in KINDS.values() if kind.base == KINDS[name].base), key=lambda kind: -kind.group)
+
+
+def check_columns(tensor: str, columns: int, kind: str) -> None:
+    """ConfigError, with what to take instead, where a kind's groups do not divide a tensor's columns."""
+    if columns % KINDS[kind].group == 0:
+        return
+    fitting = [f"{each.name}a8" for each in of_base(kind) if columns % each.group == 0]
+    raise ConfigError(
+        f"scheme {kind}a8: {tensor} has {columns} columns, which groups of {KINDS[kind].group} do not divide; "
+        f"take {' or '.join(fitting or ['f16'])}"
+    )

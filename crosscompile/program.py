@@ -16,7 +16,7 @@ from crosscompile.codegen import Signature, compile_kernels
 from crosscompile.errors import ConfigError
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.kernels.linear import Tuned, Workload, workload
-from crosscompile.kinds import KINDS, of_base
+from crosscompile.kinds import KINDS, check_columns
 from crosscompile.lower import FUNCTION, linear_layers, lower
 from crosscompile.models import architecture_for
 from crosscompile.models.architecture import WEIGHT_KINDS, Network, Scheme
@@ -282,12 +282,8 @@ def place_parameter(name: str, shape: tuple[int, ...], network: Network, scheme:
     if name == HEAD and network.tied and own == scheme.of(EMBEDDING, "embedding"):
         name = EMBEDDING
     kind = WEIGHT_KINDS[own]
-    if kind in KINDS and shape[1] % KINDS[kind].group:
-        fitting = [each.name for each in of_base(kind) if shape[1] % each.group == 0]
-        remedy = f"take {' or '.join(f'{each}a8' for each in fitting)}" if fitting else "take f16"
-        raise ConfigError(
-            f"scheme {own}: {name} has {shape[1]} columns, which groups of {KINDS[kind].group} do not divide; {remedy}"
-        )
+    if kind in KINDS:
+        check_columns(name, shape[1], kind)
     return Stored(name, target.tier.packing(kind), shape)
 
 

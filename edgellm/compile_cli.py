@@ -219,10 +219,8 @@ def warn_of_gpu(board: Board, device: str) -> None:
     if board.vulkan is not None and board.vulkan.times_slower is not None:
         gpu, times = board.vulkan.device, board.vulkan.times_slower
         text = f"{board.name}'s GPU ({gpu}) takes about {times} times as long as its processor"
-        then = "which it takes unless told otherwise" if device == "both" else "--device cpu is the better choice"
-        print(
-            f"edgellm: note: {text}, {then}" if device == "both" else f"edgellm: note: {text}; {then}", file=sys.stderr
-        )
+        then = ", which it takes unless told otherwise" if device == "both" else "; --device cpu is the better choice"
+        print(f"edgellm: note: {text}{then}", file=sys.stderr)
 
 
 class StageDisplay:

@@ -15,8 +15,15 @@ _MOST = 16
 
 
 def schedule() -> str:
-    """The class in crosscompile/gpu/schedules.py: "processor" where Vulkan finds nothing but processors."""
-    done = subprocess.run([sys.executable, "-IS", __file__], capture_output=True, text=True, check=False, timeout=60)
+    """The class in crosscompile/gpu/schedules.py: "processor" where Vulkan finds nothing but processors.
+
+    A driver that crashes or does not answer counts as a GPU's.
+    """
+    try:
+        argv = [sys.executable, "-IS", __file__]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    except subprocess.TimeoutExpired:
+        return DESKTOP
     kinds = done.stdout.split() if done.returncode == 0 else []
     return PROCESSOR if kinds and set(kinds) == {str(_CPU)} else DESKTOP
 

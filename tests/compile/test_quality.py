@@ -152,6 +152,8 @@ def test_wishes_that_make_no_sense(tmp_path: Path) -> None:
         build(MODEL, "local", FOUR, wish=Wish(few))
     with pytest.raises(ConfigError, match=r"weight has 192 columns, which groups of 128 .*; take w4g64a8 or w4a"):
         build(MODEL, "local", Options("w4g128a8"))
+    with pytest.raises(ConfigError, match=r"weight has 192 columns, which groups of 128 .*; take w4g64a8 or w4a"):
+        build(MODEL, "local", Options("w4g128a8"), wish=Wish(CONVERSATIONS))
     with pytest.raises(UsageError, match="scheme f16 rounds nothing"):
         build(MODEL, "local", Options("f16"), wish=Wish(CONVERSATIONS))
 

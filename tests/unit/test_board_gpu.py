@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from edgellm import board_gpu
@@ -11,7 +13,7 @@ from edgellm.remote import Result
 DRIVER, LOADER = "driver panfrost_icd.json", "loader /usr/lib/aarch64-linux-gnu/libvulkan.so.1"
 
 
-class Board:
+class Answers:
     """Answers the script with these lines."""
 
     name = "desk"
@@ -24,6 +26,10 @@ class Board:
         return Result(0, "".join(f"{line}\n" for line in self.lines).encode(), "")
 
 
+def board_with(*lines: str) -> Any:
+    return Answers(*lines)
+
+
 @pytest.mark.parametrize(
     ("lines", "what", "remedy"),
     [
@@ -33,10 +39,10 @@ class Board:
     ],
 )
 def test_what_is_missing_is_named_with_its_remedy(lines: tuple[str, ...], what: str, remedy: str):
-    board = Board(*lines)
+    board = board_with(*lines)
     with pytest.raises(UnsuitableError, match="desk has no GPU that could compute") as caught:
-        board_gpu.check(board, "vulkan")  # type: ignore[arg-type]
-    said = board_gpu.check(board, "both")  # type: ignore[arg-type]
+        board_gpu.check(board, "vulkan")
+    said = board_gpu.check(board, "both")
     assert said is not None
     for text in (str(caught.value), said):
         assert what in text
@@ -45,7 +51,7 @@ def test_what_is_missing_is_named_with_its_remedy(lines: tuple[str, ...], what: 
 
 
 def test_nothing_is_said_where_nothing_is_missing_or_no_gpu_is_wanted():
-    whole = Board(DRIVER, LOADER, "render /dev/dri/renderD128 usable")
-    assert board_gpu.check(whole, "vulkan") is None  # type: ignore[arg-type]
-    assert board_gpu.check(Board(DRIVER, LOADER), "both") is None  # type: ignore[arg-type]
-    assert board_gpu.check(Board(), "cpu") is None  # type: ignore[arg-type]
+    whole = board_with(DRIVER, LOADER, "render /dev/dri/renderD128 usable")
+    assert board_gpu.check(whole, "vulkan") is None
+    assert board_gpu.check(board_with(DRIVER, LOADER), "both") is None
+    assert board_gpu.check(board_with(), "cpu") is None

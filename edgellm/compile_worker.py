@@ -42,6 +42,13 @@ class Channel:
             self.send(stage=stage, done=done, total=total)
 
 
+def begin() -> Channel:
+    """What a worker does first."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is expected, a core file in the user's folder is not
+    sys.modules["torch"] = None  # type: ignore[assignment]  # TVM loads it wherever it is installed, for two seconds
+    return Channel()
+
+
 def target_of(request: dict[str, Any]) -> Target:
     """What a request asks to compile for."""
     if request.get("gpu") is None:
@@ -127,8 +134,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
 
 def main() -> int:
     """Entry point. 0: a result was sent, 1: an error was sent."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is expected, a core file in the user's folder is not
-    channel = Channel()
+    channel = begin()
     try:
         channel.send(result=work(json.load(sys.stdin), channel))
     except CompileError as error:

@@ -7,12 +7,11 @@ result has, for each scheme, a sketch by tier. {"count": true} gives crosscompil
 from __future__ import annotations
 
 import json
-import resource
 import sys
 from typing import Any
 
 from crosscompile.errors import CompileError
-from edgellm.compile_worker import Channel
+from edgellm.compile_worker import Channel, begin
 
 
 def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
@@ -37,8 +36,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
 
 def main() -> int:
     """Entry point. 0: a result was sent, 1: an error was sent."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    channel = Channel()
+    channel = begin()
     try:
         channel.send(result=work(json.load(sys.stdin), channel))
     except CompileError as error:

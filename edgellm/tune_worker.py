@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import resource
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from typing import Any
 from crosscompile import checkpoint
 from crosscompile.errors import CompileError
 from crosscompile.target import target_of_tier
-from edgellm.compile_worker import Channel
+from edgellm.compile_worker import begin
 from edgellm.errors import EdgeError, RemoteError
 
 
@@ -116,8 +115,7 @@ class Worker:
 
 
 def main() -> int:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # an abort is expected, a core file in the user's folder is not
-    channel = Channel()
+    channel = begin()
     worker = Worker()
     for line in sys.stdin:
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ["utf8", "status", "region", "json", "json_write", "tokenizer", "tokenizer_match", "tokenizer_normalize"]
 SOURCES += ["tokenizer_encode", "tokenizer_decode", "tokenizer_unigram", "tokenizer_charsmap"]
-BUFFER_SMALL = 42
+BUFFER_SMALL, TEXT_INVALID = 42, 47
 
 
 class TextError(Exception):

@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "utf8.h"
+
 static ellm_status keep_text(void *user, const char *text, size_t n_bytes, ellm_error *error) {
     chat *c = user;
     buffer_put(&c->text, text, n_bytes);
@@ -148,7 +150,9 @@ static ellm_status converse(chat *c, ellm_error *error) {
         while (line.n > 0 && (line.data[line.n - 1] == '\r' || line.data[line.n - 1] == ' ')) {
             line.data[--line.n] = '\0';
         }
-        if (strcmp(line.data, "/quit") == 0) {
+        if (!ellm_utf8_valid((const uint8_t *)line.data, line.n)) {
+            aside(ellm_status_text(ELLM_TEXT_INVALID));
+        } else if (strcmp(line.data, "/quit") == 0) {
             break;
         } else if (strcmp(line.data, "/reset") == 0) {
             conversation_reset(&c->history);
@@ -171,6 +175,9 @@ ellm_status chat_main(const settings *s, ellm_error *error) {
     chat c = {.settings = s, .show = show_text, .notice = show_notice};
     ellm_status status = engine_open(&c.engine, s, ELLM_LOOKUP_AUTO, error);
     if (status == ELLM_OK && s->system != NULL) {
+        if (!ellm_utf8_valid((const uint8_t *)s->system, strlen(s->system))) {
+            status = ellm_fail(error, ELLM_TEXT_INVALID, "--system: %s", ellm_status_text(ELLM_TEXT_INVALID));
+        }
         conversation_system(&c.history, s->system, strlen(s->system));
     }
     if (status == ELLM_OK && s->jsonl) {

@@ -45,6 +45,7 @@ extern "C" {
     X(GRAMMAR_INVALID, 44, "the grammar or schema is malformed, or has what is not supported")                         \
     X(GRAMMAR_LIMIT, 45, "the grammar or schema is too large, or has too many readings")                               \
     X(GRAMMAR_STUCK, 46, "the vocabulary cannot write what the grammar wants")                                         \
+    X(TEXT_INVALID, 47, "the text is not UTF-8")                                                                       \
     X(BOARD_BUSY, 50, "somebody else changes what is deployed here")                                                   \
     X(BOARD_REFUSED, 51, "the model does not prove itself on this board")                                              \
     X(SESSION_INVALID, 70, "a saved session is damaged")                                                               \
@@ -262,7 +263,7 @@ void ellm_lookup_get_stats(const ellm_lookup *lookup, ellm_lookup_stats *stats);
 
 /* ---- tokenizer ------------------------------------------------------------------------------------------ */
 
-/* Encodes `n_bytes` of UTF-8 (invalid bytes are treated as U+FFFD, as Hugging Face's readers do).
+/* Encodes `n_bytes` of UTF-8; ELLM_TEXT_INVALID where it is not.
  * add_special: apply the post-processor (BOS and the like). parse_special: recognise special tokens in text.
  * Writes at most `cap` ids, always the full count to n_tokens; ELLM_BUFFER_SMALL if it did not fit. */
 ellm_status ellm_encode(const ellm_model *model, const char *text, size_t n_bytes, bool add_special, bool parse_special,

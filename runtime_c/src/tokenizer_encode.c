@@ -522,34 +522,16 @@ static ellm_status encode_raw(encoder *e, const uint8_t *text, size_t n, bool fi
 
 /* ---- the whole -------------------------------------------------------------------------------------------- */
 
-static bool put_clean(const uint8_t *text, size_t n, buffer *out) {
-    for (size_t at = 0; at < n;) {
-        uint32_t point;
-        size_t length = ellm_utf8_read(text + at, n - at, &point);
-        if (!(point > 0x10FFFF ? ellm_buffer_add_point(out, 0xFFFD) : ellm_buffer_add(out, text + at, length))) {
-            return false;
-        }
-        at += length;
-    }
-    return true;
-}
-
 ellm_status ellm_tokenizer_encode(const ellm_tokenizer *t, const char *text, size_t n_bytes, bool add_special,
                                   bool parse_special, int32_t *tokens, size_t cap, size_t *n_tokens) {
     encoder e = {.t = t, .out = tokens, .cap = cap, .parse_special = parse_special};
     const uint8_t *bytes = (const uint8_t *)text;
-    buffer clean = {0};
     ellm_status status = ELLM_OK;
     *n_tokens = 0;
     e.matcher.tokenizer = t;
     e.matcher.budget = 1000 * ((uint64_t)n_bytes + 1000);
     if (!ellm_utf8_valid(bytes, n_bytes)) {
-        if (!put_clean(bytes, n_bytes, &clean)) {
-            ellm_buffer_free(&clean);
-            return ELLM_NO_MEMORY;
-        }
-        bytes = clean.data;
-        n_bytes = clean.n;
+        return ELLM_TEXT_INVALID;
     }
     for (size_t i = 0; add_special && i < t->n_prefix; i++) {
         put_id(&e, t->post[i]);
@@ -560,7 +542,6 @@ ellm_status ellm_tokenizer_encode(const ellm_tokenizer *t, const char *text, siz
     for (size_t i = t->n_prefix; add_special && i < t->n_post; i++) {
         put_id(&e, t->post[i]);
     }
-    ellm_buffer_free(&clean);
     free(e.matcher.frames);
     free(e.symbols);
     free(e.heap);

@@ -26,7 +26,9 @@ def server(bundle: Path) -> Iterator[Server]:
     assert server.stop() == 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # Playwright's event loop runs as long as it does, and other files' tests have their own
 def browser() -> Iterator[Browser]:
     """A browser for which evil.example is this machine, as an attacker's name server would have it, and which does not
     itself keep foreign pages away from this machine, as older ones do not.

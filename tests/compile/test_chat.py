@@ -134,6 +134,7 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(terminal: Terminal) -> None
     terminal.type("is the front door locked\r")
     terminal.until("…")
     terminal.child.kill(signal.SIGINT)
+    wait_until_handled(terminal.child.pid, signal.SIGINT)  # else the board may have answered before it is told to stop
     board.resume()
     terminal.until("; stopped")
     terminal.type("is the front door locked\r")

@@ -429,3 +429,13 @@ def test_plain_chat_reads_lines(bundle: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.endswith("\n")
     assert "forgotten" in done.stderr
+
+
+def test_what_is_not_utf8_is_refused(bundle: Path) -> None:
+    fails(rt(bundle, "run", "--prompt", "a\udcffb"), 47, "TEXT_INVALID", "the text is not UTF-8")
+    fails(rt(bundle, "chat", "--system", "a\udcffb", input=""), 47, "TEXT_INVALID", "--system: the text is not UTF-8")
+    argv = [str(bundle / "edgellm-rt"), "chat", str(bundle), "-n", "6", *GREEDY]
+    done = subprocess.run(argv, capture_output=True, timeout=120, check=True, input=b"a\xffb\nHello\n")
+    alone = subprocess.run(argv, capture_output=True, timeout=120, check=True, input=b"Hello\n")
+    assert b"the text is not UTF-8" in done.stderr
+    assert done.stdout == alone.stdout  # it is forgotten, and the conversation goes on

@@ -17,7 +17,7 @@ from crosscompile.normalization import charsmap_images
 from crosscompile.tokenizer import compile_tokenizer
 from tests.campaigns import tokenizer as campaign
 from tests.campaigns.corpus import tokenizers as small_files
-from tests.textlib import TextError, Tokenizer
+from tests.textlib import TEXT_INVALID, TextError, Tokenizer
 
 TOKENIZER_INVALID, BUNDLE_VERSION = 30, 23
 
@@ -62,10 +62,12 @@ def test_a_long_run_of_byte_tokens_streams() -> None:
     assert ours.decode(ids[:-1]) == theirs.decode(ids[:-1])
 
 
-def test_invalid_utf8_is_read_as_replacement_characters() -> None:
+def test_invalid_utf8_is_refused() -> None:
     _, ours = built("qwen2")
-    for data in (b"a\xffb", b"\xe2\x82", b"\xf0\x9f\x91x", b"\xc0\xaf", b"\xed\xa0\x80"):
-        assert ours.encode(data) == ours.encode(data.decode(errors="replace"))
+    for data in (b"a\xffb", b"\xe2\x82", b"\xf0\x9f\x91x", b"\xc0\xaf", b"\xed\xa0\x80", b"\xf4\x90\x80\x80"):
+        with pytest.raises(TextError) as caught:
+            ours.encode(data)
+        assert caught.value.status == TEXT_INVALID
 
 
 def pre_tokenized(regex: str, behavior: str, invert: bool, text: str) -> tuple[list[int], list[int]]:

@@ -18,8 +18,9 @@ from crosscompile.errors import ConfigError, TargetError
 from crosscompile.runtime import build_runtime
 from crosscompile.target import Target, target_of_tier
 from edgellm import bundle as bundles
-from edgellm.worker import request_of, run_worker
+from edgellm.worker import request_of
 from tests.compile.test_model import host_tiers
+from tests.compiling import compile_forked
 from tests.emulated.test_bits import make_bundle
 from tests.oracle.configurations import byte_tokenizer
 from tests.oracle.family_checkpoints import text, write_checkpoint
@@ -56,7 +57,7 @@ def add_half(bundle: Path, model: Path, target: Target, scheme: str) -> None:
     name, _, kv = scheme.partition(" ")
     request = {**request_of(checkpoint.load(model), target), "output": str(bundle), "dump": None, "half": True}
     options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "tensors": (), "short": True}
-    run_worker({**request, **options}, None, lambda stage, done, total: None)
+    compile_forked({**request, **options})
     manifest = {key: value for key, value in bundles.read(bundle).manifest.items() if key not in ("format", "files")}
     bundles.seal(bundle, {**manifest, "target": {**manifest["target"], "device": "both"}})
 

@@ -24,7 +24,7 @@ from crosscompile.tokenizer import compile_tokenizer
 from edgellm import bundle as bundles
 from edgellm import virtual, virtual_parts
 from edgellm.boards import load_board
-from edgellm.worker import run_worker
+from tests.compiling import compile_forked
 from tests.oracle.configurations import BASE, tokens, write_checkpoint
 
 CONFIG = {
@@ -116,7 +116,7 @@ def make_bundle(
         "tensors": (),
         "short": scheme != "w4a8" if short is None else short,
     }
-    result = run_worker({**request, **options}, None, lambda stage, done, total: None)
+    result = compile_forked({**request, **options})
     assert source.tokenizer_json is not None
     (directory / "tokenizer.bin").write_bytes(compile_tokenizer(source.tokenizer_json, source.tokenizer_config))
     target = target_of_tier(tier)

@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from crosscompile import checkpoint
 from crosscompile.checkpoint import Checkpoint
+from crosscompile.ndk import VARIABLE as NDK
 from crosscompile.ndk import find_ndk
+from crosscompile.runtime import build_runtime, has_vulkan
 from crosscompile.target import Target
 from edgellm import bundle as bundles
 from edgellm import cache, golden, gpu_half, hub, tuned
@@ -108,8 +110,12 @@ def build(
 
         board = find_board(board)
     show = progress or (lambda stage, done, total: None)
-    target = board.target() if device == "cpu" else board.gpu_target()  # first of all: whether there is a GPU
-    target = board.target() if device == "both" else target
+    if device != "cpu" and not has_vulkan(board.gpu_target()):  # first of all: whether there is a GPU to be reached
+        raise UnsuitableError(
+            f"on {board.label} only a program of Android's NDK can load the GPU's driver; set {NDK} to an unpacked "
+            "NDK, or use --device cpu"
+        )
+    target = board.gpu_target() if device == "vulkan" else board.target()
     path, name = hub.resolve(model, show)
     show("reading the checkpoint", 0, 0)
     source = checkpoint.load(path, lora)
@@ -401,8 +407,6 @@ class _Job:
 
 def _runtime(directory: Path, target: Target) -> None:
     """Puts edgellm-rt for `target` into the bundle."""
-    from crosscompile.runtime import build_runtime
-
     program = build_runtime(target, cache=cache.root() / "runtime")
     shutil.copyfile(program, directory / "edgellm-rt")
     (directory / "edgellm-rt").chmod(0o755)

@@ -6,6 +6,7 @@ target. What only the real one can show, that bionic has every function the runt
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -17,9 +18,11 @@ from crosscompile.errors import CodegenError
 from crosscompile.ndk import find_ndk
 from crosscompile.runtime import build_runtime, compiler
 from crosscompile.target import Target, target_of_tier
+from edgellm import virtual
 from edgellm.boards import load_board
 from edgellm.cli import main
 
+MODEL = str(Path(__file__).resolve().parents[2] / "examples/voice_assistant/model")
 CLANG = r"""#!/bin/sh
 printf '%s\n' "$@" >>"{record}"
 [ "$1" = -target ] && shift 2
@@ -111,7 +114,25 @@ def test_a_wrong_folder_is_told_before_anything_is_compiled(
 ) -> None:
     monkeypatch.setenv("ANDROID_NDK_HOME", str(tmp_path / "nowhere"))
     monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
-    model = str(Path(__file__).resolve().parents[2] / "examples/voice_assistant/model")
-    assert main(["compile", model, "--board", "android-arm64", "-o", str(tmp_path / "out")]) == 1
+    assert main(["compile", MODEL, "--board", "android-arm64", "-o", str(tmp_path / "out")]) == 1
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith(f"edgellm: ANDROID_NDK_HOME is {tmp_path / 'nowhere'}, but there is no such folder")
+
+
+def test_a_bundle_for_a_phones_gpu_falls_back_to_its_processor(
+    ndk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The program can load a driver, and runs where there is none; without an NDK, compile says that it could not."""
+    root, emulator = virtual.fetch(load_board("virtual-android"))
+    bundle = tmp_path / "bundle"
+    command = ["compile", MODEL, "--board", "android-arm64", "--device", "both", "-o", str(bundle)]
+    assert main(command) == 0
+    argv = [str(emulator), "-cpu", "cortex-a76", "-L", str(root), str(bundle / "edgellm-rt"), "run", str(bundle)]
+    argv += ["--prompt", "is the front door locked", "-n", "4"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=300, check=True)
+    assert "Vulkan" in done.stderr
+    assert done.stdout.strip()
+    assert subprocess.run([*argv, "--device", "vulkan"], capture_output=True, check=False).returncode == 80
+    monkeypatch.delenv("ANDROID_NDK_HOME")
+    assert main(command) == 1
+    assert "set ANDROID_NDK_HOME to an unpacked NDK, or use --device cpu" in capsys.readouterr().err

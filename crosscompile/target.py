@@ -9,6 +9,9 @@ from crosscompile.errors import TargetError
 from crosscompile.packing import GROUP, KINDS, Packing
 from crosscompile.spirv.capabilities import Gpu
 
+DEVICES = ("cpu", "vulkan", "both")
+"""What may compute: the processor, a GPU through Vulkan, or whichever of them works and is faster."""
+
 
 @dataclass(frozen=True, eq=False)
 class Tier:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from crosscompile.target import DEVICES
 from edgellm.ansible_process import run_ansible
 from edgellm.errors import BoardError
 from edgellm.fleet import Member
 from edgellm.terminal import one_line
 
-TEXTS = ("edgellm_board", "edgellm_host", "edgellm_model", "edgellm_scheme", "edgellm_name")
-SERVICE = "edgellm_service"
+DEVICE, SERVICE = "edgellm_device", "edgellm_service"
+TEXTS = ("edgellm_board", "edgellm_host", "edgellm_model", "edgellm_scheme", "edgellm_name", DEVICE)
 """What a host's variables may say to edgellm. edgellm_board is the type of board; the others are as in a TOML file."""
 
 
@@ -48,11 +49,13 @@ def _members(document: Mapping[str, Any], path: Path) -> tuple[Member, ...]:
     members = []
     for host, named in groups.items():
         found = variables.get(host, {})
-        kind, address, model, scheme, name = (_text(found.get(key), f"{path}: {host}: {key}") for key in TEXTS)
+        kind, address, model, scheme, name, device = (_text(found.get(key), f"{path}: {host}: {key}") for key in TEXTS)
         service = found.get(SERVICE, False)
         if not isinstance(service, bool):
             raise BoardError(f"{path}: {host}: {SERVICE}: must be true or false")
-        members.append(Member(host, kind, address, tuple(named), model, scheme, name, service, found))
+        if device is not None and device not in DEVICES:
+            raise BoardError(f"{path}: {host}: {DEVICE}: must be one of {', '.join(DEVICES)}")
+        members.append(Member(host, kind, address, tuple(named), model, scheme, name, service, found, device))
     if not members:
         raise BoardError(f"{path}: this inventory has no hosts; add some")
     return tuple(members)

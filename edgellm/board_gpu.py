@@ -51,7 +51,7 @@ def look(remote: Remote) -> Lack | None:
 
 
 def check(remote: Remote, device: str) -> str | None:
-    """What to say of a board that gets a bundle for `device` (edgellm.compile.DEVICES); None where all is well.
+    """What to say of a board that gets a bundle for `device` (crosscompile.target.DEVICES); None where all is well.
 
     Raises UnsuitableError where only a GPU is to compute and there is none to be used.
     """

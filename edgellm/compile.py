@@ -43,10 +43,6 @@ DEFAULT_CONTEXT = 4096
 """Positions a session gets where nobody asks for more (ellm_context_options.context_length)."""
 
 
-DEVICES = ("cpu", "vulkan", "both")
-"""What may compute: the processor, a GPU through Vulkan, or whichever of them works and is faster."""
-
-
 @dataclass(frozen=True)
 class Compilation:
     """A bundle and how it was made. report: statistics and seconds per stage; cached: nothing was compiled now."""
@@ -75,7 +71,7 @@ def compile_model(
 
     output: directory that the bundle is copied to; None: it stays in the cache. context: positions per session that
     must fit the board's memory. prefix: system prompt and tools whose state the bundle ships (edgellm.prefix). dump:
-    directory for the IR after each phase (compiles even if it is cached). device: one of DEVICES.
+    directory for the IR after each phase (compiles even if it is cached). device: one of crosscompile.target.DEVICES.
     Raises CompileError where the checkpoint cannot be compiled, EdgeError for all else.
     """
     options = Options(scheme, embedding, head, kv)

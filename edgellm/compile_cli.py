@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from crosscompile.kinds import KINDS
 from crosscompile.models import schemes
+from crosscompile.target import DEVICES
 from edgellm import prefix
 from edgellm.boards import Board, find_board
-from edgellm.compile import DEFAULT_CONTEXT, DEVICES, Compilation, build
+from edgellm.compile import DEFAULT_CONTEXT, Compilation, build
 from edgellm.errors import UsageError
 from edgellm.keygen_cli import add_signing, ask_passphrase
 from edgellm.precision import Options, Wish, parse_bytes

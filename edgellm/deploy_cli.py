@@ -20,6 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from crosscompile.target import DEVICES
 from edgellm import app_install, application, archive, board_gpu, cache, fleet_cli, prefix, service
 from edgellm import bundle as bundles
 from edgellm.application import Application
@@ -109,7 +110,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_quality_arguments(parser)
     add_trust_arguments(parser)
     fleet_cli.add_rollout(parser)
-    parser.set_defaults(scheme=None)  # a fleet's file may have another one
+    parser.set_defaults(scheme=None, device=None)  # a fleet's file may have others
 
 
 def main(args: argparse.Namespace) -> int:
@@ -117,15 +118,15 @@ def main(args: argparse.Namespace) -> int:
     if args.fleet is not None:
         with ExitStack() as stack:
 
-            def make(model: str, board: Board | None, scheme: str | None) -> Bundle:
-                own = argparse.Namespace(**{**vars(args), "model": model, "scheme": scheme or SCHEMES[0]})
-                return bundle_for(own, board, stack)
+            def make(model: str, board: Board | None, scheme: str | None, device: str | None) -> Bundle:
+                chosen = {"scheme": scheme or SCHEMES[0], "device": device or DEVICES[0]}
+                return bundle_for(argparse.Namespace(**{**vars(args), "model": model, **chosen}), board, stack)
 
             return fleet_cli.deploy(args, make)
     app = app_of(args)
     if args.model is None:
         raise UsageError("which model? Add MODEL: a checkpoint directory, a Hub id or a bundle")
-    args.scheme = args.scheme or SCHEMES[0]
+    args.scheme, args.device = args.scheme or SCHEMES[0], args.device or DEVICES[0]
     board = find_board(args.board, args.host)
     host = args.host or recall(board.label).host
     trust = Trust.of(args, board, host)  # a key that does not open should not cost a connection

@@ -8,6 +8,7 @@
     type = "rpi5"
     model = "./Assistant"                # below: what `edgellm deploy --fleet` sends if it is given no MODEL
     scheme = "w8a8"
+    device = "both"                      # as `edgellm deploy --device`
     name = "assistant"
     service = true
     vars = { room = "kitchen" }          # for playbooks of one's own
@@ -34,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from crosscompile.models.schemes import SCHEMES
+from crosscompile.target import DEVICES
 from edgellm.address import parse_where
 from edgellm.boards import load_board
 from edgellm.errors import BoardError, UsageError
@@ -50,6 +52,8 @@ MAX_FAILURES = "10%"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,62}")
 _SHARE = re.compile(r"(\d{1,6})(%?)")
+_SAID = ("type", "model", "scheme", "device", "name", "service", "vars")
+"""What a group and a board may say."""
 _OWN_VARS = ("ansible_", "edgellm_")
 _BYTES = 4 << 20
 
@@ -60,7 +64,7 @@ class Member:
 
     type      of boards/; None where an Ansible inventory does not say (then only a bundle can be sent)
     host      its address as edgellm writes it; None: virtual, or Ansible knows
-    model     what is deployed to it by default; scheme, name and service likewise
+    model     what is deployed to it by default; scheme, name, service and device likewise
     """
 
     name: str
@@ -72,6 +76,7 @@ class Member:
     model_name: str | None = None
     service: bool = False
     vars: Mapping[str, Any] = field(default_factory=dict)
+    device: str | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +176,7 @@ class _Reader:
 
     def _group(self, name: str, table: Mapping[str, Any]) -> list[Member]:
         where = f"groups.{name}"
-        self._known(table, f"{where}.", {"type", "model", "scheme", "name", "service", "vars", "boards"})
+        self._known(table, f"{where}.", {*_SAID, "boards"})
         boards = table.get("boards")
         if isinstance(boards, list):
             entries: dict[str, Any] = {}
@@ -187,7 +192,7 @@ class _Reader:
         where = f"groups.{group}.boards.{one_line(name, 70)}"
         self._check_name(name, where)
         own = self._table({"host": entry} if isinstance(entry, str) else entry, where)
-        self._known(own, f"{where}.", {"host", "type", "model", "scheme", "name", "service", "vars"})
+        self._known(own, f"{where}.", {*_SAID, "host"})
 
         def text(key: str) -> str | None:
             value, at = (own[key], where) if key in own else (defaults.get(key), f"groups.{group}")
@@ -198,7 +203,7 @@ class _Reader:
         service = own.get("service", defaults.get("service", False))
         if not isinstance(service, bool):
             self._wrong(f"{where if 'service' in own else f'groups.{group}'}.service", "must be true or false")
-        kind, host, scheme = text("type"), text("host"), text("scheme")
+        kind, host, scheme, device = text("type"), text("host"), text("scheme"), text("device")
         if host is None and (known := self._instance(name)) is not None:
             kind, host = kind or known.type, known.address
         if kind is None:
@@ -216,10 +221,12 @@ class _Reader:
         elif not board.virtual:
             remedy = f'write {name} = "user@host", or name it once: edgellm boards add {name} {kind} user@host'
             self._wrong(f"{where}.host", f"is missing; {remedy}")
-        if scheme is not None and scheme not in SCHEMES:
-            self._wrong(f"{where}.scheme", f"must be one of {', '.join(SCHEMES)}")
+        for key, value, known_values in (("scheme", scheme, SCHEMES), ("device", device, DEVICES)):
+            if value is not None and value not in known_values:
+                self._wrong(f"{where}.{key}", f"must be one of {', '.join(known_values)}")
         variables = {**self._vars(defaults, f"groups.{group}"), **self._vars(own, where)}
-        return Member(name, kind, host, (group,), self._model(text("model")), scheme, text("name"), service, variables)
+        model, called = self._model(text("model")), text("name")
+        return Member(name, kind, host, (group,), model, scheme, called, service, variables, device)
 
     def _model(self, text: str | None) -> str | None:
         """A model's path is meant from the file's folder; a Hub id is none."""

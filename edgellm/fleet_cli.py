@@ -24,8 +24,8 @@ ROLLOUT_WORDS = {CHANGED: "new", SAME: "has it"}
 REHEARSAL_WORDS = {CHANGED: "would change", SAME: "has it"}
 ROLLBACK_WORDS = {CHANGED: "went back", SAME: "left alone"}
 
-MakeBundle = Callable[[str, Board | None, str | None], Bundle]
-"""The bundle of a model, for a type of board and in a scheme; None: what the model is, and what is usual."""
+MakeBundle = Callable[[str, Board | None, str | None, str | None], Bundle]
+"""The bundle of a model, for a type of board, in a scheme, for a device; None: what the model is, and what is usual."""
 
 
 def add_fleet(parser: argparse.ArgumentParser, what: str) -> Any:
@@ -143,7 +143,7 @@ def deploy(args: argparse.Namespace, make: MakeBundle) -> int:
 
 def _plan(args: argparse.Namespace, fleet: Fleet, members: tuple[Member, ...], make: MakeBundle) -> _Plan:
     """Makes every bundle before the first board is touched, each once; puts one board of each kind first."""
-    made: dict[tuple[str, str | None, str | None], Bundle] = {}
+    made: dict[tuple[str | None, ...], Bundle] = {}
     bundles: dict[str, Bundle] = {}
     firsts: dict[tuple[Path, str | None], Member] = {}
     for member in members:
@@ -157,10 +157,11 @@ def _plan(args: argparse.Namespace, fleet: Fleet, members: tuple[Member, ...], m
                 f"{fleet.path}: {member.name}: edgellm_board is missing, so nobody knows what to compile for; set it "
                 "to a type that `edgellm boards` lists, or deploy a bundle"
             )
-        scheme = args.scheme or member.scheme
-        what = (model, None, None) if is_made else (model, member.type, scheme)
+        own = (None, None) if is_made else (member.scheme, member.device)
+        chosen = (args.scheme or own[0], args.device or own[1])
+        what = (model,) if is_made else (model, member.type, *chosen)
         if what not in made:
-            made[what] = make(model, None if is_made or member.type is None else load_board(member.type), scheme)
+            made[what] = make(model, None if is_made or member.type is None else load_board(member.type), *chosen)
         bundles[member.name] = made[what]
         firsts.setdefault((made[what].path, member.type), member)
     canaries = list(firsts.values())

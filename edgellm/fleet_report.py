@@ -71,7 +71,7 @@ def _again(args: argparse.Namespace) -> str:
     """The command line once more, as far as it decides what is rolled out where."""
     words = ["edgellm", "deploy", "--fleet", str(args.fleet)]
     words += [word for group in args.group for word in ("--group", group)]
-    for option in ("name", "scheme", "embedding", "head", "kv", "context", "sign", "max_failures"):
+    for option in ("name", "scheme", "device", "embedding", "head", "kv", "context", "sign", "max_failures"):
         if (value := getattr(args, option)) is not None:
             words += [f"--{option.replace('_', '-')}", str(value)]
     words += [word for key in args.signed_by or () for word in ("--signed-by", key)]

@@ -35,7 +35,7 @@ vars = { room = "kitchen", floor = 1 }
 
 [groups.kitchens.boards]
 oven = "pi@oven.local"
-fridge = { host = "pi@fridge.local:2222", type = "rpi4", scheme = "w4a8", vars = { floor = 2 } }
+fridge = { host = "pi@fridge.local:2222", type = "rpi4", scheme = "w4a8", device = "both", vars = { floor = 2 } }
 
 [groups.halls]
 type = "android-arm64"
@@ -62,6 +62,7 @@ def test_a_fleet_is_read_with_its_groups_in_order(tmp_path: Path) -> None:
     assert (oven.scheme, oven.service, oven.vars) == ("w8a8", True, {"room": "kitchen", "floor": 1})
     assert oven.model == str(tmp_path / "Assistant")  # from the file's folder
     assert (fridge.type, fridge.scheme, fridge.vars) == ("rpi4", "w4a8", {"room": "kitchen", "floor": 2})
+    assert (oven.device, fridge.device) == (None, "both")
     assert (phone.type, phone.host, phone.model, phone.service) == ("android-arm64", "R58M123ABC", None, False)
     assert (fleet.waves, fleet.max_failures) == (("1", "50%"), "5%")
     assert [m.name for m in fleet.selected(["halls", "oven"])] == ["oven", "phone"]
@@ -88,7 +89,7 @@ BOARDS = '[groups.g]\ntype = "rpi5"\n[groups.g.boards]\n'
         ("groups = 3", r"groups: must be a table, not int"),
         ("", r"groups: it has no boards; add \[groups\.NAME\.boards\]"),
         ("[group.g]", r"group: unknown; known here: groups, rollout"),
-        ('[groups.g]\nhost = "x"', r"groups\.g\.host: unknown; known here: boards, model"),
+        ('[groups.g]\nhost = "x"', r"groups\.g\.host: unknown; known here: boards, device, model"),
         (BOARDS + "a = 3", r"groups\.g\.boards\.a: must be a table, not int"),
         (BOARDS + 'a = { host = "h", colour = "red" }', r"groups\.g\.boards\.a\.colour: unknown"),
         (BOARDS + 'a = "-oProxyCommand=x"', r"groups\.g\.boards\.a\.host: .* is not an SSH address"),
@@ -98,6 +99,10 @@ BOARDS = '[groups.g]\ntype = "rpi5"\n[groups.g.boards]\n'
         (BOARDS + 'all = "h"', r"groups\.g\.boards\.all: cannot be a name"),
         (BOARDS + 'a = { host = "h", type = "rpi9" }', r"groups\.g\.boards\.a\.type: there is no board 'rpi9'"),
         (BOARDS + 'a = { host = "h", scheme = "w1" }', r"groups\.g\.boards\.a\.scheme: must be one of w4a8"),
+        (
+            BOARDS + 'a = { host = "h", device = "gpu" }',
+            r"groups\.g\.boards\.a\.device: must be one of cpu, vulkan, both",
+        ),
         (BOARDS + 'a = { host = "h", service = 1 }', r"groups\.g\.boards\.a\.service: must be true or false"),
         (BOARDS + 'a = { host = "h", model = [] }', r"groups\.g\.boards\.a\.model: must be a text"),
         (BOARDS + 'a = { host = "h", vars = { ansible_host = "x" } }', r"a\.vars\.ansible_host: cannot be a variable"),
@@ -140,26 +145,30 @@ def test_no_wave_can_fail_as_a_whole_within_the_budget(n_boards: int, max_failur
 
 def test_a_model_is_compiled_once_for_each_type_and_each_type_has_a_canary(tmp_path: Path) -> None:
     members = [Member(f"a{n}", "rpi5", "h", ("g",), "Model") for n in range(3)]
-    members += [Member(f"b{n}", "rpi4", "h", ("g",), "Model", scheme="w8a8") for n in range(3)]
+    members += [Member(f"b{n}", "rpi4", "h", ("g",), "Model", scheme="w8a8", device="both") for n in range(3)]
     asked = []
 
-    def make(model: str, board: Board | None, scheme: str | None) -> Bundle:
-        asked.append((model, board.id if board else None, scheme))
+    def make(model: str, board: Board | None, *chosen: str | None) -> Bundle:
+        asked.append((model, board.id if board else None, *chosen))
         return Bundle(tmp_path / str(len(asked)), {}, "0" * 64, ())
 
-    args = argparse.Namespace(model=None, scheme=None)
+    args = argparse.Namespace(model=None, scheme=None, device=None)
     plan = fleet_cli._plan(args, Fleet(tmp_path, tuple(members)), tuple(members), make)
-    assert asked == [("Model", "rpi5", None), ("Model", "rpi4", "w8a8")]
+    assert asked == [("Model", "rpi5", None, None), ("Model", "rpi4", "w8a8", "both")]
     assert [member.name for member in plan.members] == ["a0", "b0", "a1", "a2", "b1", "b2"]
     assert plan.n_canaries == 2
     assert plan.bundles["b2"].path == tmp_path / "2"
     # The command line has the last word.
-    fleet_cli._plan(argparse.Namespace(model="Other", scheme="f16"), Fleet(tmp_path, ()), tuple(members[3:]), make)
-    assert asked[2:] == [("Other", "rpi4", "f16")]
+    fleet_cli._plan(
+        argparse.Namespace(model="Other", scheme="f16", device="cpu"), Fleet(tmp_path, ()), tuple(members[3:]), make
+    )
+    assert asked[2:] == [("Other", "rpi4", "f16", "cpu")]
     nobody = (Member("c"),)
     for model, said in ((None, "which model for c"), ("Model", "c: edgellm_board is missing")):
         with pytest.raises(EdgeError, match=said):
-            fleet_cli._plan(argparse.Namespace(model=model, scheme=None), Fleet(tmp_path, nobody, True), nobody, make)
+            fleet_cli._plan(
+                argparse.Namespace(model=model, scheme=None, device=None), Fleet(tmp_path, nobody, True), nobody, make
+            )
 
 
 def rollout(*boards: BoardState, max_failures: int = 1, waves: tuple[int, ...] = (1, 2)) -> Rollout:

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgellm import peer_cli
 from edgellm.errors import UsageError
-from edgellm.selection import add_board, add_model, selected_model
+from edgellm.selection import add_board, add_computing_device, add_model, selected_model
 
 _EPILOG = """\
 examples:
@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--repeat", type=_count, metavar="N", help="samples of a figure (default: 5, fewer where they take over 10 s)"
     )
     what.add_argument("--context", type=_count, metavar="N", help="positions to make room for")
+    add_computing_device(what)
     what.add_argument(
         "--sustained", type=_minutes, metavar="MINUTES", help="then decode for so long: what heat does to the speed"
     )
@@ -151,6 +152,7 @@ def wanted(args: argparse.Namespace) -> Any:
         generate=args.generate,
         repeat=args.repeat,
         context=args.context,
+        device=args.device,
         sustained_s=max(1, round(60 * args.sustained)) if args.sustained else 0,
         cold=args.cold,
     )

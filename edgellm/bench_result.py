@@ -210,7 +210,7 @@ def _check(document: Any) -> None:
         raise _WrongError(f"it is {one_line(document['kind'], 40)!r}, format {document['format']}")
     _need(document, "it", edgellm=_TEXT, taken=_TEXT, board=_TABLE, model=_TABLE, figures=_LIST, bandwidth=_LIST,
           memory=_TABLE, sustained=_LIST, sensors=_TABLE, cold="?" + _TABLE)  # fmt: skip
-    _need(document["board"], "board", name=_TEXT, type=_TEXT, cpu=_TEXT, cores=_WHOLE)
+    _need(document["board"], "board", name=_TEXT, type=_TEXT, cpu=_TEXT, cores=_WHOLE, gpu="?" + _TEXT)
     _need(document["model"], "model", name=_TEXT, scheme=_TEXT, tier=_TEXT, manifest_sha256=_TEXT, runtime=_TEXT,
           context=_WHOLE, weight_bytes=_WHOLE, arena_bytes=_WHOLE, kv_bytes_per_token=_WHOLE, step_bytes=_WHOLE,
           sliding_window=_WHOLE)  # fmt: skip

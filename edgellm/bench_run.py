@@ -42,6 +42,7 @@ class Wanted:
     generate: int | None = None
     repeat: int | None = None
     context: int | None = None
+    device: str | None = None
     sustained_s: int = 0
     cold: bool = False
     bandwidth: bool = True
@@ -54,6 +55,7 @@ class _Found:
 
     threads: int | None
     opened: dict[str, Any] = field(default_factory=dict)
+    gpu: str | None = None
     figures: dict[tuple[str, int, int], list[float]] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
     windows: list[dict[str, Any]] = field(default_factory=list)
@@ -132,6 +134,7 @@ def _run(model: InstalledModel, wanted: Wanted, threads: int | None, cold: bool,
         ("limit", None if wanted.repeat else LIMIT_S),
         ("context", wanted.context),
         ("threads", threads),
+        ("device", wanted.device),
         ("sustained", wanted.sustained_s or None),
     ):
         if value is not None:
@@ -218,6 +221,8 @@ def _take(message: dict[str, Any], found: _Found, bar: _Bar, name: str) -> bool:
         if not all(isinstance(text, str) for text in texts.values()):
             raise NonsenseError(f"{name}: edgellm-rt bench: open lacks one of {', '.join(texts)}")
         found.opened = {key: one_line(str(text), 100) for key, text in texts.items()} | {k: whole(k) for k in numbers}
+        gpu = message.get("gpu")
+        found.gpu = one_line(str(gpu.get("name")), 100) if isinstance(gpu, dict) else None
     elif kind == "cold":
         found.cold = {"bytes": whole("bytes"), "left_bytes": whole("left_bytes")}
     elif kind == "start":
@@ -283,7 +288,13 @@ def _document(
         "format": FORMAT,
         "edgellm": __version__,
         "taken": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "board": {"name": board.label, "type": board.id, "cpu": board.cpu, "cores": opened["cores"]},
+        "board": {
+            "name": board.label,
+            "type": board.id,
+            "cpu": board.cpu,
+            "cores": opened["cores"],
+            "gpu": found[0].gpu,
+        },
         "model": {"installed_as": model.name, **{k: v for k, v in opened.items() if k not in ("cores", "generate")}},
         "figures": [figure.as_json() for figure in figures],
         "bandwidth": [dataclasses.asdict(rate) for rate in rates],

@@ -12,7 +12,9 @@ from edgellm.terminal import one_line, size
 def title(document: dict[str, Any]) -> str:
     model, board = document["model"], document["board"]
     where = board["name"] if board["name"] == board["type"] else f"{board['name']} ({board['type']})"
-    return one_line(f"{model['name']}, {model['scheme']}, tier {model['tier']} on {where}: {board['cpu']}")
+    return one_line(
+        f"{model['name']}, {model['scheme']}, tier {model['tier']} on {where}: {board.get('gpu') or board['cpu']}"
+    )
 
 
 def number(value: float) -> str:

@@ -16,11 +16,11 @@ from typing import Any
 
 from edgellm.files import write_atomically
 from edgellm.profile_result import Phase, Profile, Timed, profile, rate, trace_events
-from edgellm.selection import add_board, add_model, selected_model
+from edgellm.selection import add_board, add_computing_device, add_model, selected_model
 from edgellm.steps import Work
 from edgellm.terminal import one_line, size
 
-_OPTIONS = ("tokens", "depth", "runs", "threads", "threads_decode", "context")
+_OPTIONS = ("tokens", "depth", "runs", "threads", "threads_decode", "context", "device")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=_count(1), metavar="N", help="threads (default: what was found fastest)")
     parser.add_argument("--threads-decode", type=_count(1), metavar="N", help="threads of decode, where that differs")
     parser.add_argument("--context", type=_count(1), metavar="N", help="positions to make room for")
+    add_computing_device(parser, "the processor")
     parser.add_argument("--steps", action="store_true", help="a line per step instead of one per kernel")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="write a timeline for ui.perfetto.dev")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")

@@ -93,8 +93,18 @@ def profile(model: InstalledModel, options: list[str]) -> Profile:
     if result.status != 0:
         raise failure(remote, "edgellm-rt profile", result.status, result.stderr)
     manifest = fetch(remote, f"{model.path}/manifest.json")
-    plan = read_plan(fetch(remote, f"{model.path}/plan.json"), f"{remote.name}: plan.json")
+    name = _plan_name(manifest, options, remote.name)
+    plan = read_plan(fetch(remote, f"{model.path}/{name}"), f"{remote.name}: {name}")
     return read_profile(result.stdout, plan, manifest, remote.name)
+
+
+def _plan_name(manifest: bytes, options: list[str], where: str) -> str:
+    """The file of the plan that was measured: a bundle for both has two."""
+    try:
+        is_both = json.loads(manifest)["target"]["device"] == "both"
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise BundleError(f"{where}: manifest.json says nothing of the target's device; deploy it again") from error
+    return "plan-vulkan.json" if is_both and "vulkan" in options else "plan.json"
 
 
 class _Lines:

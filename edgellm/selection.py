@@ -7,7 +7,9 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from crosscompile.target import DEVICES
 from edgellm.boards import find_board
 from edgellm.connection import connect
 from edgellm.errors import UsageError
@@ -28,6 +30,13 @@ def add_board(parser: argparse.ArgumentParser, required: bool = True) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="a model on the board; default: the one deployed last")
+
+
+def add_computing_device(parser: Any, default: str = "the GPU, where it works and is faster") -> None:
+    """--device, for commands that run a model. default: what a bundle for both does without it."""
+    parser.add_argument(
+        "--device", choices=DEVICES[:2], help=f"what computes, where the bundle is for both (default: {default})"
+    )
 
 
 @contextmanager
@@ -73,12 +82,13 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--grammar", metavar="FILE", help="the answer is as the grammar in FILE says, a subset of GBNF")
     group.add_argument("--threads", type=_count(1), metavar="N", help="threads on the board")
     group.add_argument("--context", type=_count(1), metavar="N", help="positions to make room for")
+    add_computing_device(group)
 
 
 def sampling_argv(args: argparse.Namespace) -> list[str]:
     """The part of edgellm-rt's command line that `add_sampling` has parsed."""
     argv: list[str] = []
-    for name in ("n", "temperature", "top_k", "top_p", "min_p", "seed", "threads", "context"):
+    for name in ("n", "temperature", "top_k", "top_p", "min_p", "seed", "threads", "context", "device"):
         value = getattr(args, name)
         if value is not None:
             argv += ["-n" if name == "n" else "--" + name.replace("_", "-"), value]

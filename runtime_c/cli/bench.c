@@ -120,8 +120,7 @@ static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, i
     printf("  peak memory          %10.1f MB\n", (double)bench_peak_rss_bytes() / 1e6);
 }
 
-/* What a GPU adds: the device, its memory, and how much work a token is for the driver. */
-static void device_json(const engine *e, buffer *json) {
+void bench_device_json(const engine *e, buffer *json) {
     ellm_device_info device;
     if (!ellm_context_get_device(e->context, &device)) {
         return;
@@ -141,7 +140,7 @@ static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, in
                        const step_times *t) {
     buffer json = {0}, device = {0};
     buffer_put_json(&json, e->info.name, strlen(e->info.name));
-    device_json(e, &device);
+    bench_device_json(e, &device);
     printf("{\"name\":%s,\"scheme\":\"%s\",\"tier\":\"%s\",\"threads\":%d,\"threads_decode\":%d,\"prompt\":%lld,"
            "\"generate\":%lld,\"repeat\":"
            "%lld,"

@@ -154,19 +154,21 @@ static void say_open(series *r) {
     const ellm_model_info *info = &r->engine.info;
     ellm_cores cores;
     ellm_cores_read(&cores);
-    buffer name = {0};
+    buffer name = {0}, device = {0};
     buffer_put_json(&name, info->name, strlen(info->name) < 200 ? strlen(info->name) : 200);
+    bench_device_json(&r->engine, &device);
     say(r,
         "{\"type\":\"open\",\"format\":1,\"runtime\":\"" RT_VERSION "\",\"name\":%s,\"manifest_sha256\":\"%s\","
         "\"scheme\":\"%s\",\"tier\":\"%s\",\"context\":%d,\"cores\":%d,\"weight_bytes\":%llu,\"arena_bytes\":%llu,"
         "\"kv_bytes_per_token\":%llu,\"step_bytes\":%llu,\"sliding_window\":%d,\"prompts\":%d,\"depths\":%d,"
-        "\"repeat\":%lld,\"generate\":%lld}",
+        "\"repeat\":%lld,\"generate\":%lld%s}",
         name.data, ellm_model_sha256(r->engine.model), info->scheme, info->tier, (int)r->engine.context_length,
         (int)cores.n, (unsigned long long)info->weight_bytes, (unsigned long long)info->arena_bytes,
         (unsigned long long)info->kv_bytes_per_token,
         (unsigned long long)ellm_ahead_step_bytes(ellm_model_plan(r->engine.model)), (int)info->sliding_window,
-        r->prompts.n, r->depths.n, (long long)r->n_repeats, (long long)r->n_generate);
+        r->prompts.n, r->depths.n, (long long)r->n_repeats, (long long)r->n_generate, device.n > 0 ? device.data : "");
     buffer_free(&name);
+    buffer_free(&device);
 }
 
 /* From nothing to the first token. The engine stays open; its second token makes sure that everything was touched.

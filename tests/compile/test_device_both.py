@@ -7,10 +7,13 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from edgellm import bundle as bundles
+from edgellm import cache
+from edgellm.cli import main
 from edgellm.compile import compile_model
 from tests.server import MODEL
 from tests.shaders import lavapipe
@@ -134,3 +137,29 @@ def test_a_server_for_both_says_who_computes(both: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert '"type":"ready"' in done.stdout
     assert len(notes(done)) == 1
+
+
+def test_commands_of_the_host_say_what_is_to_compute(
+    both: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("EDGELLM_CACHE", str(cache.root()))
+    for name in ("HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
+        monkeypatch.setenv(name, str(tmp_path))
+    for name, value in lavapipe().items():
+        monkeypatch.setenv(name, value)
+
+    def said(command: str, *arguments: str) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main([command, "--board", "local", *arguments, "--json"]) == 0
+        found: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return found
+
+    assert main(["deploy", "--board", "local", str(both)]) == 0
+    few = ("-n", "4", "--temperature", "0", "-p", "Turn on the light in the kitchen.")
+    assert said("run", "--device", "vulkan", *few)["ids"] == said("run", "--device", "cpu", *few)["ids"]
+    bench = ("--prompt", "8", "--depth", "0", "--generate", "2", "--repeat", "1")
+    found = {device: said("bench", "--device", device, *bench)["board"]["gpu"] for device in ("cpu", "vulkan")}
+    assert found["cpu"] is None
+    assert "llvmpipe" in found["vulkan"]
+    for device in ("cpu", "vulkan"):  # steps are those of the plan that computes
+        assert said("profile", "--device", device, "--tokens", "8", "--depth", "0", "--runs", "1")["phases"]

@@ -127,13 +127,13 @@ void bench_device_json(const engine *e, buffer *json) {
     }
     buffer_put(json, ",\"gpu\":{\"name\":", 15);
     buffer_put_json(json, device.name, strlen(device.name));
-    buffer_print(
-        json,
-        ",\"weight_bytes\":%llu,\"kv_bytes\":%llu,\"other_bytes\":%llu,\"upload_ms\":%.3f,\"pipelines_ms\":%.3f,"
-        "\"dispatches\":%u,\"barriers\":%u,\"submits\":1}",
-        (unsigned long long)device.weight_bytes, (unsigned long long)device.kv_bytes,
-        (unsigned long long)device.other_bytes, device.upload_ms, device.pipelines_ms, device.n_dispatches,
-        device.n_barriers);
+    buffer_print(json,
+                 ",\"weight_bytes\":%llu,\"kv_bytes\":%llu,\"other_bytes\":%llu,\"imported_bytes\":%llu,\"upload_ms\":%"
+                 ".3f,\"pipelines_ms\":%.3f,"
+                 "\"dispatches\":%u,\"barriers\":%u,\"submits\":1}",
+                 (unsigned long long)device.weight_bytes, (unsigned long long)device.kv_bytes,
+                 (unsigned long long)device.other_bytes, (unsigned long long)device.imported_bytes, device.upload_ms,
+                 device.pipelines_ms, device.n_dispatches, device.n_barriers);
 }
 
 static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m,

@@ -219,6 +219,7 @@ bool ellm_context_get_device(const ellm_context *context, ellm_device_info *info
     info->weight_bytes = gpu.weight_bytes;
     info->kv_bytes = gpu.state_bytes;
     info->other_bytes = gpu.other_bytes;
+    info->imported_bytes = gpu.imported_bytes;
     info->upload_ms = gpu.upload_ms;
     info->pipelines_ms = gpu.pipelines_ms;
     info->n_dispatches = gpu.n_dispatches;

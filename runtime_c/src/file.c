@@ -103,9 +103,17 @@ void ellm_file_release(ellm_file *file) {
     }
 }
 
+static bool keeps_mapped;
+
+void ellm_file_keep_mapped(void) {
+    keeps_mapped = true;
+}
+
 void ellm_file_close(ellm_file *file) {
     if (file->data != NULL) {
-        munmap((void *)(uintptr_t)file->data, file->bytes);
+        if (!keeps_mapped) {
+            munmap((void *)(uintptr_t)file->data, file->bytes);
+        }
         file->data = NULL;
         ellm_file_release(file);
     } else if (file->descriptor > 0) {

@@ -27,6 +27,8 @@ ellm_status ellm_file_peek(const ellm_file *file, const char *path, void *bytes,
 void ellm_file_release(ellm_file *file);
 /* Safe on an all-zero or closed file. */
 void ellm_file_close(ellm_file *file);
+/* From now on closing leaves every mapping: somebody who does not answer may still read them. */
+void ellm_file_keep_mapped(void);
 
 /* Reads at most the first `cap` bytes of a file of keys. KEY_INVALID if its mode has a bit of `forbidden`. */
 ellm_status ellm_key_file_read(const char *path, unsigned forbidden, void *bytes, size_t cap, size_t *n,

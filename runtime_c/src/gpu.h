@@ -19,6 +19,7 @@ typedef struct ellm_gpu_info {
     char name[256];                                  /* of the device */
     bool is_processor;                               /* it is a program that imitates a GPU */
     uint64_t weight_bytes, state_bytes, other_bytes; /* of its memory */
+    uint64_t imported_bytes;                         /* of pages with weights that stay where the process has them */
     double upload_ms, pipelines_ms;
     uint32_t n_dispatches, n_barriers; /* of one token: body and head of one row */
 } ellm_gpu_info;

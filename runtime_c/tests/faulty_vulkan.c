@@ -43,6 +43,9 @@ static int is_due(const char *name, unsigned n, VkResult *result) {
     X(AllocateMemory, (VkDevice a, const VkMemoryAllocateInfo *b, const VkAllocationCallbacks *c, VkDeviceMemory *d),  \
       (a, b, c, d))                                                                                                    \
     X(BindBufferMemory, (VkDevice a, VkBuffer b, VkDeviceMemory c, VkDeviceSize d), (a, b, c, d))                      \
+    X(GetMemoryHostPointerPropertiesEXT,                                                                               \
+      (VkDevice a, VkExternalMemoryHandleTypeFlagBits b, const void *c, VkMemoryHostPointerPropertiesEXT *d),          \
+      (a, b, c, d))                                                                                                    \
     X(MapMemory, (VkDevice a, VkDeviceMemory b, VkDeviceSize c, VkDeviceSize d, VkMemoryMapFlags e, void **f),         \
       (a, b, c, d, e, f))                                                                                              \
     X(CreateShaderModule,                                                                                              \

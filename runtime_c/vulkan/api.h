@@ -15,6 +15,7 @@
     X(GetPhysicalDeviceFeatures2)                                                                                      \
     X(GetPhysicalDeviceMemoryProperties)                                                                               \
     X(GetPhysicalDeviceQueueFamilyProperties)                                                                          \
+    X(GetPhysicalDeviceExternalBufferProperties)                                                                       \
     X(CreateDevice)                                                                                                    \
     X(GetDeviceProcAddr)
 #define ELLM_VULKAN_DEVICE(X)                                                                                          \

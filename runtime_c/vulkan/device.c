@@ -12,8 +12,9 @@ struct features {
     VkPhysicalDevice16BitStorageFeatures storage16;
     VkPhysicalDevice8BitStorageFeatures storage8;
     VkPhysicalDeviceShaderIntegerDotProductFeatures dot;
-    const char *extensions[2];
+    const char *extensions[3];
     uint32_t n_extensions;
+    bool has_import;
 };
 
 static bool has_extension(const VkExtensionProperties *list, uint32_t n, const char *name) {
@@ -56,6 +57,7 @@ static bool read_features(ellm_gpu *gpu, VkPhysicalDevice device, uint32_t versi
             f->extensions[f->n_extensions++] = VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME;
         }
     }
+    f->has_import = good && has_extension(list, n, VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME);
     gpu->api.GetPhysicalDeviceFeatures2(device, &f->all);
     ellm_region_free(&scratch);
     return good;
@@ -108,6 +110,22 @@ static int rank(VkPhysicalDeviceType type) {
     }
 }
 
+/* Where processor and GPU share one memory, weights can stay where they are. */
+static void enable_import(ellm_gpu *gpu, struct features *f) {
+    VkPhysicalDeviceExternalMemoryHostPropertiesEXT host = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_EXTERNAL_MEMORY_HOST_PROPERTIES_EXT};
+    VkPhysicalDeviceProperties2 about = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &host};
+    if (f->has_import) {
+        gpu->api.GetPhysicalDeviceProperties2(gpu->physical, &about);
+        const VkPhysicalDeviceType type = about.properties.deviceType;
+        f->has_import = type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU || type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+        gpu->import_alignment = host.minImportedHostPointerAlignment;
+    }
+    if (f->has_import) {
+        f->extensions[f->n_extensions++] = VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME;
+    }
+}
+
 static ellm_status create(ellm_gpu *gpu, struct features *f, uint32_t needs, ellm_error *error) {
     /* only what kernels need is turned on */
     f->all.features = (VkPhysicalDeviceFeatures){0};
@@ -137,6 +155,10 @@ static ellm_status create(ellm_gpu *gpu, struct features *f, uint32_t needs, ell
     ellm_status status = ellm_vulkan_load_device(&gpu->api, gpu->device, error);
     if (status == ELLM_OK) {
         gpu->api.GetDeviceQueue(gpu->device, gpu->family, 0, &gpu->queue);
+    }
+    if (status == ELLM_OK && f->has_import) {
+        gpu->get_host_pointer = (PFN_vkGetMemoryHostPointerPropertiesEXT)gpu->api.GetDeviceProcAddr(
+            gpu->device, "vkGetMemoryHostPointerPropertiesEXT");
     }
     return status;
 }
@@ -208,5 +230,6 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error) {
     }
     chosen.dot.pNext = NULL;
     gpu->api.GetPhysicalDeviceMemoryProperties(gpu->physical, &gpu->memories);
+    enable_import(gpu, &chosen);
     return create(gpu, &chosen, needs, error);
 }

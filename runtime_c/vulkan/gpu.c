@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "error.h"
+#include "file.h"
 #include "parts.h"
 #include "watch.h"
 
@@ -61,6 +62,7 @@ void ellm_gpu_close(ellm_gpu *gpu) {
         return;
     }
     if (gpu->is_stuck) { /* what it may still work with stays until the program ends */
+        ellm_file_keep_mapped();
         ellm_region_free(&gpu->region);
         free(gpu);
         return;

@@ -80,7 +80,7 @@ static ellm_status new_buffer(ellm_gpu *gpu, VkDeviceSize bytes, enum kind kind,
     return result == VK_SUCCESS ? ELLM_OK : ellm_vulkan_failed(result, what, error);
 }
 
-static void free_buffer(ellm_gpu *gpu, ellm_vulkan_buffer *buffer) {
+void ellm_vulkan_free_buffer(ellm_gpu *gpu, ellm_vulkan_buffer *buffer) {
     if (buffer->buffer != VK_NULL_HANDLE) {
         gpu->api.DestroyBuffer(gpu->device, buffer->buffer, NULL);
     }
@@ -99,7 +99,8 @@ struct item {
     uint32_t chunk;
 };
 
-static ellm_status lay_out(ellm_gpu *gpu, struct item *items, size_t n, VkDeviceSize *sizes, ellm_error *error) {
+static ellm_status lay_out(ellm_gpu *gpu, struct item *items, size_t n, VkDeviceSize *sizes, uint32_t *n_chunks,
+                           ellm_error *error) {
     VkDeviceSize most = gpu->most_allocation < most_chunk ? gpu->most_allocation : most_chunk;
     uint32_t chunk = 0;
     for (size_t i = 0; i < n; i++) {
@@ -118,22 +119,24 @@ static ellm_status lay_out(ellm_gpu *gpu, struct item *items, size_t n, VkDevice
         items[i].place->offset = sizes[chunk];
         sizes[chunk] += bytes;
     }
-    gpu->n_chunks = chunk + 1;
+    *n_chunks = chunk + 1;
     return ELLM_OK;
 }
 
 static ellm_status place_items(ellm_gpu *gpu, struct item *items, size_t n, ellm_error *error) {
     VkDeviceSize *sizes = ellm_region_alloc(&gpu->region, n + 1, sizeof *sizes);
-    gpu->chunks = ellm_region_alloc(&gpu->region, n + 1, sizeof *gpu->chunks);
-    if (sizes == NULL || gpu->chunks == NULL) {
+    if (sizes == NULL) {
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory for the list of tensors");
     }
-    ellm_status status = lay_out(gpu, items, n, sizes, error);
-    for (uint32_t i = 0; i < gpu->n_chunks && status == ELLM_OK; i++) {
-        status = new_buffer(gpu, sizes[i], KIND_DEVICE, "weights and KV cache", &gpu->chunks[i], error);
+    ellm_vulkan_buffer *chunks = gpu->chunks + gpu->n_chunks;
+    uint32_t n_chunks = 0;
+    ellm_status status = lay_out(gpu, items, n, sizes, &n_chunks, error);
+    gpu->n_chunks += n_chunks;
+    for (uint32_t i = 0; i < n_chunks && status == ELLM_OK; i++) {
+        status = new_buffer(gpu, sizes[i], KIND_DEVICE, "weights and KV cache", &chunks[i], error);
     }
     for (size_t i = 0; i < n && status == ELLM_OK; i++) {
-        items[i].place->buffer = &gpu->chunks[items[i].chunk];
+        items[i].place->buffer = &chunks[items[i].chunk];
     }
     return status;
 }
@@ -144,16 +147,21 @@ static ellm_status place_all(ellm_gpu *gpu, ellm_error *error) {
     struct item *items = ellm_region_alloc(&gpu->region, n, sizeof *items);
     gpu->weights = ellm_region_alloc(&gpu->region, plan->n_weights, sizeof *gpu->weights);
     gpu->states = ellm_region_alloc(&gpu->region, plan->n_states, sizeof *gpu->states);
-    if (items == NULL || gpu->weights == NULL || gpu->states == NULL) {
+    gpu->chunks = ellm_region_alloc(&gpu->region, n + 1, sizeof *gpu->chunks); /* no more are imported than weights */
+    if (items == NULL || gpu->weights == NULL || gpu->states == NULL || gpu->chunks == NULL) {
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory for the list of tensors");
     }
+    ellm_vulkan_import(gpu);
+    n = 0;
     for (uint32_t i = 0; i < plan->n_weights; i++) {
-        items[i] = (struct item){.bytes = plan->weights[i].bytes, .place = &gpu->weights[i]};
         gpu->info.weight_bytes += plan->weights[i].bytes;
+        if (gpu->weights[i].buffer == NULL) {
+            items[n++] = (struct item){.bytes = plan->weights[i].bytes, .place = &gpu->weights[i]};
+        }
     }
     for (uint32_t i = 0; i < plan->n_states; i++) {
         VkDeviceSize bytes = plan->state_bytes[i] * gpu->source.symbols[ELLM_SYMBOL_BLOCKS]; /* checked: no overflow */
-        items[plan->n_weights + i] = (struct item){.bytes = bytes, .place = &gpu->states[i]};
+        items[n++] = (struct item){.bytes = bytes, .place = &gpu->states[i]};
         gpu->info.state_bytes += bytes;
     }
     return n == 0 ? ELLM_OK : place_items(gpu, items, n, error);
@@ -249,7 +257,7 @@ static void close_stage(ellm_gpu *gpu, struct stage *stage) {
             gpu->api.DestroyFence(gpu->device, stage->fences[i], NULL);
         }
     }
-    free_buffer(gpu, &stage->buffer);
+    ellm_vulkan_free_buffer(gpu, &stage->buffer);
 }
 
 static ellm_status copy_weights(ellm_gpu *gpu, ellm_error *error) {
@@ -260,6 +268,9 @@ static ellm_status copy_weights(ellm_gpu *gpu, ellm_error *error) {
     for (uint32_t i = 0; i < plan->n_weights && status == ELLM_OK; i++) {
         const ellm_vulkan_place *to = &gpu->weights[i];
         const ellm_plan_weight *weight = &plan->weights[i];
+        if (to->buffer->imported) {
+            continue;
+        }
         if (to->buffer->mapped != NULL) {
             memcpy(to->buffer->mapped + to->offset, weight->data, (size_t)weight->bytes);
             continue;
@@ -314,9 +325,9 @@ ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error) {
 
 void ellm_vulkan_free(ellm_gpu *gpu) {
     for (uint32_t i = 0; i < gpu->n_chunks && gpu->chunks != NULL; i++) {
-        free_buffer(gpu, &gpu->chunks[i]);
+        ellm_vulkan_free_buffer(gpu, &gpu->chunks[i]);
     }
-    free_buffer(gpu, &gpu->arena);
-    free_buffer(gpu, &gpu->inputs);
-    free_buffer(gpu, &gpu->logits);
+    ellm_vulkan_free_buffer(gpu, &gpu->arena);
+    ellm_vulkan_free_buffer(gpu, &gpu->inputs);
+    ellm_vulkan_free_buffer(gpu, &gpu->logits);
 }

@@ -16,6 +16,7 @@ typedef struct ellm_vulkan_buffer {
     VkDeviceSize bytes;
     uint8_t *mapped;
     bool cached;
+    bool imported; /* its memory is the process's own (import.c) */
 } ellm_vulkan_buffer;
 
 /* A part of a buffer. */
@@ -48,6 +49,8 @@ struct ellm_gpu {
     uint8_t cache_uuid[VK_UUID_SIZE];
     VkDeviceSize most_allocation;
     VkPhysicalDeviceMemoryProperties memories;
+    PFN_vkGetMemoryHostPointerPropertiesEXT get_host_pointer; /* NULL: it imports nothing */
+    VkDeviceSize import_alignment;
     /* memory.c */
     ellm_vulkan_buffer *chunks; /* of weights and states */
     uint32_t n_chunks;
@@ -79,9 +82,13 @@ struct ellm_gpu {
 /* Picks a device that can do what `needs` says, the most capable kind first. GPU_MISSING names what each lacks. */
 ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error);
 
-/* Allocates everything, and copies the weights. */
+/* Allocates everything, and copies the weights that cannot be imported. */
 ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error);
 void ellm_vulkan_free(ellm_gpu *gpu);
+void ellm_vulkan_free_buffer(ellm_gpu *gpu, ellm_vulkan_buffer *buffer);
+
+/* Gives weights their place in the process's own memory, those that the driver takes there. */
+void ellm_vulkan_import(ellm_gpu *gpu);
 
 /* The pipelines that the driver compiled last time, beside the bundle (FORMAT.md, .pipelines). Nothing fails here: what
  * cannot be read is compiled again, what cannot be written is left. */

@@ -86,6 +86,23 @@ def test_what_fails_while_opening_is_named_and_the_processor_computes(
         assert "note: the processor computes: " in free.stderr, fault
 
 
+def test_weights_that_the_driver_does_not_take_where_they_are_are_copied(both: Path, loader: Path):
+    tokens = json.loads(run(both, loader, "", "--device", "cpu").stdout)["ids"]
+    bundle_bytes = sum(file.stat().st_size for file in (both / "weights").iterdir())
+    for fault, imports in (("", True), (f"vkGetMemoryHostPointerPropertiesEXT:1:{FAILED}", False)):
+        done = run(both, loader, fault, "--device", "vulkan")
+        assert json.loads(done.stdout)["ids"] == tokens, fault
+        argv = [str(both / "edgellm-rt"), "bench", str(both), "--prompt", "8", "--generate", "2", "--repeat", "1"]
+        env = {**lavapipe(), "LD_LIBRARY_PATH": str(loader), "FAULT": fault}
+        argv += ["--device", "vulkan", "--json"]
+        done = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=60, check=True)
+        gpu = json.loads(done.stdout)["gpu"]
+        if imports:
+            assert gpu["weight_bytes"] <= gpu["imported_bytes"] <= bundle_bytes + (1 << 16)
+        else:
+            assert gpu["imported_bytes"] == 0
+
+
 @pytest.mark.parametrize("name", COMPUTING)
 def test_what_fails_in_the_middle_of_an_answer_is_named(name: str, both: Path, loader: Path, counts: dict[str, int]):
     for code in (LOST, NO_MEMORY, *((TIMEOUT,) if name == "WaitForFences" else ())):

@@ -5,9 +5,10 @@ C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/vulkan/*.[ch] runtime_c/rp
 C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c)
 PYTHON_FILES = edgellm crosscompile ansible_collections tests examples
 CAMPAIGNS = tokenizer template gguf importers
-# One process per core; a file's tests, which share what they compile, stay together. A process that crashes ends the run,
-# which would wait forever for another one to take its file.
-PARALLEL ?= -n auto --dist loadfile --max-worker-restart 0
+# One process per core; a file's tests, which share what they compile, stay together. Files keep their order: short ones come
+# last, so that no process waits long for the other. A process that crashes ends the run, which would wait forever for
+# another one to take its file.
+PARALLEL ?= -n auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 TIME ?= 300
 N ?= 100000
 SESSIONS ?= 1000

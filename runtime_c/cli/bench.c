@@ -121,6 +121,7 @@ static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, i
 }
 
 void bench_device_json(const engine *e, buffer *json) {
+#ifdef ELLM_VULKAN
     ellm_device_info device;
     if (!ellm_context_get_device(e->context, &device)) {
         return;
@@ -134,6 +135,9 @@ void bench_device_json(const engine *e, buffer *json) {
                  (unsigned long long)device.weight_bytes, (unsigned long long)device.kv_bytes,
                  (unsigned long long)device.other_bytes, (unsigned long long)device.imported_bytes, device.upload_ms,
                  device.pipelines_ms, device.n_dispatches, device.n_barriers);
+#else
+    (void)e, (void)json;
+#endif
 }
 
 static void print_json(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m,

@@ -19,7 +19,7 @@ from crosscompile.gpu import attention, embed, rotary, rows
 from crosscompile.gpu.linear import Linear, linear_kernel
 from crosscompile.kernels.build import ORIGIN, Origin, origin_of
 from crosscompile.kernels.linear import KIND
-from crosscompile.packing import GROUP, KINDS
+from crosscompile.packing import GROUP, KINDS, Packing
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.container import pack_modules
 from crosscompile.spirv.emit import Shader, emit
@@ -67,12 +67,15 @@ def _from_linear(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -
     if any(not each.startswith("add") for each in behind):
         raise CodegenError(f"kernel {name}: {', '.join(behind)} behind a linear layer is not supported on a GPU")
     quantized = kind[1] in KINDS
-    addends = function.params[4 if quantized else 2 : -1]
+    packing = target.tier.packing(kind[1])
+    # activations, of quantized ones with scales, then all that is stored of the weight
+    first = 2 + len(Packing.parse(packing).stored(g * r, b * GROUP)) if quantized else 2
+    addends = function.params[first:-1]
     if len(addends) != len(behind):
         raise CodegenError(f"kernel {name}: {len(addends)} tensors for {len(behind)} additions; not supported on a GPU")
     biases = tuple(len(addend.ty.shape) == 1 for addend in addends)
     columns = b * GROUP if quantized else b
-    return linear_kernel(name, Linear(m, g * r, columns, target.tier.packing(kind[1]), biases), gpu)
+    return linear_kernel(name, Linear(m, g * r, columns, packing, biases), gpu)
 
 
 def as_threads(name: str, function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from crosscompile import checkpoint
-from crosscompile.errors import ConfigError, TargetError
+from crosscompile.errors import ConfigError
 from crosscompile.runtime import build_runtime
 from crosscompile.target import Target, target_of_tier
 from edgellm import bundle as bundles
@@ -97,13 +97,6 @@ def test_a_sample_is_within_the_tolerance(name: str, scheme: str, tmp_path: Path
 @pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith(REFUSED)])
 def test_every_family_is_within_the_tolerance(name: str, scheme: str, tmp_path: Path) -> None:
     check(name, scheme, tmp_path)
-
-
-def test_a_kind_without_kernels_for_gpus_is_refused_by_name(tmp_path: Path) -> None:
-    prepare(tmp_path, "qwen3-tied")
-    bundle = make_bundle(tmp_path / "bundle", tmp_path / "model", host_tiers()[-1], "f32", short=True, stop_id=2)
-    with pytest.raises(TargetError, match="scheme u4a8 has no kernels for GPUs yet; take w4a8"):
-        add_half(bundle, tmp_path / "model", target_of_tier(host_tiers()[-1]).on_gpu(DESKTOP), "u4a8")
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def _from_origin(name: str, origin: Origin, gpu: Gpu) -> tirx.PrimFunc | None:
         return rows.added(name, gpu, arguments["n"], arguments["columns"], origin.name == "add_bias")
     if origin.name == "rope_table" and not arguments["original"]:
         return rotary.rope_table(name, gpu, arguments["n"], arguments["half"], arguments["scaling"])
-    if origin.name == "rope_append" and rotary.supports(arguments["heads"], arguments["turn"]):
+    if origin.name == "rope_append" and rotary.supports(arguments["turn"]):
         return rotary.rope_append(name, gpu, **arguments)
     return None
 

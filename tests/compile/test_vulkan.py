@@ -82,13 +82,22 @@ def test_logits_are_the_processors_within_the_tolerance(on_gpu: Path, bundle: Pa
 
 @pytest.mark.parametrize(
     ("schedule", "kv"),
-    [("desktop", "f16"), ("processor", "f32"), pytest.param("v3d", "f16", marks=pytest.mark.oracle)],
+    [
+        ("desktop", "f16"),
+        ("processor", "f32"),
+        *(
+            pytest.param(*each, marks=pytest.mark.oracle)
+            for each in (("v3d", "f16"), ("desktop", "i8"), ("v3d", "i8"), ("processor", "i8"))
+        ),
+    ],
 )
 def test_every_class_of_gpus_answers_the_same(bundle: Path, tmp_path: Path, schedule: str, kv: str):
     """Rows of two sessions that take turns, too: threads that have several rows have them of both."""
     library = tmp_path / "libedgellm.so"
     build_runner(tmp_path, library.name)
     made = compile_for(schedule, Options("w4a8", kv=kv), tmp_path / "bundle")
+    if kv == "i8":
+        bundle = build(MODEL, "local", Options("w4a8", kv=kv), tmp_path / "cpu").bundle.path
     with lavapipe_alone():
         a, b = Model(library, bundle), Model(library, made)
         assert compare(a, b, [70, 1, 9]) < 0.05
@@ -100,7 +109,7 @@ def test_every_class_of_gpus_answers_the_same(bundle: Path, tmp_path: Path, sche
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize(("schedule", "scheme"), [("processor", "w4g64a8"), ("desktop", "w8g64a8")])
+@pytest.mark.parametrize(("schedule", "scheme"), [("processor", "u4g64a8"), ("desktop", "w8g64a8")])
 def test_scales_of_larger_groups(tmp_path: Path, schedule: str, scheme: str):
     library = tmp_path / "libedgellm.so"
     build_runner(tmp_path, library.name)

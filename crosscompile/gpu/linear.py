@@ -188,7 +188,7 @@ def _quantized_tiles(k: Builder, work: Linear) -> None:
     tiles_r = -(-work.rows // _TILE_R)
     a_tile, w_tile = k.shared(_TILE_M * _STRIDE, "uint32"), k.shared(_TILE_R * _STRIDE, "uint32")
     a_scales, w_scales = k.shared(_TILE_M), k.shared(_TILE_R)
-    a_sums, shifts = (k.shared(size, "int32") if w.summed else None for size in (2 * _TILE_M, _TILE_R))
+    a_sums, shifts = ((k.shared(size, "int32") if w.summed else ()) for size in (2 * _TILE_M, _TILE_R))
     sums, dots = k.local(_MINE * _MINE), k.local(_MINE * _MINE, "int32")
     with k.launch((tiles_r, -(-work.n // _TILE_M)), across * down) as (tile_r, tile_m, thread):
         first_row, first_m = k.bind(tile_r * _TILE_R), k.bind(tile_m * _TILE_M)
@@ -198,12 +198,12 @@ def _quantized_tiles(k: Builder, work: Linear) -> None:
         with k.loop(0, blocks) as b:
             with k.strided(thread, _TILE_R) as r:
                 row = k.bind(tirx.Min(first_row + r, i32(work.rows - 1)))
-                (weights,) = w.read(row, b)
-                for j, word in enumerate(weights.words()):
+                (group,) = w.read(row, b)
+                for j, word in enumerate(group.words()):
                     k.store(w_tile, word, r * _STRIDE + j)
-                k.store(w_scales, weights.scale, r)
-                if w.summed:
-                    k.store(shifts, weights.shift, r)
+                k.store(w_scales, group.scale, r)
+                if group.shift is not None:
+                    k.store(shifts, group.shift, r)
             with k.strided(thread, 2 * _TILE_M) as half:
                 m, part = k.bind(tirx.truncdiv(half, i32(2))), k.bind(tirx.truncmod(half, i32(2)))
                 source = k.bind(tirx.Min(first_m + m, i32(work.n - 1)))

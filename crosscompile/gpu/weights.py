@@ -19,7 +19,7 @@ from crosscompile.packing import GROUP, Packing
 _ONES = 0x01010101
 """A word of four bytes that are 1."""
 NIBBLES = 16
-"""How often nibbles count that keep their place in the byte, and so their sign; scales of activations make up for it."""
+"""How often nibbles count that keep their place in the byte, and so their sign; activations' scales make up for it."""
 
 
 def u32(value: int) -> Expr:

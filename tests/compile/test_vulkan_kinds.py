@@ -14,7 +14,7 @@ from crosscompile.gpu.choose import flat, gpu_function
 from crosscompile.gpu.linear import Linear, linear_kernel
 from crosscompile.kernels.embed import embed
 from crosscompile.kinds import BASES, KINDS
-from crosscompile.packing import GROUP, Packing, dequantize, pack_quantized, quantize
+from crosscompile.packing import GROUP, dequantize, pack_quantized, quantize
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.emit import emit
 from crosscompile.target import Target, gpu_tier
@@ -40,7 +40,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def weights(kind: str, rng: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray, list[np.ndarray]]:
     """(packing, integers, scales, what a GPU reads) of a random weight whose groups do not lie around zero."""
     packing = gpu_tier("x86_64").packing(kind)
-    shifted = rng.standard_normal((ROWS, COLUMNS)) + 1.5 * rng.standard_normal((ROWS, COLUMNS // GROUP)).repeat(GROUP, 1)
+    middles = 1.5 * rng.standard_normal((ROWS, COLUMNS // GROUP)).repeat(GROUP, 1)
+    shifted = rng.standard_normal((ROWS, COLUMNS)) + middles
     q, scale = quantize(kind, shifted.astype(np.float32))
     return packing, q, scale, list(pack_quantized(packing, q, scale).values())
 

@@ -35,6 +35,8 @@ _MAKERS: dict[str, Maker] = {
     "layer_norm": rows.layer_norm,
     "gather": rows.gather,
     "embed": embed.embed,
+    "embed_part": embed.embed,
+    "linear_part": linear_kernel,
     "attention_parts": attention.parts_kernel,
     "attention_merge": attention.merge_kernel,
     "normalize_heads": rotary.normalize_heads,
@@ -56,8 +58,8 @@ def _from_origin(name: str, origin: Origin, gpu: Gpu) -> tirx.PrimFunc | None:
     return None
 
 
-def _from_linear(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -> tirx.PrimFunc:
-    """The GPU's kernel for a linear layer with whatever additions FuseTIR put behind it."""
+def linear_of(name: str, function: tirx.PrimFunc, target: Target) -> Linear:
+    """What a linear layer computes, with whatever additions FuseTIR put behind it."""
     kind = KIND.search(name)
     assert kind is not None
     sch = s_tir.Schedule(function)
@@ -75,7 +77,7 @@ def _from_linear(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -
         raise CodegenError(f"kernel {name}: {len(addends)} tensors for {len(behind)} additions; not supported on a GPU")
     biases = tuple(len(addend.ty.shape) == 1 for addend in addends)
     columns = b * GROUP if quantized else b
-    return linear_kernel(name, Linear(m, g * r, columns, packing, biases), gpu)
+    return Linear(m, g * r, columns, packing, biases, 0, g * r)
 
 
 def as_threads(name: str, function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
@@ -111,7 +113,7 @@ def gpu_function(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -
     origin = origin_of(function)
     made = _from_origin(name, origin, gpu) if origin is not None else None
     if made is None and KIND.search(name):
-        made = _from_linear(name, function, target, gpu)
+        made = linear_kernel(name, gpu, linear_of(name, function, target))
     if made is None:
         return as_threads(name, function, gpu)
     return flat(name, made)
@@ -129,12 +131,12 @@ def glsl_of(name: str, function: tirx.PrimFunc, target: Target) -> str:
 
 
 def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:
-    """CodegenError if a tensor, of so many bytes, is more than the GPU can bind."""
+    """CodegenError if a tensor, of so many bytes, is more than the GPU can bind, and none that is split (split.py)."""
     for name, size in weights.items():
         if size > gpu.binding_bytes:
             raise CodegenError(
                 f"{name} has {size / 1e6:,.0f} MB, the board's GPU binds {gpu.binding_bytes / 1e6:,.0f} MB at once "
-                "([vulkan] binding_bytes); use a smaller --embedding and --head scheme, or --device cpu"
+                "([vulkan] binding_bytes); use a smaller --scheme, or --device cpu"
             )
 
 

@@ -27,7 +27,8 @@ FEW_ROWS = 8
 class Linear:
     """A linear layer: n rows of the activation, (rows, columns) of the weight, its packing, and addends.
 
-    addends: for each tensor that is added, whether it is a bias, (rows,), or else a tensor of (n, rows).
+    addends: for each tensor that is added, whether it is a bias, (whole,), or else a tensor of (n, whole).
+    first: the rows are those from there on of `whole` rows, which the result has (split.py).
     """
 
     n: int
@@ -35,9 +36,11 @@ class Linear:
     columns: int
     packing: str
     addends: tuple[bool, ...]
+    first: int
+    whole: int
 
 
-def linear_kernel(name: str, work: Linear, gpu: Gpu) -> tirx.PrimFunc:
+def linear_kernel(name: str, gpu: Gpu, work: Linear) -> tirx.PrimFunc:
     """(a, scale_a, w, scale_w[, high_w | zero_w] | x, w, then the addends) -> y."""
     writer = _float_few
     if Packing.parse(work.packing).quantized:
@@ -53,12 +56,13 @@ class Output:
     def __init__(self, k: Builder, work: Linear) -> None:
         self.k, self.work = k, work
         self.addends = [
-            k.buffer(f"addend{i}", (work.rows,) if bias else (work.n, work.rows), "float32")
+            k.buffer(f"addend{i}", (work.whole,) if bias else (work.n, work.whole), "float32")
             for i, bias in enumerate(work.addends)
         ]
-        self.y = k.buffer("y", (work.n, work.rows), "float32")
+        self.y = k.buffer("y", (work.n, work.whole), "float32")
 
     def write(self, m: Any, row: Expr, value: Expr) -> None:
+        row = row + self.work.first if self.work.first else row
         for bias, addend in zip(self.work.addends, self.addends, strict=True):
             value = value + (addend[row] if bias else addend[m, row])
         self.k.store(self.y, value, m, row)

@@ -51,7 +51,7 @@ def compare_linear(kind: str, gpu_class: str, n: int, program: Path, folder: Pat
     rng = np.random.default_rng(1)
     packing, q, scale, stored = weights(kind, rng)
     gpu = CLASSES[gpu_class]
-    function = linear_kernel("linear", Linear(n, ROWS, COLUMNS, packing, (True, False)), gpu)
+    function = linear_kernel("linear", gpu, Linear(n, ROWS, COLUMNS, packing, (True, False), 0, ROWS))
     shader = emit(flat("linear", function))
     check("linear", shader.needs, gpu)
     validate(shader.code, kind, folder)

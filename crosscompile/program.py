@@ -153,7 +153,7 @@ def compile_model(
     head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
     row_bytes = 4 * network.hidden_size, 4 * head_rows
     plan = write_plan(functions, kernels, signatures, weights, states, *row_bytes, pooling or "")
-    parameters_ = parameters_of(stored, network, weights, target)
+    parameters_ = _bound(parameters_of(stored, network, weights), target)
     count = sum(int(np.prod(p.shape)) for p in parameters_ if p.value is None)
     windows = {heads.window for heads in network.heads}
     return CompiledModel(
@@ -214,7 +214,7 @@ def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[
         for parameter, tensor in trace(network, role, 1, 1)[1]:
             shape = tuple(int(extent) for extent in tensor.shape)
             stored[parameter] = place_parameter(parameter, shape, network, scheme, target)
-    return parameters_of(stored, network, Weights(), target), state_memory(network)
+    return _bound(parameters_of(stored, network, Weights()), target), state_memory(network)
 
 
 @dataclass(frozen=True)
@@ -310,9 +310,7 @@ def state_memory(network: Network) -> dict[str, int]:
     return memory | ({"state_bytes_per_session": fixed} if fixed else {})
 
 
-def parameters_of(
-    stored: Mapping[str, Stored], network: Network, weights: Weights, target: Target
-) -> tuple[Parameter, ...]:
+def parameters_of(stored: Mapping[str, Stored], network: Network, weights: Weights) -> tuple[Parameter, ...]:
     made: dict[str, Parameter] = {}
     for place in stored.values():
         if place.tensor in made:
@@ -324,8 +322,13 @@ def parameters_of(
         made[place.tensor] = Parameter(place.tensor, tuple(sources), place.shape, place.packing, shard)
     for name, value in weights.constants.items():
         made[name] = Parameter(name, (), value.shape, "vec", "constants", value)
+    return tuple(made.values())
+
+
+def _bound(parameters: tuple[Parameter, ...], target: Target) -> tuple[Parameter, ...]:
+    """The tensors of the bundle as the target's device binds them."""
     if target.gpu is None:
-        return tuple(made.values())
+        return parameters
     from crosscompile.gpu.split import split_parameters
 
-    return split_parameters(made.values(), target.gpu)
+    return split_parameters(parameters, target.gpu)

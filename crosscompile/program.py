@@ -71,6 +71,7 @@ class Parameter:
     packing   runtime_c/FORMAT.md; "vec" is stored as it is, in float32
     shard     file below weights/, without the suffix
     value     a constant made at compile time
+    part_of   (name, first row, its rows) of the matrix that this is some rows of
     """
 
     name: str
@@ -79,6 +80,7 @@ class Parameter:
     packing: str
     shard: str
     value: np.ndarray | None = None
+    part_of: tuple[str, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -141,13 +143,17 @@ def compile_model(
             seconds["lower"] += time.monotonic() - start
 
     start = time.monotonic()
+    if target.gpu is not None:
+        from crosscompile.gpu.split import split_large
+
+        functions, weights = split_large(functions, kernels, weights, stored, target)
     code, signatures = _generate(kernels.functions, functions, weights, target, dump)
     seconds["generate code"] = time.monotonic() - start
     states = states_of(network)
     head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
     row_bytes = 4 * network.hidden_size, 4 * head_rows
     plan = write_plan(functions, kernels, signatures, weights, states, *row_bytes, pooling or "")
-    parameters_ = parameters_of(stored, network, weights)
+    parameters_ = _bound(parameters_of(stored, network, weights), target)
     count = sum(int(np.prod(p.shape)) for p in parameters_ if p.value is None)
     windows = {heads.window for heads in network.heads}
     return CompiledModel(
@@ -208,7 +214,7 @@ def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[
         for parameter, tensor in trace(network, role, 1, 1)[1]:
             shape = tuple(int(extent) for extent in tensor.shape)
             stored[parameter] = place_parameter(parameter, shape, network, scheme, target)
-    return parameters_of(stored, network, Weights()), state_memory(network)
+    return _bound(parameters_of(stored, network, Weights()), target), state_memory(network)
 
 
 @dataclass(frozen=True)
@@ -317,3 +323,12 @@ def parameters_of(stored: Mapping[str, Stored], network: Network, weights: Weigh
     for name, value in weights.constants.items():
         made[name] = Parameter(name, (), value.shape, "vec", "constants", value)
     return tuple(made.values())
+
+
+def _bound(parameters: tuple[Parameter, ...], target: Target) -> tuple[Parameter, ...]:
+    """The tensors of the bundle as the target's device binds them."""
+    if target.gpu is None:
+        return parameters
+    from crosscompile.gpu.split import split_parameters
+
+    return split_parameters(parameters, target.gpu)

@@ -46,6 +46,8 @@ class Parameter(Protocol):
     def shard(self) -> str: ...
     @property
     def value(self) -> np.ndarray | None: ...
+    @property
+    def part_of(self) -> tuple[str, int, int] | None: ...
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,15 @@ class _Slices:
 
     def of(self, rows: int) -> Iterator[tuple[int, np.ndarray | Quantized]]:
         """(first row, rows) of at most `rows` rows; all but the last have exactly `rows`."""
-        name, shape = self.parameter.name, self.parameter.shape
-        found = self.calibrated.matrix(name, self.kind, shape) if self.calibrated is not None else None
+        shape = self.parameter.shape
+        name, start, whole = self.parameter.part_of or (self.parameter.name, 0, shape[0])
+        found = None
+        if self.calibrated is not None:
+            found = self.calibrated.matrix(name, self.kind, (whole, *shape[1:]))
         if found is not None:
             self.n_calibrated = shape[0] * shape[1]
             for first in range(0, shape[0], rows):
-                yield first, found.rows(first, min(first + rows, shape[0]))
+                yield first, found.rows(start + first, start + min(first + rows, shape[0]))
             return
         pending: list[Any] = []
         held = first = 0

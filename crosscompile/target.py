@@ -44,31 +44,26 @@ class Tier:
     gpu_class: str = ""
 
     def packing(self, kind: str) -> str:
-        """The packing string (runtime_c/FORMAT.md) of weights of `kind`: f16, f32 or one of KINDS.
-
-        TargetError where the tier has no kernels for it.
-        """
+        """The packing string (runtime_c/FORMAT.md) of weights of `kind`: f16, f32 or one of KINDS."""
         if kind in ("f32", "f16"):
             return f"{kind}.r{self.float_rows}"
         how = KINDS[kind]
-        if self.name == GPU_TIER and how.base != how.like:
-            raise TargetError(
-                f"scheme {kind}a8 has no kernels for GPUs yet; take w4a8 or w8a8, or the processor (--device cpu)"
-            )
         chunk = min(self.chunk[how.like], GROUP // how.fields)
         return f"{kind}.r{self.rows}.k{chunk}" + (".u" if how.like in self.unsigned else "")
 
     def activations(self, packing: str) -> tuple[str, float, str]:
         """(sums, shrink, dtype) of rows quantized for weights of a packing (kernels/rows.py, Form).
 
-        sums: as above, "" for weights without offset or zero points. shrink: what scale is multiplied by, a power of
-        two, because nibbles that keep their sign are used as 16 · q. dtype: what the integers are stored as.
+        sums: as above, "" for weights without offset or zero points, and for GPUs, which sum themselves. shrink: what
+        scale is multiplied by, a power of two, because nibbles that keep their sign are used as 16 · q. dtype: what the
+        integers are stored as.
         """
         weights = Packing.parse(packing)
         how = weights.about
         signed_nibbles = how.like == "w4" and not weights.unsigned
         dtype = "int16" if how.like in self.widened else "int8"
-        sums = self.sums if weights.unsigned else "wide" if how.zero else ""
+        summed = how.zero and self.name != GPU_TIER
+        sums = self.sums if weights.unsigned else "wide" if summed else ""
         return sums, (1 / 16 if signed_nibbles else 1.0), dtype
 
 

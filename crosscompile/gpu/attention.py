@@ -31,8 +31,8 @@ RUN = 16
 
 
 def supports(heads: Heads) -> bool:
-    """Whether these kernels can: caches in floats, heads that are whole groups."""
-    return heads.dtype in ("f16", "f32") and heads.dim % GROUP == 0 and heads.dim <= 256
+    """Whether these kernels can: heads that are whole groups."""
+    return heads.dim % GROUP == 0 and heads.dim <= 256
 
 
 def splits_for(n: int, heads: Heads, schedule: Schedule) -> int:
@@ -166,6 +166,8 @@ def parts_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx
                     for other in range(1, readers):
                         total = total + shared[place + other * KV_BLOCK]
                     scaled = total * f32(heads.scores)
+                    if cached.quantized:
+                        scaled = scaled * cached.scale(k, cached.keys, start, place)
                     if heads.cap:
                         scaled = tanh(scaled * f32(1.0 / heads.cap)) * f32(heads.cap)
                     visible = k.bind(tirx.And(at >= oldest, at <= position))
@@ -177,6 +179,9 @@ def parts_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx
                     weight = k.bind(tirx.Select(visible, exp(own - highest), f32(0.0)))
                     counted = k.bind(tirx.Select(tirx.EQ(reader, i32(0)), weight, f32(0.0)))
                     with k.when(tirx.EQ(reader, i32(0))):
+                        if cached.quantized:
+                            scale = cached.scale(k, cached.values, start, place)
+                            weight = tirx.Select(visible, weight * scale, f32(0.0))
                         k.store(weights, weight, place)
                     (sum_,) = k.reduce(thread, [counted], shared)  # and weights are there for all
                     k.store(running, highest, 0)

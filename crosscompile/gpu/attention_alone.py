@@ -56,7 +56,7 @@ def parts_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
 
     def body(k: Builder) -> None:
         q = k.quads("q", n * heads.query * heads.dim * 4, "float32")
-        cached = Cache.parameters(k, n, heads, quads=True)
+        cached = Cache.parameters(k, n, heads, runs=True)
         parts = k.buffer("parts", (n, heads.query, splits, heads.dim + 2), "float32")
         threads = k.schedule.threads
         sums = k.local(len(queries) * heads.dim)
@@ -94,7 +94,10 @@ def parts_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
                     place = k.bind(split * each + tirx.truncmod(turn, i32(runs)) * RUN)
                     start = k.bind(cached.start(cached.table[slots[leader], logical], kv_head))
                     score(start, place)
-                    weigh(k.bind(logical * KV_BLOCK + place), mine)
+                    scales: list[list[Expr]] = []
+                    if cached.quantized:
+                        scales = [cached.run_of_scales(k, part, start, place) for part in (cached.keys, cached.values)]
+                    weigh(k.bind(logical * KV_BLOCK + place), mine, scales)
                     gather(start, place)
 
             def score(start: Expr, place: Expr) -> None:
@@ -112,12 +115,16 @@ def parts_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
                                 sum_ = fma(lane(query, c), keys[c][j], sum_)
                             k.store(scores, sum_, i * RUN + j)
 
-            def weigh(at: Expr, mine: list[Expr]) -> None:
-                """Scores to weights, and what was summed so far to the new largest score."""
+            def weigh(at: Expr, mine: list[Expr], scales: list[list[Expr]]) -> None:
+                """Scores to weights, and what was summed so far to the new largest score.
+
+                scales: of keys and of values that are int8; the latter go into the weights.
+                """
                 for i, (m, _) in enumerate(queries):
                     visible, scaled = [], []
                     for j in range(RUN):
                         value = scores[i * RUN + j] * f32(heads.scores)
+                        value = value * scales[0][j] if scales else value
                         if heads.cap:
                             value = tanh(value * f32(1.0 / heads.cap)) * f32(heads.cap)
                         seen = tirx.And(mine[m], at + j <= positions[m])
@@ -134,7 +141,8 @@ def parts_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
                     sum_ = total[i] * decay
                     for j in range(RUN):
                         weight = k.bind(tirx.Select(visible[j], exp(scaled[j] - most), f32(0.0)))
-                        k.store(weights, weight, i * RUN + j)
+                        scaled_weight = tirx.Select(visible[j], weight * scales[1][j], f32(0.0)) if scales else weight
+                        k.store(weights, scaled_weight, i * RUN + j)
                         sum_ = sum_ + weight
                     k.store(total, sum_, i)
                     for d in range(heads.dim):

@@ -53,6 +53,11 @@ class Builder:
         """The next parameter, of whatever type, read as uint32."""
         return self.buffer(name, (_whole(name, n_bytes, WORD_BYTES),), "uint32")
 
+    def vectors(self, name: str, n_bytes: int, lanes: int) -> Any:
+        """The next parameter, of whatever type, read as so many uint32 at a time: 1, 2 or 4."""
+        unit = WORD_BYTES * lanes
+        return self.buffer(name, (_whole(name, n_bytes, unit),), "uint32" if lanes == 1 else f"uint32x{lanes}")
+
     def quads(self, name: str, n_bytes: int, dtype: str = "uint32") -> Any:
         """The next parameter, read 16 bytes at a time: uint32x4, or float32x4."""
         return self.buffer(name, (_whole(name, n_bytes, QUAD_BYTES),), f"{dtype}x4")
@@ -180,13 +185,24 @@ class Builder:
 
     def dot4(self, a: Expr, b: Expr) -> Expr:
         """Σ of the products of four signed bytes in a and in b, both uint32."""
-        if self.gpu.has("DotProduct", "DotProductInput4x8BitPacked"):
+        if self._dots:
             return tirx.call_pure_extern("int32", "ellm.dot4", a, b)
         total = None
         for byte in range(4):
             product = signed_byte(a, byte) * signed_byte(b, byte)
             total = product if total is None else total + product
         return total
+
+    def sum4(self, a: Expr) -> Expr:
+        """Σ of the four signed bytes in a, uint32."""
+        if self._dots:
+            return self.dot4(a, tirx.const(0x01010101, "uint32"))
+        return signed_byte(a, 0) + signed_byte(a, 1) + (signed_byte(a, 2) + signed_byte(a, 3))
+
+    @property
+    def _dots(self) -> bool:
+        """Whether the GPU multiplies four bytes at once."""
+        return self.gpu.has("DotProduct", "DotProductInput4x8BitPacked")
 
     def halves(self, word: Expr) -> tuple[Expr, Expr]:
         """The two float16 in a uint32, as float32."""

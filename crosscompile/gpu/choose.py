@@ -19,7 +19,7 @@ from crosscompile.gpu import attention, embed, rotary, rows
 from crosscompile.gpu.linear import Linear, linear_kernel
 from crosscompile.kernels.build import ORIGIN, Origin, origin_of
 from crosscompile.kernels.linear import KIND
-from crosscompile.packing import GROUP, KINDS
+from crosscompile.packing import GROUP, KINDS, Packing
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.container import pack_modules
 from crosscompile.spirv.emit import Shader, emit
@@ -35,6 +35,8 @@ _MAKERS: dict[str, Maker] = {
     "layer_norm": rows.layer_norm,
     "gather": rows.gather,
     "embed": embed.embed,
+    "embed_part": embed.embed,
+    "linear_part": linear_kernel,
     "attention_parts": attention.parts_kernel,
     "attention_merge": attention.merge_kernel,
     "normalize_heads": rotary.normalize_heads,
@@ -51,13 +53,13 @@ def _from_origin(name: str, origin: Origin, gpu: Gpu) -> tirx.PrimFunc | None:
         return rows.added(name, gpu, arguments["n"], arguments["columns"], origin.name == "add_bias")
     if origin.name == "rope_table" and not arguments["original"]:
         return rotary.rope_table(name, gpu, arguments["n"], arguments["half"], arguments["scaling"])
-    if origin.name == "rope_append" and rotary.supports(arguments["heads"], arguments["turn"]):
+    if origin.name == "rope_append" and rotary.supports(arguments["turn"]):
         return rotary.rope_append(name, gpu, **arguments)
     return None
 
 
-def _from_linear(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -> tirx.PrimFunc:
-    """The GPU's kernel for a linear layer with whatever additions FuseTIR put behind it."""
+def linear_of(name: str, function: tirx.PrimFunc, target: Target) -> Linear:
+    """What a linear layer computes, with whatever additions FuseTIR put behind it."""
     kind = KIND.search(name)
     assert kind is not None
     sch = s_tir.Schedule(function)
@@ -67,12 +69,15 @@ def _from_linear(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -
     if any(not each.startswith("add") for each in behind):
         raise CodegenError(f"kernel {name}: {', '.join(behind)} behind a linear layer is not supported on a GPU")
     quantized = kind[1] in KINDS
-    addends = function.params[4 if quantized else 2 : -1]
+    packing = target.tier.packing(kind[1])
+    # activations, of quantized ones with scales, then all that is stored of the weight
+    first = 2 + len(Packing.parse(packing).stored(g * r, b * GROUP)) if quantized else 2
+    addends = function.params[first:-1]
     if len(addends) != len(behind):
         raise CodegenError(f"kernel {name}: {len(addends)} tensors for {len(behind)} additions; not supported on a GPU")
     biases = tuple(len(addend.ty.shape) == 1 for addend in addends)
     columns = b * GROUP if quantized else b
-    return linear_kernel(name, Linear(m, g * r, columns, target.tier.packing(kind[1]), biases), gpu)
+    return Linear(m, g * r, columns, packing, biases, 0, g * r)
 
 
 def as_threads(name: str, function: tirx.PrimFunc, gpu: Gpu) -> tirx.PrimFunc:
@@ -108,7 +113,7 @@ def gpu_function(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -
     origin = origin_of(function)
     made = _from_origin(name, origin, gpu) if origin is not None else None
     if made is None and KIND.search(name):
-        made = _from_linear(name, function, target, gpu)
+        made = linear_kernel(name, gpu, linear_of(name, function, target))
     if made is None:
         return as_threads(name, function, gpu)
     return flat(name, made)
@@ -126,12 +131,12 @@ def glsl_of(name: str, function: tirx.PrimFunc, target: Target) -> str:
 
 
 def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:
-    """CodegenError if a tensor, of so many bytes, is more than the GPU can bind."""
+    """CodegenError if a tensor, of so many bytes, is more than the GPU can bind, and none that is split (split.py)."""
     for name, size in weights.items():
         if size > gpu.binding_bytes:
             raise CodegenError(
                 f"{name} has {size / 1e6:,.0f} MB, the board's GPU binds {gpu.binding_bytes / 1e6:,.0f} MB at once "
-                "([vulkan] binding_bytes); use a smaller --embedding and --head scheme, or --device cpu"
+                "([vulkan] binding_bytes); use a smaller --scheme, or --device cpu"
             )
 
 

@@ -12,10 +12,10 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, threads_for
+from crosscompile.gpu.build import QUAD_BYTES, Builder, f32, gpu_kernel, i32, lane, threads_for
 from crosscompile.gpu.schedules import SCHEDULES
+from crosscompile.gpu.weights import Group, Weights, group_bytes
 from crosscompile.kernels.build import divisor
-from crosscompile.kernels.tile import of_scale
 from crosscompile.packing import GROUP, Packing
 from crosscompile.spirv.capabilities import Gpu
 
@@ -27,7 +27,8 @@ FEW_ROWS = 8
 class Linear:
     """A linear layer: n rows of the activation, (rows, columns) of the weight, its packing, and addends.
 
-    addends: for each tensor that is added, whether it is a bias, (rows,), or else a tensor of (n, rows).
+    addends: for each tensor that is added, whether it is a bias, (whole,), or else a tensor of (n, whole).
+    first: the rows are those from there on of `whole` rows, which the result has (split.py).
     """
 
     n: int
@@ -35,10 +36,12 @@ class Linear:
     columns: int
     packing: str
     addends: tuple[bool, ...]
+    first: int
+    whole: int
 
 
-def linear_kernel(name: str, work: Linear, gpu: Gpu) -> tirx.PrimFunc:
-    """(a, scale_a, w, scale_w | x, w, then the addends) -> y."""
+def linear_kernel(name: str, gpu: Gpu, work: Linear) -> tirx.PrimFunc:
+    """(a, scale_a, w, scale_w[, high_w | zero_w] | x, w, then the addends) -> y."""
     writer = _float_few
     if Packing.parse(work.packing).quantized:
         writer = _quantized_few if work.n <= FEW_ROWS else _quantized_tiles
@@ -53,12 +56,13 @@ class Output:
     def __init__(self, k: Builder, work: Linear) -> None:
         self.k, self.work = k, work
         self.addends = [
-            k.buffer(f"addend{i}", (work.rows,) if bias else (work.n, work.rows), "float32")
+            k.buffer(f"addend{i}", (work.whole,) if bias else (work.n, work.whole), "float32")
             for i, bias in enumerate(work.addends)
         ]
-        self.y = k.buffer("y", (work.n, work.rows), "float32")
+        self.y = k.buffer("y", (work.n, work.whole), "float32")
 
     def write(self, m: Any, row: Expr, value: Expr) -> None:
+        row = row + self.work.first if self.work.first else row
         for bias, addend in zip(self.work.addends, self.addends, strict=True):
             value = value + (addend[row] if bias else addend[m, row])
         self.k.store(self.y, value, m, row)
@@ -76,61 +80,54 @@ def _reduced(k: Builder, thread: Expr, sums: Any, count: int, out: Output, first
                 out.write(m, first_row + r, total)
 
 
-def weight_words(form: Packing, quads: list[Expr]) -> list[tuple[int, Expr]]:
-    """(word of the activation's group, four weights as bytes) of a group that was read as uint32x4.
-
-    Nibbles keep their place in the byte, and so their sign: they count 16 times, which scales make up for.
-    """
-    words = [lane(quad, i) for quad in quads for i in range(4)]
-    if form.about.like == "w8":
-        return list(enumerate(words))
-    mask = tirx.const(0xF0F0F0F0, "uint32")
-    low = [(j, (word << tirx.const(4, "uint32")) & mask) for j, word in enumerate(words)]
-    return low + [(j + 4, word & mask) for j, word in enumerate(words)]
-
-
-def _group_dot(k: Builder, weights: list[tuple[int, Expr]], a: list[Expr]) -> Expr:
-    total = None
-    for j, word in weights:
-        product = k.dot4(word, a[j])
-        total = product if total is None else total + product
+def _dot(k: Builder, weights: list[Expr], a: list[Expr]) -> Expr:
+    """Σ of the products of a group's words."""
+    total = k.dot4(weights[0], a[0])
+    for word, value in zip(weights[1:], a[1:], strict=True):
+        total = total + k.dot4(word, value)
     return total
 
 
-def weight_buffers(k: Builder, work: Linear, form: Packing) -> tuple[Any, Any, int]:
-    """(weights in units of 16 bytes, scales, units of a group)."""
-    if (form.rows, form.unsigned) != (1, False) or form.chunk * form.about.fields != GROUP:
-        raise AssertionError(f"packing {work.packing} is not a GPU's")
-    blocks, units = work.columns // GROUP, 1 if form.about.like == "w4" else 2
-    w = k.quads("w", work.rows * blocks * units * 16)
-    return w, k.buffer("scale_w", (work.rows, blocks // form.about.span), "float16"), units
+def _sum(k: Builder, a: list[Expr]) -> Expr:
+    """Σ of the signed bytes of words."""
+    total = k.sum4(a[0])
+    for word in a[1:]:
+        total = total + k.sum4(word)
+    return total
 
 
 def _quantized_few(k: Builder, work: Linear) -> None:
-    form, blocks = Packing.parse(work.packing), work.columns // GROUP
+    blocks = work.columns // GROUP
     a = k.quads("a", work.n * work.columns)
     scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
-    w, scale_w, units = weight_buffers(k, work, form)
+    at_once = 2 if group_bytes(work.packing) < QUAD_BYTES and blocks % 2 == 0 else 1
+    w = Weights(k, work.rows, work.columns, work.packing, at_once)
     out = Output(k, work)
     together = divisor(work.rows, k.schedule.rows)  # more read activations less often, but leave less to do at once
-    threads = threads_for(blocks, min(k.schedule.threads, k.gpu.invocations))
+    threads = threads_for(blocks // at_once, min(k.schedule.threads, k.gpu.invocations))
     sums = k.local(work.n * together)
-    with k.launch((work.rows // together,), threads) as (group, thread):
-        row = k.bind(group * together)
+
+    def multiply(b: Expr, groups: list[Group]) -> None:
+        """Adds the products of a group of each row."""
+        unpacked = [group.words() for group in groups]
+        for m in range(work.n):
+            words = [lane(k.bind(a[(m * blocks + b) * 2 + half]), i) for half in range(2) for i in range(4)]
+            total = k.bind(_sum(k, words)) if w.summed else None
+            scale = k.bind(scale_a[m, b])
+            for r, group in enumerate(groups):
+                dot = tirx.Cast("float32", w.product(_dot(k, unpacked[r], words), group.shift, total))
+                i = m * together + r
+                k.store(sums, fma(dot, group.scale * scale, sums[i]), i)
+
+    with k.launch((work.rows // together,), threads) as (workgroup, thread):
+        row = k.bind(workgroup * together)
         for i in range(work.n * together):
             k.store(sums, f32(0.0), i)
-        with k.strided(thread, blocks) as b:
-            quads = [[k.bind(w[((row + r) * blocks + b) * units + u]) for u in range(units)] for r in range(together)]
-            scales = [k.bind(tirx.Cast("float32", scale_w[row + r, of_scale(form, b)])) for r in range(together)]
-            unpacked = [[(j, k.bind(word)) for j, word in weight_words(form, quads[r])] for r in range(together)]
-            for m in range(work.n):
-                low, high = (k.bind(a[(m * blocks + b) * 2 + half]) for half in range(2))
-                words = [lane(low, i) for i in range(4)] + [lane(high, i) for i in range(4)]
-                scale = k.bind(scale_a[m, b])
-                for r in range(together):
-                    dot = tirx.Cast("float32", _group_dot(k, unpacked[r], words))
-                    i = m * together + r
-                    k.store(sums, fma(dot, scales[r] * scale, sums[i]), i)
+        with k.strided(thread, blocks // at_once) as turn:
+            first = k.bind(turn * at_once)
+            rows = [w.read(row + r, first) for r in range(together)]
+            for i in range(at_once):
+                multiply(k.bind(first + i), [groups[i] for groups in rows])
         _reduced(k, thread, sums, work.n * together, out, row, together)
 
 
@@ -186,15 +183,16 @@ _STRIDE = 9
 
 
 def _quantized_tiles(k: Builder, work: Linear) -> None:
-    form, blocks = Packing.parse(work.packing), work.columns // GROUP
+    blocks = work.columns // GROUP
     a = k.quads("a", work.n * work.columns)
     scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
-    w, scale_w, units = weight_buffers(k, work, form)
+    w = Weights(k, work.rows, work.columns, work.packing)
     out = Output(k, work)
     across, down = _TILE_R // _MINE, _TILE_M // _MINE
     tiles_r = -(-work.rows // _TILE_R)
     a_tile, w_tile = k.shared(_TILE_M * _STRIDE, "uint32"), k.shared(_TILE_R * _STRIDE, "uint32")
     a_scales, w_scales = k.shared(_TILE_M), k.shared(_TILE_R)
+    a_sums, shifts = ((k.shared(size, "int32") if w.summed else ()) for size in (2 * _TILE_M, _TILE_R))
     sums, dots = k.local(_MINE * _MINE), k.local(_MINE * _MINE, "int32")
     with k.launch((tiles_r, -(-work.n // _TILE_M)), across * down) as (tile_r, tile_m, thread):
         first_row, first_m = k.bind(tile_r * _TILE_R), k.bind(tile_m * _TILE_M)
@@ -204,16 +202,21 @@ def _quantized_tiles(k: Builder, work: Linear) -> None:
         with k.loop(0, blocks) as b:
             with k.strided(thread, _TILE_R) as r:
                 row = k.bind(tirx.Min(first_row + r, i32(work.rows - 1)))
-                quads = [k.bind(w[(row * blocks + b) * units + u]) for u in range(units)]
-                for j, word in weight_words(form, quads):
+                (group,) = w.read(row, b)
+                for j, word in enumerate(group.words()):
                     k.store(w_tile, word, r * _STRIDE + j)
-                k.store(w_scales, tirx.Cast("float32", scale_w[row, of_scale(form, b)]), r)
+                k.store(w_scales, group.scale, r)
+                if group.shift is not None:
+                    k.store(shifts, group.shift, r)
             with k.strided(thread, 2 * _TILE_M) as half:
                 m, part = k.bind(tirx.truncdiv(half, i32(2))), k.bind(tirx.truncmod(half, i32(2)))
                 source = k.bind(tirx.Min(first_m + m, i32(work.n - 1)))
                 quad = k.bind(a[(source * blocks + b) * 2 + part])
-                for i in range(4):
-                    k.store(a_tile, lane(quad, i), m * _STRIDE + part * 4 + i)
+                words = [lane(quad, i) for i in range(4)]
+                for i, word in enumerate(words):
+                    k.store(a_tile, word, m * _STRIDE + part * 4 + i)
+                if w.summed:
+                    k.store(a_sums, _sum(k, words), half)
                 with k.when(tirx.EQ(part, i32(0))):
                     k.store(a_scales, scale_a[source, b], m)
             k.barrier()
@@ -227,11 +230,15 @@ def _quantized_tiles(k: Builder, work: Linear) -> None:
                         i = m * _MINE + r
                         k.store(dots, dots[i] + k.dot4(weights[r], values[m]), i)
             row_scales = [k.bind(w_scales[my_r + i * across]) for i in range(_MINE)]
+            row_shifts = [k.bind(shifts[my_r + i * across]) if w.summed else None for i in range(_MINE)]
             for m in range(_MINE):
-                scale = k.bind(a_scales[my_m + m * down])
+                at = k.bind(my_m + m * down)
+                scale = k.bind(a_scales[at])
+                total = k.bind(a_sums[2 * at] + a_sums[2 * at + 1]) if w.summed else None
                 for r in range(_MINE):
                     i = m * _MINE + r
-                    k.store(sums, fma(tirx.Cast("float32", dots[i]), row_scales[r] * scale, sums[i]), i)
+                    dot = tirx.Cast("float32", w.product(dots[i], row_shifts[r], total))
+                    k.store(sums, fma(dot, row_scales[r] * scale, sums[i]), i)
             k.barrier()
         for m in range(_MINE):
             for r in range(_MINE):

@@ -6,7 +6,7 @@ from typing import Any
 
 from tvm import tirx
 
-from crosscompile.arithmetic import Expr, fma, sin_cos
+from crosscompile.arithmetic import Expr, fma, integer_product, magnitude, sin_cos
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32
 from crosscompile.gpu.cache import Cache
 from crosscompile.kernels.kv_cache import Heads
@@ -33,9 +33,9 @@ def rope_table(name: str, gpu: Gpu, n: int, half: int, scaling: float) -> tirx.P
     return gpu_kernel(name, gpu, body)
 
 
-def supports(heads: Heads, turn: Turn) -> bool:
-    """Whether `rope_append` can: caches in floats, norms apart from it (passes/lower_operators.py)."""
-    return heads.dtype in ("f16", "f32") and not turn.over
+def supports(turn: Turn) -> bool:
+    """Whether `rope_append` can: norms apart from it (passes/lower_operators.py)."""
+    return not turn.over
 
 
 def normalize_heads(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> tirx.PrimFunc:
@@ -96,6 +96,8 @@ def rope_append(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> tirx.P
         cached = Cache.parameters(k, n, heads)
         q = k.buffer("q", (n, heads.query * heads.dim), "float32")
         threads = min(64, k.gpu.invocations)
+        if cached.quantized:
+            vector, scratch, most = k.shared(heads.dim), k.shared(threads), k.local(1)
         with k.launch((heads.query + 2 * heads.kv, n), threads) as (head, m, thread):
             first = k.bind(head * heads.dim)
 
@@ -114,21 +116,55 @@ def rope_append(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> tirx.P
             def query() -> None:
                 turned(lambda d, v: k.store(q, v, m, first + d))
 
+            is_key = head < i32(heads.query + heads.kv)
+
+            def keys_or_values(key: Any, value: Any) -> None:
+                """One of two, each with its head of the cache."""
+                own = k.bind(head - heads.query)
+                k.choose(is_key, lambda: key(own), lambda: value(k.bind(own - heads.kv)))
+
+            def passed(put: Any) -> None:
+                """Hands every dimension of a value to `put`."""
+                with k.strided(thread, heads.dim) as d:
+                    put(d, qkv[m, first + d])
+
             def append() -> None:
                 position = k.bind(cached.positions[m])
                 with k.when(position >= i32(0)):
                     block, column = cached.place(k, m, position)
+                    if cached.quantized:
+                        quantized(block, column)
+                        return
+                    keys_or_values(
+                        lambda own: turned(lambda d, v: cached.put_key(k, v, block, own, d, column)),
+                        lambda own: passed(lambda d, v: cached.put_value(k, v, block, own, d, column)),
+                    )
 
-                    def key() -> None:
-                        own = k.bind(head - heads.query)
-                        turned(lambda d, v: cached.put_key(k, v, block, own, d, column))
+            def quantized(block: Expr, column: Expr) -> None:
+                """The vector into shared memory, then its largest element, and with that what is stored."""
 
-                    def keep() -> None:
-                        own = k.bind(head - (heads.query + heads.kv))
-                        with k.strided(thread, heads.dim) as d:
-                            cached.put_value(k, qkv[m, first + d], block, own, d, column)
+                def keep(d: Expr, v: Expr) -> None:
+                    k.store(vector, v, d)
 
-                    k.choose(head < i32(heads.query + heads.kv), key, keep)
+                k.choose(is_key, lambda: turned(keep), lambda: passed(keep))
+                k.barrier()
+                k.store(most, f32(0.0), 0)
+                with k.strided(thread, heads.dim) as d:
+                    k.store(most, tirx.Max(most[0], magnitude(vector[d])), 0)
+                (largest,) = k.reduce(thread, [most[0]], scratch, largest=True)
+                inverse = k.bind(tirx.Select(largest > f32(0.0), f32(127.0) / largest, f32(0.0)))
+                scale = k.bind(largest * f32(1.0 / 127.0))
+
+                def store(state: Any, put: Any, own: Expr) -> None:
+                    with k.strided(thread, heads.dim) as d:
+                        put(k, integer_product(vector[d], inverse), block, own, d, column)
+                    with k.when(tirx.EQ(thread, i32(0))):
+                        cached.put_scale(k, state, scale, block, own, column)
+
+                keys_or_values(
+                    lambda own: store(cached.keys, cached.put_key, own),
+                    lambda own: store(cached.values, cached.put_value, own),
+                )
 
             k.choose(head < i32(heads.query), query, append)
 

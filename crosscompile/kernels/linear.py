@@ -93,7 +93,8 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
             scale = cast("float32", scale_w[g, of_scale(form, b), r]) * scale_a[m, b]
             total = d[m, g, b, r]
             if zero_w is not None:
-                total = total + zero_point(form, zero_w, g, b, r) * group_sum(tier, form, sum_a[m, b])
+                word = sum_a[m, b] if sums else sum((a[m, b, i] for i in range(GROUP)), tirx.const(0, "int32")) * -8
+                total = total + zero_point(form, zero_w, g, b, r) * group_sum(tier, form, word)
             k.store(y, fma(cast("float32", total), scale, y[m, row]), m, row)
 
     return kernel(f"linear_{form.kind}", body, OUT_EWISE_FUSABLE)

@@ -27,6 +27,7 @@ class Parameter:
     packing: str
     shard: str = "layer.0"
     value: np.ndarray | None = None
+    part_of: tuple[str, int, int] | None = None
 
 
 def make(directory: Path, **tensors: np.ndarray) -> checkpoint.Checkpoint:

@@ -115,7 +115,6 @@ def compile_model(
     """
     name, architecture = architecture_for(config)
     network = architecture.build(config, scheme.kv)
-    check_device(name, network, target)
     tier = target.tier
     stored: dict[str, Stored] = {}
     functions, kernels = [], Kernels()
@@ -171,12 +170,6 @@ def compile_model(
     )
 
 
-def check_device(name: str, network: Network, target: Target) -> None:
-    """ConfigError for a network that the target's device does not run."""
-    if network.recurrent and target.gpu is not None:
-        raise ConfigError(f"{name} keeps a state from token to token, which runs on processors only: --device cpu")
-
-
 def _generate(
     kernels: Mapping[str, Any], functions: Sequence[Function], weights: Weights, target: Target, dump: Path | None
 ) -> tuple[bytes, dict[str, Signature]]:
@@ -200,9 +193,8 @@ def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[
 
     Raises ConfigError for what is not supported.
     """
-    name, architecture = architecture_for(config)
+    _, architecture = architecture_for(config)
     network = architecture.build(config, scheme.kv)
-    check_device(name, network, target)
     stored: dict[str, Stored] = {}
     for role in ("body", "head"):
         for parameter, tensor in trace(network, role, 1, 1)[1]:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from crosscompile import checkpoint
-from crosscompile.errors import ConfigError, TargetError
+from crosscompile.errors import TargetError
 from crosscompile.runtime import build_runtime
 from crosscompile.target import Target, target_of_tier
 from edgellm import bundle as bundles
@@ -28,14 +28,16 @@ from tests.shaders import DESKTOP, lavapipe
 
 TOLERANCE = {"f32": 1e-4, "f16": 5e-3, "w8a8": 5e-2, "w4a8": 5e-2}
 """Of the largest logit (docs/vulkan.md). In int8, one activation that rounds the other way grows to that."""
-REFUSED = ("mamba", "falcon-mamba", "mamba2", "rwkv7", "mixtral", "olmoe", "qwen2-moe", "qwen3-moe")
-"""Families that keep a state from token to token, or have experts: compile refuses them on GPUs."""
-SAMPLE = (
+RECURRENT = ("mamba", "falcon-mamba", "rwkv7")
+"""Families that keep a state instead of a KV cache."""
+SAMPLE = (  # and a Mamba in test_vulkan_states.py
     ("qwen3-biases", "f32"),
     ("olmo2-biases", "f32"),
     ("gemma2-caps", "w4a8"),
     ("phi3-long", "f16"),
     ("stablelm-parallel", "w8a8"),
+    ("qwen2-moe-shared", "w4a8"),
+    ("rwkv7-many-heads", "w8a8"),
 )
 N_ROWS = 75
 """More than a block of the KV cache; eight rows at a time, then what is left."""
@@ -93,8 +95,10 @@ def test_a_sample_is_within_the_tolerance(name: str, scheme: str, tmp_path: Path
 
 
 @pytest.mark.oracle
-@pytest.mark.parametrize("scheme", [*TOLERANCE, "w4a8 i8"])
-@pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith(REFUSED)])
+@pytest.mark.parametrize(
+    ("name", "scheme"),
+    [(name, s) for name in FAMILIES for s in (*TOLERANCE, *(() if name.startswith(RECURRENT) else ("w4a8 i8",)))],
+)
 def test_every_family_is_within_the_tolerance(name: str, scheme: str, tmp_path: Path) -> None:
     check(name, scheme, tmp_path)
 
@@ -104,18 +108,3 @@ def test_a_kind_without_kernels_for_gpus_is_refused_by_name(tmp_path: Path) -> N
     bundle = make_bundle(tmp_path / "bundle", tmp_path / "model", host_tiers()[-1], "f32", short=True, stop_id=2)
     with pytest.raises(TargetError, match="scheme u4a8 has no kernels for GPUs yet; take w4a8"):
         add_half(bundle, tmp_path / "model", target_of_tier(host_tiers()[-1]).on_gpu(DESKTOP), "u4a8")
-
-
-@pytest.mark.parametrize(
-    ("name", "why"),
-    [
-        ("mamba-narrow", "keeps a state from token to token"),
-        ("rwkv7-narrow", "keeps a state from token to token"),
-        ("mixtral-tied", "mixtures of experts have no kernels for GPUs yet"),
-    ],
-)
-def test_families_without_kernels_for_gpus_are_refused_by_name(name: str, why: str, tmp_path: Path) -> None:
-    prepare(tmp_path, name)
-    bundle = make_bundle(tmp_path / "bundle", tmp_path / "model", host_tiers()[-1], "f32", short=True, stop_id=2)
-    with pytest.raises(ConfigError, match=f"{why}.*--device cpu"):
-        add_half(bundle, tmp_path / "model", target_of_tier(host_tiers()[-1]).on_gpu(DESKTOP), "f32")

@@ -13,7 +13,6 @@ import tvm
 from tvm.relax.frontend import nn
 
 from crosscompile.codegen import Signature, compile_kernels
-from crosscompile.errors import ConfigError
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.kinds import KINDS, check_columns

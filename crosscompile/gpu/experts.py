@@ -21,9 +21,7 @@ from crosscompile.spirv.capabilities import Gpu
 from crosscompile.target import Tier
 
 
-def route(
-    name: str, gpu: Gpu, n: int, padded: int, total: int, used: int, normalized: bool
-) -> tirx.PrimFunc | None:
+def route(name: str, gpu: Gpu, n: int, padded: int, total: int, used: int, normalized: bool) -> tirx.PrimFunc | None:
     """A workgroup for each row, a thread for each expert; None where one thread for each row is quicker."""
     if total > gpu.invocations:
         return None
@@ -68,11 +66,8 @@ def route(
 def expert_linear(
     name: str, gpu: Gpu, n: int, rows: int, each: int, out: int, total: int, columns: int, tier: Tier, packing: str
 ) -> tirx.PrimFunc:
-    form = Packing.parse(packing)
-    if form.quantized:
-        writer = _quantized_alone if Builder(gpu).schedule.alone else _quantized
-    else:
-        writer = _floats
+    quantized = _quantized_alone if Builder(gpu).schedule.alone else _quantized
+    writer = quantized if Packing.parse(packing).quantized else _floats
     return gpu_kernel(name, gpu, lambda k: writer(k, _Experts(n, rows, each, out, total, columns, packing)))
 
 

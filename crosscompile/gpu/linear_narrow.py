@@ -1,4 +1,4 @@
-"""A linear layer of few columns, whatever their number, with weights in floats: ranks of Mamba's and RWKV's products."""
+"""A linear layer of few columns, whatever their number, with weights in floats: Mamba's and RWKV's ranks."""
 
 from __future__ import annotations
 

@@ -35,7 +35,10 @@ def gated_norm(
 
             def values(b: Expr) -> list[Expr]:
                 """x · silu(gate) of 32 columns."""
-                read = (_columns(k, x, m * (columns // 4) + b * 8), _columns(k, gated, m * (gated_columns // 4) + b * 8))
+                read = (
+                    _columns(k, x, m * (columns // 4) + b * 8),
+                    _columns(k, gated, m * (gated_columns // 4) + b * 8),
+                )
                 return [k.bind(value * silu(gate)) for value, gate in zip(*read, strict=True)]
 
             k.store(square, f32(0.0), 0)

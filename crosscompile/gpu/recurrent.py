@@ -160,7 +160,7 @@ def causal_conv(
 def scan_states(n: int, channels: int, states: int) -> tirx.PrimFunc:
     """What the first kernel takes and gives, for planning; only GPUs have it.
 
-    (x (n, channels), dt likewise, bc (n, 2 · states), A (states, channels), positions, slots, state) -> C h (n, channels).
+    (x and dt (n, channels), bc (n, 2 · states), A (states, channels), positions, slots, state) -> C h (n, channels).
     """
 
     def body(k: Declaration) -> None:
@@ -187,7 +187,12 @@ def scan_gate(n: int, channels: int, form: Form | None) -> tirx.PrimFunc:
     """The second one: (C h, x, D (channels,), gated (n, 2 · channels)) -> (C h + D x) · silu(gate), or quantized."""
 
     def body(k: Declaration) -> None:
-        for name, shape in (("h", (n, channels)), ("x", (n, channels)), ("d", (channels,)), ("gated", (n, 2 * channels))):
+        for name, shape in (
+            ("h", (n, channels)),
+            ("x", (n, channels)),
+            ("d", (channels,)),
+            ("gated", (n, 2 * channels)),
+        ):
             k.buffer(name, shape, "float32")
         declare_result(k, n, channels, form)
 

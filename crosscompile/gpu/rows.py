@@ -174,7 +174,9 @@ def layer_norm(name: str, gpu: Gpu, n: int, columns: int, epsilon: float, form: 
             square = over_row(lambda v, sum_: fma(v - mean, v - mean, sum_))
             factor = k.bind(f32(1.0) / tirx.sqrt(square / f32(float(columns)) + f32(epsilon)))
             with k.strided(thread, blocks) as b:
-                parts = zip(*(read_group(k, *each) for each in ((x, m * blocks + b), (weight, b), (bias, b))), strict=True)
+                parts = zip(
+                    *(read_group(k, *each) for each in ((x, m * blocks + b), (weight, b), (bias, b))), strict=True
+                )
                 out.write(m, b, [k.bind(fma((v - mean) * factor, w, c)) for v, w, c in parts])
 
     return gpu_kernel(name, gpu, body)

@@ -15,12 +15,11 @@ import tvm
 from tvm import relax
 
 from crosscompile.errors import ConfigError
-from crosscompile.kernels import elementwise, experts, recurrent, rotary, rows, rwkv
-from crosscompile.kernels.build import origin_of
+from crosscompile.kernels import elementwise, experts, recurrent, rows, rwkv
 from crosscompile.kernels.embed import embed
 from crosscompile.kernels.linear import float_linear, quantized_linear
 from crosscompile.packing import Packing
-from crosscompile.passes import gpu_scans
+from crosscompile.passes import for_gpus
 from crosscompile.target import GPU_TIER, Tier
 
 
@@ -139,7 +138,7 @@ class Rewriter:
         if name == "ellm.head_norm":
             shape, epsilon = rwkv.KeyHeads(int(numbers[0]), columns // int(numbers[0])), float(numbers[1])
             if self.tier.name == GPU_TIER:
-                return gpu_scans.head_norm_apart(self, self.values_of(args), n, shape, epsilon)
+                return for_gpus.head_norm_apart(self, self.values_of(args), n, shape, epsilon)
             return "head_norm", lambda form: rwkv.head_norm(n, shape, epsilon, form), self.values_of(args)
         return None
 
@@ -186,6 +185,8 @@ class Rewriter:
         if name == "ellm.narrow":
             value = self.value(args[0])
             n, columns = _shape(value)
+            if self.tier.name == GPU_TIER and columns == int(numbers[0]) and not float(numbers[2]):
+                return value  # rows are not padded there
             function = recurrent.narrow(n, columns, int(numbers[0]), int(numbers[1]), float(numbers[2]))
             return self.call("narrow", function, [value], [((n, int(numbers[0])), "float32")])
         if name == "ellm.squash":
@@ -267,64 +268,11 @@ class Rewriter:
         made = operator_for(name)([_shape(argument) for argument in call.args], call.attrs)
         return self.call(name.rpartition(".")[2], made, [self.value(a) for a in call.args], [((n, *rest), "float32")])
 
-    def taken_apart(self, var: Any, call: Any) -> bool:
-        """Whether a call of a kernel is several on a GPU."""
-        if self.tier.name != GPU_TIER:
-            return False
-        return self.split_up(var, call) or self.norm_apart(var, call) or gpu_scans.scan_apart(self, var, call)
-
-    def split_up(self, var: Any, call: Any) -> bool:
-        """Whether a call is attention: parts of the context first, and then whoever uses it merges them."""
-        from crosscompile.gpu import attention
-        from crosscompile.gpu.schedules import SCHEDULES
-
-        origin = origin_of(self.module[call.args[0]])
-        if origin is None or origin.name != "attention" or not attention.supports(origin.arguments["heads"]):
-            return False
-        n, heads = origin.arguments["n"], origin.arguments["heads"]
-        splits = attention.splits_for(n, heads, SCHEDULES[self.tier.gpu_class])
-        args = self.values_of(call.args[1].fields)
-        shape = ((n, heads.query, splits, heads.dim + 2), "float32")
-        parts = self.call("attention_parts", attention.attention_parts(n, heads, splits), args, [shape])
-        merging = [parts, self.inputs["positions"]]
-        self.split[call] = "attention_merge", lambda form: attention.attention_merge(n, heads, splits, form), merging
-        whole = [((n, heads.query * heads.dim), "float32")]
-        self.values[var] = self.call(
-            "attention_merge", attention.attention_merge(n, heads, splits, None), merging, whole
-        )
-        return True
-
-    def norm_apart(self, var: Any, call: Any) -> bool:
-        """Whether a call is rope_append with norms: these get a kernel before it, as GPUs bind few buffers."""
-        origin = origin_of(self.module[call.args[0]])
-        if origin is None or origin.name != "rope_append" or not origin.arguments["turn"].over:
-            return False
-        n, heads, turn = (origin.arguments[each] for each in ("n", "heads", "turn"))
-        qkv, *rest = self.values_of(call.args[1].fields)
-        at = 1 if turn.dim else 0
-        normed = self.call(
-            "normalize_heads",
-            rotary.normalize_heads(n, heads, turn),
-            [qkv, *rest[at : at + 2]],
-            [((n, (heads.query + 2 * heads.kv) * heads.dim), "float32")],
-        )
-        del rest[at : at + 2]
-        appending = rotary.rope_append(n, heads, rotary.Turn(turn.dim))
-        symbol = self.builder.add_func(
-            appending.with_attr("global_symbol", call.args[0].name_hint), call.args[0].name_hint
-        )
-        places = [int(i) - 2 if int(i) >= 0 else -1 for i in call.attrs.inplace_indices]
-        outputs = list(call.ty_args[0].fields)
-        self.values[var] = self.builder.emit(
-            relax.op.call_tir_inplace(symbol, relax.Tuple([normed, *rest]), places, outputs)
-        )
-        return True
-
     def binding(self, var: Any, value: Any) -> None:
         self.origin[var] = value
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op):
             if value.op.name in ("relax.call_tir", "relax.call_tir_inplace"):
-                if self.taken_apart(var, value):
+                if self.tier.name == GPU_TIER and for_gpus.taken_apart(self, var, value):
                     return
                 symbol = self.builder.add_func(self.module[value.args[0]], value.args[0].name_hint)
                 args = [symbol, self.value(value.args[1]), *value.args[2:]]

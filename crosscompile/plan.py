@@ -284,6 +284,8 @@ def write_plan(
 
 
 def _first_output(buffers: Sequence[Any]) -> int:
-    """Index of a kernel's first output: the last buffer, or where rows are quantized q, scale[, sum]."""
+    """Index of a kernel's first output: the last buffer, or of rows that are quantized q, of routes to experts ids."""
     names = [buffer.name for buffer in buffers]
+    if names[-2:] == ["ids", "weights"]:
+        return len(names) - 2
     return names.index("q") if names[-1] in ("scale", "sum") else len(names) - 1

@@ -13,7 +13,6 @@ import tvm
 from tvm.relax.frontend import nn
 
 from crosscompile.codegen import Signature, compile_kernels
-from crosscompile.errors import ConfigError
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.kinds import KINDS, check_columns
@@ -117,7 +116,6 @@ def compile_model(
     """
     name, architecture = architecture_for(config)
     network = architecture.build(config, scheme.kv)
-    check_device(name, network, target)
     tier = target.tier
     stored: dict[str, Stored] = {}
     functions, kernels = [], Kernels()
@@ -177,12 +175,6 @@ def compile_model(
     )
 
 
-def check_device(name: str, network: Network, target: Target) -> None:
-    """ConfigError for a network that the target's device does not run."""
-    if network.recurrent and target.gpu is not None:
-        raise ConfigError(f"{name} keeps a state from token to token, which runs on processors only: --device cpu")
-
-
 def _generate(
     kernels: Mapping[str, Any], functions: Sequence[Function], weights: Weights, target: Target, dump: Path | None
 ) -> tuple[bytes, dict[str, Signature]]:
@@ -206,9 +198,8 @@ def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[
 
     Raises ConfigError for what is not supported.
     """
-    name, architecture = architecture_for(config)
+    _, architecture = architecture_for(config)
     network = architecture.build(config, scheme.kv)
-    check_device(name, network, target)
     stored: dict[str, Stored] = {}
     for role in ("body", "head"):
         for parameter, tensor in trace(network, role, 1, 1)[1]:

@@ -15,7 +15,7 @@ from tvm.tirx.buffer import is_buffer_var
 
 from crosscompile.codegen import SCALARS, Signature, lowering, placement, replace_range
 from crosscompile.errors import CodegenError
-from crosscompile.gpu import attention, embed, rotary, rows
+from crosscompile.gpu import attention, embed, experts, norms, recurrent, rotary, rows, rwkv
 from crosscompile.gpu.linear import Linear, linear_kernel
 from crosscompile.kernels.build import ORIGIN, Origin, origin_of
 from crosscompile.kernels.linear import KIND
@@ -26,7 +26,7 @@ from crosscompile.spirv.emit import Shader, emit
 from crosscompile.spirv.glsl import print_glsl
 from crosscompile.target import Target
 
-Maker = Callable[..., tirx.PrimFunc]
+Maker = Callable[..., tirx.PrimFunc | None]
 _MAKERS: dict[str, Maker] = {
     "act_quant": rows.act_quant,
     "activated": rows.activated,
@@ -40,8 +40,26 @@ _MAKERS: dict[str, Maker] = {
     "attention_parts": attention.parts_kernel,
     "attention_merge": attention.merge_kernel,
     "normalize_heads": rotary.normalize_heads,
+    "route": experts.route,
+    "expert_linear": experts.expert_linear,
+    "combine": experts.combine,
+    "causal_conv": recurrent.causal_conv,
+    "scan_states": recurrent.states_kernel,
+    "scan_gate": recurrent.gate_kernel,
+    "head_rates": recurrent.rates_kernel,
+    "head_states": recurrent.heads_kernel,
+    "gated_norm": norms.gated_norm,
+    "narrow": norms.narrow,
+    "token_shift": rwkv.token_shift,
+    "shifted": rwkv.shifted,
+    "squash": rwkv.squash,
+    "value_blend": rwkv.value_blend,
+    "rwkv_keys": rwkv.rwkv_keys,
+    "delta_scan": rwkv.delta_scan,
+    "head_bonus": rwkv.bonus_kernel,
+    "head_out": rwkv.out_kernel,
 }
-"""Functions that take what the CPU's of the same name take."""
+"""Functions that take what the CPU's of the same name take. None: there is no kernel of the GPU's own for that."""
 
 
 def _from_origin(name: str, origin: Origin, gpu: Gpu) -> tirx.PrimFunc | None:
@@ -136,7 +154,7 @@ def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:
         if size > gpu.binding_bytes:
             raise CodegenError(
                 f"{name} has {size / 1e6:,.0f} MB, the board's GPU binds {gpu.binding_bytes / 1e6:,.0f} MB at once "
-                "([vulkan] binding_bytes); use a smaller --scheme, or --device cpu"
+                "([vulkan] binding_bytes); use a smaller scheme (--embedding and --head for those), or --device cpu"
             )
 
 

@@ -47,6 +47,8 @@ def linear_kernel(name: str, gpu: Gpu, work: Linear) -> tirx.PrimFunc:
         writer = _quantized_few if work.n <= FEW_ROWS else _quantized_tiles
         if SCHEDULES[gpu.schedule].alone:
             from crosscompile.gpu.linear_alone import quantized_alone as writer
+    elif work.columns % 8:
+        from crosscompile.gpu.linear_narrow import float_narrow as writer
     return gpu_kernel(name, gpu, lambda k: writer(k, work))
 
 
@@ -80,7 +82,7 @@ def _reduced(k: Builder, thread: Expr, sums: Any, count: int, out: Output, first
                 out.write(m, first_row + r, total)
 
 
-def _dot(k: Builder, weights: list[Expr], a: list[Expr]) -> Expr:
+def group_dot(k: Builder, weights: list[Expr], a: list[Expr]) -> Expr:
     """Σ of the products of a group's words."""
     total = k.dot4(weights[0], a[0])
     for word, value in zip(weights[1:], a[1:], strict=True):
@@ -88,7 +90,7 @@ def _dot(k: Builder, weights: list[Expr], a: list[Expr]) -> Expr:
     return total
 
 
-def _sum(k: Builder, a: list[Expr]) -> Expr:
+def group_sum(k: Builder, a: list[Expr]) -> Expr:
     """Σ of the signed bytes of words."""
     total = k.sum4(a[0])
     for word in a[1:]:
@@ -112,10 +114,10 @@ def _quantized_few(k: Builder, work: Linear) -> None:
         unpacked = [group.words() for group in groups]
         for m in range(work.n):
             words = [lane(k.bind(a[(m * blocks + b) * 2 + half]), i) for half in range(2) for i in range(4)]
-            total = k.bind(_sum(k, words)) if w.summed else None
+            total = k.bind(group_sum(k, words)) if w.summed else None
             scale = k.bind(scale_a[m, b])
             for r, group in enumerate(groups):
-                dot = tirx.Cast("float32", w.product(_dot(k, unpacked[r], words), group.shift, total))
+                dot = tirx.Cast("float32", w.product(group_dot(k, unpacked[r], words), group.shift, total))
                 i = m * together + r
                 k.store(sums, fma(dot, group.scale * scale, sums[i]), i)
 
@@ -216,7 +218,7 @@ def _quantized_tiles(k: Builder, work: Linear) -> None:
                 for i, word in enumerate(words):
                     k.store(a_tile, word, m * _STRIDE + part * 4 + i)
                 if w.summed:
-                    k.store(a_sums, _sum(k, words), half)
+                    k.store(a_sums, group_sum(k, words), half)
                 with k.when(tirx.EQ(part, i32(0))):
                     k.store(a_scales, scale_a[source, b], m)
             k.barrier()

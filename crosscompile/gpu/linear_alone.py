@@ -53,7 +53,7 @@ def quantized_alone(k: Builder, work: Linear) -> None:
             def multiply(m: Any) -> None:
                 """Adds the products of one row of the activation."""
                 quads = [k.bind(a[((first + m) * blocks + b) * 2 + half]) for half in range(2)]
-                values, scale = _floats(k, quads), k.bind(scale_a[first + m, b])
+                values, scale = floats_of(k, quads), k.bind(scale_a[first + m, b])
                 total = values[0]
                 for value in values[1:] if w.summed else ():
                     total = total + value
@@ -79,7 +79,7 @@ def quantized_alone(k: Builder, work: Linear) -> None:
                     out.write(first + m, row, sums[m * each + r])
 
 
-def _floats(k: Builder, quads: list[Expr]) -> list[Expr]:
+def floats_of(k: Builder, quads: list[Expr]) -> list[Expr]:
     """The signed bytes of a group of activations as floats."""
     words = [k.bind(lane(quad, i)) for quad in quads for i in range(4)]
     return [k.bind(tirx.Cast("float32", signed_byte(word, byte))) for word in words for byte in range(4)]

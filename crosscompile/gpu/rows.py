@@ -54,13 +54,13 @@ def _together(values: list[Expr]) -> Expr:
     return tirx.Shuffle(values, list(range(len(values))))
 
 
-def _group(k: Builder, x: Any, at: Expr) -> list[Expr]:
+def read_group(k: Builder, x: Any, at: Expr) -> list[Expr]:
     """32 values from position 32 · at of a buffer of float32x4."""
     quads = [k.bind(x[at * (GROUP // 4) + i]) for i in range(GROUP // 4)]
     return [lane(quad, i) for quad in quads for i in range(4)]
 
 
-def _each_group(k: Builder, n: int, columns: int, form: Form | None, out: Output, group: Group) -> None:
+def each_group(k: Builder, n: int, columns: int, out: Output, group: Group) -> None:
     """A thread for every group of every row."""
     blocks = columns // GROUP
     threads = min(64, k.gpu.invocations)
@@ -75,7 +75,7 @@ def act_quant(name: str, gpu: Gpu, n: int, columns: int, form: Form) -> tirx.Pri
     def body(k: Builder) -> None:
         x = k.quads("x", n * columns * 4, "float32")
         out = Output(k, n, columns, form)
-        _each_group(k, n, columns, form, out, lambda m, b: _group(k, x, m * (columns // GROUP) + b))
+        each_group(k, n, columns, out, lambda m, b: read_group(k, x, m * (columns // GROUP) + b))
 
     return gpu_kernel(name, gpu, body)
 
@@ -87,7 +87,7 @@ def activated(name: str, gpu: Gpu, n: int, columns: int, activation: str, form: 
         x = k.quads("x", n * columns * 4, "float32")
         out = Output(k, n, columns, form)
         blocks = columns // GROUP
-        _each_group(k, n, columns, form, out, lambda m, b: [act(v) for v in _group(k, x, m * blocks + b)])
+        each_group(k, n, columns, out, lambda m, b: [act(v) for v in read_group(k, x, m * blocks + b)])
 
     return gpu_kernel(name, gpu, body)
 
@@ -101,10 +101,10 @@ def gated(name: str, gpu: Gpu, n: int, columns: int, activation: str, form: Form
         blocks = columns // GROUP
 
         def group(m: Expr, b: Expr) -> list[Expr]:
-            gate, up = _group(k, x, m * (2 * blocks) + b), _group(k, x, m * (2 * blocks) + b + blocks)
+            gate, up = read_group(k, x, m * (2 * blocks) + b), read_group(k, x, m * (2 * blocks) + b + blocks)
             return [act(g) * u for g, u in zip(gate, up, strict=True)]
 
-        _each_group(k, n, columns, form, out, group)
+        each_group(k, n, columns, out, group)
 
     return gpu_kernel(name, gpu, body)
 
@@ -124,7 +124,7 @@ def rms_norm(name: str, gpu: Gpu, n: int, columns: int, epsilon: float, form: Fo
         def whole_row(k: Builder, m: Expr, thread: Expr) -> None:
             """A thread for each group: the row is read once, and the weights while the sum is on its way."""
             b = k.bind(tirx.Min(thread, i32(blocks - 1)))
-            values, weights = ([k.bind(v) for v in _group(k, *each)] for each in ((x, m * blocks + b), (weight, b)))
+            values, weights = ([k.bind(v) for v in read_group(k, *each)] for each in ((x, m * blocks + b), (weight, b)))
             total = f32(0.0)
             for v in values:
                 total = fma(v, v, total)
@@ -140,13 +140,13 @@ def rms_norm(name: str, gpu: Gpu, n: int, columns: int, epsilon: float, form: Fo
             k.store(square, f32(0.0), 0)
             with k.strided(thread, blocks) as b:
                 total = square[0]
-                for v in _group(k, x, m * blocks + b):
+                for v in read_group(k, x, m * blocks + b):
                     total = fma(v, v, total)
                 k.store(square, total, 0)
             (sum_,) = k.reduce(thread, [square[0]], shared)
             factor = k.bind(f32(1.0) / tirx.sqrt(sum_ / f32(float(columns)) + f32(epsilon)))
             with k.strided(thread, blocks) as b:
-                values, weights = _group(k, x, m * blocks + b), _group(k, weight, b)
+                values, weights = read_group(k, x, m * blocks + b), read_group(k, weight, b)
                 out.write(m, b, [k.bind((v * factor) * w) for v, w in zip(values, weights, strict=True)])
 
     return gpu_kernel(name, gpu, body)
@@ -165,7 +165,7 @@ def layer_norm(name: str, gpu: Gpu, n: int, columns: int, epsilon: float, form: 
                 k.store(total, f32(0.0), 0)
                 with k.strided(thread, blocks) as b:
                     sum_ = total[0]
-                    for v in _group(k, x, m * blocks + b):
+                    for v in read_group(k, x, m * blocks + b):
                         sum_ = term(v, sum_)
                     k.store(total, sum_, 0)
                 return k.reduce(thread, [total[0]], shared)[0]
@@ -174,7 +174,9 @@ def layer_norm(name: str, gpu: Gpu, n: int, columns: int, epsilon: float, form: 
             square = over_row(lambda v, sum_: fma(v - mean, v - mean, sum_))
             factor = k.bind(f32(1.0) / tirx.sqrt(square / f32(float(columns)) + f32(epsilon)))
             with k.strided(thread, blocks) as b:
-                parts = zip(*(_group(k, *each) for each in ((x, m * blocks + b), (weight, b), (bias, b))), strict=True)
+                parts = zip(
+                    *(read_group(k, *each) for each in ((x, m * blocks + b), (weight, b), (bias, b))), strict=True
+                )
                 out.write(m, b, [k.bind(fma((v - mean) * factor, w, c)) for v, w, c in parts])
 
     return gpu_kernel(name, gpu, body)

@@ -6,21 +6,20 @@ token's experts are found in a buffer, so that memory is read of them alone. Row
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any
 
 from tvm import tirx
 
 from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, sigmoid, tree_max, tree_sum
 from crosscompile.kernels.attention import LOWEST
-from crosscompile.kernels.build import Builder, cast, kernel, span
+from crosscompile.kernels.build import Builder, cast, kernel, kernel_maker, span
 from crosscompile.kernels.dot import family, group_sum
 from crosscompile.kernels.tile import Tile, of_scale, weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
-from crosscompile.target import Tier
+from crosscompile.target import GPU_TIER, Tier
 
 
-@cache
+@kernel_maker
 def route(n: int, padded: int, total: int, used: int, normalized: bool) -> tirx.PrimFunc:
     """(logits (n, padded) f32, positions (n,) int32) -> ids (n · used,) int32, weights (n · used,) f32.
 
@@ -100,7 +99,7 @@ class _At:
         return self.buffer.vload([*self.first, *rest], dtype=dtype)
 
 
-@cache
+@kernel_maker
 def expert_linear(
     n: int, rows: int, each: int, out: int, total: int, columns: int, tier: Tier, packing: str
 ) -> tirx.PrimFunc:
@@ -137,6 +136,10 @@ def expert_linear(
             lanes = form.rows
             w = k.buffer("w", (total * groups, columns, lanes), "float32" if form.kind == "f32" else "float16")
         y = k.buffer("y", (rows, out), "float32")
+        if tier.name == GPU_TIER:  # what it takes and gives, for planning: crosscompile/gpu/experts.py has the kernel
+            with k.shared(1) as unit:
+                k.store(y, constant(0.0, 1), unit, 0)
+            return
         total_ = k.local(lanes)
 
         def dot(group: Expr, source: Expr) -> None:
@@ -179,7 +182,7 @@ def expert_linear(
     return kernel(f"experts_{form.kind}", body)
 
 
-@cache
+@kernel_maker
 def combine(n: int, used: int, columns: int, gate_columns: int) -> tirx.PrimFunc:
     """(y (n · used, columns), weights (n · used,)[, shared (n, columns), gate (n, gate_columns)]) -> (n, columns) f32.
 

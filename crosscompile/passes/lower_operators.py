@@ -15,11 +15,11 @@ import tvm
 from tvm import relax
 
 from crosscompile.errors import ConfigError
-from crosscompile.kernels import elementwise, experts, recurrent, rotary, rows, rwkv
-from crosscompile.kernels.build import origin_of
+from crosscompile.kernels import elementwise, experts, recurrent, rows, rwkv
 from crosscompile.kernels.embed import embed
 from crosscompile.kernels.linear import float_linear, quantized_linear
 from crosscompile.packing import Packing
+from crosscompile.passes import for_gpus
 from crosscompile.target import GPU_TIER, Tier
 
 
@@ -32,8 +32,12 @@ class Stored:
     shape: tuple[int, ...]
 
 
+Prologue = tuple[str, Callable[[rows.Form | None], Any], list[Any]]
+"""(name, kernel for a form of its result, arguments) of what makes rows by itself."""
+
+
 @dataclass
-class _Rewriter:
+class Rewriter:
     tier: Tier
     stored: Mapping[str, Stored]
     builder: relax.BlockBuilder
@@ -44,7 +48,7 @@ class _Rewriter:
     origin: dict[Any, Any] = field(default_factory=dict)  # variable of the old function -> call that made it
     inputs: dict[str, Any] = field(default_factory=dict)  # by name, of the new function
     quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # (old variable, form) -> its quantized rows
-    split: dict[Any, tuple[Callable[[rows.Form | None], Any], list[Any]]] = field(default_factory=dict)  # see split_up
+    split: dict[Any, Prologue] = field(default_factory=dict)  # calls of which a GPU takes a part apart
 
     def value(self, expr: Any) -> Any:
         """The new expression for an old one."""
@@ -97,14 +101,12 @@ class _Rewriter:
             self.quantized[var, form] = made
         return self.quantized[var, form]
 
-    def prologue(
-        self, call: Any, n: int, columns: int
-    ) -> tuple[str, Callable[[rows.Form | None], Any], list[Any]] | None:
-        """(name, kernel for a form of its result, arguments) of what makes rows by itself; None for anything else."""
+    def prologue(self, call: Any, n: int, columns: int) -> Prologue | None:
+        """What makes rows by itself; None for anything else."""
         if _is(call, "relax.call_dps_packed"):
             return self.named_prologue(call, n, columns)
         if call in self.split:
-            return "attention_merge", *self.split[call]
+            return self.split[call]
         if _is(call, "relax.nn.rms_norm"):
             epsilon = float(call.attrs.epsilon)
             return "rms_norm", lambda form: rows.rms_norm(n, columns, epsilon, form), self.values_of(call.args[:2])
@@ -119,9 +121,7 @@ class _Rewriter:
             return f"{kind}_mul", lambda form: rows.gated(n, columns, kind, form), [self.value(source)]
         return None
 
-    def named_prologue(
-        self, call: Any, n: int, columns: int
-    ) -> tuple[str, Callable[[rows.Form | None], Any], list[Any]] | None:
+    def named_prologue(self, call: Any, n: int, columns: int) -> Prologue | None:
         """`prologue` for those that crosscompile/models names."""
         name, *numbers = str(call.args[0].global_symbol).split(":")
         args = list(call.args[1].fields)
@@ -137,6 +137,8 @@ class _Rewriter:
             return "shifted", lambda form: rwkv.shifted(n, columns, flat, form), self.values_of(args)
         if name == "ellm.head_norm":
             shape, epsilon = rwkv.KeyHeads(int(numbers[0]), columns // int(numbers[0])), float(numbers[1])
+            if self.tier.name == GPU_TIER:
+                return for_gpus.head_norm_apart(self, self.values_of(args), n, shape, epsilon)
             return "head_norm", lambda form: rwkv.head_norm(n, shape, epsilon, form), self.values_of(args)
         return None
 
@@ -183,6 +185,8 @@ class _Rewriter:
         if name == "ellm.narrow":
             value = self.value(args[0])
             n, columns = _shape(value)
+            if self.tier.name == GPU_TIER and columns == int(numbers[0]) and not float(numbers[2]):
+                return value  # rows are not padded there
             function = recurrent.narrow(n, columns, int(numbers[0]), int(numbers[1]), float(numbers[2]))
             return self.call("narrow", function, [value], [((n, int(numbers[0])), "float32")])
         if name == "ellm.squash":
@@ -198,10 +202,6 @@ class _Rewriter:
             chosen = [((n * used,), "int32"), ((n * used,), "float32")]
             return self.call("route", function, [logits, self.inputs["positions"]], chosen)
         if name == "ellm.experts":
-            if self.tier.name == GPU_TIER:
-                raise ConfigError(
-                    "mixtures of experts have no kernels for GPUs yet; they run on processors: --device cpu"
-                )
             total, each = map(int, numbers)
             x, weight, ids = args
             stored = self.stored[self.names[weight]]
@@ -268,60 +268,11 @@ class _Rewriter:
         made = operator_for(name)([_shape(argument) for argument in call.args], call.attrs)
         return self.call(name.rpartition(".")[2], made, [self.value(a) for a in call.args], [((n, *rest), "float32")])
 
-    def split_up(self, var: Any, call: Any) -> bool:
-        """Whether a call is attention on a GPU: parts of the context first, and then whoever uses it merges them."""
-        if self.tier.name != GPU_TIER:
-            return False
-        from crosscompile.gpu import attention
-        from crosscompile.gpu.schedules import SCHEDULES
-
-        origin = origin_of(self.module[call.args[0]])
-        if origin is None or origin.name != "attention" or not attention.supports(origin.arguments["heads"]):
-            return False
-        n, heads = origin.arguments["n"], origin.arguments["heads"]
-        splits = attention.splits_for(n, heads, SCHEDULES[self.tier.gpu_class])
-        args = self.values_of(call.args[1].fields)
-        shape = ((n, heads.query, splits, heads.dim + 2), "float32")
-        parts = self.call("attention_parts", attention.attention_parts(n, heads, splits), args, [shape])
-        merging = [parts, self.inputs["positions"]]
-        self.split[call] = (lambda form: attention.attention_merge(n, heads, splits, form), merging)
-        whole = [((n, heads.query * heads.dim), "float32")]
-        self.values[var] = self.call(
-            "attention_merge", attention.attention_merge(n, heads, splits, None), merging, whole
-        )
-        return True
-
-    def norm_apart(self, var: Any, call: Any) -> bool:
-        """Whether a call is rope_append with norms on a GPU: these get a kernel before it, as GPUs bind few buffers."""
-        origin = origin_of(self.module[call.args[0]]) if self.tier.name == GPU_TIER else None
-        if origin is None or origin.name != "rope_append" or not origin.arguments["turn"].over:
-            return False
-        n, heads, turn = (origin.arguments[each] for each in ("n", "heads", "turn"))
-        qkv, *rest = self.values_of(call.args[1].fields)
-        at = 1 if turn.dim else 0
-        normed = self.call(
-            "normalize_heads",
-            rotary.normalize_heads(n, heads, turn),
-            [qkv, *rest[at : at + 2]],
-            [((n, (heads.query + 2 * heads.kv) * heads.dim), "float32")],
-        )
-        del rest[at : at + 2]
-        appending = rotary.rope_append(n, heads, rotary.Turn(turn.dim))
-        symbol = self.builder.add_func(
-            appending.with_attr("global_symbol", call.args[0].name_hint), call.args[0].name_hint
-        )
-        places = [int(i) - 2 if int(i) >= 0 else -1 for i in call.attrs.inplace_indices]
-        outputs = list(call.ty_args[0].fields)
-        self.values[var] = self.builder.emit(
-            relax.op.call_tir_inplace(symbol, relax.Tuple([normed, *rest]), places, outputs)
-        )
-        return True
-
     def binding(self, var: Any, value: Any) -> None:
         self.origin[var] = value
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op):
             if value.op.name in ("relax.call_tir", "relax.call_tir_inplace"):
-                if self.split_up(var, value) or self.norm_apart(var, value):
+                if self.tier.name == GPU_TIER and for_gpus.taken_apart(self, var, value):
                     return
                 symbol = self.builder.add_func(self.module[value.args[0]], value.args[0].name_hint)
                 args = [symbol, self.value(value.args[1]), *value.args[2:]]
@@ -335,6 +286,9 @@ class _Rewriter:
             if made is not None:
                 self.values[var] = made
         elif isinstance(value, relax.TupleGetItem):
+            source = self.origin.get(value.tuple_value)
+            if source in self.split and value.index == 1:
+                self.origin[var] = source  # the rows that a scan makes beside its state
             if value.tuple_value in self.values:
                 whole = self.values[value.tuple_value]
                 is_taken_apart = isinstance(whole, tuple)
@@ -400,7 +354,7 @@ def lower_operators(
     `function` whose parameters are the inputs and then the packed parameters, named after bundle tensors, and kernels.
     """
     old = module[function]
-    rewriter = _Rewriter(tier, stored, relax.BlockBuilder(), module)
+    rewriter = Rewriter(tier, stored, relax.BlockBuilder(), module)
     inputs = old.params[: len(old.params) - len(names)]
     rewriter.names = dict(zip(old.params[len(inputs) :], names, strict=True))
     fresh = [relax.Var(p.name, p.ty) for p in inputs]

@@ -113,8 +113,8 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
     return ELLM_OK;
 }
 
-static bool copy_block(void *user, int32_t from, int32_t to) {
-    return ellm_gpu_copy_block(user, from, to) == ELLM_OK;
+static bool copy_states(void *user, ellm_symbol what, int32_t from, int32_t to) {
+    return ellm_gpu_copy(user, what, from, to) == ELLM_OK;
 }
 
 ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options, ellm_context **result,
@@ -161,7 +161,7 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
                                         .real = options != NULL && options->real_gpu,
                                         .directory = ellm_model_directory(model)};
         status = ellm_gpu_open(&source, &context->gpu, error);
-        context->kv.copy = copy_block;
+        context->kv.copy = copy_states;
         context->kv.user = context->gpu;
     }
     if (status == ELLM_OK

@@ -38,7 +38,7 @@ ellm_status ellm_gpu_head(ellm_gpu *gpu, uint32_t index, const uint8_t **logits)
 ellm_status ellm_gpu_finish(ellm_gpu *gpu);
 /* Runs one function alone and notes how long each of its steps took. */
 ellm_status ellm_gpu_timed(ellm_gpu *gpu, bool is_head, uint32_t index, int64_t *ns);
-/* Copies a block of every state. */
-ellm_status ellm_gpu_copy_block(ellm_gpu *gpu, int32_t from, int32_t to);
+/* Copies a block of every state that is in blocks, or, of ELLM_SYMBOL_SESSIONS, all that a session keeps besides. */
+ellm_status ellm_gpu_copy(ellm_gpu *gpu, ellm_symbol what, int32_t from, int32_t to);
 
 #endif

@@ -84,7 +84,7 @@ bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position) {
     if (shared >= 0) {
         kv->n_users[shared]--;
         if (kv->states == NULL) {
-            return kv->copy(kv->user, shared, block);
+            return kv->copy(kv->user, ELLM_SYMBOL_BLOCKS, shared, block);
         }
         for (uint32_t i = 0; i < n_caches(kv); i++) {
             size_t bytes = (size_t)kv->plan->state_bytes[i];
@@ -106,7 +106,11 @@ bool ellm_kv_share(ellm_kv *kv, int32_t from, int32_t to, int32_t length) {
             return false;
         }
     }
-    for (uint32_t i = n_caches(kv); i < kv->plan->n_states && length > 0; i++) {
+    const bool has_more = kv->plan->n_fixed > 0 && length > 0;
+    if (has_more && kv->states == NULL && !kv->copy(kv->user, ELLM_SYMBOL_SESSIONS, from, to)) {
+        return false;
+    }
+    for (uint32_t i = n_caches(kv); i < kv->plan->n_states && has_more && kv->states != NULL; i++) {
         memcpy(ellm_kv_block(kv, to, 0, i), ellm_kv_block(kv, from, 0, i), (size_t)kv->plan->state_bytes[i]);
     }
     for (int32_t i = 0; i < kv->table_cap; i++) {

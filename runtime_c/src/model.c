@@ -105,10 +105,7 @@ static ellm_status open_shaders(ellm_model *model, ellm_error *error) {
 static ellm_status open_kernels(ellm_model *model, ellm_error *error) {
     static const char path[] = "kernels.so";
     if (model->on_gpu) {
-        return model->plan.n_fixed == 0 ? open_shaders(model, error)
-                                        : ellm_fail(error, ELLM_PLAN_INVALID,
-                                                    "plan.json: states per session are not for GPUs yet; compile the "
-                                                    "bundle for the processor");
+        return open_shaders(model, error);
     }
     ellm_status status = map_listed(model, path, &model->kernels, error);
     if (status == ELLM_OK) {

@@ -215,7 +215,8 @@ ellm_status ellm_gpu_timed(ellm_gpu *gpu, bool is_head, uint32_t index, int64_t 
     return status;
 }
 
-ellm_status ellm_gpu_copy_block(ellm_gpu *gpu, int32_t from, int32_t to) {
+ellm_status ellm_gpu_copy(ellm_gpu *gpu, ellm_symbol what, int32_t from, int32_t to) {
+    const ellm_plan *plan = gpu->source.plan;
     VkCommandBuffer commands = gpu->copying;
     ellm_status status = settle(gpu, NULL);
     status = status == ELLM_OK ? ellm_vulkan_begin(gpu, commands, true, NULL) : status;
@@ -225,9 +226,12 @@ ellm_status ellm_gpu_copy_block(ellm_gpu *gpu, int32_t from, int32_t to) {
     const VkAccessFlags written = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT;
     ellm_vulkan_barrier(gpu, commands, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT, written,
                         VK_PIPELINE_STAGE_TRANSFER_BIT, VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT);
-    for (uint32_t i = 0; i < gpu->source.plan->n_states; i++) {
+    for (uint32_t i = 0; i < plan->n_states; i++) {
         const ellm_vulkan_place *place = &gpu->states[i];
-        VkDeviceSize bytes = gpu->source.plan->state_bytes[i];
+        VkDeviceSize bytes = plan->state_bytes[i];
+        if (ellm_plan_state_count(plan, i) != what) {
+            continue;
+        }
         const VkBufferCopy copy = {.srcOffset = place->offset + bytes * (VkDeviceSize)from,
                                    .dstOffset = place->offset + bytes * (VkDeviceSize)to,
                                    .size = bytes};

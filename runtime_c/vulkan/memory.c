@@ -108,7 +108,7 @@ static ellm_status lay_out(ellm_gpu *gpu, struct item *items, size_t n, VkDevice
         if (items[i].bytes > gpu->limits.maxStorageBufferRange || bytes > gpu->most_allocation) {
             return ellm_fail(
                 error, ELLM_NO_MEMORY,
-                "a tensor or a layer's KV cache of %llu MiB is more than the GPU can use at once (%u MiB); ask "
+                "a tensor, or what a layer keeps, of %llu MiB is more than the GPU can use at once (%u MiB); ask "
                 "for a shorter context, or compile with --device cpu",
                 (unsigned long long)(items[i].bytes >> 20), gpu->limits.maxStorageBufferRange >> 20);
         }
@@ -160,7 +160,7 @@ static ellm_status place_all(ellm_gpu *gpu, ellm_error *error) {
         }
     }
     for (uint32_t i = 0; i < plan->n_states; i++) {
-        VkDeviceSize bytes = plan->state_bytes[i] * gpu->source.symbols[ELLM_SYMBOL_BLOCKS]; /* checked: no overflow */
+        VkDeviceSize bytes = plan->state_bytes[i] * gpu->source.symbols[ellm_plan_state_count(plan, i)]; /* checked */
         items[n++] = (struct item){.bytes = bytes, .place = &gpu->states[i]};
         gpu->info.state_bytes += bytes;
     }

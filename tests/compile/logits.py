@@ -29,13 +29,20 @@ class _Error(ctypes.Structure):
     _fields_ = [("text", ctypes.c_char * 512)]
 
 
+CPU_FIRST, CPU, GPU = 0, 2, 3
+"""Of ellm_device: the last two take no other."""
+
+
 class Model:
     """A bundle with one context, of two sessions. library: libedgellm.so, of runtime_c/Makefile."""
 
-    def __init__(self, library: Path, bundle: Path, vocab: int = 1536) -> None:
+    def __init__(self, library: Path, bundle: Path, vocab: int = 1536, device: int = CPU_FIRST) -> None:
         self.c = ctypes.CDLL(str(library))
         self.model, self.context, error = ctypes.c_void_p(), ctypes.c_void_p(), _Error()
-        status = self.c.ellm_model_open(str(bundle).encode(), ctypes.byref(self.model), ctypes.byref(error))
+        any_ = (ctypes.c_char_p * 2)()  # ellm_trust: bundles without a signature, and without a key
+        status = self.c.ellm_model_open_on(
+            str(bundle).encode(), any_, device, ctypes.byref(self.model), ctypes.byref(error)
+        )
         assert status == 0, error.text
         options = _Options(2, 0, 0, 0, False)
         status = self.c.ellm_context_open(
@@ -49,24 +56,37 @@ class Model:
         assert self.c.ellm_session_truncate(self.context, 0, 0) == 0
         parts, at = [], 0
         for n in lengths:
-            rows = (_Row * n)(*[_Row(int(tokens[at + i]), at + i, 0, True) for i in range(n)])
-            out = np.zeros((n, self.vocab), np.float32)
-            pointer = out.ctypes.data_as(ctypes.c_void_p)
-            assert self.c.ellm_context_eval(self.context, rows, ctypes.c_size_t(n), pointer) == 0
-            parts.append(out)
+            parts.append(self.rows(tokens[at : at + n], at, 0))
             at += n
         return np.concatenate(parts)
+
+    def rows(self, tokens: np.ndarray, first: int, slot: int) -> np.ndarray:
+        """(tokens, vocab) of what follows in a session, at positions from `first` on."""
+        return self._eval([_Row(int(token), first + i, slot, True) for i, token in enumerate(tokens)])
+
+    def _eval(self, rows: list[_Row]) -> np.ndarray:
+        out = np.zeros((len(rows), self.vocab), np.float32)
+        pointer, n = out.ctypes.data_as(ctypes.c_void_p), len(rows)
+        assert self.c.ellm_context_eval(self.context, (_Row * n)(*rows), ctypes.c_size_t(n), pointer) == 0
+        return out
+
+    def share(self, source: int, to: int, length: int) -> int:
+        """The status of ellm_session_share."""
+        status: int = self.c.ellm_session_share(self.context, source, to, length)
+        return status
+
+    def save(self, slot: int, tokens: Sequence[int], file: Path) -> tuple[int, str]:
+        """The status of ellm_session_save, and what it says."""
+        error, ids = _Error(), (ctypes.c_int32 * len(tokens))(*tokens)
+        name = str(file).encode()
+        status = self.c.ellm_session_save(self.context, slot, ids, name, None, ctypes.c_size_t(0), ctypes.byref(error))
+        return status, error.text.decode()
 
     def mixed(self, tokens: np.ndarray) -> np.ndarray:
         """(tokens, vocab) of two new sessions whose rows take turns in one step."""
         for slot in range(2):
             assert self.c.ellm_session_truncate(self.context, slot, 0) == 0
-        n = len(tokens)
-        rows = (_Row * n)(*[_Row(int(token), i // 2, i % 2, True) for i, token in enumerate(tokens)])
-        out = np.zeros((n, self.vocab), np.float32)
-        pointer = out.ctypes.data_as(ctypes.c_void_p)
-        assert self.c.ellm_context_eval(self.context, rows, ctypes.c_size_t(n), pointer) == 0
-        return out
+        return self._eval([_Row(int(token), i // 2, i % 2, True) for i, token in enumerate(tokens)])
 
     def close(self) -> None:
         self.c.ellm_context_close(self.context)

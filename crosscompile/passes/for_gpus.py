@@ -1,0 +1,115 @@
+"""Calls of kernels that are several on GPUs: these bind few buffers, or have more to keep busy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tvm import relax
+
+from crosscompile.kernels import rotary
+from crosscompile.kernels.build import origin_of
+
+if TYPE_CHECKING:
+    from crosscompile.passes.lower_operators import Rewriter
+
+
+def taken_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
+    """Whether a call of a kernel is several, which are emitted then."""
+    return any(each(rewriter, var, call) for each in (attention_apart, norm_apart, scan_apart))
+
+
+def attention_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
+    """Whether a call is attention: parts of the context first, and then whoever uses it merges them."""
+    from crosscompile.gpu import attention
+    from crosscompile.gpu.schedules import SCHEDULES
+
+    origin = origin_of(rewriter.module[call.args[0]])
+    if origin is None or origin.name != "attention" or not attention.supports(origin.arguments["heads"]):
+        return False
+    n, heads = origin.arguments["n"], origin.arguments["heads"]
+    splits = attention.splits_for(n, heads, SCHEDULES[rewriter.tier.gpu_class])
+    args = rewriter.values_of(call.args[1].fields)
+    shape = ((n, heads.query, splits, heads.dim + 2), "float32")
+    parts = rewriter.call("attention_parts", attention.attention_parts(n, heads, splits), args, [shape])
+    merging = [parts, rewriter.inputs["positions"]]
+    rewriter.split[call] = "attention_merge", lambda form: attention.attention_merge(n, heads, splits, form), merging
+    whole = [((n, heads.query * heads.dim), "float32")]
+    rewriter.values[var] = rewriter.call(
+        "attention_merge", attention.attention_merge(n, heads, splits, None), merging, whole
+    )
+    return True
+
+
+def norm_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
+    """Whether a call is rope_append with norms: these get a kernel before it, as GPUs bind few buffers."""
+    origin = origin_of(rewriter.module[call.args[0]])
+    if origin is None or origin.name != "rope_append" or not origin.arguments["turn"].over:
+        return False
+    n, heads, turn = (origin.arguments[each] for each in ("n", "heads", "turn"))
+    qkv, *rest = rewriter.values_of(call.args[1].fields)
+    at = 1 if turn.dim else 0
+    normed = rewriter.call(
+        "normalize_heads",
+        rotary.normalize_heads(n, heads, turn),
+        [qkv, *rest[at : at + 2]],
+        [((n, (heads.query + 2 * heads.kv) * heads.dim), "float32")],
+    )
+    del rest[at : at + 2]
+    appending = rotary.rope_append(n, heads, rotary.Turn(turn.dim))
+    symbol = rewriter.builder.add_func(
+        appending.with_attr("global_symbol", call.args[0].name_hint), call.args[0].name_hint
+    )
+    places = [int(i) - 2 if int(i) >= 0 else -1 for i in call.attrs.inplace_indices]
+    outputs = list(call.ty_args[0].fields)
+    rewriter.values[var] = rewriter.builder.emit(
+        relax.op.call_tir_inplace(symbol, relax.Tuple([normed, *rest]), places, outputs)
+    )
+    return True
+
+
+def scan_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
+    """Whether a call is a scan of Mamba's, which is emitted in two kernels then."""
+    origin = origin_of(rewriter.module[call.args[0]])
+    if origin is None or origin.name not in ("selective_scan", "head_scan"):
+        return False
+    from crosscompile.gpu import recurrent
+
+    given = rewriter.values_of(call.args[1].fields)
+    state, y = call.ty_args[0].fields
+    if origin.name == "selective_scan":
+        n, channels, states = (origin.arguments[each] for each in ("n", "channels", "states"))
+        x, gated, dt, bc, a, d, *rest = given
+        function = recurrent.scan_states(n, channels, states)
+        changed, read = _inplace(rewriter, "scan_states", function, [x, dt, bc, a, *rest], [state, y])
+        behind = [read, x, d, gated]
+        rewriter.split[call] = "scan_gate", lambda form: recurrent.scan_gate(n, channels, form), behind
+        whole = [((n, channels), "float32")]
+        made = rewriter.call("scan_gate", recurrent.scan_gate(n, channels, None), behind, whole)
+    else:
+        n, shape, biased = (origin.arguments[each] for each in ("n", "shape", "biased"))
+        xbc, *about, d, positions, slots, kept = given
+        rates = [((n, 2 * shape.heads), "float32")]
+        before = rewriter.call("head_rates", recurrent.head_rates(n, shape, biased), about, rates)
+        function = recurrent.head_states(n, shape)
+        args = [xbc, before, d, positions, slots, kept]
+        changed, made = _inplace(rewriter, "head_states", function, args, [state, y])
+    rewriter.values[var] = (changed, made)
+    return True
+
+
+def _inplace(rewriter: Rewriter, name: str, function: Any, args: list[Any], types: list[Any]) -> list[Any]:
+    """[state, y] of a kernel that changes its last argument."""
+    symbol = rewriter.builder.add_func(function, name)
+    call = relax.op.call_tir_inplace(symbol, relax.Tuple(args), [len(args) - 1, -1], types)
+    result = rewriter.builder.emit(call)
+    return [rewriter.builder.emit(relax.TupleGetItem(result, i)) for i in range(2)]
+
+
+def head_norm_apart(rewriter: Rewriter, args: list[Any], n: int, shape: Any, epsilon: float) -> tuple[str, Any, Any]:
+    """The prologue that RWKV's head_norm is on a GPU, behind a kernel for what a token asks of itself."""
+    from crosscompile.gpu import rwkv
+
+    y, r, keys, v, gate, bonus, weight, bias = args
+    asked = [((n, shape.heads), "float32")]
+    own = rewriter.call("head_bonus", rwkv.head_bonus(n, shape), [r, keys, bonus], asked)
+    return "head_out", lambda form: rwkv.head_out(n, shape, epsilon, form), [y, own, v, gate, weight, bias]

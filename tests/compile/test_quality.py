@@ -11,11 +11,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from crosscompile import checkpoint
-from crosscompile.errors import ConfigError, QuantizeError, TargetError
+from crosscompile.errors import ConfigError, QuantizeError
 from crosscompile.forward import Values, logits
 from crosscompile.models import FAMILIES as DESIGNS
 from crosscompile.models import name_of
-from crosscompile.target import gpu_tier
 from edgellm import cli, hub
 from edgellm.boards import load_board
 from edgellm.compile import Options, build
@@ -136,13 +135,6 @@ def test_a_budget_below_four_bits_takes_three_and_two() -> None:
     assert "w3a8" in chosen.values()
     with pytest.raises(QuantizeError, match=r"budget of .* is too small"):
         prepare(source, target, Options("w4a8"), Wish(None, least // 2), quiet)
-
-
-def test_a_gpu_refuses_kinds_that_it_has_no_kernels_for() -> None:
-    for kind in ("n4", "u4", "w3", "w2"):
-        with pytest.raises(TargetError, match=f"{kind}a8 has no kernels for GPUs yet; take w4a8 or w8a8, or the proc"):
-            gpu_tier("aarch64").packing(kind)
-    assert gpu_tier("aarch64").packing("w4") == "w4.r1.k16"
 
 
 def test_wishes_that_make_no_sense(tmp_path: Path) -> None:

@@ -70,7 +70,7 @@ class Parameter:
     packing   runtime_c/FORMAT.md; "vec" is stored as it is, in float32
     shard     file below weights/, without the suffix
     value     a constant made at compile time
-    part_of   (name, first row, its rows) of the matrix that this is some rows of
+    part_of   (matrix, first row) where this is some rows of a matrix that no GPU binds whole
     """
 
     name: str
@@ -79,7 +79,7 @@ class Parameter:
     packing: str
     shard: str
     value: np.ndarray | None = None
-    part_of: tuple[str, int, int] | None = None
+    part_of: tuple[Parameter, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,7 @@ class Parameter(Protocol):
     @property
     def value(self) -> np.ndarray | None: ...
     @property
-    def part_of(self) -> tuple[str, int, int] | None: ...
+    def part_of(self) -> tuple[Parameter, int] | None: ...
 
 
 @dataclass(frozen=True)
@@ -98,9 +98,10 @@ def weight_bytes(parameters: Iterable[Parameter]) -> Weights:
 
 def check_sources(checkpoint: Checkpoint, parameters: Iterable[Parameter]) -> None:
     """CheckpointError if a tensor is missing or shapes do not stack to what the model needs. Reads no data."""
-    for parameter in parameters:
-        if parameter.value is not None:
+    for named in parameters:
+        if named.value is not None:
             continue
+        parameter = named if named.part_of is None else named.part_of[0]
         made = [Rows(checkpoint, source) for source in parameter.sources]
         rows, inner = parameter.shape[0], tuple(parameter.shape[1:])
         for each in made:
@@ -143,10 +144,8 @@ class _Slices:
     def of(self, rows: int) -> Iterator[tuple[int, np.ndarray | Quantized]]:
         """(first row, rows) of at most `rows` rows; all but the last have exactly `rows`."""
         shape = self.parameter.shape
-        name, start, whole = self.parameter.part_of or (self.parameter.name, 0, shape[0])
-        found = None
-        if self.calibrated is not None:
-            found = self.calibrated.matrix(name, self.kind, (whole, *shape[1:]))
+        whole, start = self.parameter.part_of or (self.parameter, 0)
+        found = self.calibrated.matrix(whole.name, self.kind, whole.shape) if self.calibrated is not None else None
         if found is not None:
             self.n_calibrated = shape[0] * shape[1]
             for first in range(0, shape[0], rows):

@@ -55,8 +55,7 @@ def split_parameters(parameters: Iterable[Parameter], gpu: Gpu) -> tuple[Paramet
         for i, (first, rows) in enumerate(parts):
             (source,) = each.sources
             own, shape = (_rows_of(piece_of(source), first, rows),), (rows, *each.shape[1:])
-            name, whole = part_name(each.name, i), (each.name, first, each.shape[0])
-            made.append(replace(each, name=name, sources=own, shape=shape, part_of=whole))
+            made.append(replace(each, name=part_name(each.name, i), sources=own, shape=shape, part_of=(each, first)))
         made += [] if parts else [each]
     return tuple(made)
 

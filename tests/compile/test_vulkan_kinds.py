@@ -5,16 +5,26 @@ In `make test`, each kind in one way of cutting kernels; every group size and cl
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
+from crosscompile import calibrated, checkpoint
+from crosscompile.calibrated import CalibrationWriter
+from crosscompile.errors import CheckpointError
 from crosscompile.gpu.choose import flat, gpu_function
 from crosscompile.gpu.linear import Linear, linear_kernel
+from crosscompile.gpu.split import split_parameters
 from crosscompile.kernels.embed import embed
 from crosscompile.kinds import BASES, KINDS
+from crosscompile.models.design import EMBEDDING
 from crosscompile.packing import GROUP, dequantize, pack_quantized, quantize
+from crosscompile.program import Parameter
+from crosscompile.quantize import check_sources, write_weights
+from crosscompile.rounding import Rounded
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.emit import emit
 from crosscompile.target import Target, gpu_tier
@@ -96,3 +106,31 @@ def test_every_kind_and_class(kind: str, gpu_class: str, program: Path, tmp_path
     for n in (1, 5, 12, 40):
         compare_linear(kind, gpu_class, n, program, tmp_path)
     compare_embedding(kind, program, tmp_path)
+
+
+def test_parts_of_a_matrix_are_rows_of_the_whole(tmp_path: Path) -> None:
+    """Rounded here or calibrated; and a table that has other rows than the model is noticed as it is without parts."""
+    rng = np.random.default_rng(3)
+    table = rng.standard_normal((200, 64)).astype(np.float32)
+    save_file({"table": table}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    source = checkpoint.load(tmp_path)
+    whole = Parameter(EMBEDDING, ("table",), (200, 64), gpu_tier("aarch64").packing("w4"), "embedding")
+    parts = split_parameters([whole], Gpu(binding_bytes=3000))
+    assert [part.shape for part in parts] == [(64, 64), (64, 64), (64, 64), (8, 64)]
+    (tmp_path / "calibrated").mkdir()
+    writer = CalibrationWriter(tmp_path / "calibrated")
+    q, scale = quantize("w4", table[::-1])
+    writer(EMBEDDING, "w4", Rounded(q, scale, 0.1))
+    writer.finish()
+    for rounded in (None, calibrated.read(tmp_path / "calibrated")):
+        for name, parameters in (("whole", [whole]), ("parts", parts)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            write_weights(source, parameters, tmp_path / name, calibrated=rounded)
+        one, many = (load_file(tmp_path / name / "embedding.safetensors") for name in ("whole", "parts"))
+        for suffix in ("", ".scale"):
+            found = np.concatenate([many[part.name + suffix] for part in parts])
+            np.testing.assert_array_equal(found, one[EMBEDDING + suffix])
+    short = split_parameters([replace(whole, shape=(150, 64))], Gpu(binding_bytes=3000))
+    with pytest.raises(CheckpointError, match="gives 200 rows, .* implies 150"):
+        check_sources(source, short)

@@ -6,6 +6,7 @@ import struct
 import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -27,7 +28,7 @@ class Parameter:
     packing: str
     shard: str = "layer.0"
     value: np.ndarray | None = None
-    part_of: tuple[str, int, int] | None = None
+    part_of: Any = None
 
 
 def make(directory: Path, **tensors: np.ndarray) -> checkpoint.Checkpoint:

@@ -132,5 +132,5 @@ def test_parts_of_a_matrix_are_rows_of_the_whole(tmp_path: Path) -> None:
             found = np.concatenate([many[part.name + suffix] for part in parts])
             np.testing.assert_array_equal(found, one[EMBEDDING + suffix])
     short = split_parameters([replace(whole, shape=(150, 64))], Gpu(binding_bytes=3000))
-    with pytest.raises(CheckpointError, match="gives 200 rows, .* implies 150"):
+    with pytest.raises(CheckpointError, match=r"gives 200 rows, .* implies 150"):
         check_sources(source, short)

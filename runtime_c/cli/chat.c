@@ -175,9 +175,6 @@ ellm_status chat_main(const settings *s, ellm_error *error) {
     chat c = {.settings = s, .show = show_text, .notice = show_notice};
     ellm_status status = engine_open(&c.engine, s, ELLM_LOOKUP_AUTO, error);
     if (status == ELLM_OK && s->system != NULL) {
-        if (!ellm_utf8_valid((const uint8_t *)s->system, strlen(s->system))) {
-            status = ellm_fail(error, ELLM_TEXT_INVALID, "--system: %s", ellm_status_text(ELLM_TEXT_INVALID));
-        }
         conversation_system(&c.history, s->system, strlen(s->system));
     }
     if (status == ELLM_OK && s->jsonl) {

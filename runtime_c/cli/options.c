@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "error.h"
+#include "utf8.h"
 
 typedef enum kind { FLAG, COUNT, REAL, TEXT, TEXTS, LOOKUP, COUNTS } kind;
 
@@ -138,6 +139,9 @@ void options_print(command_id command) {
 
 static ellm_status set(const option *o, const char *shown, const char *text, settings *s, ellm_error *error) {
     char *place = (char *)s + o->offset, *end = NULL;
+    if (strcmp(o->value, "TEXT") == 0 && !ellm_utf8_valid((const uint8_t *)text, strlen(text))) {
+        return ellm_fail(error, ELLM_TEXT_INVALID, "%s: %s", shown, ellm_status_text(ELLM_TEXT_INVALID));
+    }
     if (o->kind == TEXT) {
         *(const char **)(void *)place = text;
     } else if (o->kind == TEXTS) {

@@ -147,7 +147,7 @@ def test_wrong_scales_of_one_layer_are_found(sound: Path, model: Path, tmp_path:
 
 def wrongly_scaled_kernels(bundle: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiles the bundle's code anew with one layer's kernel patched: it multiplies its scales by 1 + 2⁻¹⁰."""
-    right, fma = lower_operators._Rewriter.matmul, linear.fma
+    right, fma = lower_operators.Rewriter.matmul, linear.fma
 
     def wrong_fma(a, b, c):
         return fma(a, b * linear.constant(1.0009765625, 1), c)
@@ -164,7 +164,7 @@ def wrongly_scaled_kernels(bundle: Path, model: Path, monkeypatch: pytest.Monkey
     target = host_target()
     assert target is not None
     with monkeypatch.context() as patch:
-        patch.setattr(lower_operators._Rewriter, "matmul", matmul)
+        patch.setattr(lower_operators.Rewriter, "matmul", matmul)
         made = compile_model(checkpoint.load(model).config, target, scheme_for("w4a8"), ladder=SHORT_LADDER)
     (bundle / "kernels.so").write_bytes(made.kernels)
     (bundle / "plan.json").write_text(json.dumps(made.plan))

@@ -200,7 +200,7 @@ def test_shapes_that_do_not_fit_are_named_as_they_are_stored(tmp_path: Path) -> 
     source = make(tmp_path, {"w": np.ones((6, 4), np.float32)})
 
     class Wanted:
-        name, packing, shard, value, shape = "w", "f32.r16", "head", None, (4, 8)
+        name, packing, shard, value, part_of, shape = "w", "f32.r16", "head", None, None, (4, 8)
         sources = (Piece("w", transposed=True),)
 
     with pytest.raises(CheckpointError, match=r"'w' has shape \[6, 4\], config.json implies \[8, n\]"):

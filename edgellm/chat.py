@@ -25,7 +25,7 @@ from edgellm.errors import RemoteError, RuntimeFailedError, UsageError
 from edgellm.probe import home_of
 from edgellm.remembered import state_path
 from edgellm.runtime_program import InstalledModel
-from edgellm.selection import add_board, add_model, add_sampling, sampling_argv, selected_model
+from edgellm.selection import add_board, add_model, add_sampling, sampling_argv, selected_model, utf8_text
 from edgellm.terminal import one_line
 
 HELP = """\
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_board(parser)
     add_model(parser)
-    parser.add_argument("--system", metavar="TEXT", help="the system prompt")
+    parser.add_argument("--system", type=utf8_text, metavar="TEXT", help="the system prompt")
     parser.add_argument("--load", type=Path, metavar="FILE", help="take up a conversation that /save wrote")
     parser.add_argument(
         "--session",

@@ -44,8 +44,12 @@ def read(system: str | None, tools: Path | None) -> Prefix | None:
     with contextlib.suppress(OSError):  # a text may be too long for a name
         if system is not None and Path(system).is_file():
             system = _text(Path(system)).strip()
-    if system is not None and not 0 < len(system.encode()) <= _MOST_BYTES:
-        raise UsageError(f"--system-prompt: {len(system.encode())} bytes; 1 to {_MOST_BYTES} are possible")
+    try:
+        n_bytes = 1 if system is None else len(system.encode())
+    except UnicodeEncodeError as error:
+        raise UsageError("--system-prompt: the text is not UTF-8") from error
+    if not 0 < n_bytes <= _MOST_BYTES:
+        raise UsageError(f"--system-prompt: {n_bytes} bytes; 1 to {_MOST_BYTES} are possible")
     if system is not None and "\0" in system:
         raise UsageError("--system-prompt: it has a NUL character; no prompt does")
     return Prefix(system, None if tools is None else _tools(tools))

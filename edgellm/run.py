@@ -9,7 +9,7 @@ import sys
 
 from edgellm.errors import UsageError
 from edgellm.runtime_program import InstalledModel, failure, run_json
-from edgellm.selection import add_board, add_model, add_sampling, sampling_argv, selected_model
+from edgellm.selection import add_board, add_model, add_sampling, sampling_argv, selected_model, utf8_text
 from edgellm.terminal import printable
 
 _ANSWER_S = 600.0
@@ -24,15 +24,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_board(parser)
     add_model(parser)
-    parser.add_argument("-p", "--prompt", required=True, metavar="TEXT", help="the prompt; -: read standard input")
-    parser.add_argument("--system", metavar="TEXT", help="the system prompt")
+    prompt_help = "the prompt; -: read standard input"
+    parser.add_argument("-p", "--prompt", required=True, type=utf8_text, metavar="TEXT", help=prompt_help)
+    parser.add_argument("--system", type=utf8_text, metavar="TEXT", help="the system prompt")
     parser.add_argument("--raw", action="store_true", help="the prompt as it is, without the chat template")
     parser.add_argument("--json", action="store_true", help="print one JSON object with the answer and statistics")
     add_sampling(parser)
 
 
 def main(args: argparse.Namespace) -> int:
-    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = _standard_input() if args.prompt == "-" else args.prompt
     if len(prompt.encode()) > _PROMPT_CAP_BYTES:
         raise UsageError(f"the prompt is longer than {_PROMPT_CAP_BYTES} bytes; use `edgellm chat` for long texts")
     options = ["-p", prompt, *sampling_argv(args)]
@@ -46,6 +47,13 @@ def main(args: argparse.Namespace) -> int:
         else:
             stream_answer(model, options)
     return 0
+
+
+def _standard_input() -> str:
+    try:
+        return sys.stdin.buffer.read().decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"-p -: standard input is not UTF-8: byte {error.start}") from error
 
 
 def stream_answer(model: InstalledModel, options: list[str]) -> None:

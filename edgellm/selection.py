@@ -47,6 +47,15 @@ def selected_model(args: argparse.Namespace) -> Iterator[InstalledModel]:
         yield find_model(remote, args.model, recall(board.label).model)
 
 
+def utf8_text(value: str) -> str:
+    """A type for argparse: a text for a model. What the terminal gave as other bytes than UTF-8 is refused."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise argparse.ArgumentTypeError("the text is not UTF-8") from error
+    return value
+
+
 def _number(low: float, high: float = math.inf) -> Callable[[str], str]:
     """A type for argparse that checks a number's range and hands its text on."""
 
@@ -77,7 +86,9 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--top-p", type=_number(0, 1), metavar="P", help="… that together have probability P (1: off)")
     group.add_argument("--min-p", type=_number(0, 1), metavar="P", help="… at least P times as likely as the likeliest")
     group.add_argument("--seed", type=_count(0), metavar="N", help="the same seed gives the same answer on every board")
-    group.add_argument("--stop", action="append", metavar="TEXT", help="stop before TEXT; can be given several times")
+    group.add_argument(
+        "--stop", type=utf8_text, action="append", metavar="TEXT", help="stop before TEXT; can be given several times"
+    )
     group.add_argument("--json-schema", metavar="FILE", help="the answer is JSON that satisfies the schema in FILE")
     group.add_argument("--grammar", metavar="FILE", help="the answer is as the grammar in FILE says, a subset of GBNF")
     group.add_argument("--threads", type=_count(1), metavar="N", help="threads on the board")

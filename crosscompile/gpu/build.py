@@ -85,6 +85,15 @@ class Builder:
             indices.append(stack.enter_context(T.launch_thread(T.env_thread("threadIdx.x"), threads)))
             yield indices
 
+    @contextmanager
+    def each(self, n: int, columns: int) -> Iterator[tuple[Expr, Expr]]:
+        """A thread of its own for every (row, column) of n rows, which it yields."""
+        threads = min(64, self.gpu.invocations)
+        with self.launch((-(-n * columns // threads),), threads) as (workgroup, thread):
+            unit = self.bind(workgroup * threads + thread)
+            with self.when(unit < i32(n * columns)):
+                yield self.bind(tirx.truncdiv(unit, i32(columns))), self.bind(tirx.truncmod(unit, i32(columns)))
+
     def barrier(self) -> None:
         """Waits for the workgroup."""
         T.evaluate(T.call_intrin("void", "tirx.tvm_storage_sync", "shared"))

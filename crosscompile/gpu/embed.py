@@ -37,26 +37,22 @@ def embed(
         else:
             values_of = _plain(k, vocab, blocks, form.kind)
         x = k.quads("x", n * columns * 4, "float32")
-        threads = min(64, k.gpu.invocations)
 
-        def put(unit: Expr, row: Expr, b: Expr) -> None:
+        def put(m: Expr, row: Expr, b: Expr) -> None:
             values = values_of(row, b)
             if times != 1.0:
                 values = [value * f32(times) for value in values]
             for i in range(0, GROUP, 4):
-                k.store(x, tirx.Shuffle(values[i : i + 4], [0, 1, 2, 3]), unit * (GROUP // 4) + i // 4)
+                k.store(x, tirx.Shuffle(values[i : i + 4], [0, 1, 2, 3]), (m * blocks + b) * (GROUP // 4) + i // 4)
 
-        with k.launch((-(-n * blocks // threads),), threads) as (workgroup, thread):
-            unit = k.bind(workgroup * threads + thread)
-            with k.when(unit < i32(n * blocks)):
-                m, b = k.bind(tirx.truncdiv(unit, i32(blocks))), k.bind(tirx.truncmod(unit, i32(blocks)))
-                token = k.bind(tirx.Max(tokens[m], i32(0)) if padded else tokens[m])
-                if first is None:
-                    put(unit, token, b)
-                    return
-                own = k.bind(token - first)
-                with k.when(tirx.And(own >= i32(0), own < i32(vocab))):
-                    put(unit, own, b)
+        with k.each(n, blocks) as (m, b):
+            token = k.bind(tirx.Max(tokens[m], i32(0)) if padded else tokens[m])
+            if first is None:
+                put(m, token, b)
+                return
+            own = k.bind(token - first)
+            with k.when(tirx.And(own >= i32(0), own < i32(vocab))):
+                put(m, own, b)
 
     return gpu_kernel(name, gpu, body)
 

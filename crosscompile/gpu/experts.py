@@ -101,6 +101,15 @@ class _Experts:
         return ids
 
 
+def _begin(
+    k: Builder, work: _Experts, ids: Any, strip: Expr, row: Expr, sums: Any, together: int
+) -> tuple[Expr, Expr, Expr]:
+    """Empty sums; (first row of an expert's weights, which expert, row of the activation) of a strip."""
+    for r in range(together):
+        k.store(sums, f32(0.0), r)
+    return k.bind(strip * together), k.bind(ids[row]), k.bind(tirx.truncdiv(row, i32(work.each)))
+
+
 def _write(k: Builder, thread: Expr, sums: Any, together: int, y: Any, row: Expr, first: Expr) -> None:
     """Sums over the workgroup."""
     totals = k.reduce(thread, [sums[r] for r in range(together)], k.shared(together * k.threads))
@@ -117,10 +126,7 @@ def _quantized(k: Builder, work: _Experts) -> None:
     threads = threads_for(blocks, min(k.schedule.threads, k.gpu.invocations))
     sums = k.local(together)
     with k.launch((work.out // together, work.rows), threads) as (strip, row, thread):
-        first, expert = k.bind(strip * together), k.bind(ids[row])
-        source = k.bind(tirx.truncdiv(row, i32(work.each)))
-        for r in range(together):
-            k.store(sums, f32(0.0), r)
+        first, expert, source = _begin(k, work, ids, strip, row, sums, together)
         with k.when(expert >= i32(0)), k.strided(thread, blocks) as b:
             words = [lane(k.bind(a[(source * blocks + b) * 2 + half]), i) for half in range(2) for i in range(4)]
             total = k.bind(group_sum(k, words)) if w.summed else None
@@ -140,10 +146,8 @@ def _quantized_alone(k: Builder, work: _Experts) -> None:
     strips = work.out // together
     sums = k.local(together)
     with k.launch((-(-strips // threads), work.rows), threads) as (workgroup, row, thread):
-        strip, expert = k.bind(workgroup * threads + thread), k.bind(ids[row])
-        source, first = k.bind(tirx.truncdiv(row, i32(work.each))), k.bind(strip * together)
-        for r in range(together):
-            k.store(sums, f32(0.0), r)
+        strip = k.bind(workgroup * threads + thread)
+        first, expert, source = _begin(k, work, ids, strip, row, sums, together)
         with k.when(strip < i32(strips)):
             with k.when(expert >= i32(0)), k.loop(0, blocks) as b:
                 values = floats_of(k, [k.bind(a[(source * blocks + b) * 2 + half]) for half in range(2)])
@@ -169,11 +173,8 @@ def _floats(k: Builder, work: _Experts) -> None:
     together = divisor(work.out, 4)
     threads = threads_for(eights, min(128, k.gpu.invocations))
     sums = k.local(together)
-    with k.launch((work.out // together, work.rows), threads) as (group, row, thread):
-        first, expert = k.bind(group * together), k.bind(ids[row])
-        source = k.bind(tirx.truncdiv(row, i32(work.each)))
-        for r in range(together):
-            k.store(sums, f32(0.0), r)
+    with k.launch((work.out // together, work.rows), threads) as (strip, row, thread):
+        first, expert, source = _begin(k, work, ids, strip, row, sums, together)
         with k.when(expert >= i32(0)), k.strided(thread, eights) as c:
             pair = [k.bind(a[(source * eights + c) * 2 + u]) for u in range(2)]
             values = [lane(quad, i) for quad in pair for i in range(4)]

@@ -9,7 +9,6 @@ from tvm import tirx
 from crosscompile.arithmetic import Expr, fma, silu
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, threads_for
 from crosscompile.gpu.rows import Output
-from crosscompile.gpu.rwkv import each_element
 from crosscompile.kernels.rows import Form
 from crosscompile.packing import GROUP
 from crosscompile.spirv.capabilities import Gpu
@@ -70,7 +69,8 @@ def narrow(name: str, gpu: Gpu, n: int, columns: int, count: int, groups: int, e
         x = k.buffer("x", (n, columns), "float32")
         y = k.buffer("y", (n, count), "float32")
         if not epsilon:
-            each_element(k, n, count, y, lambda m, c: x[m, c])
+            with k.each(n, count) as (m, c):
+                k.store(y, x[m, c], m, c)
             return
         threads = threads_for(width, min(256, k.gpu.invocations))
         shared, square = k.shared(threads), k.local(1)

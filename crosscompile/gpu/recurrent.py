@@ -300,20 +300,16 @@ def rates_kernel(name: str, gpu: Gpu, n: int, shape: ScanHeads, biased: bool) ->
         first = k.buffer("first", (heads,), "float32") if biased else None
         bias, a = (k.buffer(each, (heads,), "float32") for each in ("bias", "a"))
         y = k.buffer("y", (n, 2 * heads), "float32")
-        threads = min(64, k.gpu.invocations)
-        with k.launch((-(-n * heads // threads),), threads) as (workgroup, thread):
-            unit = k.bind(workgroup * threads + thread)
-            with k.when(unit < i32(n * heads)):
-                m, head = k.bind(tirx.truncdiv(unit, i32(heads))), k.bind(tirx.truncmod(unit, i32(heads)))
-                given = dt[m, head] if first is None else dt[m, head] + first[head]
-                delta = softplus(given + bias[head])
-                if low > 0:
-                    delta = tirx.Max(delta, f32(low))
-                if high < 3.0e38:
-                    delta = tirx.Min(delta, f32(high))
-                delta = k.bind(delta)
-                k.store(y, delta, m, head)
-                k.store(y, exp(delta * a[head]), m, head + i32(heads))
+        with k.each(n, heads) as (m, head):
+            given = dt[m, head] if first is None else dt[m, head] + first[head]
+            delta = softplus(given + bias[head])
+            if low > 0:
+                delta = tirx.Max(delta, f32(low))
+            if high < 3.0e38:
+                delta = tirx.Min(delta, f32(high))
+            delta = k.bind(delta)
+            k.store(y, delta, m, head)
+            k.store(y, exp(delta * a[head]), m, head + i32(heads))
 
     return gpu_kernel(name, gpu, body)
 

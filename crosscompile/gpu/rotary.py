@@ -21,20 +21,16 @@ def rope_table(name: str, gpu: Gpu, n: int, half: int, scaling: float) -> tirx.P
         positions = k.buffer("positions", (n,), "int32")
         frequency = k.buffer("inv_freq", (half,), "float32")
         table = k.buffer("table", (n, 2 * half), "float32")
-        threads = min(64, k.gpu.invocations)
-        with k.launch((-(-n * half // threads),), threads) as (part, thread):
-            unit = k.bind(part * threads + thread)
-            with k.when(unit < i32(n * half)):
-                m, c = k.bind(tirx.truncdiv(unit, i32(half))), k.bind(tirx.truncmod(unit, i32(half)))
-                angle = k.bind(tirx.Cast("float32", positions[m]) * frequency[c])
-                k.store(table, sin_cos(angle, lambda s, c: c) * f32(scaling), m, c)
-                k.store(table, sin_cos(angle, lambda s, c: s) * f32(scaling), m, c + half)
+        with k.each(n, half) as (m, c):
+            angle = k.bind(tirx.Cast("float32", positions[m]) * frequency[c])
+            k.store(table, sin_cos(angle, lambda s, c: c) * f32(scaling), m, c)
+            k.store(table, sin_cos(angle, lambda s, c: s) * f32(scaling), m, c + half)
 
     return gpu_kernel(name, gpu, body)
 
 
 def supports(turn: Turn) -> bool:
-    """Whether `rope_append` can: norms apart from it (passes/lower_operators.py)."""
+    """Whether `rope_append` can: norms apart from it (passes/for_gpus.py)."""
     return not turn.over
 
 

@@ -62,13 +62,8 @@ def read_group(k: Builder, x: Any, at: Expr) -> list[Expr]:
 
 def each_group(k: Builder, n: int, columns: int, out: Output, group: Group) -> None:
     """A thread for every group of every row."""
-    blocks = columns // GROUP
-    threads = min(64, k.gpu.invocations)
-    with k.launch((-(-n * blocks // threads),), threads) as (workgroup, thread):
-        unit = k.bind(workgroup * threads + thread)
-        with k.when(unit < i32(n * blocks)):
-            m, b = k.bind(tirx.truncdiv(unit, i32(blocks))), k.bind(tirx.truncmod(unit, i32(blocks)))
-            out.write(m, b, [k.bind(v) for v in group(m, b)])
+    with k.each(n, columns // GROUP) as (m, b):
+        out.write(m, b, [k.bind(v) for v in group(m, b)])
 
 
 def act_quant(name: str, gpu: Gpu, n: int, columns: int, form: Form) -> tirx.PrimFunc:

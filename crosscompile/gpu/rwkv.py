@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from tvm import tirx
 
@@ -20,16 +19,6 @@ from crosscompile.spirv.capabilities import Gpu
 
 HALF = GROUP // 2
 """Columns of a head are multiples of it."""
-
-
-def each_element(k: Builder, n: int, columns: int, y: Any, value: Callable[[Expr, Expr], Expr]) -> None:
-    """y[m, c] = value(m, c), each by a thread of its own."""
-    threads = min(64, k.gpu.invocations)
-    with k.launch((-(-n * columns // threads),), threads) as (workgroup, thread):
-        unit = k.bind(workgroup * threads + thread)
-        with k.when(unit < i32(n * columns)):
-            m, c = k.bind(tirx.truncdiv(unit, i32(columns))), k.bind(tirx.truncmod(unit, i32(columns)))
-            k.store(y, value(m, c), m, c)
 
 
 def token_shift(name: str, gpu: Gpu, n: int, channels: int, row: int) -> tirx.PrimFunc:
@@ -70,7 +59,8 @@ def squash(name: str, gpu: Gpu, n: int, columns: int, count: int, kind: str) -> 
     def body(k: Builder) -> None:
         x = k.buffer("x", (n, columns), "float32")
         y = k.buffer("y", (n, count), "float32")
-        each_element(k, n, count, y, lambda m, c: SQUASHED[kind](x[m, c]))
+        with k.each(n, count) as (m, c):
+            k.store(y, SQUASHED[kind](x[m, c]), m, c)
 
     return gpu_kernel(name, gpu, body)
 
@@ -79,12 +69,9 @@ def value_blend(name: str, gpu: Gpu, n: int, columns: int) -> tirx.PrimFunc:
     def body(k: Builder) -> None:
         v, first, gate = (k.buffer(each, (n, columns), "float32") for each in ("v", "first", "gate"))
         y = k.buffer("y", (n, columns), "float32")
-
-        def blended(m: Expr, c: Expr) -> Expr:
+        with k.each(n, columns) as (m, c):
             own = k.bind(v[m, c])
-            return fma(first[m, c] - own, sigmoid(gate[m, c]), own)
-
-        each_element(k, n, columns, y, blended)
+            k.store(y, fma(first[m, c] - own, sigmoid(gate[m, c]), own), m, c)
 
     return gpu_kernel(name, gpu, body)
 
@@ -217,16 +204,13 @@ def bonus_kernel(name: str, gpu: Gpu, n: int, shape: KeyHeads) -> tirx.PrimFunc:
         bonus = k.buffer("bonus", (shape.heads, shape.dim), "float32")
         y = k.buffer("y", (n, shape.heads), "float32")
         total = k.local(1)
-
-        def asked(m: Expr, head: Expr) -> Expr:
+        with k.each(n, shape.heads) as (m, head):
             k.store(total, f32(0.0), 0)
             with k.loop(0, shape.dim) as d:
                 c = k.bind(head * i32(shape.dim) + d)
                 key = keys[m, c + i32(KEY * shape.channels)]
                 k.store(total, fma(r[m, c] * key, bonus[head, d], total[0]), 0)
-            return total[0]
-
-        each_element(k, n, shape.heads, y, asked)
+            k.store(y, total[0], m, head)
 
     return gpu_kernel(name, gpu, body)
 

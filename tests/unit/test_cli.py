@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import pytest
 
 import edgellm
-from edgellm import cli
-from edgellm.errors import EdgeError
+from edgellm import cli, prefix
+from edgellm.errors import EdgeError, UsageError
 
 HEAVY = ("tvm", "paramiko", "numpy", "rich", "huggingface_hub", "cryptography")
 
@@ -85,6 +85,33 @@ def test_ctrl_c_is_quiet(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     command(monkeypatch, KeyboardInterrupt())
     assert cli.main(["test"]) == 130
     assert capsys.readouterr().err.strip() == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "--board", "local", "-p", "a\udcffb"], "-p/--prompt: the text is not UTF-8"),
+        (["run", "--board", "local", "-p", "a", "--system", "\udcff"], "--system: the text is not UTF-8"),
+        (["run", "--board", "local", "-p", "a", "--stop", "\udcff"], "--stop: the text is not UTF-8"),
+        (["chat", "--board", "local", "--system", "\udcff"], "--system: the text is not UTF-8"),
+    ],
+)
+def test_text_that_is_not_utf8_is_an_error(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments)
+    assert said in capsys.readouterr().err
+
+
+def test_a_system_prompt_that_is_not_utf8_is_an_error() -> None:
+    with pytest.raises(UsageError, match="--system-prompt: the text is not UTF-8"):
+        prefix.read("\udcff", None)
+
+
+def test_standard_input_that_is_not_utf8_is_an_error() -> None:
+    command = [sys.executable, "-m", "edgellm", "run", "--board", "local", "-p", "-"]
+    done = subprocess.run(command, input=b"ab\xffc", capture_output=True, check=False)
+    assert done.returncode > 0
+    assert done.stderr.splitlines() == [b"edgellm: -p -: standard input is not UTF-8: byte 2"]
 
 
 def test_an_unknown_command_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:

@@ -163,6 +163,10 @@ def test_a_model_is_compiled_once_for_each_type_and_each_type_has_a_canary(tmp_p
         argparse.Namespace(model="Other", scheme="f16", device="cpu"), Fleet(tmp_path, ()), tuple(members[3:]), make
     )
     assert asked[2:] == [("Other", "rpi4", "f16", "cpu")]
+    # What a group says of compiling does not count for a bundle.
+    args = argparse.Namespace(model="made.edgellm", scheme=None, device=None)
+    fleet_cli._plan(args, Fleet(tmp_path, ()), tuple(members), make)
+    assert asked[3:] == [("made.edgellm", None, None, None)]
     nobody = (Member("c"),)
     for model, said in ((None, "which model for c"), ("Model", "c: edgellm_board is missing")):
         with pytest.raises(EdgeError, match=said):
@@ -221,15 +225,17 @@ def test_ansibles_groups_and_variables_are_taken_over_and_checked(tmp_path: Path
         "all": {"children": ["ungrouped", "kitchens"]},
         "kitchens": {"children": ["old"], "hosts": ["oven"]},
         "old": {"hosts": ["fridge", "oven"]},
-        "_meta": {"hostvars": {"oven": {"edgellm_board": "rpi5", "edgellm_service": True}}},
+        "_meta": {"hostvars": {"oven": {"edgellm_board": "rpi5", "edgellm_device": "both", "edgellm_service": True}}},
     }
     oven, fridge = ansible_inventory._members(document, tmp_path)
     assert (oven.name, oven.type, oven.service, oven.groups) == ("oven", "rpi5", True, ("kitchens", "old"))
     assert (fridge.name, fridge.type, fridge.groups) == ("fridge", None, ("kitchens", "old"))
+    assert (oven.device, fridge.device) == ("both", None)
     for key, value, said in (
         ("edgellm_service", "yes", "must be true"),
         ("edgellm_board", 5, "must be"),
         ("edgellm_model", "{{ m }}", "has a"),
+        ("edgellm_device", "gpu", "must be one of cpu, vulkan, both"),
     ):
         document["_meta"] = {"hostvars": {"oven": {key: value}}}
         with pytest.raises(BoardError, match=f"oven: {key}: {said}"):

@@ -109,6 +109,8 @@ class _Walker:
             return ("i", var.name)
         if var.name == "hidden":
             return ("a", 0)
+        if var.name == "arriving":
+            return ("arriving", 0)
         return ("w", self.weights.index(var.name, _nbytes(var.ty.shape.values, str(var.ty.dtype))))
 
     def call(self, var: Any, call: Any) -> Any:
@@ -191,19 +193,33 @@ def _extent(name: str, shape: Sequence[Any], dtype: str, state: State | None) ->
     return _nbytes(shape, dtype)
 
 
-def arena_layout(functions: Sequence[Function], hidden_row_bytes: int, logits_row_bytes: int) -> tuple[int, int, int]:
-    """(bytes of the hidden rows, offset of the logits, bytes of the arena).
+@dataclass(frozen=True)
+class Layout:
+    """Offsets in the arena: of rows that arrive from another device (None: none do), of scratch, of logits; its bytes.
 
-    Hidden rows come first, kept from body to head; then scratch; then logits, or rows behind the final norm.
+    Hidden rows come first, kept from body to head; then those that arrive; then scratch; then logits, or rows behind
+    the final norm.
     """
+
+    arriving: int | None
+    scratch: int
+    logits: int
+    n_bytes: int
+
+
+def arena_layout(functions: Sequence[Function], hidden_row_bytes: int, logits_row_bytes: int) -> Layout:
+    """Where everything lies. Without a head, hidden rows are what is left for another device."""
     bodies = [f for f in functions if f.role == "body"]
     heads = [f for f in functions if f.role == "head"]
     norms = [f for f in functions if f.role == "norm"]
     hidden_bytes = aligned(max(f.n for f in bodies) * hidden_row_bytes)
-    logits = hidden_bytes + max(f.scratch_bytes for f in (*heads, *norms))
-    logits_bytes = aligned(max(f.n for f in heads) * logits_row_bytes)
+    arrives = any(kind == "arriving" for f in bodies for _, args in f.steps for kind, _ in args)
+    scratch = hidden_bytes * (2 if arrives else 1)
+    logits = scratch + max((f.scratch_bytes for f in (*heads, *norms)), default=0)
+    logits_bytes = aligned(max((f.n for f in heads), default=0) * logits_row_bytes)
     logits_bytes = max(logits_bytes, aligned(max((f.n for f in norms), default=0) * hidden_row_bytes))
-    return hidden_bytes, logits, max(logits + logits_bytes, hidden_bytes + max(f.scratch_bytes for f in bodies))
+    total = max(logits + logits_bytes, scratch + max(f.scratch_bytes for f in bodies))
+    return Layout(hidden_bytes if arrives else None, scratch, logits if heads else 0, total)
 
 
 def work_grain(groups: int, touched_bytes: int) -> int:
@@ -223,9 +239,10 @@ def write_plan(
 ) -> dict[str, Any]:
     """plan.json as a dictionary (runtime_c/FORMAT.md).
 
-    pooling: of embeddings, "mean" or "last"; of use where there is a norm function.
+    pooling: of embeddings, "mean" or "last"; of use where there is a norm function. Functions without a head are for
+    layers whose hidden rows another device goes on with.
     """
-    hidden_bytes, logits, arena = arena_layout(functions, hidden_row_bytes, logits_row_bytes)
+    layout = arena_layout(functions, hidden_row_bytes, logits_row_bytes)
 
     order = list(dict.fromkeys(name for f in functions for name, _ in f.steps))
     index = {name: i for i, name in enumerate(order)}
@@ -256,8 +273,10 @@ def write_plan(
     def place(role: str, argument: tuple[str, Any]) -> list[Any]:
         kind, value = argument
         if kind == "escape":
-            return ["a", 0 if role == "body" else logits]
-        return ["a", hidden_bytes + value] if kind == "scratch" else [kind, value]
+            return ["a", 0 if role == "body" else layout.logits]
+        if kind == "arriving":
+            return ["a", layout.arriving]
+        return ["a", layout.scratch + value] if kind == "scratch" else [kind, value]
 
     def written(f: Function) -> dict[str, Any]:
         steps = [
@@ -266,9 +285,11 @@ def write_plan(
         return {"name": f.role, "n": f.n, "steps": steps}
 
     norms = [written(f) for f in functions if f.role == "norm"]
+    left = [f.n for f in functions] if not any(f.role == "head" for f in functions) else []
+    hidden = {"arena": 0, "bytes_per_row": hidden_row_bytes}
     return {
         "format": 1,
-        "arena_bytes": arena,
+        "arena_bytes": layout.n_bytes,
         "kv_block": KV_BLOCK,
         "weights": [{"tensor": name, "bytes": size} for name, size in weights.bytes_of.items()],
         "states": [
@@ -276,10 +297,14 @@ def write_plan(
             for state in states
         ],
         "kernels": entries,
-        "functions": [written(f) for f in functions if f.role != "norm"],
+        "functions": [
+            *(written(f) for f in functions if f.role != "norm"),
+            *({"name": "head", "n": n, "steps": []} for n in left),  # what they give is the hidden rows
+        ],
         **({"embedding": {"pooling": pooling, "functions": norms}} if norms else {}),
-        "hidden": {"arena": 0, "bytes_per_row": hidden_row_bytes},
-        "logits": {"arena": logits, "bytes_per_row": logits_row_bytes},
+        "hidden": hidden,
+        **({"arriving": {**hidden, "arena": layout.arriving}} if layout.arriving is not None else {}),
+        "logits": hidden if left else {"arena": layout.logits, "bytes_per_row": logits_row_bytes},
     }
 
 

@@ -18,7 +18,9 @@ from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.kinds import KINDS, check_columns
 from crosscompile.lower import FUNCTION, linear_layers, lower
 from crosscompile.models import architecture_for
-from crosscompile.models.architecture import WEIGHT_KINDS, Network, Scheme
+from crosscompile.errors import ConfigError
+from crosscompile.models.architecture import WEIGHT_KINDS, Architecture, Network, Scheme
+from crosscompile.models.decoder import LaterBody
 from crosscompile.models.design import EMBEDDING, HEAD, POSITIONS
 from crosscompile.packing import Packing
 from crosscompile.passes.lower_operators import Stored
@@ -53,9 +55,15 @@ class Ladder:
 FULL_LADDER = Ladder((1, 2, 4, 8, 32, 64), (1, 2, 4, 8))
 GPU_LADDER = Ladder((1, 8, 32, 128), (1, 8))
 """What a GPU gets: a few rows while weights pass by, and tiles that fill it."""
+SPLIT_LADDER = Ladder((1, 8, 32, 64), (1, 8))
+"""What both halves get where layers are split between a GPU and the processor."""
 SHORT_LADDER = Ladder((1, 8), (1,))
 """Quick to compile: for golden prompts on the host."""
 
+
+Layers = tuple[int, int | None]
+"""[first, end) of a network. Those that do not begin it take hidden rows in place of tokens; None: to the last and the
+head, else hidden rows are what they leave."""
 
 NORM_LADDER = (1, 8)
 """For embeddings. No longer than the head's, so that it needs no more of the arena."""
@@ -107,22 +115,25 @@ def compile_model(
     ladder: Ladder = FULL_LADDER,
     tuned: Tuned | None = None,
     pooling: str | None = "mean",
+    layers: Layers | None = None,
 ) -> CompiledModel:
     """Compiles a config.json for a target.
 
     dump: a folder that gets the IR after each phase. tuned: knobs that tuning found, by workload; speed, never bits.
     pooling: how embeddings are made of a text's tokens, "mean" or "last"; None: there are none, nor on a GPU.
+    layers: some of them alone, for a device that shares the network with another one.
     Raises ConfigError for what is not supported, CodegenError and PlanError where lowering fails.
     """
     name, architecture = architecture_for(config)
-    network = architecture.build(config, scheme.kv)
+    network = _network(architecture, config, scheme, layers)
+    leaves_rows = layers is not None and layers[1] is not None
     tier = target.tier
     stored: dict[str, Stored] = {}
     functions, kernels = [], Kernels()
     weights, seconds = Weights(), {"trace": 0.0, "lower": 0.0}
 
-    roles = [("body", ladder.body), ("head", ladder.head)]
-    embeds = pooling is not None and network.norm is not None and target.gpu is None
+    roles = [("body", ladder.body), *([] if leaves_rows else [("head", ladder.head)])]
+    embeds = not leaves_rows and pooling is not None and network.norm is not None and target.gpu is None
     roles += [("norm", NORM_LADDER)] if embeds else []
     for role, counts in roles:
         for n in counts:
@@ -148,11 +159,14 @@ def compile_model(
     code, signatures = _generate(kernels.functions, functions, weights, target, dump)
     seconds["generate code"] = time.monotonic() - start
     states = states_of(network)
-    head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
-    row_bytes = 4 * network.hidden_size, 4 * head_rows
+    row_bytes = 4 * network.hidden_size, 0
+    if not leaves_rows:
+        row_bytes = 4 * network.hidden_size, 4 * Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
     plan = write_plan(functions, kernels, signatures, weights, states, *row_bytes, pooling or "")
     parameters_ = _bound(parameters_of(stored, network, weights), target)
-    count = sum(int(np.prod(p.shape)) for p in parameters_ if p.value is None)
+    goes_on = layers is not None and layers[0] > 0  # a tied head is the embedding of layers elsewhere
+    counted = [p for p in parameters_ if p.value is None and not (goes_on and p.name == EMBEDDING)]
+    count = sum(int(np.prod(p.shape)) for p in counted)
     windows = {heads.window for heads in network.heads}
     return CompiledModel(
         code,
@@ -193,15 +207,30 @@ def _generate(
     return code, signatures
 
 
-def outline(config: Mapping[str, Any], target: Target, scheme: Scheme) -> tuple[tuple[Parameter, ...], dict[str, int]]:
+def _network(
+    architecture: Architecture, config: Mapping[str, Any], scheme: Scheme, layers: Layers | None
+) -> Network:
+    """The network, or some of its layers."""
+    whole = architecture.build(config, scheme.kv)
+    if layers is None:
+        return whole
+    if whole.part is None:
+        raise ConfigError("config.json: a network of this architecture cannot be split between devices")
+    return whole.part(*layers)
+
+
+def outline(
+    config: Mapping[str, Any], target: Target, scheme: Scheme, layers: Layers | None = None
+) -> tuple[tuple[Parameter, ...], dict[str, int]]:
     """(parameters from the checkpoint, state_memory), without compiling: what can be checked first.
 
     Raises ConfigError for what is not supported.
     """
     _, architecture = architecture_for(config)
-    network = architecture.build(config, scheme.kv)
+    network = _network(architecture, config, scheme, layers)
+    leaves_rows = layers is not None and layers[1] is not None
     stored: dict[str, Stored] = {}
-    for role in ("body", "head"):
+    for role in ("body",) if leaves_rows else ("body", "head"):
         for parameter, tensor in trace(network, role, 1, 1)[1]:
             shape = tuple(int(extent) for extent in tensor.shape)
             stored[parameter] = place_parameter(parameter, shape, network, scheme, target)
@@ -257,8 +286,13 @@ def trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule,
         for heads in network.heads:
             states += [nn.spec.Tensor(shape, kv_dtype(heads.dtype)) for shape in state_shapes(heads)]
         states += [nn.spec.Tensor(state.shape, "float32") for state in network.recurrent]
+        rows = isinstance(network.body, LaterBody)
         spec = {
-            "tokens": nn.spec.Tensor((n,), "int32"),
+            **(
+                {"arriving": nn.spec.Tensor((n, network.hidden_size), "float32")}
+                if rows
+                else {"tokens": nn.spec.Tensor((n,), "int32")}
+            ),
             "positions": nn.spec.Tensor((n,), "int32"),
             "slots": nn.spec.Tensor((n,), "int32"),
             "block_table": nn.spec.Tensor((SESSIONS_CAP, "table_cap"), "int32"),

@@ -44,7 +44,7 @@ def sketches(config: Mapping[str, Any], targets: Sequence[Target], scheme: Schem
     for target in targets:
         stored = {tensor: place_parameter(tensor, shape, network, scheme, target) for tensor, shape in shapes.items()}
         head_rows = Packing.parse(stored[HEAD].packing).padded_rows(network.vocab_size)
-        arena = arena_layout(functions, 4 * network.hidden_size, 4 * head_rows)[2]
+        arena = arena_layout(functions, 4 * network.hidden_size, 4 * head_rows).n_bytes
         found[target.tier.name] = _sketch(
             name, network, functions, parameters_of(stored, network, weights), stored, arena
         )

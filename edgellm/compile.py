@@ -95,10 +95,11 @@ def build(
     device: str = "cpu",
     wish: Wish = Wish(),  # noqa: B008 - it is frozen
     gate: Gate | None = None,
+    gpu_layers: int | None = None,
 ) -> Compilation:
     """compile_model, with statistics.
 
-    lora: directory of an adapter that is merged into the weights. wish: calibration and byte budget. gate: texts that
+    gpu_layers: as many of the first layers run on the GPU, the others on the processor; takes the place of device. lora: directory of an adapter that is merged into the weights. wish: calibration and byte budget. gate: texts that
     the bundle's quality is measured on, and the least that is shipped; QualityError below that, and nothing is written.
     """
     if isinstance(board, str):
@@ -106,7 +107,8 @@ def build(
 
         board = find_board(board)
     show = progress or (lambda stage, done, total: None)
-    if device != "cpu" and not has_vulkan(board.gpu_target()):  # first of all: whether there is a GPU to be reached
+    is_split = gpu_layers is not None
+    if (device != "cpu" or is_split) and not has_vulkan(board.gpu_target()):  # first of all: whether there is a GPU to be reached
         raise UnsuitableError(
             f"on {board.label} only a program of Android's NDK can load the GPU's driver; set {NDK} to an unpacked "
             "NDK, or use --device cpu"
@@ -116,15 +118,28 @@ def build(
     show("reading the checkpoint", 0, 0)
     source = checkpoint.load(path, lora)
     name = name if lora is None else f"{name}-{lora.resolve().name}"
-    if prefix is not None and target.gpu is not None:
+    if prefix is not None and (target.gpu is not None or is_split):
         raise UnsuitableError("a prefix is a state of the processor's; leave it out, or use --device cpu")
     if prefix is not None:
         prefixes.check(prefix, source.chat_template)
+    if is_split and gate is not None:
+        raise UnsuitableError(
+            "what is split between devices is not judged yet; leave out --gpu-layers for the bundle with --eval"
+        )
     fits = MemoryCheck(board, context)
     found = tuned.lookup(board)
     rounding = PLAIN if wish == Wish() else prepare(source, target, options, wish, show)
     made = compile_checkpoint(
-        source, name, target, options, fits=fits, dump=dump, progress=show, knobs=found, rounding=rounding
+        source,
+        name,
+        target,
+        options,
+        fits=None if is_split else fits,
+        dump=dump,
+        progress=show,
+        knobs=found,
+        rounding=rounding,
+        layers=(gpu_layers, None) if gpu_layers is not None else None,
     )
     if gate is not None:
         from edgellm.quality import judged
@@ -136,7 +151,7 @@ def build(
             return compile_checkpoint(source, name, host, options, progress=show, rounding=rounding).bundle
 
         made = replace(made, bundle=prefixes.ship(made.bundle, prefix, twin, show))
-    if device == "both":
+    if device == "both" or is_split:
         slower = board.vulkan.times_slower if board.vulkan is not None else None
         both = gpu_half.add(
             made.bundle,
@@ -148,6 +163,7 @@ def build(
             fits=fits,
             dump=dump / "vulkan" if dump is not None else None,
             show=show,
+            gpu_layers=gpu_layers,
         )
         made = replace(made, bundle=both)
     if output is not None:
@@ -192,6 +208,10 @@ Knobs = Mapping[str, Mapping[str, int]]
 """What tuning found, by workload (edgellm.tuned)."""
 
 
+Layers = tuple[int, int | None]
+"""[first, end) of a network's layers; None: to the last one and the head (crosscompile.program.Layers)."""
+
+
 def cache_key(
     source: Checkpoint,
     name: str,
@@ -200,6 +220,7 @@ def cache_key(
     show: Progress,
     knobs: Knobs | None = None,
     rounding: Rounding = PLAIN,
+    layers: Layers | None = None,
 ) -> tuple[str, str]:
     """(key of the finished bundle, hash of the checkpoint's content)."""
     content = content_of(source, show)
@@ -213,6 +234,7 @@ def cache_key(
         "sources": cache.sources_digest(),
         "python": list(sys.version_info[:2]),
         "knobs": knobs or {},
+        "layers": layers,
     }
     if target.gpu is not None:
         parts["gpu"] = asdict(target.gpu)
@@ -232,15 +254,17 @@ def compile_checkpoint(
     progress: Progress | None = None,
     knobs: Knobs | None = None,
     rounding: Rounding = PLAIN,
+    layers: Layers | None = None,
 ) -> Compilation:
     """The cached bundle of a checkpoint for a target, compiled if it is not there.
 
     fits: called with the bundle's memory needs and context length; what it raises ends the compilation. knobs: what
-    tuning found for this board. rounding: what was decided of single matrices (edgellm.precision).
+    tuning found for this board. rounding: what was decided of single matrices (edgellm.precision). layers: those of a bundle that is
+    split between devices; it is whole only with the others.
     """
     show = progress or (lambda stage, done, total: None)
     knobs = knobs or {}
-    key, content = cache_key(source, name, target, options, show, knobs, rounding)
+    key, content = cache_key(source, name, target, options, show, knobs, rounding, layers)
     folder = cache.root() / "bundles"
     with cache.locked(key):
         if dump is None:
@@ -249,7 +273,7 @@ def compile_checkpoint(
                 if fits is not None:
                     fits(hit.bundle.manifest["memory"], hit.bundle.manifest["model"]["context_length"])
                 return hit
-        job = _Job(source, name, target, options, fits, dump, show, knobs, rounding)
+        job = _Job(source, name, target, options, fits, dump, show, knobs, rounding, layers)
         with bundles.building(folder / key) as partial:
             report = job.run(partial, content)
         (folder / f"{key}.json").write_text(json.dumps(report))
@@ -281,6 +305,7 @@ class _Job:
     show: Progress
     knobs: Knobs
     rounding: Rounding = PLAIN
+    layers: Layers | None = None
     processes: Processes = field(default_factory=Processes)
 
     def run(self, partial: Path, content: str) -> dict[str, Any]:
@@ -289,9 +314,10 @@ class _Job:
         _check_space(partial, self.source)
         self._texts(partial)
         host = golden.host_target()
-        native = host is not None and (host.arch, host.tier) == (self.target.arch, self.target.tier)
         # a GPU's answers may differ by rounding: it is not asked for the very same tokens
-        twin = partial / ".golden" if host is not None and not native and self.target.gpu is None else None
+        exact = self.target.gpu is None and self.layers is None
+        native = exact and host is not None and (host.arch, host.tier) == (self.target.arch, self.target.tier)
+        twin = partial / ".golden" if exact and host is not None and not native else None
         with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
             stack.callback(self.processes.stop)  # after an error, before the pool waits for what still runs
             runtime = pool.submit(_runtime, partial, self.target)
@@ -366,6 +392,7 @@ class _Job:
             "dump": str(dump.absolute()) if dump is not None else None,
             "knobs": {} if short else self.knobs,  # golden prompts cost the same either way
             **asdict(self.options),
+            "layers": self.layers,
             "tensors": self.rounding.tensors,
             "calibrated": str(directory_) if (directory_ := self.rounding.directory) is not None else None,
         }

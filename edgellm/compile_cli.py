@@ -100,6 +100,13 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         help="what computes: the board's processor, its GPU through Vulkan, or both: the GPU where it works, else the "
         "processor (default: cpu)",
     )
+    parser.add_argument(
+        "--gpu-layers",
+        type=int,
+        metavar="N",
+        help="split the model: its first N layers run on the GPU, the others on the processor; for a GPU whose memory "
+        "does not hold them all",
+    )
 
 
 def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
@@ -199,9 +206,11 @@ def main(args: argparse.Namespace) -> int:
             device=args.device,
             wish=wish,
             gate=gate,
+            gpu_layers=args.gpu_layers,
         )
-    if args.device != "cpu":
-        warn_of_gpu(find_board(args.board), args.device)
+    device = made.bundle.manifest["target"]["device"]
+    if device != "cpu":
+        warn_of_gpu(find_board(args.board), device)
     if key is not None:
         from edgellm.signing import sign
 

@@ -61,14 +61,15 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     """Compiles kernels and writes weights into request["output"]; returns what the manifest needs.
 
     With "outline" in the request, only counts the bytes of all weights. With "half", what is written is what a bundle
-    for the processor lacks to be one for a GPU, too.
+    for the processor lacks to be one for a GPU, too. With "layers", [first, end], it is some layers' share of a bundle
+    that is split between the two.
     """
     started = time.monotonic()
     channel.progress("compiling kernels", 0, 0)
     source = checkpoint.load(request["checkpoint"], request.get("lora"))
     import crosscompile
     from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
-    from crosscompile.program import FULL_LADDER, GPU_LADDER, SHORT_LADDER, outline
+    from crosscompile.program import FULL_LADDER, GPU_LADDER, SHORT_LADDER, SPLIT_LADDER, outline
 
     name, embedding, head, kv = (request[key] for key in ("scheme", "embedding", "head", "kv"))
     scheme = scheme_for(name, embedding, head, kv, request.get("tensors", ()))
@@ -76,8 +77,10 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     if request.get("outline"):
         return {"weight_bytes": weight_bytes(outline(source.config, target, scheme)[0]).n_bytes}
     dump = Path(request["dump"]) if request["dump"] else None
+    layers = tuple(request["layers"]) if request.get("layers") is not None else None
     ladder = SHORT_LADDER if request.get("short") else GPU_LADDER if target.gpu is not None else FULL_LADDER
-    parameters, states = outline(source.config, target, scheme)
+    ladder = SPLIT_LADDER if layers is not None else ladder
+    parameters, states = outline(source.config, target, scheme, layers)
     check_sources(source, parameters)
     least = {"weight_bytes": weight_bytes(parameters).n_bytes, **states}
     channel.send(sized={"memory": {**least, "arena_bytes": 0}, "context_length": 64})
@@ -89,6 +92,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
         ladder=ladder,
         tuned=request.get("knobs"),
         pooling=source.pooling,
+        layers=layers,
     )
     size = weight_bytes(compiled.parameters)
     compiled_at = time.monotonic()
@@ -100,7 +104,7 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     (output / "weights").mkdir(exist_ok=half)
     weights = write_weights(
         source,
-        [each for each in compiled.parameters if not (half and is_shared(each))],
+        [each for each in compiled.parameters if layers is not None or not (half and is_shared(each))],
         output / "weights",
         lambda done, total: channel.progress("weights", done, total),
         calibrated.read(Path(request["calibrated"])) if request.get("calibrated") else None,

@@ -1,7 +1,8 @@
-"""A bundle for both: what a GPU needs, added to a finished bundle for the processor.
+"""A bundle for both devices: what a GPU needs, added to a finished bundle for the processor.
 
-The GPU's half is a plan, its kernels, and the weights that it wants packed otherwise; what both read alike (norms,
-biases) is there once. The runtime becomes one that can load a driver (runtime_c/FORMAT.md).
+Where either of them can run the model, the GPU's half is a plan, its kernels, and the weights that it wants packed
+otherwise; what both read alike (norms, biases) is there once. Where they share the model's layers, each has its own. The
+runtime becomes one that can load a driver (runtime_c/FORMAT.md).
 """
 
 from __future__ import annotations
@@ -35,16 +36,19 @@ def add(
     fits: Callable[[dict[str, int], int], None] | None = None,
     dump: Path | None = None,
     show: Progress,
+    gpu_layers: int | None = None,
 ) -> Bundle:
     """The bundle for both, from the cache if it is there.
 
-    base: of `source` for the processor of `target`, rounded alike. times_slower: as the board's GPU is known to be than
+    base: of `source` for the processor of `target`, rounded alike. gpu_layers: as many layers are the GPU's, and base has
+    the others; None: each has all. times_slower: as the board's GPU is known to be than
     its processor; the runtime then takes the GPU only when told to. fits, dump: as in edgellm.compile.
     """
     parts = {
         "bundle": base.sha256,
         "gpu": asdict(target.gpu) if target.gpu is not None else None,
         "times_slower": times_slower,
+        "gpu_layers": gpu_layers,
         "versions": cache.versions(),
         "sources": cache.sources_digest(),
     }
@@ -64,14 +68,21 @@ def add(
                 "output": str(partial.absolute()),
                 "dump": str(dump.absolute()) if dump is not None else None,
                 "knobs": {},
+                "layers": (0, gpu_layers) if gpu_layers is not None else None,
                 **asdict(options),
                 "tensors": rounding.tensors,
                 "calibrated": str(rounding.directory) if rounding.directory is not None else None,
             }
-            result = run_worker(request, fits, show)
-            bundles.seal(
-                partial, _manifest(base, result, times_slower), lambda done, all_: show("checksums", done, all_)
-            )
+            if gpu_layers is None:
+                manifest = _manifest(base, run_worker(request, fits, show), times_slower)
+            else:
+
+                def both_fit(memory: dict[str, int], context_length: int) -> None:
+                    if fits is not None:
+                        fits(_sum(base.manifest["memory"], memory), context_length)
+
+                manifest = _split_manifest(base, run_worker(request, both_fit, show), gpu_layers)
+            bundles.seal(partial, manifest, lambda done, all_: show("checksums", done, all_))
         return bundles.read(output)
 
 
@@ -83,3 +94,20 @@ def _manifest(base: Bundle, result: dict[str, Any], times_slower: float | None) 
     if times_slower is not None:
         manifest["vulkan"]["times_slower"] = times_slower
     return manifest
+
+
+def _split_manifest(base: Bundle, result: dict[str, Any], gpu_layers: int) -> dict[str, Any]:
+    """Of the whole model, whose first layers are the GPU's."""
+    manifest = {key: value for key, value in base.manifest.items() if key not in ("format", "files")}
+    rest, first = manifest["model"], result["model"]
+    window = rest["sliding_window"] if rest["sliding_window"] == first["sliding_window"] else 0
+    whole = {"n_layers": gpu_layers + rest["n_layers"], "parameters": rest["parameters"] + first["parameters"]}
+    manifest["model"] = {**rest, **whole, "sliding_window": window}
+    manifest["target"] = {**manifest["target"], "device": "split"}
+    manifest["memory"] = _sum(manifest["memory"], result["memory"])
+    manifest["vulkan"] = {"memory": result["memory"], "layers": gpu_layers}
+    return manifest
+
+
+def _sum(memory: dict[str, int], more: dict[str, int]) -> dict[str, int]:
+    return {key: memory.get(key, 0) + more.get(key, 0) for key in {**memory, **more}}

@@ -34,6 +34,8 @@ class Network:
     body          forward(tokens, positions, slots, block_table, *states) -> (hidden, *states), an nn.Module
     head          forward(hidden, rows) -> logits, an nn.Module
     norm          forward(hidden, rows) -> the rows behind the final norm, an nn.Module; None: no embeddings
+    part          (first, end) -> the network of these layers alone (end None: to the last); its body takes hidden rows
+                  (`arriving`) in place of tokens where layers come before it
     sources       bundle parameter -> what of the checkpoint is stacked along rows, where that is not its namesake
     heads         of every layer with a KV cache, in order
     shares        parameter -> how much of it one token reads, where that is not all
@@ -53,6 +55,7 @@ class Network:
     recurrent: tuple[Recurrent, ...] = ()
     n_layers: int = 0
     norm: nn.Module | None = None
+    part: Callable[[int, int | None], Network] | None = None
 
     @property
     def depth(self) -> int:

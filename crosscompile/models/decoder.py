@@ -104,7 +104,7 @@ class Rows:
     positions: Tensor
     slots: Tensor
     block_table: Tensor
-    ropes: list[Tensor]
+    ropes: list[Tensor | None]
     first_values: Tensor = None
 
 
@@ -184,15 +184,17 @@ class Block(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Embedding and blocks."""
+    """Embedding and blocks. Layers that come before them elsewhere keep their numbers, and nothing else."""
 
     def __init__(self, made: Design, kv: str, feed_forward: type[nn.Module]) -> None:
-        self.embed_tokens = nn.Embedding(made.vocab, made.hidden)
-        if made.positions:
-            self.embed_positions = nn.Embedding(made.positions, made.hidden)
-        if made.embedding_norm:
-            self.embed_norm = norm_of(made)
-        self.layers = nn.ModuleList([Block(made, layer, kv, feed_forward) for layer in made.layers])
+        if made.first == 0:
+            self.embed_tokens = nn.Embedding(made.vocab, made.hidden)
+            if made.positions:
+                self.embed_positions = nn.Embedding(made.positions, made.hidden)
+            if made.embedding_norm:
+                self.embed_norm = norm_of(made)
+        before: list[nn.Module] = [nn.Module() for _ in range(made.first)]
+        self.layers = nn.ModuleList(before + [Block(made, layer, kv, feed_forward) for layer in made.layers])
 
 
 class Body(nn.Module):
@@ -203,18 +205,33 @@ class Body(nn.Module):
         self.made = made
 
     def forward(self, tokens: Tensor, positions: Tensor, slots: Tensor, block_table: Tensor, states: Any) -> Any:
-        ropes = [_table(rope, positions, block_table, i) for i, rope in enumerate(self.made.ropes)]
-        shared = Rows(positions, slots, block_table, ropes)
-        x, new = self.model.embed_tokens(tokens), list(states)
+        x = self.model.embed_tokens(tokens)
         if self.made.embedding_scale != 1.0:
             x = x * self.made.embedding_scale
         if self.made.positions:
             x = x + self.model.embed_positions(positions)
         if self.made.embedding_norm:
             x = self.model.embed_norm(x)
-        for layer, at in zip(self.model.layers, state_places(self.made), strict=True):
+        return self.blocks(x, positions, slots, block_table, states)
+
+    def blocks(self, x: Tensor, positions: Tensor, slots: Tensor, block_table: Tensor, states: Any) -> Any:
+        """The layers."""
+        used = {layer.rope for layer in self.made.layers if layer.selective is None}
+        ropes = [
+            _table(rope, positions, block_table, i) if i in used else None for i, rope in enumerate(self.made.ropes)
+        ]
+        shared, new = Rows(positions, slots, block_table, ropes), list(states)
+        layers = list(self.model.layers)[self.made.first :]
+        for layer, at in zip(layers, state_places(self.made), strict=True):
             x, new[at], new[at + 1] = layer(x, shared, new[at], new[at + 1])
         return [x, *new]
+
+
+class LaterBody(Body):
+    """The same behind other layers: hidden rows take the place of tokens."""
+
+    def forward(self, arriving: Tensor, positions: Tensor, slots: Tensor, block_table: Tensor, states: Any) -> Any:
+        return self.blocks(arriving, positions, slots, block_table, states)
 
 
 def recurrent_states(made: Design, index: int, layer: design.Layer) -> tuple[Recurrent, ...]:
@@ -290,7 +307,7 @@ def network(made: Design, kv: str, feed_forward: type[nn.Module] | None = None) 
     """
     mlp = feed_forward or (FeedForward if made.gated else PlainFeedForward)
     return Network(
-        Body(made, kv, mlp),
+        (LaterBody if made.first else Body)(made, kv, mlp),
         Head(made),
         made.sources,
         tuple(heads_of(made, layer, kv) for layer in made.layers if layer.selective is None),
@@ -307,4 +324,5 @@ def network(made: Design, kv: str, feed_forward: type[nn.Module] | None = None) 
         tuple(state for i, layer in enumerate(made.layers) for state in recurrent_states(made, i, layer)),
         len(made.layers),
         Last(made),
+        lambda first, end: network(made.part(first, end), kv, feed_forward),
     )

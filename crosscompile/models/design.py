@@ -149,6 +149,7 @@ class Design:
     logits_cap       where tanh flattens logits, 0 for never
     positions        rows of a table of positions that is added to embeddings, 0 for none
     embedding_norm   whether embeddings are normalized
+    first            number of the first layer, where these are but some of a network's
     """
 
     hidden: int
@@ -176,10 +177,23 @@ class Design:
     positions: int = 0
     embedding_norm: bool = False
     sources: Sources = field(default_factory=dict)
+    first: int = 0
 
     def prefixes(self) -> list[str]:
         """How parameter names of each layer begin."""
-        return [f"model.layers.{index}." for index in range(len(self.layers))]
+        return [f"model.layers.{self.first + index}." for index in range(len(self.layers))]
+
+    def part(self, first: int, end: int | None) -> Design:
+        """Layers [first, end) alone; None: to the last. ConfigError where they cannot be separated."""
+        n, cut = len(self.layers), first or end or 0
+        if not 0 < cut < n:
+            between = f"1 to {n - 1} can" if n > 1 else "its one layer cannot be split"
+            raise ConfigError(f"config.json: of {n} layers, {between} go to the GPU and leave some, not {cut}")
+        if len({layer.selective is None for layer in self.layers}) > 1:
+            raise ConfigError("config.json: layers with attention and others cannot be split between devices")
+        if any(isinstance(layer.selective, Rwkv) for layer in self.layers):
+            raise ConfigError("RWKV's layers read values of the first one, and cannot be split between devices")
+        return replace(self, layers=self.layers[first:end], first=self.first + first)
 
 
 ACTIVATIONS = {

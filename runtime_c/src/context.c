@@ -92,15 +92,17 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
         return ellm_fail(error, ELLM_USAGE, "%d sessions; 1 to %d are possible", (int)sessions, most_sessions);
     }
     ellm_cores_read(&context->cores);
-    context->on_gpu = info.on_gpu;
-    set_gear(&context->prefill, &context->cores, info.on_gpu ? 1 : given.n_threads_prefill, prefill_window,
+    set_gear(&context->prefill, &context->cores, context->on_gpu ? 1 : given.n_threads_prefill, prefill_window,
              prefill_rest);
-    set_gear(&context->decode, &context->cores, info.on_gpu ? 1 : given.n_threads_decode, decode_window, decode_rest);
+    set_gear(&context->decode, &context->cores, context->on_gpu ? 1 : given.n_threads_decode, decode_window,
+             decode_rest);
     context->vocab_size = info.vocab_size;
     context->context_length = length;
     context->n_sessions = sessions;
+    int32_t under_way = info.on_gpu && !context->on_gpu ? 2 : 1; /* a GPU's layers are a step ahead */
     int32_t prefix = prefix_length(context), n_prefix = (prefix + ELLM_BLOCK - 1) / ELLM_BLOCK;
-    int32_t each = ellm_kv_session_blocks(length, info.sliding_window, ellm_ladder_rows(&context->plan->body));
+    int32_t each =
+        ellm_kv_session_blocks(length, info.sliding_window, under_way * ellm_ladder_rows(&context->plan->body));
     context->kv = (ellm_kv){.plan = context->plan,
                             .n_sessions = sessions + (prefix > 0),
                             .table_cap = (length + ELLM_BLOCK - 1) / ELLM_BLOCK,
@@ -129,6 +131,8 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
     }
     context->model = model;
     context->plan = ellm_model_plan(model);
+    const ellm_plan *gpu_plan = ellm_model_gpu_plan(model);
+    context->on_gpu = gpu_plan == context->plan;
     ellm_region_init(&context->region, (size_t)512 << 20);
     ellm_status status = read_options(context, options, error);
     if (status == ELLM_OK) {
@@ -154,8 +158,11 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
                                   .states = context->kv.states,
                                   .inputs = context->inputs,
                                   .symbols = symbols};
-    if (status == ELLM_OK && context->on_gpu) {
-        const ellm_gpu_source source = {.plan = context->plan,
+    if (status == ELLM_OK && gpu_plan != NULL) {
+        status = ellm_plan_check(gpu_plan, symbols, error);
+    }
+    if (status == ELLM_OK && gpu_plan != NULL) {
+        const ellm_gpu_source source = {.plan = gpu_plan,
                                         .symbols = symbols,
                                         .inputs = context->inputs,
                                         .real = options != NULL && options->real_gpu,

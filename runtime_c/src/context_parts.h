@@ -41,7 +41,9 @@ struct ellm_context {
     const ellm_observer *observer; /* NULL: nobody watches */
     ellm_gpu *gpu;                 /* NULL: the processor computes */
     const uint8_t *gpu_logits;
-    bool on_gpu;
+    ellm_step_function *begun; /* of rows whose first layers a GPU computes meanwhile; NULL: none */
+    int64_t first_ns;          /* what its layers took of the step under way */
+    bool on_gpu; /* all of it; else the first layers, where there is a GPU */
     atomic_bool cancelled;
 };
 

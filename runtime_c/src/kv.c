@@ -83,10 +83,10 @@ bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position) {
     *entry = block;
     if (shared >= 0) {
         kv->n_users[shared]--;
-        if (kv->states == NULL) {
-            return kv->copy(kv->user, ELLM_SYMBOL_BLOCKS, shared, block);
+        if (kv->copy != NULL && !kv->copy(kv->user, ELLM_SYMBOL_BLOCKS, shared, block)) {
+            return false;
         }
-        for (uint32_t i = 0; i < n_caches(kv); i++) {
+        for (uint32_t i = 0; i < n_caches(kv) && kv->states != NULL; i++) {
             size_t bytes = (size_t)kv->plan->state_bytes[i];
             memcpy(kv->states[i] + (size_t)block * bytes, kv->states[i] + (size_t)shared * bytes, bytes);
         }
@@ -107,7 +107,7 @@ bool ellm_kv_share(ellm_kv *kv, int32_t from, int32_t to, int32_t length) {
         }
     }
     const bool has_more = kv->plan->n_fixed > 0 && length > 0;
-    if (has_more && kv->states == NULL && !kv->copy(kv->user, ELLM_SYMBOL_SESSIONS, from, to)) {
+    if (has_more && kv->copy != NULL && !kv->copy(kv->user, ELLM_SYMBOL_SESSIONS, from, to)) {
         return false;
     }
     for (uint32_t i = n_caches(kv); i < kv->plan->n_states && has_more && kv->states != NULL; i++) {

@@ -16,7 +16,8 @@ typedef struct ellm_kv {
     int32_t *free_blocks;                    /* blocks used before and free again, n_free of them */
     int32_t *n_users;                        /* (n_blocks,) sessions that have the block in their tables */
     int32_t n_free, n_touched;               /* blocks from n_touched on were never used and are zero */
-    /* Where states is NULL, they are in the memory of a GPU, whose kernels read only what was written. */
+    /* NULL, unless a GPU keeps states: all of them where `states` is NULL, else those of its layers. Its kernels read only
+     * what was written. */
     bool (*copy)(void *user, ellm_symbol what, int32_t from, int32_t to);
     void *user;
 } ellm_kv;

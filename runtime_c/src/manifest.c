@@ -269,10 +269,11 @@ ellm_status ellm_manifest_read(const char *text, size_t n_bytes, ellm_region *re
     }
     const ellm_json *device = status == ELLM_OK ? ellm_json_get(ellm_json_get(root, "target"), "device") : NULL;
     const bool both = ellm_json_equals(device, "both");
-    manifest->has_gpu = both || ellm_json_equals(device, "vulkan");
+    manifest->is_split = ellm_json_equals(device, "split");
+    manifest->has_gpu = both || manifest->is_split || ellm_json_equals(device, "vulkan");
     manifest->has_cpu = both || ellm_json_equals(device, "cpu");
     if (status == ELLM_OK && !manifest->has_gpu && !manifest->has_cpu) {
-        status = bad(error, "target", "device", "\"cpu\", \"vulkan\" or \"both\"");
+        status = bad(error, "target", "device", "\"cpu\", \"vulkan\", \"both\" or \"split\"");
     }
     const ellm_json *slower = status == ELLM_OK ? ellm_json_get(ellm_json_get(root, "vulkan"), "times_slower") : NULL;
     if (slower != NULL && !(ellm_json_real(slower, &manifest->times_slower) && manifest->times_slower >= 1)) {

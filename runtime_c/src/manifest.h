@@ -19,6 +19,7 @@ typedef struct ellm_manifest {
     int32_t vocab_size, context_length, sliding_window;
     uint64_t weight_bytes;
     bool has_cpu, has_gpu; /* kernels and packed weights for the processor, for a GPU, or for both */
+    bool is_split;         /* a GPU has the first layers and the processor the others; has_gpu, and not has_cpu */
     double times_slower;   /* the board's GPU, where that is known; else 0 */
     const char **features; /* required, as in /proc/cpuinfo */
     size_t n_features;

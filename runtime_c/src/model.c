@@ -19,9 +19,9 @@
 
 struct ellm_model {
     ellm_bundle bundle;
-    ellm_plan plan;
-    ellm_file kernels, tokenizer_file, template_file;
-    ellm_object object;   /* of code for the processor, else */
+    ellm_plan plan, first; /* first: of a GPU's layers, where the processor has the others */
+    ellm_file kernels, shader_file, tokenizer_file, template_file;
+    ellm_object object;   /* of code for the processor */
     ellm_shaders shaders; /* for a GPU */
     ellm_file *shards;
     size_t n_shards;
@@ -46,7 +46,7 @@ static ellm_status map_listed(const ellm_model *model, const char *path, ellm_fi
 static ellm_status choose(ellm_model *model, ellm_device device, ellm_error *error) {
     const ellm_manifest *manifest = &model->bundle.manifest;
     const bool wants_gpu = device == ELLM_DEVICE_GPU || device == ELLM_DEVICE_GPU_FIRST;
-    model->on_gpu = wants_gpu ? manifest->has_gpu : !manifest->has_cpu;
+    model->on_gpu = (wants_gpu ? manifest->has_gpu : !manifest->has_cpu) && !manifest->is_split;
     if ((device == ELLM_DEVICE_GPU && !manifest->has_gpu) || (device == ELLM_DEVICE_CPU && !manifest->has_cpu)) {
         return ellm_fail(error, ELLM_USAGE, "the bundle is for %s only; compile it with --device %s, or both",
                          manifest->has_gpu ? "GPUs" : "processors", manifest->has_gpu ? "cpu" : "vulkan");
@@ -59,15 +59,38 @@ static bool is_gpus_half(const ellm_model *model) {
     return model->on_gpu && model->bundle.manifest.has_cpu;
 }
 
-static ellm_status open_plan(ellm_model *model, ellm_error *error) {
+static ellm_status read_plan(ellm_model *model, bool is_gpus, int32_t vocab_size, ellm_plan *plan, ellm_error *error) {
     ellm_file file = {0};
-    ellm_status status = map_listed(model, is_gpus_half(model) ? "plan-vulkan.json" : "plan.json", &file, error);
+    ellm_status status = map_listed(model, is_gpus ? "plan-vulkan.json" : "plan.json", &file, error);
     if (status == ELLM_OK) {
-        status = ellm_plan_read((const char *)file.data, file.bytes, model->bundle.manifest.vocab_size,
-                                &model->bundle.region, &model->plan, error);
+        status = ellm_plan_read((const char *)file.data, file.bytes, vocab_size, &model->bundle.region, plan, error);
     }
     ellm_file_close(&file);
     return status;
+}
+
+/* Whether a GPU's functions leave what the processor's take, row for row. */
+static bool fit_together(const ellm_plan *first, const ellm_plan *then) {
+    const ellm_plan_ladder *body = &first->body, *head = &first->head, *next = &then->body;
+    bool fit = then->arriving_row_bytes == then->hidden_row_bytes && first->logits_row_bytes == then->hidden_row_bytes
+               && body->n_functions == next->n_functions && head->n_functions == next->n_functions;
+    for (uint32_t i = 0; i < next->n_functions && fit; i++) {
+        fit = body->functions[i].n == next->functions[i].n && head->functions[i].n == next->functions[i].n;
+    }
+    return fit;
+}
+
+static ellm_status open_plan(ellm_model *model, ellm_error *error) {
+    const ellm_manifest *manifest = &model->bundle.manifest;
+    ellm_status status = read_plan(model, is_gpus_half(model), manifest->vocab_size, &model->plan, error);
+    if (status != ELLM_OK || !manifest->is_split) {
+        return status;
+    }
+    status = read_plan(model, true, 0, &model->first, error);
+    return status != ELLM_OK || fit_together(&model->first, &model->plan)
+               ? status
+               : ellm_fail(error, ELLM_PLAN_INVALID,
+                           "plan-vulkan.json does not leave the rows that plan.json takes; compile the bundle again");
 }
 
 /* A kernel's module must be for as many buffers as the plan binds, and the plan must say how many workgroups. */
@@ -82,16 +105,16 @@ static ellm_status check_shader(const ellm_plan_kernel *kernel, ellm_error *erro
     return ELLM_OK;
 }
 
-static ellm_status open_shaders(ellm_model *model, ellm_error *error) {
+static ellm_status open_shaders(ellm_model *model, ellm_plan *plan, ellm_error *error) {
     static const char path[] = "kernels.spv";
-    ellm_status status = map_listed(model, path, &model->kernels, error);
+    ellm_file *file = &model->shader_file;
+    ellm_status status = map_listed(model, path, file, error);
     if (status == ELLM_OK) {
-        status =
-            ellm_shaders_read(model->kernels.data, model->kernels.bytes, &model->bundle.region, &model->shaders, error);
+        status = ellm_shaders_read(file->data, file->bytes, &model->bundle.region, &model->shaders, error);
     }
-    ellm_file_release(&model->kernels);
-    for (uint32_t i = 0; i < model->plan.n_kernels && status == ELLM_OK; i++) {
-        ellm_plan_kernel *kernel = &model->plan.kernels[i];
+    ellm_file_release(file);
+    for (uint32_t i = 0; i < plan->n_kernels && status == ELLM_OK; i++) {
+        ellm_plan_kernel *kernel = &plan->kernels[i];
         kernel->function = ellm_shaders_find(&model->shaders, kernel->name);
         status = kernel->function != NULL
                      ? check_shader(kernel, error)
@@ -105,9 +128,10 @@ static ellm_status open_shaders(ellm_model *model, ellm_error *error) {
 static ellm_status open_kernels(ellm_model *model, ellm_error *error) {
     static const char path[] = "kernels.so";
     if (model->on_gpu) {
-        return open_shaders(model, error);
+        return open_shaders(model, &model->plan, error);
     }
-    ellm_status status = map_listed(model, path, &model->kernels, error);
+    ellm_status status = model->bundle.manifest.is_split ? open_shaders(model, &model->first, error) : ELLM_OK;
+    status = status == ELLM_OK ? map_listed(model, path, &model->kernels, error) : status;
     if (status == ELLM_OK) {
         status = ellm_object_open(&model->kernels, path, &model->object, error);
     }
@@ -220,20 +244,19 @@ static ellm_status read_shard(ellm_file *shard, const char *path, bool stays_ope
     return ELLM_OK;
 }
 
-static ellm_status resolve_weights(ellm_model *model, tensor_list *list, ellm_error *error) {
-    if (list->n != 0) {
-        qsort(list->tensors, list->n, sizeof *list->tensors, compare_tensors);
+static ellm_status resolve_weights(ellm_plan *plan, ellm_tensor *tensors, size_t n, ellm_error *error) {
+    if (n != 0) {
+        qsort(tensors, n, sizeof *tensors, compare_tensors);
     }
-    for (size_t i = 1; i < list->n; i++) {
-        if (strcmp(list->tensors[i - 1].name, list->tensors[i].name) == 0) {
-            return ellm_fail(error, ELLM_BUNDLE_FORMAT, "weights: tensor %.100s is there twice", list->tensors[i].name);
+    for (size_t i = 1; i < n; i++) {
+        if (strcmp(tensors[i - 1].name, tensors[i].name) == 0) {
+            return ellm_fail(error, ELLM_BUNDLE_FORMAT, "weights: tensor %.100s is there twice", tensors[i].name);
         }
     }
-    for (uint32_t i = 0; i < model->plan.n_weights; i++) {
-        ellm_plan_weight *weight = &model->plan.weights[i];
+    for (uint32_t i = 0; i < plan->n_weights; i++) {
+        ellm_plan_weight *weight = &plan->weights[i];
         ellm_tensor key = {.name = weight->tensor};
-        const ellm_tensor *tensor =
-            list->n == 0 ? NULL : bsearch(&key, list->tensors, list->n, sizeof key, compare_tensors);
+        const ellm_tensor *tensor = n == 0 ? NULL : bsearch(&key, tensors, n, sizeof key, compare_tensors);
         if (tensor == NULL || tensor->bytes != weight->bytes) {
             return ellm_fail(error, ELLM_PLAN_INVALID,
                              "plan.json: weight %.100s must have %llu bytes, weights/ has %s%llu; compile the bundle "
@@ -282,7 +305,7 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
     }
     /* a GPU's own shards first; the processor has no use for them */
     size_t n_own = 0;
-    for (int own = model->on_gpu ? 1 : 0; own >= 0 && status == ELLM_OK; own--) {
+    for (int own = model->on_gpu || manifest->is_split ? 1 : 0; own >= 0 && status == ELLM_OK; own--) {
         for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
             const ellm_manifest_file *file = &manifest->files[i];
             if (is_shard(file) && is_gpus(file) == (own == 1)) {
@@ -296,7 +319,7 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
     if (status == ELLM_OK) {
         status = ellm_encrypted_open(model->shards, entries, model->n_shards, &model->bundle.secret,
                                      &model->decrypted_bytes, &model->locked_bytes, error);
-        model->plan.in_memory = model->decrypted_bytes != 0;
+        model->plan.in_memory = model->first.in_memory = model->decrypted_bytes != 0;
     }
     for (size_t i = 0; i < model->n_shards && status == ELLM_OK; i++) {
         bool is_prefix = entries[i]->path == manifest->prefix_file;
@@ -304,15 +327,21 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
         status = read_shard(&model->shards[i], entries[i]->path, is_prefix, &region, &list, error);
         n_first = i < n_own ? list.n : n_first;
     }
-    if (status == ELLM_OK) {
+    if (status == ELLM_OK && manifest->is_split) { /* each has its own, of equal names where both read it */
+        status = resolve_weights(&model->first, list.tensors, n_first, error);
+    } else if (status == ELLM_OK) {
         prefer_first(&list, n_first);
-        status = resolve_weights(model, &list, error);
+        n_first = 0;
+    }
+    if (status == ELLM_OK) {
+        status = resolve_weights(&model->plan, list.n > 0 ? list.tensors + n_first : NULL, list.n - n_first, error);
     }
     if (status == ELLM_OK && manifest->prefix_file != NULL && !model->on_gpu) {
         status = find_prefix(model, &list, error);
     }
     if (status == ELLM_OK && !model->plan.in_memory) {
         ellm_ahead_advise(&model->plan);
+        ellm_ahead_advise(&model->first);
     }
     free(list.tensors);
     ellm_region_free(&region);
@@ -357,7 +386,8 @@ ellm_status ellm_model_open_on(const char *path, const ellm_trust *trust, ellm_d
     if (model == NULL) {
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory to open %.200s", path);
     }
-    model->kernels.descriptor = model->tokenizer_file.descriptor = model->template_file.descriptor = -1;
+    model->kernels.descriptor = model->shader_file.descriptor = model->tokenizer_file.descriptor =
+        model->template_file.descriptor = -1;
     ellm_status status = ellm_bundle_open_trusted(path, trust, &model->bundle, error);
     status = status != ELLM_OK ? status : ellm_bundle_check_cpu(&model->bundle, error);
     status = status != ELLM_OK ? status : ellm_bundle_check_files(&model->bundle, false, NULL, NULL, error);
@@ -392,12 +422,15 @@ void ellm_model_close(ellm_model *model) {
     }
     ellm_object_close(&model->object);
     ellm_file_close(&model->kernels);
+    ellm_file_close(&model->shader_file);
     ellm_bundle_close(&model->bundle);
     free(model);
 }
 
 void ellm_model_get_info(const ellm_model *model, ellm_model_info *info) {
     const ellm_manifest *manifest = &model->bundle.manifest;
+    uint64_t token_bytes = ellm_plan_token_bytes(&model->plan) + ellm_plan_token_bytes(&model->first);
+    uint64_t session_bytes = ellm_plan_session_bytes(&model->plan) + ellm_plan_session_bytes(&model->first);
     *info = (ellm_model_info){.name = manifest->name,
                               .architecture = manifest->architecture,
                               .scheme = manifest->scheme,
@@ -409,11 +442,11 @@ void ellm_model_get_info(const ellm_model *model, ellm_model_info *info) {
                               .sliding_window = manifest->sliding_window,
                               .weight_bytes = manifest->weight_bytes,
                               .arena_bytes = model->plan.arena_bytes,
-                              .kv_bytes_per_token = ellm_plan_token_bytes(&model->plan),
-                              .state_bytes_per_session = ellm_plan_session_bytes(&model->plan),
+                              .kv_bytes_per_token = token_bytes,
+                              .state_bytes_per_session = session_bytes,
                               .decrypted_bytes = model->decrypted_bytes,
                               .locked_bytes = model->locked_bytes,
-                              .on_gpu = model->on_gpu,
+                              .on_gpu = model->on_gpu || manifest->is_split,
                               .is_both = manifest->has_cpu && manifest->has_gpu,
                               .gpu_times_slower = manifest->times_slower};
 }
@@ -465,6 +498,10 @@ const ellm_template *ellm_model_template(const ellm_model *model) {
 
 const ellm_plan *ellm_model_plan(const ellm_model *model) {
     return &model->plan;
+}
+
+const ellm_plan *ellm_model_gpu_plan(const ellm_model *model) {
+    return model->on_gpu ? &model->plan : model->bundle.manifest.is_split ? &model->first : NULL;
 }
 
 int ellm_model_directory(const ellm_model *model) {

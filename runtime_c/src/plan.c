@@ -405,6 +405,10 @@ static ellm_status read_root(const struct reader *reader, const ellm_json *root)
         status = read_rows(reader, root, "logits", ellm_ladder_rows(&plan->head), &plan->logits_offset,
                            &plan->logits_row_bytes);
     }
+    if (status == ELLM_OK && ellm_json_get(root, "arriving") != NULL) {
+        status = read_rows(reader, root, "arriving", ellm_ladder_rows(&plan->body), &plan->arriving_offset,
+                           &plan->arriving_row_bytes);
+    }
     if (status == ELLM_OK) {
         status = read_embedding(reader, root);
     }

@@ -120,7 +120,7 @@ ellm_status ellm_session_save(ellm_context *context, int32_t slot, const int32_t
     if (ellm_session_length(context, slot) < 1 || note_bytes > most_note_bytes) {
         return ellm_fail(error, ELLM_USAGE, "%.200s: there is nothing to save, or a note of more than 16 MiB", path);
     }
-    if (ellm_context_kv(context)->states == NULL) {
+    if (ellm_context_kv(context)->copy != NULL) {
         return ellm_fail(error, ELLM_USAGE,
                          "%.200s: what a GPU computed cannot be saved yet; use a bundle for the processor", path);
     }

@@ -99,7 +99,7 @@ static size_t map_pages(const ellm_file *file, const uint8_t *from, uint8_t *to,
 bool ellm_state_put(const ellm_state *state, const ellm_file *file, ellm_kv *kv, int32_t slot, int32_t length) {
     int32_t first, end, from;
     bool is_fresh = kv->n_touched == 0;
-    if (kv->states == NULL) { /* a GPU's memory, which is not written from here yet */
+    if (kv->copy != NULL) { /* a GPU's memory, which is not written from here yet */
         return false;
     }
     ellm_kv_visible(kv, length, &first, &end);

@@ -48,7 +48,7 @@ static ellm_status run_on_gpu(ellm_context *context, ellm_step_ladder *ladder, c
 }
 
 static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_step_function *function) {
-    if (context->gpu != NULL) {
+    if (context->on_gpu) {
         return run_on_gpu(context, ladder, function);
     }
     ellm_gear *gear = function->n < decode_rows ? &context->decode : &context->prefill;
@@ -66,7 +66,8 @@ static ellm_status run(ellm_context *context, ellm_step_ladder *ladder, ellm_ste
     }
     int64_t start = ellm_now_ns();
     ellm_status status = ellm_pool_run(context->pool, function->launches, function->n_launches, n_threads);
-    double ns = (double)(ellm_now_ns() - start);
+    double ns = (double)(ellm_now_ns() - start + context->first_ns);
+    context->first_ns = 0;
     if (status != ELLM_OK || !ladder->was_read || ellm_pool_team(context->pool) != n_threads) {
         ladder->was_read = status == ELLM_OK;
         return status; /* a step that waited for the disk or for another program says nothing about speed */
@@ -105,7 +106,7 @@ static ellm_status check_rows(ellm_context *context, const ellm_row *rows, size_
 /* Takes what head or norm left in row i. */
 static void take(const ellm_context *context, size_t i, float *logits, double *sum) {
     const ellm_plan *plan = context->plan;
-    const uint8_t *from = context->gpu != NULL ? context->gpu_logits : context->arena + plan->logits_offset;
+    const uint8_t *from = context->on_gpu ? context->gpu_logits : context->arena + plan->logits_offset;
     if (sum == NULL) {
         memcpy(logits, from + i * plan->logits_row_bytes, (size_t)context->vocab_size * sizeof *logits);
         return;
@@ -151,8 +152,8 @@ static ellm_status run_head(ellm_context *context, const ellm_row *rows, size_t 
     return ELLM_OK;
 }
 
-/* The body over n rows with a function of at least as many; padding rows have position -1. */
-static ellm_status run_body(ellm_context *context, ellm_step_function *function, const ellm_row *rows, size_t n) {
+/* Inputs for n rows of a function of at least as many; padding rows have position -1. */
+static ellm_status fill(ellm_context *context, const ellm_step_function *function, const ellm_row *rows, size_t n) {
     int32_t *tokens = context->inputs[ELLM_INPUT_TOKENS], *positions = context->inputs[ELLM_INPUT_POSITIONS];
     int32_t *slots = context->inputs[ELLM_INPUT_SLOTS];
     for (size_t i = 0; i < (size_t)function->n; i++) {
@@ -164,7 +165,63 @@ static ellm_status run_body(ellm_context *context, ellm_step_function *function,
         positions[i] = real ? rows[i].position : -1;
         slots[i] = real ? rows[i].slot : 0;
     }
-    ellm_status status = run(context, &context->body, function);
+    return ELLM_OK;
+}
+
+static size_t fitting(const ellm_step_function *function, size_t n) {
+    return (size_t)function->n < n ? (size_t)function->n : n;
+}
+
+#ifdef ELLM_VULKAN
+static ellm_status start_first(ellm_context *context, ellm_step_function *function, const ellm_row *rows, size_t n) {
+    ellm_status status = fill(context, function, rows, n);
+    status = status == ELLM_OK ? ellm_gpu_body(context->gpu, (uint32_t)(function - context->body.functions)) : status;
+    context->begun = status == ELLM_OK ? function : NULL;
+    return status;
+}
+
+/* The layers that a GPU has; the processor goes on with the rows that they leave. The GPU begins with the next ones then,
+ * which only a KV cache may remember: whoever cancels has not read them. */
+static ellm_status run_first(ellm_context *context, ellm_step_function *function, const ellm_row *rows, size_t n,
+                             size_t n_later) {
+    const ellm_plan *plan = context->plan;
+    const uint8_t *left = NULL;
+    int64_t start = ellm_now_ns();
+    ellm_status status = context->observer == NULL ? ELLM_OK : ELLM_GPU_MISSING;
+    if (status == ELLM_OK && context->begun != function) {
+        status = start_first(context, function, rows, n);
+    }
+    context->begun = NULL;
+    if (status == ELLM_OK) {
+        status = ellm_gpu_head(context->gpu, (uint32_t)(function - context->body.functions), &left);
+    }
+    if (status != ELLM_OK) {
+        return status;
+    }
+    memcpy(context->arena + plan->arriving_offset, left, (size_t)function->n * (size_t)plan->arriving_row_bytes);
+    if (n_later > 0 && plan->n_fixed == 0) {
+        ellm_step_function *next = ellm_ladder_pick(&context->body, n_later);
+        status = start_first(context, next, rows + n, fitting(next, n_later));
+        status = status == ELLM_OK ? ellm_gpu_finish(context->gpu) : status;
+        status = status == ELLM_OK ? fill(context, function, rows, n) : status;
+    }
+    context->first_ns = ellm_now_ns() - start;
+    return status;
+}
+#endif
+
+/* The body over n rows with a function of at least as many. n_later: rows behind them. */
+static ellm_status run_body(ellm_context *context, ellm_step_function *function, const ellm_row *rows, size_t n,
+                            size_t n_later) {
+    ellm_status status = fill(context, function, rows, n);
+#ifdef ELLM_VULKAN
+    if (status == ELLM_OK && context->gpu != NULL && !context->on_gpu) {
+        status = run_first(context, function, rows, n, n_later);
+    }
+#else
+    (void)n_later;
+#endif
+    status = status == ELLM_OK ? run(context, &context->body, function) : status;
     for (size_t i = 0; i < n; i++) {
         if (status == ELLM_OK) {
             ellm_kv_advance(&context->kv, rows[i].slot, rows[i].position + 1);
@@ -176,17 +233,18 @@ static ellm_status run_body(ellm_context *context, ellm_step_function *function,
 }
 
 ellm_status ellm_context_run(ellm_context *context, const ellm_row *rows, size_t n, float *logits, double *sum) {
+    context->begun = NULL;
     while (n > 0) {
         if (atomic_load(&context->cancelled)) {
             return ELLM_CANCELLED;
         }
-        ellm_step_function *function = ellm_ladder_pick(&context->body, n);
-        size_t now = (size_t)function->n < n ? (size_t)function->n : n, n_wanted;
-        ellm_status status = run_body(context, function, rows, now);
+        ellm_step_function *function = context->begun != NULL ? context->begun : ellm_ladder_pick(&context->body, n);
+        size_t now = fitting(function, n), n_wanted;
+        ellm_status status = run_body(context, function, rows, now, n - now);
         if (status == ELLM_OK) {
             status = run_head(context, rows, now, logits, sum, &n_wanted);
         }
-        if (status == ELLM_OK && context->gpu != NULL) {
+        if (status == ELLM_OK && context->on_gpu) {
             status = ellm_gpu_finish(context->gpu);
         }
         if (status != ELLM_OK) {

@@ -13,12 +13,12 @@ import tvm
 from tvm.relax.frontend import nn
 
 from crosscompile.codegen import Signature, compile_kernels
+from crosscompile.errors import ConfigError
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.kernels.linear import Tuned, Workload, workload
 from crosscompile.kinds import KINDS, check_columns
 from crosscompile.lower import FUNCTION, linear_layers, lower
 from crosscompile.models import architecture_for
-from crosscompile.errors import ConfigError
 from crosscompile.models.architecture import WEIGHT_KINDS, Architecture, Network, Scheme
 from crosscompile.models.decoder import LaterBody
 from crosscompile.models.design import EMBEDDING, HEAD, POSITIONS
@@ -207,9 +207,7 @@ def _generate(
     return code, signatures
 
 
-def _network(
-    architecture: Architecture, config: Mapping[str, Any], scheme: Scheme, layers: Layers | None
-) -> Network:
+def _network(architecture: Architecture, config: Mapping[str, Any], scheme: Scheme, layers: Layers | None) -> Network:
     """The network, or some of its layers."""
     whole = architecture.build(config, scheme.kv)
     if layers is None:

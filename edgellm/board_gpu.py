@@ -51,12 +51,12 @@ def look(remote: Remote) -> Lack | None:
 
 
 def check(remote: Remote, device: str) -> str | None:
-    """What to say of a board that gets a bundle for `device` (crosscompile.target.DEVICES); None where all is well.
+    """What to say of a board that gets a bundle for `device` (of its manifest); None where all is well.
 
     Raises UnsuitableError where only a GPU is to compute and there is none to be used.
     """
     lack = None if device == "cpu" else look(remote)
-    if lack is not None and device == "vulkan":
+    if lack is not None and device in ("vulkan", "split"):
         raise UnsuitableError(
             f"{remote.name} has no GPU that could compute: {lack}; or use --device cpu, or both, which falls back"
         )

@@ -99,7 +99,8 @@ def build(
 ) -> Compilation:
     """compile_model, with statistics.
 
-    gpu_layers: as many of the first layers run on the GPU, the others on the processor; takes the place of device. lora: directory of an adapter that is merged into the weights. wish: calibration and byte budget. gate: texts that
+    gpu_layers: as many of the first layers run on the GPU, the others on the processor; takes the place of device.
+    lora: directory of an adapter that is merged into the weights. wish: calibration and byte budget. gate: texts that
     the bundle's quality is measured on, and the least that is shipped; QualityError below that, and nothing is written.
     """
     if isinstance(board, str):
@@ -108,7 +109,9 @@ def build(
         board = find_board(board)
     show = progress or (lambda stage, done, total: None)
     is_split = gpu_layers is not None
-    if (device != "cpu" or is_split) and not has_vulkan(board.gpu_target()):  # first of all: whether there is a GPU to be reached
+    if (device != "cpu" or is_split) and not has_vulkan(
+        board.gpu_target()
+    ):  # first of all: whether there is a GPU to be reached
         raise UnsuitableError(
             f"on {board.label} only a program of Android's NDK can load the GPU's driver; set {NDK} to an unpacked "
             "NDK, or use --device cpu"
@@ -259,8 +262,8 @@ def compile_checkpoint(
     """The cached bundle of a checkpoint for a target, compiled if it is not there.
 
     fits: called with the bundle's memory needs and context length; what it raises ends the compilation. knobs: what
-    tuning found for this board. rounding: what was decided of single matrices (edgellm.precision). layers: those of a bundle that is
-    split between devices; it is whole only with the others.
+    tuning found for this board. rounding: what was decided of single matrices (edgellm.precision). layers: those of a
+    bundle that is split between devices; it is whole only with the others.
     """
     show = progress or (lambda stage, done, total: None)
     knobs = knobs or {}

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 SCHEMES = tuple(schemes.SCHEMES)
 
+_MOST_LAYERS = 1024
+"""crosscompile.models.design.MOST."""
+
 SCHEMES_HELP = """\
 schemes: numbers of a weight, bits of it with what a group of 32 shares, and when to take it
   w4a8   −8 to 7             4.5    the default; fastest
@@ -102,11 +105,29 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gpu-layers",
-        type=int,
+        type=_gpu_layers,
         metavar="N",
-        help="split the model: its first N layers run on the GPU, the others on the processor; for a GPU whose memory "
-        "does not hold them all",
+        help="split the model: its first N layers run on the GPU, the others on the processor, for a GPU whose memory "
+        "does not hold them all; `edgellm deploy` measures both with auto, and takes what is fastest",
     )
+
+
+def _gpu_layers(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdecimal() or not 1 <= int(text) <= _MOST_LAYERS:
+        raise argparse.ArgumentTypeError("a number of layers from 1, or auto")
+    return int(text)
+
+
+def gpu_layers_of(args: argparse.Namespace) -> int | None:
+    """What --gpu-layers means where nothing is measured."""
+    if args.gpu_layers == "auto":
+        raise UsageError("--gpu-layers auto measures on the board: it goes to `edgellm deploy`; here, give a number")
+    if args.gpu_layers is not None and args.device not in (None, DEVICES[0]):
+        raise UsageError(f"--gpu-layers says where layers run: leave out --device {args.device}")
+    found: int | None = args.gpu_layers
+    return found
 
 
 def add_quality_arguments(parser: argparse.ArgumentParser) -> None:
@@ -206,7 +227,7 @@ def main(args: argparse.Namespace) -> int:
             device=args.device,
             wish=wish,
             gate=gate,
-            gpu_layers=args.gpu_layers,
+            gpu_layers=gpu_layers_of(args),
         )
     device = made.bundle.manifest["target"]["device"]
     if device != "cpu":

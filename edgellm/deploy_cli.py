@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from crosscompile.target import DEVICES
-from edgellm import app_install, application, archive, board_gpu, cache, fleet_cli, prefix, service
+from edgellm import app_install, application, archive, board_gpu, cache, fleet_cli, layer_split, prefix, service
 from edgellm import bundle as bundles
 from edgellm.application import Application
 from edgellm.board_session import count_of
@@ -36,6 +36,7 @@ from edgellm.compile_cli import (
     add_quality_arguments,
     add_scheme_arguments,
     gate_of,
+    gpu_layers_of,
     options_of,
     warn_of_gpu,
     wish_of,
@@ -127,34 +128,38 @@ def main(args: argparse.Namespace) -> int:
     if args.model is None:
         raise UsageError("which model? Add MODEL: a checkpoint directory, a Hub id or a bundle")
     args.scheme, args.device = args.scheme or SCHEMES[0], args.device or DEVICES[0]
+    measures = args.gpu_layers == "auto"
+    if measures and args.device not in DEVICES[::2]:
+        raise UsageError(f"--gpu-layers auto measures both devices: leave out --device {args.device}")
+    if measures:
+        args.device, args.gpu_layers = "both", None
     board = find_board(args.board, args.host)
     host = args.host or recall(board.label).host
     trust = Trust.of(args, board, host)  # a key that does not open should not cost a connection
     with connect(board, args.host) as remote, ExitStack() as stack:
         facts = probe(remote)  # first of all: a board that is off, or a wrong key, should not cost a compilation
         say(args, "board", describe(board, facts))
-        lack = board_gpu.check(remote, args.device)  # likewise
+        wanted = args.device if args.gpu_layers is None else "split"
+        lack = board_gpu.check(remote, wanted)  # likewise
         if app is not None:
             app_install.look(remote, facts, app)  # likewise
         bundle = trust.applied(bundle_for(args, board, stack), stack, quiet=args.json)
         device = bundle.manifest["target"].get("device", "cpu")
-        if device != args.device:  # a finished bundle
+        if device != wanted:  # a finished bundle
             lack = board_gpu.check(remote, device)
         if lack is not None:
             say(args, "GPU", lack)
         elif device != "cpu":
             warn_of_gpu(board, device)
-        with shown_transfer(quiet=args.json) as reporter:
-            done = deploy(
-                bundle,
-                remote,
-                name=args.name,
-                facts=facts,
-                reporter=reporter,
-                verify=args.verify,
-                demand=trust.demand,
-                secret=trust.secret,
-            )
+        done = sent(args, remote, facts, trust, bundle)
+        layers = None
+        if measures and "error" not in done.proof.get("gpu", {}):  # else the processor computes, and it says why
+            model, n_layers = find_model(remote, done.name), bundle.manifest["model"]["n_layers"]
+            layers = layer_split.choose(model, n_layers, lambda text: say(args, "layers", text))
+        if layers is not None:
+            args.device, args.gpu_layers = DEVICES[0], layers
+            bundle = trust.applied(bundle_for(args, board, stack), stack, quiet=args.json)
+            done = sent(args, remote, facts, trust, bundle)
         remember(board.label, Remembered(host, done.name))
         healthy = served(args, remote, facts.home, done, bundle)
         if app is not None:
@@ -166,6 +171,21 @@ def main(args: argparse.Namespace) -> int:
         if healthy["service"]:
             say(args, "service", words(healthy))
     return 1 if healthy["healthy"] is False else 0
+
+
+def sent(args: argparse.Namespace, remote: Remote, facts: Facts, trust: Trust, bundle: Bundle) -> Deployment:
+    """Deploys the bundle, with progress."""
+    with shown_transfer(quiet=args.json) as reporter:
+        return deploy(
+            bundle,
+            remote,
+            name=args.name,
+            facts=facts,
+            reporter=reporter,
+            verify=args.verify,
+            demand=trust.demand,
+            secret=trust.secret,
+        )
 
 
 def served(args: argparse.Namespace, remote: Remote, home: str, done: Deployment, bundle: Bundle) -> dict[str, object]:
@@ -230,8 +250,8 @@ def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) 
             )
         if any(value is not None for value in (args.calibrate, args.budget, args.eval, args.max_kl)):
             raise UsageError(f"{path} is compiled already: what is for its quality goes to `edgellm compile`")
-        if args.device != "cpu":
-            raise UsageError(f"{path} is compiled already: --device goes to `edgellm compile`")
+        if args.device != "cpu" or args.gpu_layers is not None:
+            raise UsageError(f"{path} is compiled already: --device and --gpu-layers go to `edgellm compile`")
         bundle = bundles.read(path)
         say(args, "bundle", f"{path}: {bundle.name} {bundle.scheme} for {bundle.tier}, {size(bundle.n_bytes)}")
         return bundle
@@ -251,6 +271,7 @@ def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) 
             device=args.device,
             wish=wish,
             gate=gate,
+            gpu_layers=gpu_layers_of(args),
         )
     bundle = made.bundle
     how = "compiled before" if made.cached else f"compiled in {made.report['seconds']['total']:.1f} s"

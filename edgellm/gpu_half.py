@@ -1,8 +1,8 @@
 """A bundle for both devices: what a GPU needs, added to a finished bundle for the processor.
 
 Where either of them can run the model, the GPU's half is a plan, its kernels, and the weights that it wants packed
-otherwise; what both read alike (norms, biases) is there once. Where they share the model's layers, each has its own. The
-runtime becomes one that can load a driver (runtime_c/FORMAT.md).
+otherwise; what both read alike (norms, biases) is there once. Where they share the model's layers, each has its own.
+The runtime becomes one that can load a driver (runtime_c/FORMAT.md).
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ def add(
 ) -> Bundle:
     """The bundle for both, from the cache if it is there.
 
-    base: of `source` for the processor of `target`, rounded alike. gpu_layers: as many layers are the GPU's, and base has
-    the others; None: each has all. times_slower: as the board's GPU is known to be than
-    its processor; the runtime then takes the GPU only when told to. fits, dump: as in edgellm.compile.
+    base: of `source` for the processor of `target`, rounded alike. times_slower: as the board's GPU is known to be than
+    its processor; the runtime then takes the GPU only when told to. fits, dump: as in edgellm.compile. gpu_layers: as
+    many layers are the GPU's, and base has the others; None: each has all.
     """
     parts = {
         "bundle": base.sha256,

@@ -46,6 +46,13 @@ ellm_status device_open(const settings *s, const ellm_trust *trust, device_opene
     }
     ellm_model_info info;
     ellm_model_get_info(*model, &info);
+#ifdef ELLM_VULKAN
+    if (info.is_split && s->takes_cpu) {
+        return ellm_fail(error, ELLM_USAGE,
+                         "the GPU has layers of this bundle, which cannot be watched yet; compile "
+                         "another one without --gpu-layers for that");
+    }
+#endif
     const bool may_change = info.is_both && info.on_gpu && device != ELLM_DEVICE_GPU;
     ellm_error why = {{0}};
     if (may_change && info.gpu_times_slower > 0) {

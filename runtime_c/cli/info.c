@@ -41,6 +41,12 @@ static void print_summary(const ellm_model *model, const ellm_model_info *info, 
     if (info->is_both) {
         printf("  devices       the processor, or a GPU\n");
     }
+#ifdef ELLM_VULKAN
+    if (info->is_split) {
+        printf("  devices       a GPU for the first %lld layers, the processor for the others\n",
+               whole(ellm_json_get(manifest, "vulkan"), "layers"));
+    }
+#endif
     printf("  context       %d positions%s\n", (int)info->context_length,
            info->sliding_window > 0 ? ", sliding window" : "");
     printf("  memory        weights %.1f MB, arena %.1f MB, %.1f KB per position", (double)info->weight_bytes / 1e6,

@@ -126,6 +126,7 @@ typedef struct ellm_model_info {
     uint64_t state_bytes_per_session; /* besides: the same however long a session is; such a session cannot be cut */
     uint64_t decrypted_bytes, locked_bytes; /* weights decrypted to memory, and how much of that never gets to swap */
     bool on_gpu;                            /* a GPU computes; else the processor */
+    bool is_split;                          /* both do: the GPU has the first layers */
     bool is_both;                           /* the other one could, too */
     double gpu_times_slower;                /* as the board's GPU is known to be than its processor; 0: not known */
 } ellm_model_info;

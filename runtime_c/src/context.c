@@ -99,7 +99,7 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
     context->vocab_size = info.vocab_size;
     context->context_length = length;
     context->n_sessions = sessions;
-    int32_t under_way = info.on_gpu && !context->on_gpu ? 2 : 1; /* a GPU's layers are a step ahead */
+    int32_t under_way = info.is_split ? 2 : 1; /* a GPU's layers are a step ahead */
     int32_t prefix = prefix_length(context), n_prefix = (prefix + ELLM_BLOCK - 1) / ELLM_BLOCK;
     int32_t each =
         ellm_kv_session_blocks(length, info.sliding_window, under_way * ellm_ladder_rows(&context->plan->body));

@@ -42,11 +42,22 @@ static ellm_status map_listed(const ellm_model *model, const char *path, ellm_fi
     return ellm_file_map(model->bundle.directory, path, file, error);
 }
 
+/* Whether a GPU has the first layers and the processor the others. Without Vulkan, the GPU's plan is all there is to
+ * open, and is then what cannot run. */
+static bool is_split(const ellm_model *model) {
+#ifdef ELLM_VULKAN
+    return model->bundle.manifest.is_split;
+#else
+    (void)model;
+    return false;
+#endif
+}
+
 /* Takes the device that was asked for, if the bundle is for it. */
 static ellm_status choose(ellm_model *model, ellm_device device, ellm_error *error) {
     const ellm_manifest *manifest = &model->bundle.manifest;
     const bool wants_gpu = device == ELLM_DEVICE_GPU || device == ELLM_DEVICE_GPU_FIRST;
-    model->on_gpu = (wants_gpu ? manifest->has_gpu : !manifest->has_cpu) && !manifest->is_split;
+    model->on_gpu = (wants_gpu ? manifest->has_gpu : !manifest->has_cpu) && !is_split(model);
     if ((device == ELLM_DEVICE_GPU && !manifest->has_gpu) || (device == ELLM_DEVICE_CPU && !manifest->has_cpu)) {
         return ellm_fail(error, ELLM_USAGE, "the bundle is for %s only; compile it with --device %s, or both",
                          manifest->has_gpu ? "GPUs" : "processors", manifest->has_gpu ? "cpu" : "vulkan");
@@ -56,7 +67,7 @@ static ellm_status choose(ellm_model *model, ellm_device device, ellm_error *err
 
 /* A bundle for both has a second plan, and what the GPU needs packed otherwise in shards of its own. */
 static bool is_gpus_half(const ellm_model *model) {
-    return model->on_gpu && model->bundle.manifest.has_cpu;
+    return model->on_gpu && (model->bundle.manifest.has_cpu || model->bundle.manifest.is_split);
 }
 
 static ellm_status read_plan(ellm_model *model, bool is_gpus, int32_t vocab_size, ellm_plan *plan, ellm_error *error) {
@@ -82,8 +93,9 @@ static bool fit_together(const ellm_plan *first, const ellm_plan *then) {
 
 static ellm_status open_plan(ellm_model *model, ellm_error *error) {
     const ellm_manifest *manifest = &model->bundle.manifest;
-    ellm_status status = read_plan(model, is_gpus_half(model), manifest->vocab_size, &model->plan, error);
-    if (status != ELLM_OK || !manifest->is_split) {
+    ellm_status status = read_plan(model, is_gpus_half(model),
+                                   manifest->is_split && model->on_gpu ? 0 : manifest->vocab_size, &model->plan, error);
+    if (status != ELLM_OK || !is_split(model)) {
         return status;
     }
     status = read_plan(model, true, 0, &model->first, error);
@@ -130,7 +142,7 @@ static ellm_status open_kernels(ellm_model *model, ellm_error *error) {
     if (model->on_gpu) {
         return open_shaders(model, &model->plan, error);
     }
-    ellm_status status = model->bundle.manifest.is_split ? open_shaders(model, &model->first, error) : ELLM_OK;
+    ellm_status status = is_split(model) ? open_shaders(model, &model->first, error) : ELLM_OK;
     status = status == ELLM_OK ? map_listed(model, path, &model->kernels, error) : status;
     if (status == ELLM_OK) {
         status = ellm_object_open(&model->kernels, path, &model->object, error);
@@ -305,7 +317,7 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
     }
     /* a GPU's own shards first; the processor has no use for them */
     size_t n_own = 0;
-    for (int own = model->on_gpu || manifest->is_split ? 1 : 0; own >= 0 && status == ELLM_OK; own--) {
+    for (int own = model->on_gpu || is_split(model) ? 1 : 0; own >= 0 && status == ELLM_OK; own--) {
         for (size_t i = 0; i < manifest->n_files && status == ELLM_OK; i++) {
             const ellm_manifest_file *file = &manifest->files[i];
             if (is_shard(file) && is_gpus(file) == (own == 1)) {
@@ -327,7 +339,7 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
         status = read_shard(&model->shards[i], entries[i]->path, is_prefix, &region, &list, error);
         n_first = i < n_own ? list.n : n_first;
     }
-    if (status == ELLM_OK && manifest->is_split) { /* each has its own, of equal names where both read it */
+    if (status == ELLM_OK && is_split(model)) { /* each has its own, of equal names where both read it */
         status = resolve_weights(&model->first, list.tensors, n_first, error);
     } else if (status == ELLM_OK) {
         prefer_first(&list, n_first);
@@ -446,7 +458,8 @@ void ellm_model_get_info(const ellm_model *model, ellm_model_info *info) {
                               .state_bytes_per_session = session_bytes,
                               .decrypted_bytes = model->decrypted_bytes,
                               .locked_bytes = model->locked_bytes,
-                              .on_gpu = model->on_gpu || manifest->is_split,
+                              .on_gpu = model->on_gpu || is_split(model),
+                              .is_split = is_split(model),
                               .is_both = manifest->has_cpu && manifest->has_gpu,
                               .gpu_times_slower = manifest->times_slower};
 }
@@ -501,7 +514,7 @@ const ellm_plan *ellm_model_plan(const ellm_model *model) {
 }
 
 const ellm_plan *ellm_model_gpu_plan(const ellm_model *model) {
-    return model->on_gpu ? &model->plan : model->bundle.manifest.is_split ? &model->first : NULL;
+    return model->on_gpu ? &model->plan : is_split(model) ? &model->first : NULL;
 }
 
 int ellm_model_directory(const ellm_model *model) {

@@ -26,10 +26,12 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_model(MODEL, "local", "w4a8", tmp_path_factory.mktemp("both") / "bundle", device="both").path
 
 
-def call(bundle: Path, command: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def call(
+    bundle: Path, command: str, *arguments: str, stdin: str | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
     argv = [str(bundle / "edgellm-rt"), command, str(bundle), *arguments]
     env = {**lavapipe(), **environment}
-    return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=600, check=False)
+    return subprocess.run(argv, input=stdin, capture_output=True, text=True, env=env, timeout=600, check=False)
 
 
 def ids(done: subprocess.CompletedProcess[str]) -> list[int]:

@@ -97,11 +97,17 @@ def launcher(machine: Machine) -> Callable[[str | None], list[str]]:
 
 
 def make_bundle(
-    directory: Path, model: Path, tier: str, scheme: str, short: bool | None = None, stop_id: int = 257
+    directory: Path,
+    model: Path,
+    tier: str,
+    scheme: str,
+    short: bool | None = None,
+    stop_id: int = 257,
+    layers: tuple[int, int | None] | None = None,
 ) -> Path:
     """A bundle without golden prompts and without the program.
 
-    short: functions for few row counts; None: all but w4a8 are short.
+    short: functions for few row counts; None: all but w4a8 are short. layers: those of a split bundle.
     """
     directory.mkdir()
     source = checkpoint.load(model)
@@ -115,6 +121,7 @@ def make_bundle(
         "kv": kv,
         "tensors": (),
         "short": scheme != "w4a8" if short is None else short,
+        "layers": layers,
     }
     result = compile_forked({**request, **options})
     assert source.tokenizer_json is not None

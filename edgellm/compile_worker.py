@@ -78,8 +78,8 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
         return {"weight_bytes": weight_bytes(outline(source.config, target, scheme)[0]).n_bytes}
     dump = Path(request["dump"]) if request["dump"] else None
     layers = tuple(request["layers"]) if request.get("layers") is not None else None
-    ladder = SHORT_LADDER if request.get("short") else GPU_LADDER if target.gpu is not None else FULL_LADDER
-    ladder = SPLIT_LADDER if layers is not None else ladder
+    ladder = SPLIT_LADDER if layers is not None else GPU_LADDER if target.gpu is not None else FULL_LADDER
+    ladder = SHORT_LADDER if request.get("short") else ladder
     parameters, states = outline(source.config, target, scheme, layers)
     check_sources(source, parameters)
     least = {"weight_bytes": weight_bytes(parameters).n_bytes, **states}

@@ -13,6 +13,7 @@ from crosscompile import checkpoint
 from crosscompile.runtime import build_runtime
 from crosscompile.target import target_of_tier
 from edgellm import bundle as bundles
+from edgellm import cache, layer_split
 from edgellm.cli import main
 from edgellm.compile import build
 from edgellm.layer_split import Speed, best, request_s
@@ -26,7 +27,7 @@ from tests.compiling import compile_forked
 from tests.emulated.test_bits import make_bundle
 from tests.oracle.family_configurations import FAMILIES
 from tests.server import MODEL
-from tests.shaders import DESKTOP
+from tests.shaders import DESKTOP, lavapipe
 
 N_LAYERS, ON_GPU = 6, 2
 TOKENS = [(i * 37 + 11) % 1500 for i in range(150)]
@@ -160,6 +161,19 @@ def test_other_families_are_split_alike(name: str, tmp_path: Path):
 @pytest.mark.parametrize("name", [name for name in FAMILIES if not name.startswith("rwkv")])
 def test_every_family_is_split_alike(name: str, tmp_path: Path):
     check_family(name, tmp_path)
+
+
+def test_deploying_measures_both_devices_and_takes_the_split(
+    split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    for name, value in {**lavapipe(), "EDGELLM_CACHE": str(cache.root()), "HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(layer_split, "best", lambda n_layers, cpu, gpu: ON_GPU)  # lavapipe would never get a layer
+    assert main(["deploy", "--board", "local", "--gpu-layers", "auto", "--scheme", "f32", str(MODEL)]) == 0
+    said = capsys.readouterr().out
+    assert f"with {ON_GPU} of {N_LAYERS} layers on the GPU" in said
+    (slot,) = (tmp_path / ".edgellm" / "models").glob("*/current")
+    assert bundles.read(slot).manifest["target"]["device"] == "split"
 
 
 def test_the_number_of_layers_follows_from_what_was_measured():

@@ -121,7 +121,7 @@ def build(
     if prefix is not None:
         prefixes.check(prefix, source.chat_template)
     fits = MemoryCheck(board, context)
-    found = tuned.lookup(board)
+    found = tuned.lookup(board, target.device)
     rounding = PLAIN if wish == Wish() else prepare(source, target, options, wish, show)
     made = compile_checkpoint(
         source, name, target, options, fits=fits, dump=dump, progress=show, knobs=found, rounding=rounding
@@ -145,6 +145,7 @@ def build(
             options,
             rounding,
             times_slower=slower,
+            knobs=tuned.lookup(board, "vulkan"),
             fits=fits,
             dump=dump / "vulkan" if dump is not None else None,
             show=show,

@@ -7,7 +7,7 @@ biases) is there once. The runtime becomes one that can load a driver (runtime_c
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ def add(
     rounding: Rounding,
     *,
     times_slower: float | None = None,
+    knobs: Mapping[str, Mapping[str, int]],
     fits: Callable[[dict[str, int], int], None] | None = None,
     dump: Path | None = None,
     show: Progress,
@@ -39,12 +40,14 @@ def add(
     """The bundle for both, from the cache if it is there.
 
     base: of `source` for the processor of `target`, rounded alike. times_slower: as the board's GPU is known to be than
-    its processor; the runtime then takes the GPU only when told to. fits, dump: as in edgellm.compile.
+    its processor; the runtime then takes the GPU only when told to. knobs: what tuning found for the GPU. fits, dump: as
+    in edgellm.compile.
     """
     parts = {
         "bundle": base.sha256,
         "gpu": asdict(target.gpu) if target.gpu is not None else None,
         "times_slower": times_slower,
+        "knobs": knobs,
         "versions": cache.versions(),
         "sources": cache.sources_digest(),
     }
@@ -63,7 +66,7 @@ def add(
                 "half": True,
                 "output": str(partial.absolute()),
                 "dump": str(dump.absolute()) if dump is not None else None,
-                "knobs": {},
+                "knobs": knobs,
                 **asdict(options),
                 "tensors": rounding.tensors,
                 "calibrated": str(rounding.directory) if rounding.directory is not None else None,

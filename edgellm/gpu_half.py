@@ -40,8 +40,8 @@ def add(
     """The bundle for both, from the cache if it is there.
 
     base: of `source` for the processor of `target`, rounded alike. times_slower: as the board's GPU is known to be than
-    its processor; the runtime then takes the GPU only when told to. knobs: what tuning found for the GPU. fits, dump: as
-    in edgellm.compile.
+    its processor; the runtime then takes the GPU only when told to. knobs: what tuning found for the GPU. fits, dump:
+    as in edgellm.compile.
     """
     parts = {
         "bundle": base.sha256,

@@ -46,7 +46,7 @@ class Session:
             raise RemoteError(f"loading a library: {one_line(str(error), 300)}") from error
 
     def load_plan(self, modules: bytes, plan: str, position: int, n_calls: int) -> dict[str, Any]:
-        """Opens the board's GPU with a plan (runtime_c/rpc/gpu_trial.h). Returns what the GPU is: name, is_processor."""
+        """Opens the board's GPU with a plan (runtime_c/rpc/gpu_trial.h); returns what that is: name, is_processor."""
         try:
             for name, data in ((_PLAN, plan.encode()), (_MODULES, modules)):
                 self._session.upload(bytearray(data), name)

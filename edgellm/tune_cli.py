@@ -193,9 +193,7 @@ def show(board: Board, name: str, search: Search, outcomes: Sequence[Outcome]) -
     kernels = "linear layers" if search.device == "cpu" else "these kernels"
     for n, (before, after) in sorted(gains(outcomes).items()):
         what = "a token" if n == 1 else f"{n} tokens of a prompt"
-        console.print(
-            f"{kernels} of {what}: {before:.2f} ms before, {after:.2f} ms now ({before / after - 1:+.1%})"
-        )
+        console.print(f"{kernels} of {what}: {before:.2f} ms before, {after:.2f} ms now ({before / after - 1:+.1%})")
     note = f"; {search.n_tainted} could not be measured undisturbed" if search.n_tainted else ""
     console.print(f"{name} on {board.label}: {search.n_trials} trials{note}. The next `edgellm compile` uses it.")
     if search.gpu is not None:

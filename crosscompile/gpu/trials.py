@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from crosscompile.codegen import Signature
 from crosscompile.gpu import attention
 from crosscompile.gpu.choose import compile_shaders, linear_work
 from crosscompile.gpu.knobs import attention_key, candidates, key_of, splits_of
@@ -99,7 +101,7 @@ class TunableAttention(Tunable):
 
 
 def tunables_of(config: Mapping[str, Any], target: Target, scheme: Scheme, ladder: Ladder) -> tuple[Tunable, ...]:
-    """The kernels of a model that have more than one schedule, for every row count of the ladder. Raises ConfigError."""
+    """The kernels of a model that have several schedules, for every row count of the ladder. Raises ConfigError."""
     gpu = target.gpu
     assert gpu is not None
     network = architecture_for(config)[1].build(config, scheme.kv)
@@ -173,41 +175,53 @@ class Trial:
 def build_trial(tunable: Tunable, knobs: Sequence[Knobs], target: Target, copies: int) -> Trial:
     """What measures these schedules, over so many copies of weights at most. Raises CodegenError."""
     n_calls = max(1, min(copies, max(4, _CALLS // tunable.n)))
-    kernels, weights, states = Kernels(), Weights(), list[State]()
-    signatures, modules, scratch = {}, {}, dict[str, int]()
-    functions = [Function("body", 1, (), 0, 0), Function("head", 1, (), 0, 0)]
     steps_of = [tunable.steps(each) for each in knobs]
-    for step in (step for steps in steps_of for step in steps):
-        for (kind, name), buffer in zip(step.bound, step.function.params, strict=True):
-            if kind == "x":
-                size = prod(int(extent) for extent in buffer.ty.shape) * np.dtype(str(buffer.ty.dtype)).itemsize
-                scratch[name] = max(scratch.get(name, 0), aligned(size))
-    offsets = {name: sum(list(scratch.values())[:i]) for i, name in enumerate(scratch)}
+    offsets, scratch_bytes = _scratch([step for steps in steps_of for step in steps])
+    kernels, weights, states = Kernels(), Weights(), list[State]()
+    signatures: dict[str, Signature] = {}
+    modules: dict[str, bytes] = {}
+    functions = [Function("body", 1, (), 0, 0), Function("head", 1, (), 0, 0)]
     for i, (each, steps) in enumerate(zip(knobs, steps_of, strict=True)):
-        names = {f"k{i}_{step.symbol}": step.function for step in steps}
-        _, signed, shaders = compile_shaders(names, target, {tunable.key: each})
-        kernels.functions |= names
+        named = {f"k{i}_{step.symbol}": step.function for step in steps}
+        _, signed, shaders = compile_shaders(named, target, {tunable.key: each})
+        kernels.functions |= named
         signatures |= signed
         modules |= {name: shader.code for name, shader in shaders.items()}
-        calls = []
-        for copy in range(n_calls):
-            for s, step in enumerate(steps):
-                args: list[tuple[str, Any]] = []
-                for b, (kind, value) in enumerate(step.bound):
-                    if kind == "w":
-                        args.append(("w", weights.index(f"{s}.{b}.{copy}", value)))
-                    elif kind == "s":
-                        args.append(("s", _index(states, State(f"{s}.{b}.{copy}", value))))
-                    else:
-                        args.append(("scratch", offsets[value]) if kind == "x" else (kind, value))
-                calls.append((f"k{i}_{step.symbol}", tuple(args)))
-        # a function is told apart by its number of rows, which inputs must have at least
-        functions.append(Function("body", tunable.n + 1 + i, tuple(calls), sum(scratch.values()), 0))
+        calls = [
+            (name, _arguments(step, f"{step.symbol}.{copy}", offsets, weights, states))
+            for copy in range(n_calls)
+            for name, step in zip(named, steps, strict=True)
+        ]
+        # functions are told apart by their number of rows, which is at least what inputs must have
+        functions.append(Function("body", tunable.n + 1 + i, tuple(calls), scratch_bytes, 0))
     plan = write_plan(functions, kernels, signatures, weights, states, 4, 4)
     return Trial(plan, pack_modules(modules), n_calls)
 
 
-def _index(states: list[State], state: State) -> int:
-    if state not in states:
-        states.append(state)
-    return states.index(state)
+def _scratch(steps: Sequence[Step]) -> tuple[dict[str, int], int]:
+    """Offsets of scratch memory by name, enough for each of the steps, and its bytes."""
+    sizes: dict[str, int] = {}
+    for step in steps:
+        for (kind, name), buffer in zip(step.bound, step.function.params, strict=True):
+            if kind == "x":
+                size = prod(int(extent) for extent in buffer.ty.shape) * np.dtype(str(buffer.ty.dtype)).itemsize
+                sizes[name] = max(sizes.get(name, 0), aligned(size))
+    ends = list(accumulate(sizes.values(), initial=0))
+    return dict(zip(sizes, ends, strict=False)), ends[-1]
+
+
+def _arguments(
+    step: Step, name: str, offsets: Mapping[str, int], weights: Weights, states: list[State]
+) -> tuple[tuple[str, Any], ...]:
+    """What a call binds, in terms of the plan; its weights and states, of that name, are added."""
+    made: list[tuple[str, Any]] = []
+    for i, (kind, value) in enumerate(step.bound):
+        if kind == "w":
+            made.append(("w", weights.index(f"{name}.{i}", value)))
+        elif kind == "s":
+            state = State(f"{name}.{i}", value)
+            states += [] if state in states else [state]
+            made.append(("s", states.index(state)))
+        else:
+            made.append(("scratch", offsets[value]) if kind == "x" else (kind, value))
+    return tuple(made)

@@ -153,6 +153,7 @@ class Search:
         )
         self._n_total = sum(map(_n_trials, layers))
         with self._stack:
+            self.connect_agent()  # what the board is belongs to results, those from the journal included
             for layer in layers:
                 if deadline_s is not None and time.monotonic() - self._began > deadline_s:
                     return

@@ -1,10 +1,11 @@
-"""Tuning a GPU's kernels on lavapipe, through the agent: a search, what becomes of it, and what goes wrong on the way."""
+"""Tuning a GPU's kernels on lavapipe, through the agent: a search, what becomes of it, and what goes wrong."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,21 +14,22 @@ import numpy as np
 import pytest
 
 from crosscompile.errors import CodegenError
-from edgellm import cli, tune, tune_layer, tuned
+from edgellm import cli, hub, tune, tune_layer, tuned
 from edgellm.boards import Board, find_board, load_board
 from edgellm.compile import compile_model
 from edgellm.connection import connect
 from edgellm.errors import UnsuitableError
 from edgellm.precision import Options
+from edgellm.remote import Remote
 from edgellm.rpc import serve
 from edgellm.tune import Journal, Outcome, Search
 from edgellm.tune_builder import Builder, Knobs, Layer, Library
 from tests.agent import c_library
-from tests.compile.logits import Model, compare
-from tests.compile.test_vulkan import modules
+from tests.compile.logits import CPU, GPU, Model, compare
+from tests.compile.test_vulkan import modules, modules_of
 from tests.compile.test_vulkan_faults import faulty_loader
-from tests.server import MODEL
-from tests.shaders import build_runner, lavapipe_alone
+from tests.runtime_make import RUNTIME_C, make
+from tests.shaders import lavapipe_alone
 
 
 @pytest.fixture(autouse=True)
@@ -41,29 +43,47 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def search(board: Board, builder: Builder, folder: Path) -> list[Outcome]:
-    journal = Journal(folder / "journal.jsonl")
-    made = Search(board, lambda: connect(board, None), builder, journal, device="vulkan", patience_s=20)
-    found = list(made.run())
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest shape, with heads that GPUs have attention for."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "small"
+    shutil.copytree(hub.resolve("random:tiny", lambda what, done, total: None)[0], folder)
+    config = json.loads((folder / "config.json").read_text())
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    (folder / "config.json").write_text(json.dumps({**config, **heads}))
+    return folder
+
+
+def local(schedule: str) -> Board:
+    """This machine, with kernels for a class of GPUs."""
+    board = find_board("local")
+    assert board.vulkan is not None
+    return replace(board, vulkan=replace(board.vulkan, schedule=schedule))
+
+
+def search(board: Board, builder: Builder, folder: Path) -> tuple[Outcome, int]:
+    """What is found for the only layer, and how often the board was connected to."""
+    connected = []
+
+    def once_more() -> Remote:
+        connected.append(board)
+        return connect(board, None)
+
+    made = Search(board, once_more, builder, Journal(folder / "journal.jsonl"), device="vulkan", patience_s=20)
+    (outcome,) = made.run()
     assert made.gpu is not None
     assert "llvmpipe" in made.gpu.name
-    return found
+    return outcome, len(connected)
 
 
 def keep(builder: Builder, key: str, n_candidates: int) -> None:
     """Leaves one layer, with few candidates."""
-    builder.layers = tuple(
-        replace(layer, candidates=(layer.candidates[0], *layer.candidates[1 - n_candidates :]))
-        for layer in builder.layers
-        if re.search(key, layer.key)
-    )[:1]
-    assert len(builder.layers) == 1
+    layer = next(layer for layer in builder.layers if re.search(key, layer.key))
+    builder.layers = (replace(layer, candidates=(layer.candidates[0], *layer.candidates[1 - n_candidates :])),)
 
 
-def test_the_command_searches_goes_on_and_the_next_bundle_has_it(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    argv = ["tune", "--board", "local", "--device", "vulkan", str(MODEL), "--rows", "1", "--minutes", "0.02"]
+def test_the_command_searches_and_goes_on_where_it_stopped(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    argv = ["tune", "--board", "local", "--device", "vulkan", str(model), "--rows", "1", "--minutes", "0.02"]
     assert cli.main([*argv, "--json"]) == 0
     first = json.loads(capfd.readouterr().out)
     assert first["gpu"]["is_processor"] is True
@@ -79,44 +99,46 @@ def test_the_command_searches_goes_on_and_the_next_bundle_has_it(
 
 
 @pytest.mark.parametrize(("schedule", "key"), [("desktop", "linear"), ("processor", "attention")])
-def test_every_class_of_gpus_has_something_to_search(tmp_path: Path, schedule: str, key: str) -> None:
-    board = find_board("local")
-    assert board.vulkan is not None
-    board = replace(board, vulkan=replace(board.vulkan, schedule=schedule))
-    with Builder(MODEL, Options("w4a8"), board.gpu_target(), [8]) as builder:
+def test_every_class_of_gpus_has_something_to_search(model: Path, tmp_path: Path, schedule: str, key: str) -> None:
+    board = local(schedule)
+    with Builder(model, Options("w4a8"), board.gpu_target(), [8]) as builder:
         assert {layer.n for layer in builder.layers} == {1, 8}
         keep(builder, f"{key}.*n8", 3)
-        (outcome,) = search(board, builder, tmp_path)
+        outcome, _ = search(board, builder, tmp_path)
     assert outcome.knobs in outcome.layer.candidates
     assert 0 < outcome.best_us <= outcome.default_us < math.inf
 
 
-def test_what_was_found_is_compiled_and_answers_stay_within_the_tolerance(bundle: Path, tmp_path: Path) -> None:
-    """Every kernel gets its last candidate, which is none of the defaults."""
+def test_what_was_measured_is_compiled_and_answers_stay_within_the_tolerance(model: Path, tmp_path: Path) -> None:
+    """Every kernel gets its last candidate, which is none of the defaults; the processor's half gets none of it."""
     board = find_board("local")
-    default = compile_model(MODEL, "local", "w4a8", tmp_path / "default", device="vulkan").path
-    with Builder(MODEL, Options("w4a8"), board.gpu_target(), [1, 8, 32, 128]) as builder:
-        found = {layer.key: {"knobs": layer.candidates[-1]} for layer in builder.layers}
+    with Builder(model, Options("w4a8"), board.gpu_target(), [1, 8, 32, 128]) as builder:
+        found = {layer.key: layer.candidates[-1] for layer in builder.layers}
+        default, measured = (
+            {
+                code
+                for layer in builder.layers
+                for code in modules_of(builder.build(layer, [layer.candidates[i]], 1).data).values()
+            }
+            for i in (0, -1)
+        )
     store = tuned.user_folder() / "local.json"
-    tuned.save(store, tuned.gpu_key_for(board), found)
-    made = compile_model(MODEL, "local", "w4a8", tmp_path / "tuned", device="vulkan").path
-    both = compile_model(MODEL, "local", "w4a8", tmp_path / "both", device="both").path
-    assert (both / "kernels.spv").read_bytes() == (made / "kernels.spv").read_bytes()
-    before, after = modules(default), modules(made)
-    changed = [name for name in after if name in before and after[name] != before[name]]
-    assert len(changed) >= len([key for key in found if key.startswith("linear")])
-    assert any("attention" in name for name in changed)
-    library = tmp_path / "libedgellm.so"
-    build_runner(tmp_path, library.name)
-    a, b = Model(library, bundle), Model(library, made)
-    assert compare(a, b, [130, 1, 9]) < 0.05
-    a.close()
-    b.close()
+    tuned.save(store, tuned.gpu_key_for(board), {key: {"knobs": knobs} for key, knobs in found.items()})
+    both = compile_model(model, board, "w4a8", tmp_path / "both", device="both").path
+    compiled = set(modules(both).values())
+    assert measured <= compiled
+    assert not (default - measured) & compiled
+    make("build/libedgellm.so")
+    library = RUNTIME_C / "build" / "libedgellm.so"
+    on_cpu, on_gpu = (Model(library, both, 512, device) for device in (CPU, GPU))
+    assert compare(on_cpu, on_gpu, [130, 1, 9]) < 0.05
+    on_cpu.close()
+    on_gpu.close()
 
     key = next(key for key in found if key.startswith("attention"))
     tuned.save(store, tuned.gpu_key_for(board), {key: {"knobs": {"splits": 3}}})
     with pytest.raises(CodegenError, match=r"attention.*'splits': 3.* is no schedule of this kernel; remove"):
-        compile_model(MODEL, "local", "w4a8", tmp_path / "wrong", device="vulkan")
+        compile_model(model, board, "w4a8", tmp_path / "wrong", device="vulkan")
 
 
 class Corrupting(Builder):
@@ -135,34 +157,33 @@ class Corrupting(Builder):
         return replace(made, data=bytes(data))
 
 
-def test_a_schedule_that_the_gpu_refuses_costs_its_own_trials(tmp_path: Path) -> None:
-    board = find_board("local")
-    with Corrupting(MODEL, Options("w4a8"), board.gpu_target(), [1]) as builder:
+def test_a_schedule_that_the_gpu_refuses_costs_its_own_trials(model: Path, tmp_path: Path) -> None:
+    board = local("processor")
+    with Corrupting(model, Options("w4a8"), board.gpu_target(), [1]) as builder:
         keep(builder, "linear.w8", 3)
         builder.bad = builder.layers[0].candidates[1]
-        (outcome,) = search(board, builder, tmp_path)
+        outcome, _ = search(board, builder, tmp_path)
         assert outcome.knobs != builder.bad
         assert outcome.best_us < math.inf
-        assert Journal(tmp_path / "journal.jsonl").times(builder.layers[0], builder.bad) == [math.inf]
+        assert set(Journal(tmp_path / "journal.jsonl").times(builder.layers[0], builder.bad)) == {math.inf}
 
 
-def test_a_gpu_that_is_lost_costs_one_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In each session, its 300th submission is the last: of the third measurement or so."""
+def test_a_gpu_that_is_lost_costs_one_trial(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In each session, its 500th submission is the last: of the third measurement or so."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(faulty_loader(tmp_path)))
-    monkeypatch.setenv("FAULT", "vkQueueSubmit:300:-4")
-    board = find_board("local")
-    assert board.vulkan is not None
-    board = replace(board, vulkan=replace(board.vulkan, schedule="processor"))
-    with Builder(MODEL, Options("w4a8"), board.gpu_target(), [1]) as builder:
+    monkeypatch.setenv("FAULT", "vkQueueSubmit:500:-4")
+    board = local("processor")
+    with Builder(model, Options("w4a8"), board.gpu_target(), [1]) as builder:
         keep(builder, "linear.w4.*add", 2)
-        (outcome,) = search(board, builder, tmp_path)
+        outcome, n_connected = search(board, builder, tmp_path)
     assert outcome.best_us < math.inf
-    assert outcome.n_trials >= 14
+    assert outcome.n_trials >= 10
+    assert n_connected > 2
 
 
-def test_without_a_gpu_there_is_a_named_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    board = find_board("local")
-    with Builder(MODEL, Options("w4a8"), board.gpu_target(), [1]) as builder:
+def test_without_a_gpu_there_is_a_named_error(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = local("processor")
+    with Builder(model, Options("w4a8"), board.gpu_target(), [1]) as builder:
         for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
             monkeypatch.setenv(name, str(tmp_path / "none.json"))
         with pytest.raises(UnsuitableError, match=r"local has no GPU that can be tuned.*GPU_MISSING"):

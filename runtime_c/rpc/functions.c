@@ -291,12 +291,12 @@ static bool gpu_time(rpc_session *s) {
     }
     double *seconds = calloc((size_t)repeat, sizeof *seconds);
     ellm_error error = {{0}};
-    ellm_status status = seconds == NULL ? ELLM_NO_MEMORY
-                                         : s->outside.gpu_time(s->outside.user, index, (int32_t)repeat, (int32_t)least,
-                                                               seconds, &error);
-    bool goes_on =
-        status == ELLM_OK ? ellm_rpc_return_bytes(s, RPC_BYTES_OBJECT, seconds, (size_t)repeat * sizeof *seconds)
-                          : ellm_rpc_fail(s, "%s: %s", ellm_status_name(status), error.text);
+    ellm_status status =
+        seconds == NULL ? ELLM_NO_MEMORY
+                        : s->outside.gpu_time(s->outside.user, index, (int32_t)repeat, (int32_t)least, seconds, &error);
+    bool goes_on = status == ELLM_OK
+                       ? ellm_rpc_return_bytes(s, RPC_BYTES_OBJECT, seconds, (size_t)repeat * sizeof *seconds)
+                       : ellm_rpc_fail(s, "%s: %s", ellm_status_name(status), error.text);
     free(seconds);
     return goes_on;
 }

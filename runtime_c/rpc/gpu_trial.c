@@ -28,19 +28,21 @@ struct rpc_gpu_trial {
     ellm_gpu *gpu;
 };
 
-static size_t aligned(uint64_t bytes) {
-    return (size_t)((bytes + alignment - 1) / alignment * alignment);
+static uint64_t aligned(uint64_t bytes) {
+    return (bytes + alignment - 1) / alignment * alignment;
 }
 
 static ellm_status read_files(rpc_gpu_trial *trial, const char *plan, const char *modules, ellm_error *error) {
+    ellm_region *region = &trial->region;
+    const ellm_file *text = &trial->text, *code = &trial->code;
     ellm_status status = ellm_file_map(AT_FDCWD, plan, &trial->text, error);
-    status = status != ELLM_OK ? status
-                               : ellm_plan_read((const char *)trial->text.data, trial->text.bytes, 1, &trial->region,
-                                                &trial->plan, error);
-    status = status != ELLM_OK ? status : ellm_file_map(AT_FDCWD, modules, &trial->code, error);
-    status = status != ELLM_OK ? status
-                               : ellm_shaders_read(trial->code.data, trial->code.bytes, &trial->region, &trial->shaders,
-                                                   error);
+    status = status == ELLM_OK ? ellm_file_map(AT_FDCWD, modules, &trial->code, error) : status;
+    if (status == ELLM_OK) {
+        status = ellm_plan_read((const char *)text->data, text->bytes, 1, region, &trial->plan, error);
+    }
+    if (status == ELLM_OK) {
+        status = ellm_shaders_read(code->data, code->bytes, region, &trial->shaders, error);
+    }
     for (uint32_t i = 0; i < trial->plan.n_kernels && status == ELLM_OK; i++) {
         ellm_plan_kernel *kernel = &trial->plan.kernels[i];
         const ellm_shader *shader = ellm_shaders_find(&trial->shaders, kernel->name);
@@ -85,7 +87,7 @@ static ellm_status make_weights(rpc_gpu_trial *trial, uint64_t most_bytes, ellm_
     size_t at = 0;
     for (uint32_t i = 0; i < trial->plan.n_weights; i++) {
         trial->plan.weights[i].data = trial->weights + at;
-        at += aligned(trial->plan.weights[i].bytes);
+        at += (size_t)aligned(trial->plan.weights[i].bytes);
     }
     return ELLM_OK;
 }

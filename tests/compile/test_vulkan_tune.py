@@ -198,6 +198,7 @@ def test_the_agent_refuses_what_makes_no_sense(tmp_path: Path) -> None:
 
         session = rpc.connect("127.0.0.1", agent.port, agent.key)
         session.upload(bytearray(plan.encode()), "p.json")
+        session.upload(bytearray(b"no modules"), "m.spv")
         open_, time = (session.get_function(f"edgellm.gpu_{name}") for name in ("open", "time"))
         for call, says in (
             (lambda: time(0, 1, 1), "no GPU was opened"),

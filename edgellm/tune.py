@@ -147,13 +147,13 @@ class Search:
 
     def run(self, deadline_s: float | None = None) -> Iterator[Outcome]:
         """Tunes layer by layer, those that take most of the time first, until deadline_s seconds have passed."""
-        self._began = time.monotonic()
         layers = sorted(
             self.builder.layers, key=lambda layer: (layer.n != 1, -layer.n, -layer.calls * layer.weight_bytes)
         )
         self._n_total = sum(map(_n_trials, layers))
         with self._stack:
             self.connect_agent()  # what the board is belongs to results, those from the journal included
+            self._began = time.monotonic()
             for layer in layers:
                 if deadline_s is not None and time.monotonic() - self._began > deadline_s:
                     return

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "error.h"
 #include "session.h"
 
 #ifdef ELLM_VULKAN

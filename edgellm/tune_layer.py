@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgellm.boards import LOCAL
 from edgellm.errors import RemoteError, UnsuitableError
 from edgellm.terminal import one_line
 from edgellm.trial import Measurement, copies
@@ -148,6 +149,11 @@ class LayerTrials:
             raise
         if found is not None:
             search.gpu = Gpu.of(found)
+            if search.gpu.is_processor and search.board.id != LOCAL and not search.board.virtual:
+                raise UnsuitableError(
+                    f"the only GPU that Vulkan finds on {search.board.label} is {search.gpu.name}, a program that "
+                    "imitates one: what it likes says nothing of the board's; install the GPU's driver"
+                )
 
     def _open_or_give_up(self, library: Library) -> None:
         """As _open; UnsuitableError, which no reconnecting mends, for what the GPU refuses."""

@@ -67,7 +67,7 @@ def search(board: Board, builder: Builder, folder: Path) -> tuple[Outcome, int]:
 
     def once_more() -> Remote:
         connected.append(board)
-        return connect(board, None)
+        return connect(find_board("local"), None)
 
     made = Search(board, once_more, builder, Journal(folder / "journal.jsonl"), device="vulkan", patience_s=20)
     (outcome,) = made.run()
@@ -83,13 +83,13 @@ def keep(builder: Builder, key: str, n_candidates: int) -> None:
 
 
 def test_the_command_searches_and_goes_on_where_it_stopped(model: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    argv = ["tune", "--board", "local", "--device", "vulkan", str(model), "--rows", "1", "--minutes", "0.02"]
-    assert cli.main([*argv, "--json"]) == 0
+    argv = ["tune", "--board", "local", "--device", "vulkan", str(model), "--rows", "1", "--minutes"]
+    assert cli.main([*argv, "0.001", "--json"]) == 0  # enough to begin one kernel
     first = json.loads(capfd.readouterr().out)
     assert first["gpu"]["is_processor"] is True
     assert first["trials"] > 10
     assert len(first["kernels"]) == 1
-    assert cli.main(argv) == 0
+    assert cli.main([*argv, "0.03"]) == 0
     shown = capfd.readouterr().out
     assert "says nothing of real ones" in " ".join(shown.split())
     known = tuned.lookup(load_board("local"), "vulkan")
@@ -179,6 +179,14 @@ def test_a_gpu_that_is_lost_costs_one_trial(model: Path, tmp_path: Path, monkeyp
     assert outcome.best_us < math.inf
     assert outcome.n_trials >= 10
     assert n_connected > 2
+
+
+def test_an_imitation_is_not_taken_for_a_boards_gpu(model: Path, tmp_path: Path) -> None:
+    board = replace(local("processor"), id="n100")
+    with Builder(model, Options("w4a8"), board.gpu_target(), [1]) as builder:
+        keep(builder, "linear", 2)
+        with pytest.raises(UnsuitableError, match=r"on n100 is llvmpipe.*imitates"):
+            search(board, builder, tmp_path)
 
 
 def test_without_a_gpu_there_is_a_named_error(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,17 +169,24 @@ def test_a_schedule_that_the_gpu_refuses_costs_its_own_trials(model: Path, tmp_p
         assert set(Journal(tmp_path / "journal.jsonl").times(builder.layers[0], builder.bad)) == {math.inf}
 
 
+class Brief(Builder):
+    """Measures with a fixed number of submissions: four, the first of which warms up."""
+
+    def measure(self, function: str, repeat: int = 3, min_repeat_ms: int = 0) -> dict[str, Any]:
+        return super().measure(function, repeat, min_repeat_ms)
+
+
 def test_a_gpu_that_is_lost_costs_one_trial(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In each session, its 500th submission is the last: of the third measurement or so."""
+    """In each session, its tenth submission is the last."""
     monkeypatch.setenv("LD_LIBRARY_PATH", str(faulty_loader(tmp_path)))
-    monkeypatch.setenv("FAULT", "vkQueueSubmit:500:-4")
+    monkeypatch.setenv("FAULT", "vkQueueSubmit:10:-4")
     board = local("processor")
-    with Builder(model, Options("w4a8"), board.gpu_target(), [1]) as builder:
+    with Brief(model, Options("w4a8"), board.gpu_target(), [1]) as builder:
         keep(builder, "linear.w4.*add", 2)
         outcome, n_connected = search(board, builder, tmp_path)
     assert outcome.best_us < math.inf
     assert outcome.n_trials >= 10
-    assert n_connected > 2
+    assert n_connected > 4
 
 
 def test_an_imitation_is_not_taken_for_a_boards_gpu(model: Path, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from crosscompile.runtime import has_vulkan
+from crosscompile.runtime import has_agent
 from edgellm import board_gpu, cache, hub, tuned
 from edgellm.boards import Board, find_board
 from edgellm.compile_cli import add_scheme_arguments, options_of
@@ -79,8 +79,8 @@ def main(args: argparse.Namespace) -> int:
     board = find_board(args.board, args.host)
     target = board.gpu_target() if args.device == "vulkan" else board.target()
     if target.gpu is not None:
-        if not has_vulkan(target):
-            raise UnsuitableError(f"{board.label} runs {board.os}: there the agent of `tune` does not run")
+        if not has_agent(target):
+            raise UnsuitableError(f"{board.label} runs {board.os}: no agent that could measure runs there")
         with connect(board, args.host) as remote:
             board_gpu.check(remote, args.device)
     path, name = hub.resolve(args.model, lambda stage, done, total: None)

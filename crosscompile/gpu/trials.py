@@ -5,6 +5,7 @@ A function calls its kernel many times, each time with weights of its own, as a 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
@@ -52,7 +53,7 @@ class Step:
 
 
 @dataclass(frozen=True)
-class Tunable:
+class Tunable(ABC):
     """A kernel, or a few that belong together, that tuning can look for a better schedule of.
 
     calls       how often the network calls it for one pass over n rows
@@ -67,8 +68,9 @@ class Tunable:
     candidates: tuple[Knobs, ...]
     position: int
 
+    @abstractmethod
     def steps(self, knobs: Knobs) -> tuple[Step, ...]:
-        raise NotImplementedError
+        """The calls that are measured."""
 
 
 @dataclass(frozen=True)

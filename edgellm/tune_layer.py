@@ -100,6 +100,9 @@ class LayerTrials:
             try:
                 measured = self._time(knobs)
             except RemoteError as error:
+                if _NO_GPU in str(error):
+                    label = self._search.board.label
+                    raise UnsuitableError(f"{label} has no GPU that can be tuned: {error}") from error
                 n_crashes += _says(error, _CRASHED)
                 self._is_loaded = False
                 self._search.drop()
@@ -141,12 +144,7 @@ class LayerTrials:
 
     def _open(self, library: Library) -> None:
         search = self._search
-        try:
-            found = search.builder.load(library, self._copies)
-        except RemoteError as error:
-            if _NO_GPU in str(error):
-                raise UnsuitableError(f"{search.board.label} has no GPU that can be tuned: {error}") from error
-            raise
+        found = search.builder.load(library, self._copies)
         if found is not None:
             search.gpu = Gpu.of(found)
             if search.gpu.is_processor and search.board.id != LOCAL and not search.board.virtual:

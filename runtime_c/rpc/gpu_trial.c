@@ -149,7 +149,8 @@ static ellm_status run(rpc_gpu_trial *trial, uint32_t index, int64_t *ns, double
     for (uint32_t s = 0; s < trial->plan.body.functions[index].n_steps && status == ELLM_OK; s++) {
         *total += (double)ns[s] / 1e9;
     }
-    return status == ELLM_OK ? status : ellm_fail(error, status, "%s", ellm_status_text(status));
+    const char *why = status == ELLM_GPU_MISSING ? "it has no clock to time steps with" : ellm_status_text(status);
+    return status == ELLM_OK ? status : ellm_fail(error, status, "%s", why);
 }
 
 ellm_status ellm_rpc_gpu_time(rpc_gpu_trial *trial, int64_t index, int32_t repeat, int32_t min_repeat_ms,

@@ -6,7 +6,7 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -115,14 +115,13 @@ def test_what_was_measured_is_compiled_and_answers_stay_within_the_tolerance(mod
     board = find_board("local")
     with Builder(model, Options("w4a8"), board.gpu_target(), [1, 8, 32, 128]) as builder:
         found = {layer.key: layer.candidates[-1] for layer in builder.layers}
-        default, measured = (
-            {
-                code
-                for layer in builder.layers
-                for code in modules_of(builder.build(layer, [layer.candidates[i]], 1).data).values()
-            }
-            for i in (0, -1)
-        )
+
+        def built(layers: Sequence[Layer], candidate: int) -> set[bytes]:
+            """The modules that would be measured."""
+            made = (builder.build(layer, [layer.candidates[candidate]], 1) for layer in layers)
+            return {code for each in made for code in modules_of(each.data).values()}
+
+        measured, default = built(builder.layers, -1), built(builder.layers[:3], 0)
     store = tuned.user_folder() / "local.json"
     tuned.save(store, tuned.gpu_key_for(board), {key: {"knobs": knobs} for key, knobs in found.items()})
     both = compile_model(model, board, "w4a8", tmp_path / "both", device="both").path
@@ -197,12 +196,21 @@ def test_an_imitation_is_not_taken_for_a_boards_gpu(model: Path, tmp_path: Path)
             search(board, builder, tmp_path)
 
 
-def test_without_a_gpu_there_is_a_named_error(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lacking", ["a driver", "a clock"])
+def test_without_a_gpu_that_can_be_timed_there_is_a_named_error(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
+) -> None:
     board = local("processor")
+    if lacking == "a clock":
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(faulty_loader(tmp_path)))
+        monkeypatch.setenv("FAULT", "clock:1:0")
     with Builder(model, Options("w4a8"), board.gpu_target(), [1]) as builder:
-        for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
-            monkeypatch.setenv(name, str(tmp_path / "none.json"))
-        with pytest.raises(UnsuitableError, match=r"local has no GPU that can be tuned.*GPU_MISSING"):
+        if lacking == "a driver":
+            for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
+                monkeypatch.setenv(name, str(tmp_path / "none.json"))
+        keep(builder, "linear", 2)
+        says = "GPU_MISSING: it has no clock" if lacking == "a clock" else "GPU_MISSING"
+        with pytest.raises(UnsuitableError, match=rf"local has no GPU that can be tuned.*{says}"):
             search(board, builder, tmp_path)
 
 

@@ -57,7 +57,7 @@ def lower(
         return module
 
     phases: list[Phase] = [
-        *_until_fused(names, stored, tier),
+        *_until_fused(names, stored, tier, tuned),
         *([("schedule_kernels", lambda m: schedule_kernels(m, tier, tuned or {}))] if schedule else []),
         ("find_inplace_arguments", note_inplace),
         ("leave_dataflow", transform.ToNonDataflow()),
@@ -75,11 +75,13 @@ def lower(
     return Lowered(module, inplace)
 
 
-def _until_fused(names: Sequence[str], stored: Mapping[str, Stored], tier: Tier) -> list[Phase]:
+def _until_fused(
+    names: Sequence[str], stored: Mapping[str, Stored], tier: Tier, tuned: linear.Tuned | None = None
+) -> list[Phase]:
     """The phases up to kernels as they will be, but for their schedules."""
     return [
         ("traced", lambda m: m),
-        ("lower_operators", lambda m: lower_operators(m, FUNCTION, names, stored, tier)),
+        ("lower_operators", lambda m: lower_operators(m, FUNCTION, names, stored, tier, tuned or {})),
         ("fold_constants", transform.FoldConstant()),
         ("eliminate_common_subexpressions", transform.EliminateCommonSubexpr()),
         ("eliminate_dead_code", transform.DeadCodeElimination([FUNCTION])),

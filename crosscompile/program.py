@@ -156,7 +156,7 @@ def compile_model(
         from crosscompile.gpu.split import split_large
 
         functions, weights = split_large(functions, kernels, weights, stored, target)
-    code, signatures = _generate(kernels.functions, functions, weights, target, dump)
+    code, signatures = _generate(kernels.functions, functions, weights, target, dump, tuned)
     seconds["generate code"] = time.monotonic() - start
     states = states_of(network)
     row_bytes = 4 * network.hidden_size, 0
@@ -190,7 +190,12 @@ def compile_model(
 
 
 def _generate(
-    kernels: Mapping[str, Any], functions: Sequence[Function], weights: Weights, target: Target, dump: Path | None
+    kernels: Mapping[str, Any],
+    functions: Sequence[Function],
+    weights: Weights,
+    target: Target,
+    dump: Path | None,
+    tuned: Tuned | None,
 ) -> tuple[bytes, dict[str, Signature]]:
     """kernels.so or kernels.spv, and how each kernel is called. dump: gets a GPU's, each as SPIR-V and GLSL."""
     if target.gpu is None:
@@ -199,11 +204,12 @@ def _generate(
 
     check_sizes(weights.bytes_of, target.gpu)
     used = {name for function in functions for name, _ in function.steps}
-    code, signatures, shaders = compile_shaders({name: kernels[name] for name in kernels if name in used}, target)
+    kept = {name: kernels[name] for name in kernels if name in used}
+    code, signatures, shaders = compile_shaders(kept, target, tuned)
     if dump:
         for name, shader in shaders.items():
             (dump / f"{name}.spv").write_bytes(shader.code)
-            (dump / f"{name}.comp").write_text(glsl_of(name, kernels[name], target))
+            (dump / f"{name}.comp").write_text(glsl_of(name, kernels[name], target, tuned))
     return code, signatures
 
 

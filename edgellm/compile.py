@@ -130,7 +130,7 @@ def build(
             "what is split between devices is not judged yet; leave out --gpu-layers for the bundle with --eval"
         )
     fits = MemoryCheck(board, context)
-    found = tuned.lookup(board)
+    found = tuned.lookup(board, target.device)
     rounding = PLAIN if wish == Wish() else prepare(source, target, options, wish, show)
     made = compile_checkpoint(
         source,
@@ -163,6 +163,7 @@ def build(
             options,
             rounding,
             times_slower=slower,
+            knobs=tuned.lookup(board, "vulkan"),
             fits=fits,
             dump=dump / "vulkan" if dump is not None else None,
             show=show,

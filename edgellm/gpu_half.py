@@ -8,7 +8,7 @@ The runtime becomes one that can load a driver (runtime_c/FORMAT.md).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ def add(
     rounding: Rounding,
     *,
     times_slower: float | None = None,
+    knobs: Mapping[str, Mapping[str, int]],
     fits: Callable[[dict[str, int], int], None] | None = None,
     dump: Path | None = None,
     show: Progress,
@@ -41,14 +42,15 @@ def add(
     """The bundle for both, from the cache if it is there.
 
     base: of `source` for the processor of `target`, rounded alike. times_slower: as the board's GPU is known to be than
-    its processor; the runtime then takes the GPU only when told to. fits, dump: as in edgellm.compile. gpu_layers: as
-    many layers are the GPU's, and base has the others; None: each has all.
+    its processor; the runtime then takes the GPU only when told to. knobs: what tuning found for the GPU. fits, dump:
+    as in edgellm.compile. gpu_layers: as many layers are the GPU's, and base has the others; None: each has all.
     """
     parts = {
         "bundle": base.sha256,
         "gpu": asdict(target.gpu) if target.gpu is not None else None,
         "times_slower": times_slower,
         "gpu_layers": gpu_layers,
+        "knobs": knobs,
         "versions": cache.versions(),
         "sources": cache.sources_digest(),
     }
@@ -67,8 +69,10 @@ def add(
                 "half": True,
                 "output": str(partial.absolute()),
                 "dump": str(dump.absolute()) if dump is not None else None,
-                "knobs": {},
                 "layers": (0, gpu_layers) if gpu_layers is not None else None,
+=======
+                "knobs": knobs,
+>>>>>>> gputune
                 **asdict(options),
                 "tensors": rounding.tensors,
                 "calibrated": str(rounding.directory) if rounding.directory is not None else None,

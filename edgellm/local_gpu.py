@@ -1,4 +1,4 @@
-"""Which class of GPUs this machine's is, asked of Vulkan in a process of its own: drivers bring a compiler along."""
+"""Which GPU this machine has, asked of Vulkan in a process of its own: drivers bring a compiler along."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 PROCESSOR, DESKTOP = "processor", "desktop"
 
 _CPU = 4  # VK_PHYSICAL_DEVICE_TYPE_CPU
-_TYPE_AT = 16  # of deviceType in VkPhysicalDeviceProperties, which has 824 bytes
+_TYPE_AT, _NAME_AT = 16, 20  # of deviceType and deviceName in VkPhysicalDeviceProperties, which has 824 bytes
 _PROPERTIES_BYTES = 1024
 _MOST = 16
 
@@ -19,13 +19,26 @@ def schedule() -> str:
 
     A driver that crashes or does not answer counts as a GPU's.
     """
+    kinds = {kind for kind, _ in _devices()}
+    return PROCESSOR if kinds == {_CPU} else DESKTOP
+
+
+def names() -> str:
+    """What Vulkan finds here, by name: GPUs, or processors where there is nothing else."""
+    found = _devices()
+    gpus = [name for kind, name in found if kind != _CPU]
+    return " + ".join(sorted(gpus or [name for _, name in found])) or "nothing"
+
+
+def _devices() -> list[tuple[int, str]]:
+    """VkPhysicalDeviceType and name of every device; none where the driver does not answer."""
     try:
         argv = [sys.executable, "-IS", __file__]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False, timeout=60)
     except subprocess.TimeoutExpired:
-        return DESKTOP
-    kinds = done.stdout.split() if done.returncode == 0 else []
-    return PROCESSOR if kinds and set(kinds) == {str(_CPU)} else DESKTOP
+        return []
+    lines = [line.partition(" ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    return [(int(kind), name) for kind, _, name in lines if kind.isdecimal()]
 
 
 class _InstanceInfo(ctypes.Structure):
@@ -43,8 +56,8 @@ class _InstanceInfo(ctypes.Structure):
     )
 
 
-def _device_types() -> list[int]:
-    """VkPhysicalDeviceType of every device."""
+def _ask() -> list[tuple[int, str]]:
+    """VkPhysicalDeviceType and name of every device."""
     vulkan = ctypes.CDLL("libvulkan.so.1")
     info, instance = _InstanceInfo(type=1), ctypes.c_void_p()
     if vulkan.vkCreateInstance(ctypes.byref(info), None, ctypes.byref(instance)) != 0:
@@ -56,9 +69,10 @@ def _device_types() -> list[int]:
     for device in devices[: count.value]:
         properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
         vulkan.vkGetPhysicalDeviceProperties(ctypes.c_void_p(device), properties)
-        found.append(ctypes.c_uint32.from_buffer(properties, _TYPE_AT).value)
+        name = properties.raw[_NAME_AT:].partition(b"\0")[0].decode("utf-8", "replace")
+        found.append((ctypes.c_uint32.from_buffer(properties, _TYPE_AT).value, " ".join(name.split())))
     return found
 
 
 if __name__ == "__main__":
-    sys.stdout.write(" ".join(map(str, _device_types())))
+    sys.stdout.write("".join(f"{kind} {name}\n" for kind, name in _ask()))

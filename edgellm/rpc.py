@@ -53,12 +53,14 @@ class Agent:
 
 
 @contextmanager
-def serve(board: Board, remote: Remote, threads: int | None = None) -> Iterator[Agent]:
+def serve(board: Board, remote: Remote, threads: int | None = None, device: str = "cpu") -> Iterator[Agent]:
     """Starts the agent on a connected board, brings it there first if need be, and ends it afterwards.
+
+    device: "vulkan" for an agent that can measure on the board's GPU, too.
 
     Raises UnsuitableError where no agent can run, RemoteError or RuntimeFailedError where it does not start.
     """
-    target = board.target()
+    target = board.gpu_target() if device == "vulkan" else board.target()
     if not has_agent(target):
         raise UnsuitableError(f"{board.label} runs {board.os}: there the runtime is static and cannot load uploads")
     program = build_runtime(target, cache=cache.root() / "runtime")

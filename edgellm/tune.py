@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,21 +23,17 @@ import numpy as np
 
 from crosscompile.errors import CodegenError
 from edgellm.boards import Board
-from edgellm.errors import EdgeError, RemoteError
+from edgellm.errors import EdgeError
 from edgellm.remote import Remote
 from edgellm.rpc import serve
-from edgellm.trial import Measurement, copies, p_value
+from edgellm.trial import Measurement, p_value
 from edgellm.tune_builder import Builder, Knobs, Layer
-
-N_PAIRS = 10
-"""Interleaved measurements of winner and default: the least p of their permutation test is 2/1024."""
+from edgellm.tune_layer import N_PAIRS, Gpu, LayerTrials
 
 SIGNIFICANT = 0.05
 _FINALISTS = 3
-_AGAIN = 2  # how often a tainted trial is repeated
 _SESSION_S = 600.0
 _PATIENCE_S = 180.0  # how long a board may be gone
-_CRASHED = "what was uploaded"  # of the agent's message (runtime_c/rpc/server.c)
 
 
 @dataclass(frozen=True)
@@ -127,16 +122,22 @@ Connect = Callable[[], Remote]
 
 @dataclass
 class Search:
-    """One search on one board. connect: called again if the board was gone. report: told after every trial."""
+    """One search on one board.
+
+    connect: called again if the board was gone. report: told after every trial. device: what computes, "cpu" or
+    "vulkan"; gpu: which GPU that is, once it was opened.
+    """
 
     board: Board
     connect: Connect
     builder: Builder
     journal: Journal
     threads: int | None = None
+    device: str = "cpu"
     report: Callable[[Step], None] = lambda step: None
     patience_s: float = _PATIENCE_S
     info: dict[str, Any] = field(default_factory=dict)
+    gpu: Gpu | None = None
     n_tainted: int = 0
     n_trials: int = 0
     is_connected: bool = False
@@ -146,12 +147,13 @@ class Search:
 
     def run(self, deadline_s: float | None = None) -> Iterator[Outcome]:
         """Tunes layer by layer, those that take most of the time first, until deadline_s seconds have passed."""
-        self._began = time.monotonic()
         layers = sorted(
             self.builder.layers, key=lambda layer: (layer.n != 1, -layer.n, -layer.calls * layer.weight_bytes)
         )
         self._n_total = sum(map(_n_trials, layers))
         with self._stack:
+            self.connect_agent()  # what the board is belongs to results, those from the journal included
+            self._began = time.monotonic()
             for layer in layers:
                 if deadline_s is not None and time.monotonic() - self._began > deadline_s:
                     return
@@ -164,7 +166,7 @@ class Search:
                 yield outcome
 
     def _tune(self, layer: Layer) -> Outcome:
-        bench = _Layer(self, layer)
+        bench = LayerTrials(self, layer)
         default = layer.candidates[0]
         before = self.n_trials
         usable = [knobs for knobs in layer.candidates if bench.function(knobs) is not None]
@@ -178,7 +180,8 @@ class Search:
         if bench.function(best) == bench.function(default):
             best = default
         pairs = bench.pairs(default, best) if best != default else np.array([[bench.seconds(default)] * 2])
-        p = p_value(np.log(pairs[:, 0] / pairs[:, 1])) if best != default else 1.0
+        comparable = best != default and bool(np.isfinite(pairs).all())  # what crashes takes forever
+        p = p_value(np.log(pairs[:, 0] / pairs[:, 1])) if comparable else 1.0
         default_us, best_us = np.median(pairs, axis=0) * 1e6
         if p >= SIGNIFICANT or best_us >= default_us:
             best, best_us = default, default_us
@@ -192,7 +195,7 @@ class Search:
         while not self.is_connected:
             try:
                 remote = self._stack.enter_context(self.connect())
-                agent = self._stack.enter_context(serve(self.board, remote, self.threads))
+                agent = self._stack.enter_context(serve(self.board, remote, self.threads, self.device))
                 self.info = self.builder.connect(agent.port, agent.key, _SESSION_S)
                 self.is_connected = True
             except EdgeError:
@@ -219,82 +222,3 @@ class Search:
 def _n_trials(layer: Layer) -> int:
     """How many trials a layer takes at most, if none has to be repeated."""
     return len(layer.candidates) + 2 * _FINALISTS + 2 * 2 + 2 * N_PAIRS
-
-
-class _Layer:
-    """A layer that is being tuned: its library, on the board while that is there."""
-
-    def __init__(self, search: Search, layer: Layer) -> None:
-        self._search, self._layer = search, layer
-        self._is_loaded = False
-        search.connect_agent()
-        model_bytes = sum(each.calls * each.weight_bytes for each in search.builder.layers if each.n == layer.n)
-        self._copies = copies(
-            layer.weight_bytes, model_bytes, int(search.info["cache_bytes"]), int(search.info["memory_bytes"])
-        )
-        self._library = search.builder.build(layer, list(layer.candidates), self._copies)
-        self._functions = dict(zip(map(str, layer.candidates), self._library.functions, strict=True))
-
-    def function(self, knobs: Knobs) -> str | None:
-        return self._functions[str(knobs)]
-
-    def seconds(self, knobs: Knobs) -> float:
-        """The median of what is known."""
-        return float(np.median(self._search.journal.times(self._layer, knobs)))
-
-    def at_least(self, knobs: Knobs, n: int) -> None:
-        """Measures until n trials are known."""
-        while len(self._search.journal.times(self._layer, knobs)) < n:
-            self._search.journal.add(self._layer, knobs, self._measure(knobs))
-            self._tell()
-
-    def pairs(self, default: Knobs, best: Knobs) -> np.ndarray:
-        """(N_PAIRS, 2) seconds of default and best, in turn, and the other way round every second time."""
-        found = []
-        for i in range(N_PAIRS):
-            order = (default, best) if i % 2 == 0 else (best, default)
-            seconds = {str(knobs): self._measure(knobs).seconds for knobs in order}
-            found.append((seconds[str(default)], seconds[str(best)]))
-            self._tell()
-            self._tell()
-        return np.array(found)
-
-    def _tell(self) -> None:
-        known = [each for each in self._layer.candidates if self._search.journal.times(self._layer, each)]
-        if known:
-            best = min(map(self.seconds, known))
-            default = self._layer.candidates[0]
-            self._search.done(self._layer, best, self.seconds(default) if default in known else best)
-
-    def _measure(self, knobs: Knobs) -> Measurement:
-        """One trial; again if it is tainted, or the board went away."""
-        function = self.function(knobs)
-        assert function is not None
-        until = time.monotonic() + self._search.patience_s
-        again, n_crashes = _AGAIN, 0
-        while True:
-            try:
-                measured = self._time(function)
-            except RemoteError as error:
-                n_crashes += _CRASHED in str(error)
-                self._is_loaded = False
-                self._search.drop()
-                if n_crashes > 1 and knobs != self._layer.candidates[0]:
-                    return Measurement(math.inf, "it crashes")
-                if n_crashes > 1 or time.monotonic() > until:
-                    raise
-            else:
-                if measured.tainted is None or again == 0:
-                    self._search.n_tainted += measured.tainted is not None
-                    return measured
-                again -= 1
-
-    def _time(self, function: str) -> Measurement:
-        search = self._search
-        search.connect_agent()
-        if not self._is_loaded:
-            search.builder.load(self._library, self._copies)
-            self._is_loaded = True
-        thermal = search.board.thermal
-        throttle_c = thermal.throttle_c if thermal else None
-        return Measurement.of(search.builder.measure(function), int(search.info["cores"]), throttle_c)

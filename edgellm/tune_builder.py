@@ -8,11 +8,12 @@ import select
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from crosscompile.errors import CodegenError
+from crosscompile.target import Target
 from edgellm.errors import ModelError, RemoteError
 from edgellm.precision import Options
 from edgellm.worker import error_of
@@ -44,17 +45,21 @@ class Argument:
 
 @dataclass(frozen=True)
 class Library:
-    """A library and the function for each knobs; None where these cannot be compiled."""
+    """A library and the function for each knobs; None where these cannot be compiled.
+
+    gpu: of modules for a GPU, what edgellm.rpc_client.Session.load_plan takes besides them.
+    """
 
     data: bytes
     functions: tuple[str | None, ...]
     arguments: tuple[Argument, ...]
+    gpu: dict[str, Any] | None = None
 
 
 class Builder:
     """The building process; use it as a context manager. layers: what the model has."""
 
-    def __init__(self, checkpoint: Path, options: Options, tier: str, os: str, rows: list[int]) -> None:
+    def __init__(self, checkpoint: Path, options: Options, target: Target, rows: list[int]) -> None:
         self._request = {
             "do": "open",
             "checkpoint": str(checkpoint.absolute()),
@@ -62,11 +67,13 @@ class Builder:
             "embedding": options.embedding,
             "head": options.head,
             "kv": options.kv,
-            "tier": tier,
-            "os": os,
+            "tier": target.tier.name,
+            "arch": target.arch,
+            "os": target.os,
+            "gpu": asdict(target.gpu) if target.gpu is not None else None,
             "rows": rows,
         }
-        self._tier = tier
+        self._tier = target.tier.name
         self._process: subprocess.Popen[str] | None = None
         self._stderr = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115  # closed in __exit__
         self.layers = tuple(Layer(**{**each, "candidates": tuple(each["candidates"])}) for each in self._start())
@@ -83,7 +90,8 @@ class Builder:
             raise CodegenError(f"{layer.key}: no schedule compiles for tier {self._tier}; report this with the model")
         made = self._build(layer, working, copies)
         names = iter(made.functions)
-        return Library(made.data, tuple(next(names) if each in working else None for each in knobs), made.arguments)
+        functions = tuple(next(names) if each in working else None for each in knobs)
+        return Library(made.data, functions, made.arguments, made.gpu)
 
     # ---- the board ----
 
@@ -94,13 +102,15 @@ class Builder:
         info: dict[str, Any] = self._ask({"do": "connect", "port": port, "key": key, "timeout_s": timeout_s})
         return info
 
-    def load(self, library: Library, n_copies: int) -> None:
-        """Brings a library to the board, with tensors for it."""
+    def load(self, library: Library, n_copies: int) -> dict[str, Any] | None:
+        """Brings a library to the board, with tensors for it. Of modules for a GPU, returns what the GPU is."""
         arguments = [(each.dtype, each.elements * (n_copies if each.rotates else 1)) for each in library.arguments]
+        how = {"gpu": library.gpu} if library.gpu is not None else {"arguments": arguments}
         with tempfile.NamedTemporaryFile(prefix="edgellm-tune-") as file:
             file.write(library.data)
             file.flush()
-            self._ask({"do": "load", "path": file.name, "arguments": arguments})
+            found: dict[str, Any] | None = self._ask({"do": "load", "path": file.name, **how})
+        return found
 
     def measure(self, function: str, repeat: int = 3, min_repeat_ms: int = 20) -> dict[str, Any]:
         """Times a function of what was loaded (edgellm.rpc_client.Session.measure)."""
@@ -131,7 +141,7 @@ class Builder:
                 {"do": "build", "layer": layer.key, "knobs": knobs, "copies": copies, "output": str(output)}
             )
             arguments = tuple(Argument(*each) for each in answer["arguments"])
-            return Library(output.read_bytes(), tuple(answer["functions"]), arguments)
+            return Library(output.read_bytes(), tuple(answer["functions"]), arguments, answer.get("gpu"))
 
     def _start(self) -> list[dict[str, Any]]:
         self.close()

@@ -1,7 +1,8 @@
 """Search faster schedules for a model's kernels on a board; every later compile for that kind of board uses them.
 
-MODEL is what `edgellm compile` takes. Only speed changes, never an answer. What was found is kept below your data
-directory, by type of board; a search that was interrupted, or whose board went away, goes on where it stopped.
+MODEL is what `edgellm compile` takes. Only speed changes, never an answer (on a GPU sums may be ordered differently).
+What was found is kept below your data directory, by type of board; a search that was interrupted, or whose board went
+away, goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgellm import cache, hub, tuned
+from crosscompile.runtime import has_agent
+from edgellm import board_gpu, cache, hub, tuned
 from edgellm.boards import Board, find_board
 from edgellm.compile_cli import add_scheme_arguments, options_of
 from edgellm.connection import connect
-from edgellm.errors import UsageError
+from edgellm.errors import UnsuitableError, UsageError
 from edgellm.selection import add_board
 from edgellm.tune import Journal, Outcome, Search, Step
 from edgellm.tune_builder import Builder
@@ -28,46 +30,69 @@ from edgellm.tune_builder import Builder
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-LADDER = (1, 2, 4, 8, 32, 64)
-"""crosscompile.program.FULL_LADDER.body."""
+LADDERS = {"cpu": (1, 2, 4, 8, 32, 64), "vulkan": (1, 8, 32, 128)}
+"""By device: FULL_LADDER.body and GPU_LADDER.body of crosscompile.program."""
 
-ROWS = (1, 8, 32, 64)
+ROWS = {"cpu": (1, 8, 32, 64), "vulkan": (1, 8, 32, 128)}
+"""What is tuned where nobody says otherwise."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n"
         "  edgellm tune --board rpi5 ./MyModel\n"
+        "  edgellm tune --board orangepi5 --device vulkan ./MyModel\n"
         "  edgellm tune --board local random:smollm2-135m --rows 1 --minutes 5"
     )
     parser.add_argument("model", metavar="MODEL", help="checkpoint directory, Hub id, or random:SHAPE")
     add_board(parser)
     add_scheme_arguments(parser)
-    parser.add_argument("--rows", type=_rows, default=ROWS, metavar="N,…", help="row counts to tune: 1 is decoding")
-    parser.add_argument("--threads", type=int, metavar="N", help="threads on the board (default: all that are useful)")
+    parser.add_argument(
+        "--device", choices=tuple(LADDERS), default="cpu", help="whose kernels: the processor's, or the GPU's"
+    )
+    parser.add_argument("--rows", type=_rows, metavar="N,…", help="row counts to tune: 1 is decoding")
+    parser.add_argument(
+        "--threads", type=int, metavar="N", help="of the board's processor (default: all that are useful)"
+    )
     parser.add_argument("--minutes", type=float, metavar="M", help="begin no kernel after M minutes")
     parser.add_argument("--ship", action="store_true", help="keep the results in boards/tuned/ of this checkout")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def _rows(text: str) -> tuple[int, ...]:
-    rows = tuple(int(part) for part in text.split(","))
-    if not rows or set(rows) - set(LADDER):
-        raise argparse.ArgumentTypeError(f"row counts are of {', '.join(map(str, LADDER))}")
+    return tuple(int(part) for part in text.split(","))
+
+
+def rows_of(args: argparse.Namespace) -> tuple[int, ...]:
+    """The row counts to tune. Raises UsageError for one that the device's plans do not have."""
+    rows: tuple[int, ...] = args.rows or ROWS[args.device]
+    known = LADDERS[args.device]
+    if set(rows) - set(known):
+        raise UsageError(f"--rows: with --device {args.device}, row counts are of {', '.join(map(str, known))}")
+    if args.device != "cpu" and args.threads is not None:
+        raise UsageError("--threads is for the processor; leave it out with --device vulkan")
     return rows
 
 
 def main(args: argparse.Namespace) -> int:
+    rows = rows_of(args)
     board = find_board(args.board, args.host)
+    target = board.gpu_target() if args.device == "vulkan" else board.target()
+    if target.gpu is not None:
+        if not has_agent(target):
+            raise UnsuitableError(f"{board.label} runs {board.os}: no agent that could measure runs there")
+        with connect(board, args.host) as remote:
+            board_gpu.check(remote, args.device)
     path, name = hub.resolve(args.model, lambda stage, done, total: None)
-    target, options = board.target(), options_of(args)
     journal = Journal(_journal_path(board, args, path))
     outcomes: list[Outcome] = []
     with (
         _Display(args.json) as display,
-        Builder(path, options, target.tier.name, target.os, list(args.rows)) as builder,
+        Builder(path, options_of(args), target, list(rows)) as builder,
     ):
-        search = Search(board, lambda: connect(board, args.host), builder, journal, args.threads, display.step)
+        search = Search(
+            board, lambda: connect(board, args.host), builder, journal, args.threads, args.device, display.step
+        )
         deadline_s = args.minutes * 60 if args.minutes is not None else None
         for outcome in search.run(deadline_s):
             outcomes.append(outcome)
@@ -88,13 +113,17 @@ def _journal_path(board: Board, args: argparse.Namespace, model: Path) -> Path:
     config = hashlib.sha256((model / "config.json").read_bytes()).hexdigest()
     parts: dict[str, Any] = {
         "board": board.label,
-        "key": asdict(tuned.key_for(board, args.threads or 0)),
+        "key": asdict(_key(board, args, args.threads or 0)),
         "config": config,
         "options": asdict(options_of(args)),
         "versions": cache.versions(),
         "sources": cache.sources_digest(),
     }
     return base / f"{board.label}-{cache.key_of(parts)}.jsonl"
+
+
+def _key(board: Board, args: argparse.Namespace, threads: int) -> tuned.AnyKey:
+    return tuned.gpu_key_for(board) if args.device == "vulkan" else tuned.key_for(board, threads)
 
 
 def _keep(board: Board, args: argparse.Namespace, search: Search, outcome: Outcome) -> None:
@@ -107,7 +136,7 @@ def _keep(board: Board, args: argparse.Namespace, search: Search, outcome: Outco
         "best_us": round(outcome.best_us, 3),
         "p": round(outcome.p, 4),
     }
-    tuned.save(folder / f"{board.id}.json", tuned.key_for(board, threads), {outcome.layer.key: entry})
+    tuned.save(folder / f"{board.id}.json", _key(board, args, threads), {outcome.layer.key: entry})
 
 
 def gains(outcomes: Sequence[Outcome]) -> dict[int, tuple[float, float]]:
@@ -125,6 +154,8 @@ def as_json(board: Board, name: str, search: Search, outcomes: Sequence[Outcome]
     return {
         "board": board.label,
         "model": name,
+        "device": search.device,
+        **({"gpu": asdict(search.gpu)} if search.gpu is not None else {}),
         "trials": search.n_trials,
         "tainted": search.n_tainted,
         "passes": [
@@ -159,13 +190,15 @@ def show(board: Board, name: str, search: Search, outcomes: Sequence[Outcome]) -
         )
     console = Console(highlight=False)
     console.print(table)
+    kernels = "linear layers" if search.device == "cpu" else "these kernels"
     for n, (before, after) in sorted(gains(outcomes).items()):
         what = "a token" if n == 1 else f"{n} tokens of a prompt"
-        console.print(
-            f"linear layers of {what}: {before:.2f} ms before, {after:.2f} ms now ({before / after - 1:+.1%})"
-        )
+        console.print(f"{kernels} of {what}: {before:.2f} ms before, {after:.2f} ms now ({before / after - 1:+.1%})")
     note = f"; {search.n_tainted} could not be measured undisturbed" if search.n_tainted else ""
     console.print(f"{name} on {board.label}: {search.n_trials} trials{note}. The next `edgellm compile` uses it.")
+    if search.gpu is not None:
+        imitated = ", a program that imitates a GPU: what was found says nothing of real ones"
+        console.print(f"measured on {search.gpu.name}{imitated if search.gpu.is_processor else ''}")
 
 
 class _Display:

@@ -2,10 +2,11 @@
 
 One JSON object per line each way, {"do": what, …} answered with {"result": …} or {"error": type, "text": …}:
 
-    open     checkpoint, scheme, embedding, head, kv, tier, os, rows: [layer, …]
-    build    layer, knobs: [{…}, …], copies, output: functions and arguments; the library is written to `output`
+    open     checkpoint, scheme, embedding, head, kv, tier, arch, os, gpu, rows: [layer, …]
+    build    layer, knobs: [{…}, …], copies, output: functions and arguments, or, for a GPU, indices and the plan; the
+             library, or the modules, are written to `output`
     connect  port, key, timeout_s: what the agent says the board is
-    load     path, arguments: [[dtype, elements], …]
+    load     path, arguments: [[dtype, elements], …], or for a GPU path and plan: what the agent says the GPU is
     measure  function, repeat, min_repeat_ms: seconds, and the board's state before and after
     drop     forgets the connection
 
@@ -22,8 +23,8 @@ from typing import Any
 
 from crosscompile import checkpoint
 from crosscompile.errors import CompileError
-from crosscompile.target import target_of_tier
-from edgellm.compile_worker import begin
+from crosscompile.target import Target
+from edgellm.compile_worker import begin, target_of
 from edgellm.errors import EdgeError, RemoteError
 
 
@@ -31,15 +32,9 @@ class Builder:
     """A model's linear layers and their candidates."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
-        from crosscompile.program import FULL_LADDER, Ladder, linear_layers_of
+        from crosscompile.program import linear_layers_of
 
-        scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
-        self._target = target_of_tier(request["tier"], request["os"])
-        rows = set(request["rows"])
-        body = tuple(n for n in FULL_LADDER.body if n in rows) or (1,)
-        ladder = Ladder(body, (1,))  # prompts need the logits of one row
-        config = checkpoint.load(request["checkpoint"]).config
+        config, self._target, scheme, ladder = opened(request)
         layers = linear_layers_of(config, self._target, scheme, ladder)
         self._layers = {layer.work.key: layer for layer in layers if layer.calls > 0}
 
@@ -84,17 +79,57 @@ class Builder:
         }
 
 
+class GpuBuilder:
+    """A model's kernels for a GPU and their candidates."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        from crosscompile.gpu.trials import tunables_of
+
+        config, self._target, scheme, ladder = opened(request)
+        self._tunables = {each.key: each for each in tunables_of(config, self._target, scheme, ladder)}
+
+    def layers(self) -> list[dict[str, Any]]:
+        """What there is to tune."""
+        return [
+            {"key": key, "n": each.n, "calls": each.calls, "weight_bytes": each.n_bytes, "candidates": each.candidates}
+            for key, each in self._tunables.items()
+        ]
+
+    def build(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Writes the modules of a kernel with several schedules."""
+        from crosscompile.gpu.trials import build_trial
+
+        tunable = self._tunables[request["layer"]]
+        made = build_trial(tunable, request["knobs"], self._target, request["copies"])
+        Path(request["output"]).write_bytes(made.modules)
+        plan = {"plan": json.dumps(made.plan), "position": tunable.position, "n_calls": made.n_calls}
+        return {"functions": [str(i + 1) for i in range(len(request["knobs"]))], "arguments": [], "gpu": plan}
+
+
+def opened(request: dict[str, Any]) -> tuple[Any, Target, Any, Any]:
+    """(config, target, scheme, ladder) of a request to open."""
+    from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
+    from crosscompile.program import FULL_LADDER, GPU_LADDER, Ladder
+
+    scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
+    target = target_of(request)
+    whole = FULL_LADDER if target.gpu is None else GPU_LADDER
+    body = tuple(n for n in whole.body if n in request["rows"]) or (1,)
+    config = checkpoint.load(request["checkpoint"]).config
+    return config, target, scheme, Ladder(body, (1,))  # prompts need the logits of one row
+
+
 class Worker:
     """What requests work on."""
 
     def __init__(self) -> None:
-        self._builder: Builder | None = None
+        self._builder: Builder | GpuBuilder | None = None
         self._session: Any = None
 
     def do(self, request: dict[str, Any]) -> Any:
         what = request["do"]
         if what == "open":
-            self._builder = Builder(request)
+            self._builder = Builder(request) if request["gpu"] is None else GpuBuilder(request)
             return self._builder.layers()
         if what == "build":
             assert self._builder is not None
@@ -109,6 +144,8 @@ class Worker:
             return None
         if self._session is None:
             raise RemoteError("there is no connection to the agent")
+        if what == "load" and "gpu" in request:
+            return self._session.load_plan(Path(request["path"]).read_bytes(), **request["gpu"])
         if what == "load":
             return self._session.load(Path(request["path"]).read_bytes(), request["arguments"])
         return self._session.measure(request["function"], request["repeat"], request["min_repeat_ms"])

@@ -4,10 +4,11 @@ Shipped results lie in boards/tuned/, a user's own in tuned/ of the user's data 
 A file is named after the board's type and holds JSON:
 
     {"format": 1, "results": [{"key": {soc, cores, threads, tier, template, tvm}, "kernels": {WORKLOAD:
-        {"knobs": {...}, "default_us": …, "best_us": …, "p": …, "gain": …}}}]}
+        {"knobs": {...}, "default_us": …, "best_us": …, "p": …}}}]}
 
 A result counts where everything in its key but the number of threads is as it is now; of several, the one for most
-threads. Results change speed, never what a model answers.
+threads. For a GPU the key is {gpu, schedule, limits, template, tvm}, and all of it counts. Results change speed, never
+what a model answers; on a GPU, sums may be ordered differently.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from crosscompile.data import data_path
-from edgellm.boards import Board
+from edgellm import local_gpu
+from edgellm.boards import FOUND, Board
 from edgellm.errors import BoardError
 from edgellm.files import write_atomically
 
@@ -29,7 +31,11 @@ FORMAT = 1
 TEMPLATE_REVISION = 2
 """crosscompile.kernels.linear.TEMPLATE_REVISION, which cannot be imported here without TVM; a test compares them."""
 
+GPU_TEMPLATE_REVISION = 1
+"""crosscompile.gpu.knobs.TEMPLATE_REVISION, likewise."""
+
 _KNOBS = ("tokens", "groups", "ahead", "block")
+_GPU_KNOBS = (("threads", "rows", "tile"), ("splits",))
 _MOST = 4096
 
 
@@ -44,9 +50,39 @@ class Key:
     template: int
     tvm: str
 
-    def fits(self, other: Key) -> bool:
+    def fits(self, other: Key | GpuKey) -> bool:
         """Whether results of one count for the other: everything but the threads."""
-        return {**asdict(self), "threads": 0} == {**asdict(other), "threads": 0}
+        return isinstance(other, Key) and {**asdict(self), "threads": 0} == {**asdict(other), "threads": 0}
+
+
+@dataclass(frozen=True)
+class GpuKey:
+    """What a result for a GPU belongs to. gpu: by name; schedule: its class; limits: what else decides its kernels."""
+
+    gpu: str
+    schedule: str
+    limits: str
+    template: int
+    tvm: str
+
+    def fits(self, other: Key | GpuKey) -> bool:
+        """Whether results of one count for the other."""
+        return self == other
+
+
+AnyKey = Key | GpuKey
+
+
+def gpu_key_for(board: Board) -> GpuKey:
+    """The key of results that are found now for a board's GPU. Raises BoardError if none is known."""
+    gpu = board.gpu_target().gpu
+    assert gpu is not None
+    assert board.vulkan is not None
+    name = local_gpu.names() if board.vulkan.schedule == FOUND else board.vulkan.device
+    numbers = (gpu.invocations, gpu.shared_bytes, gpu.buffers, gpu.binding_bytes)
+    limits = " ".join([*sorted(gpu.capabilities), *map(str, numbers)])
+    tvm = importlib.metadata.version("apache-tvm")
+    return GpuKey(name, gpu.schedule, limits, GPU_TEMPLATE_REVISION, tvm)
 
 
 def key_for(board: Board, threads: int) -> Key:
@@ -65,19 +101,29 @@ def shipped_folder() -> Path:
     return data_path("boards") / "tuned"
 
 
-def lookup(board: Board) -> dict[str, dict[str, int]]:
-    """Knobs by workload for a board: shipped results, and the user's in their place. Raises BoardError."""
+def lookup(board: Board, device: str = "cpu") -> dict[str, dict[str, int]]:
+    """Knobs by workload for a board's processor or, "vulkan", its GPU: shipped results, and the user's in their place.
+
+    Raises BoardError.
+    """
+    key = gpu_key_for(board) if device == "vulkan" else key_for(board, 0)
     return {
         workload: entry["knobs"]
         for folder in (shipped_folder(), user_folder())
-        for workload, entry in _fitting(read(folder / f"{board.id}.json"), key_for(board, 0)).items()
+        for workload, entry in _fitting(read(folder / f"{board.id}.json"), key).items()
     }
 
 
-def _fitting(results: list[dict[str, Any]], key: Key) -> dict[str, Any]:
-    fitting = [result for result in results if Key(**result["key"]).fits(key)]
+def _key_of(result: Mapping[str, Any]) -> AnyKey:
+    """The key of a result. Raises TypeError or KeyError if it is none."""
+    key = result["key"]
+    return GpuKey(**key) if "gpu" in key else Key(**key)
+
+
+def _fitting(results: list[dict[str, Any]], key: AnyKey) -> dict[str, Any]:
+    fitting = [result for result in results if _key_of(result).fits(key)]
     found: dict[str, Any] = {}
-    for result in sorted(fitting, key=lambda result: int(result["key"]["threads"])):
+    for result in sorted(fitting, key=lambda result: int(result["key"].get("threads", 0))):
         found.update(result["kernels"])
     return found
 
@@ -102,13 +148,15 @@ def _check(result: Any, path: Path) -> None:
     if not isinstance(result, dict) or not isinstance(result.get("kernels"), dict):
         raise BoardError(f"{path}: results: each must have a key and kernels; remove the file and tune again")
     try:
-        Key(**result["key"])
+        key = _key_of(result)
     except (TypeError, KeyError) as error:
         raise BoardError(f"{path}: key: {error}; remove the file and tune again") from error
     for workload, entry in result["kernels"].items():
         knobs = entry.get("knobs") if isinstance(entry, dict) else None
-        if not isinstance(knobs, dict) or set(knobs) != set(_KNOBS):
-            raise BoardError(f"{path}: {workload}: knobs must be {', '.join(_KNOBS)}; remove the file and tune again")
+        known = _GPU_KNOBS if isinstance(key, GpuKey) else (_KNOBS,)
+        if not isinstance(knobs, dict) or set(knobs) not in map(set, known):
+            names = " or ".join(", ".join(each) for each in known)
+            raise BoardError(f"{path}: {workload}: knobs must be {names}; remove the file and tune again")
         for name, value in knobs.items():
             if type(value) is not int or not (-1 if name == "ahead" else 1) <= value <= _MOST:
                 raise BoardError(
@@ -116,12 +164,17 @@ def _check(result: Any, path: Path) -> None:
                 )
 
 
-def save(path: Path, key: Key, kernels: Mapping[str, Mapping[str, Any]]) -> None:
-    """Adds results to a file, in place of those for the same key and workload; what no longer fits TVM goes."""
-    results = [result for result in read(path) if result["key"]["template"] == key.template]
-    same = next((result for result in results if Key(**result["key"]) == key), None)
+def save(path: Path, key: AnyKey, kernels: Mapping[str, Mapping[str, Any]]) -> None:
+    """Adds results to a file, in place of those for the same key and workload; what no longer fits goes."""
+    results = [result for result in read(path) if _is_current(_key_of(result))]
+    same = next((result for result in results if _key_of(result) == key), None)
     if same is None:
         same = {"key": asdict(key), "kernels": {}}
         results.append(same)
     same["kernels"] = dict(sorted({**same["kernels"], **kernels}.items()))
     write_atomically(path, (json.dumps({"format": FORMAT, "results": results}, indent=1) + "\n").encode())
+
+
+def _is_current(key: AnyKey) -> bool:
+    """Whether kernels are still made as they were when a result was found."""
+    return key.template == (GPU_TEMPLATE_REVISION if isinstance(key, GpuKey) else TEMPLATE_REVISION)

@@ -16,9 +16,10 @@ from tvm.tirx.buffer import is_buffer_var
 from crosscompile.codegen import SCALARS, Signature, lowering, placement, replace_range
 from crosscompile.errors import CodegenError
 from crosscompile.gpu import attention, embed, experts, norms, recurrent, rotary, rows, rwkv
+from crosscompile.gpu.knobs import chosen_knobs
 from crosscompile.gpu.linear import Linear, linear_kernel
 from crosscompile.kernels.build import ORIGIN, Origin, origin_of
-from crosscompile.kernels.linear import KIND
+from crosscompile.kernels.linear import KIND, Tuned
 from crosscompile.packing import GROUP, KINDS, Packing
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.container import pack_modules
@@ -36,7 +37,6 @@ _MAKERS: dict[str, Maker] = {
     "gather": rows.gather,
     "embed": embed.embed,
     "embed_part": embed.embed,
-    "linear_part": linear_kernel,
     "attention_parts": attention.parts_kernel,
     "attention_merge": attention.merge_kernel,
     "normalize_heads": rotary.normalize_heads,
@@ -126,12 +126,24 @@ def _thread_range(function: tirx.PrimFunc, threads: int) -> tirx.PrimFunc:
     return replace_range(function, spread)[0]
 
 
-def gpu_function(name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu) -> tirx.PrimFunc:
-    """The GPU's function for one kernel of a program, with flat buffers."""
+def linear_work(name: str, function: tirx.PrimFunc, target: Target) -> Linear | None:
+    """What a kernel of a program computes if it is a linear layer, or a part of one (split.py)."""
+    origin = origin_of(function)
+    if origin is not None and origin.name == "linear_part":
+        work: Linear = origin.arguments["work"]
+        return work
+    return linear_of(name, function, target) if KIND.search(name) else None
+
+
+def gpu_function(
+    name: str, function: tirx.PrimFunc, target: Target, gpu: Gpu, tuned: Tuned | None = None
+) -> tirx.PrimFunc:
+    """The GPU's function for one kernel of a program, with flat buffers. tuned: knobs by kernel (knobs.py)."""
     origin = origin_of(function)
     made = _from_origin(name, origin, gpu) if origin is not None else None
-    if made is None and KIND.search(name):
-        made = linear_kernel(name, gpu, linear_of(name, function, target))
+    work = linear_work(name, function, target) if made is None else None
+    if work is not None:
+        made = linear_kernel(name, gpu, work, chosen_knobs(work, gpu, tuned or {}))
     if made is None:
         return as_threads(name, function, gpu)
     return flat(name, made)
@@ -142,10 +154,10 @@ def flat(name: str, function: tirx.PrimFunc) -> tirx.PrimFunc:
     return tirx.transform.FlattenBuffer()(tvm.IRModule({name: function.with_attr("global_symbol", name)}))[name]
 
 
-def glsl_of(name: str, function: tirx.PrimFunc, target: Target) -> str:
+def glsl_of(name: str, function: tirx.PrimFunc, target: Target, tuned: Tuned | None = None) -> str:
     """One kernel of a program as GLSL, to be read."""
     assert target.gpu is not None
-    return print_glsl(gpu_function(name, function, target, target.gpu), SCALARS)
+    return print_glsl(gpu_function(name, function, target, target.gpu, tuned), SCALARS)
 
 
 def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:
@@ -159,7 +171,7 @@ def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:
 
 
 def compile_shaders(
-    kernels: Mapping[str, tirx.PrimFunc], target: Target
+    kernels: Mapping[str, tirx.PrimFunc], target: Target, tuned: Tuned | None = None
 ) -> tuple[bytes, dict[str, Signature], dict[str, Shader]]:
     """kernels.spv, how each kernel is called, and their modules by symbol. CodegenError where the GPU cannot."""
     gpu = target.gpu
@@ -167,7 +179,7 @@ def compile_shaders(
     shaders: dict[str, Shader] = {}
     signatures = {}
     for name, function in kernels.items():
-        shader = emit(gpu_function(name, function, target, gpu), SCALARS)
+        shader = emit(gpu_function(name, function, target, gpu, tuned), SCALARS)
         expected = len([p for p in function.params if is_buffer_var(p)])
         if len(shader.buffers) != expected:
             raise CodegenError(f"kernel {name}: {len(shader.buffers)} buffers on the GPU for {expected}")

@@ -12,15 +12,11 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma
-from crosscompile.gpu.build import QUAD_BYTES, Builder, f32, gpu_kernel, i32, lane, threads_for
-from crosscompile.gpu.schedules import SCHEDULES
-from crosscompile.gpu.weights import Group, Weights, group_bytes
-from crosscompile.kernels.build import divisor
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane
+from crosscompile.gpu.knobs import STRIDE, LinearKnobs, at_once, default_knobs, way_of
+from crosscompile.gpu.weights import Group, Weights
 from crosscompile.packing import GROUP, Packing
 from crosscompile.spirv.capabilities import Gpu
-
-FEW_ROWS = 8
-"""Rows of the activation that are kept in registers while weights pass by."""
 
 
 @dataclass(frozen=True)
@@ -40,16 +36,23 @@ class Linear:
     whole: int
 
 
-def linear_kernel(name: str, gpu: Gpu, work: Linear) -> tirx.PrimFunc:
-    """(a, scale_a, w, scale_w[, high_w | zero_w] | x, w, then the addends) -> y."""
-    writer = _float_few
-    if Packing.parse(work.packing).quantized:
-        writer = _quantized_few if work.n <= FEW_ROWS else _quantized_tiles
-        if SCHEDULES[gpu.schedule].alone:
-            from crosscompile.gpu.linear_alone import quantized_alone as writer
-    elif work.columns % 8:
-        from crosscompile.gpu.linear_narrow import float_narrow as writer
-    return gpu_kernel(name, gpu, lambda k: writer(k, work))
+def linear_kernel(name: str, gpu: Gpu, work: Linear, knobs: LinearKnobs | None = None) -> tirx.PrimFunc:
+    """(a, scale_a, w, scale_w[, high_w | zero_w] | x, w, then the addends) -> y.
+
+    knobs: one of the candidates (knobs.py); the default where nothing was tuned.
+    """
+    from crosscompile.gpu.linear_alone import quantized_alone
+    from crosscompile.gpu.linear_narrow import float_narrow
+
+    writers = {
+        "few": _quantized_few,
+        "tiles": _quantized_tiles,
+        "alone": quantized_alone,
+        "float": _float_few,
+        "narrow": float_narrow,
+    }
+    writer, chosen = writers[way_of(work, gpu)], knobs or default_knobs(work, gpu)
+    return gpu_kernel(name, gpu, lambda k: writer(k, work, chosen))
 
 
 class Output:
@@ -98,15 +101,13 @@ def group_sum(k: Builder, a: list[Expr]) -> Expr:
     return total
 
 
-def _quantized_few(k: Builder, work: Linear) -> None:
-    blocks = work.columns // GROUP
+def _quantized_few(k: Builder, work: Linear, knobs: LinearKnobs) -> None:
+    blocks, together = work.columns // GROUP, knobs.rows
     a = k.quads("a", work.n * work.columns)
     scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
-    at_once = 2 if group_bytes(work.packing) < QUAD_BYTES and blocks % 2 == 0 else 1
-    w = Weights(k, work.rows, work.columns, work.packing, at_once)
+    groups_read = at_once(work)
+    w = Weights(k, work.rows, work.columns, work.packing, groups_read)
     out = Output(k, work)
-    together = divisor(work.rows, k.schedule.rows)  # more read activations less often, but leave less to do at once
-    threads = threads_for(blocks // at_once, min(k.schedule.threads, k.gpu.invocations))
     sums = k.local(work.n * together)
 
     def multiply(b: Expr, groups: list[Group]) -> None:
@@ -121,33 +122,31 @@ def _quantized_few(k: Builder, work: Linear) -> None:
                 i = m * together + r
                 k.store(sums, fma(dot, group.scale * scale, sums[i]), i)
 
-    with k.launch((work.rows // together,), threads) as (workgroup, thread):
+    with k.launch((work.rows // together,), knobs.threads) as (workgroup, thread):
         row = k.bind(workgroup * together)
         for i in range(work.n * together):
             k.store(sums, f32(0.0), i)
-        with k.strided(thread, blocks // at_once) as turn:
-            first = k.bind(turn * at_once)
+        with k.strided(thread, blocks // groups_read) as turn:
+            first = k.bind(turn * groups_read)
             rows = [w.read(row + r, first) for r in range(together)]
-            for i in range(at_once):
+            for i in range(groups_read):
                 multiply(k.bind(first + i), [groups[i] for groups in rows])
         _reduced(k, thread, sums, work.n * together, out, row, together)
 
 
-def _float_few(k: Builder, work: Linear) -> None:
-    """Weights in f16 or f32, row by row; more than FEW_ROWS rows of the activation are several workgroups."""
+def _float_few(k: Builder, work: Linear, knobs: LinearKnobs) -> None:
+    """Weights in f16 or f32, row by row; more than a few rows of the activation are several workgroups."""
     form = Packing.parse(work.packing)
     if form.rows != 1 or work.columns % 8:
         raise AssertionError(f"packing {work.packing} of {work.columns} columns is not a GPU's")
-    n = divisor(work.n, FEW_ROWS)
+    n, together = knobs.tile, knobs.rows
     x = k.quads("x", work.n * work.columns * 4, "float32")
     half = form.kind == "f16"
     w = k.quads("w", work.rows * work.columns * (2 if half else 4), "uint32" if half else "float32")
     out = Output(k, work)
-    together = divisor(work.rows, 4 if n <= 2 else 2)
     eights = work.columns // 8
-    threads = threads_for(eights, min(128, k.gpu.invocations))
     sums = k.local(n * together)
-    with k.launch((work.rows // together, work.n // n), threads) as (group, part, thread):
+    with k.launch((work.rows // together, work.n // n), knobs.threads) as (group, part, thread):
         row, first = k.bind(group * together), k.bind(part * n)
         for i in range(n * together):
             k.store(sums, f32(0.0), i)
@@ -178,73 +177,75 @@ def _float_few(k: Builder, work: Linear) -> None:
                     out.write(first + m, row + r, total)
 
 
-_TILE_M, _TILE_R, _MINE = 32, 64, 4
-"""Rows of the activation and of the weight in a tile; each thread computes 4 · 4 of them."""
-_STRIDE = 9
-"""Words from one row of a group to the next in shared memory: eight, and one that spreads rows over the banks."""
+def _mine(knobs: LinearKnobs) -> tuple[int, int]:
+    """(rows of the weight, rows of the activation) of a tile that are one thread's: as many, or twice as many."""
+    each = knobs.rows * knobs.tile // knobs.threads
+    mine_m = 1 << (each.bit_length() - 1) // 2
+    return each // mine_m, mine_m
 
 
-def _quantized_tiles(k: Builder, work: Linear) -> None:
-    blocks = work.columns // GROUP
+def _quantized_tiles(k: Builder, work: Linear, knobs: LinearKnobs) -> None:
+    blocks, tile_r, tile_m = work.columns // GROUP, knobs.rows, knobs.tile
+    mine_r, mine_m = _mine(knobs)
     a = k.quads("a", work.n * work.columns)
     scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
     w = Weights(k, work.rows, work.columns, work.packing)
     out = Output(k, work)
-    across, down = _TILE_R // _MINE, _TILE_M // _MINE
-    tiles_r = -(-work.rows // _TILE_R)
-    a_tile, w_tile = k.shared(_TILE_M * _STRIDE, "uint32"), k.shared(_TILE_R * _STRIDE, "uint32")
-    a_scales, w_scales = k.shared(_TILE_M), k.shared(_TILE_R)
-    a_sums, shifts = ((k.shared(size, "int32") if w.summed else ()) for size in (2 * _TILE_M, _TILE_R))
-    sums, dots = k.local(_MINE * _MINE), k.local(_MINE * _MINE, "int32")
-    with k.launch((tiles_r, -(-work.n // _TILE_M)), across * down) as (tile_r, tile_m, thread):
-        first_row, first_m = k.bind(tile_r * _TILE_R), k.bind(tile_m * _TILE_M)
+    across, down = tile_r // mine_r, tile_m // mine_m
+    tiles_r = -(-work.rows // tile_r)
+    a_tile, w_tile = k.shared(tile_m * STRIDE, "uint32"), k.shared(tile_r * STRIDE, "uint32")
+    a_scales, w_scales = k.shared(tile_m), k.shared(tile_r)
+    a_sums, shifts = ((k.shared(size, "int32") if w.summed else ()) for size in (2 * tile_m, tile_r))
+    sums, dots = k.local(mine_m * mine_r), k.local(mine_m * mine_r, "int32")
+    with k.launch((tiles_r, -(-work.n // tile_m)), across * down) as (at_r, at_m, thread):
+        first_row, first_m = k.bind(at_r * tile_r), k.bind(at_m * tile_m)
         my_r, my_m = k.bind(tirx.truncmod(thread, i32(across))), k.bind(tirx.truncdiv(thread, i32(across)))
-        for i in range(_MINE * _MINE):
+        for i in range(mine_m * mine_r):
             k.store(sums, f32(0.0), i)
         with k.loop(0, blocks) as b:
-            with k.strided(thread, _TILE_R) as r:
+            with k.strided(thread, tile_r) as r:
                 row = k.bind(tirx.Min(first_row + r, i32(work.rows - 1)))
                 (group,) = w.read(row, b)
                 for j, word in enumerate(group.words()):
-                    k.store(w_tile, word, r * _STRIDE + j)
+                    k.store(w_tile, word, r * STRIDE + j)
                 k.store(w_scales, group.scale, r)
                 if group.shift is not None:
                     k.store(shifts, group.shift, r)
-            with k.strided(thread, 2 * _TILE_M) as half:
+            with k.strided(thread, 2 * tile_m) as half:
                 m, part = k.bind(tirx.truncdiv(half, i32(2))), k.bind(tirx.truncmod(half, i32(2)))
                 source = k.bind(tirx.Min(first_m + m, i32(work.n - 1)))
                 quad = k.bind(a[(source * blocks + b) * 2 + part])
                 words = [lane(quad, i) for i in range(4)]
                 for i, word in enumerate(words):
-                    k.store(a_tile, word, m * _STRIDE + part * 4 + i)
+                    k.store(a_tile, word, m * STRIDE + part * 4 + i)
                 if w.summed:
                     k.store(a_sums, group_sum(k, words), half)
                 with k.when(tirx.EQ(part, i32(0))):
                     k.store(a_scales, scale_a[source, b], m)
             k.barrier()
-            for i in range(_MINE * _MINE):
+            for i in range(mine_m * mine_r):
                 k.store(dots, i32(0), i)
             for j in range(8):
-                weights = [k.bind(w_tile[(my_r + i * across) * _STRIDE + j]) for i in range(_MINE)]
-                values = [k.bind(a_tile[(my_m + i * down) * _STRIDE + j]) for i in range(_MINE)]
-                for m in range(_MINE):
-                    for r in range(_MINE):
-                        i = m * _MINE + r
+                weights = [k.bind(w_tile[(my_r + i * across) * STRIDE + j]) for i in range(mine_r)]
+                values = [k.bind(a_tile[(my_m + i * down) * STRIDE + j]) for i in range(mine_m)]
+                for m in range(mine_m):
+                    for r in range(mine_r):
+                        i = m * mine_r + r
                         k.store(dots, dots[i] + k.dot4(weights[r], values[m]), i)
-            row_scales = [k.bind(w_scales[my_r + i * across]) for i in range(_MINE)]
-            row_shifts = [k.bind(shifts[my_r + i * across]) if w.summed else None for i in range(_MINE)]
-            for m in range(_MINE):
+            row_scales = [k.bind(w_scales[my_r + i * across]) for i in range(mine_r)]
+            row_shifts = [k.bind(shifts[my_r + i * across]) if w.summed else None for i in range(mine_r)]
+            for m in range(mine_m):
                 at = k.bind(my_m + m * down)
                 scale = k.bind(a_scales[at])
                 total = k.bind(a_sums[2 * at] + a_sums[2 * at + 1]) if w.summed else None
-                for r in range(_MINE):
-                    i = m * _MINE + r
+                for r in range(mine_r):
+                    i = m * mine_r + r
                     dot = tirx.Cast("float32", w.product(dots[i], row_shifts[r], total))
                     k.store(sums, fma(dot, row_scales[r] * scale, sums[i]), i)
             k.barrier()
-        for m in range(_MINE):
-            for r in range(_MINE):
+        for m in range(mine_m):
+            for r in range(mine_r):
                 at, row = first_m + my_m + m * down, first_row + my_r + r * across
                 inside = tirx.And(at < i32(work.n), row < i32(work.rows))
                 with k.when(inside):
-                    out.write(k.bind(at), k.bind(row), sums[m * _MINE + r])
+                    out.write(k.bind(at), k.bind(row), sums[m * mine_r + r])

@@ -11,30 +11,23 @@ from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.build import Builder, f32, i32, lane, signed_byte
+from crosscompile.gpu.knobs import LinearKnobs
 from crosscompile.gpu.linear import Linear, Output
 from crosscompile.gpu.weights import Weights
-from crosscompile.kernels.build import divisor
 from crosscompile.packing import GROUP
 
-_KEPT = 512
-"""Sums that a thread has at most."""
 UNROLLED = 1
 """Rows of the activation that are no loop."""
-_ENOUGH = 16
-"""Workgroups that keep processors evenly busy."""
 
 
-def quantized_alone(k: Builder, work: Linear) -> None:
+def quantized_alone(k: Builder, work: Linear, knobs: LinearKnobs) -> None:
     """(a, scale_a, w, scale_w[, high_w | zero_w], then the addends) -> y."""
-    blocks, schedule = work.columns // GROUP, k.schedule
+    blocks = work.columns // GROUP
+    threads, each, tile = knobs.threads, knobs.rows, knobs.tile
     a = k.quads("a", work.n * work.columns)
     scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
     w = Weights(k, work.rows, work.columns, work.packing)
     out = Output(k, work)
-    tile, threads = divisor(work.n, schedule.tile), schedule.threads
-    each = min(schedule.rows, _KEPT // tile)
-    while each > 1 and work.rows * (work.n // tile) < _ENOUGH * each * threads:
-        each //= 2
     strips = -(-work.rows // each)
     sums = k.local(tile * each)
     with k.launch((-(-strips // threads), work.n // tile), threads) as (group, part, thread):

@@ -6,17 +6,18 @@ from tvm import tirx
 
 from crosscompile.arithmetic import fma
 from crosscompile.gpu.build import Builder, f32, i32
+from crosscompile.gpu.knobs import LinearKnobs
 from crosscompile.gpu.linear import Linear, Output
 from crosscompile.packing import Packing
 
 
-def float_narrow(k: Builder, work: Linear) -> None:
+def float_narrow(k: Builder, work: Linear, knobs: LinearKnobs) -> None:
     """(x, w, then the addends) -> y: a thread for each row of the weight and of the activation."""
     x = k.buffer("x", (work.n, work.columns), "float32")
     half = Packing.parse(work.packing).kind == "f16"
     w = k.buffer("w", (work.rows, work.columns), "float16" if half else "float32")
     out = Output(k, work)
-    threads, total = min(64, k.gpu.invocations), k.local(1)
+    threads, total = knobs.threads, k.local(1)
     with k.launch((-(-work.rows // threads), work.n), threads) as (group, m, thread):
         row = k.bind(group * threads + thread)
         with k.when(row < i32(work.rows)):

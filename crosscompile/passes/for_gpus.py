@@ -21,13 +21,14 @@ def taken_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
 def attention_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
     """Whether a call is attention: parts of the context first, and then whoever uses it merges them."""
     from crosscompile.gpu import attention
+    from crosscompile.gpu.knobs import chosen_splits
     from crosscompile.gpu.schedules import SCHEDULES
 
     origin = origin_of(rewriter.module[call.args[0]])
     if origin is None or origin.name != "attention" or not attention.supports(origin.arguments["heads"]):
         return False
     n, heads = origin.arguments["n"], origin.arguments["heads"]
-    splits = attention.splits_for(n, heads, SCHEDULES[rewriter.tier.gpu_class])
+    splits = chosen_splits(n, heads, SCHEDULES[rewriter.tier.gpu_class], rewriter.tuned)
     args = rewriter.values_of(call.args[1].fields)
     shape = ((n, heads.query, splits, heads.dim + 2), "float32")
     parts = rewriter.call("attention_parts", attention.attention_parts(n, heads, splits), args, [shape])

@@ -17,7 +17,7 @@ from tvm import relax
 from crosscompile.errors import ConfigError
 from crosscompile.kernels import elementwise, experts, recurrent, rows, rwkv
 from crosscompile.kernels.embed import embed
-from crosscompile.kernels.linear import float_linear, quantized_linear
+from crosscompile.kernels.linear import Tuned, float_linear, quantized_linear
 from crosscompile.packing import Packing
 from crosscompile.passes import for_gpus
 from crosscompile.target import GPU_TIER, Tier
@@ -49,6 +49,7 @@ class Rewriter:
     inputs: dict[str, Any] = field(default_factory=dict)  # by name, of the new function
     quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # (old variable, form) -> its quantized rows
     split: dict[Any, Prologue] = field(default_factory=dict)  # calls of which a GPU takes a part apart
+    tuned: Tuned = field(default_factory=dict)  # what tuning found for kernels that are taken apart
 
     def value(self, expr: Any) -> Any:
         """The new expression for an old one."""
@@ -346,7 +347,12 @@ def _shape(expr: Any) -> tuple[int, ...]:
 
 
 def lower_operators(
-    module: tvm.IRModule, function: str, names: Sequence[str], stored: Mapping[str, Stored], tier: Tier
+    module: tvm.IRModule,
+    function: str,
+    names: Sequence[str],
+    stored: Mapping[str, Stored],
+    tier: Tier,
+    tuned: Tuned,
 ) -> tvm.IRModule:
     """Lowers one traced function.
 
@@ -354,7 +360,7 @@ def lower_operators(
     `function` whose parameters are the inputs and then the packed parameters, named after bundle tensors, and kernels.
     """
     old = module[function]
-    rewriter = Rewriter(tier, stored, relax.BlockBuilder(), module)
+    rewriter = Rewriter(tier, stored, relax.BlockBuilder(), module, tuned=tuned)
     inputs = old.params[: len(old.params) - len(names)]
     rewriter.names = dict(zip(old.params[len(inputs) :], names, strict=True))
     fresh = [relax.Var(p.name, p.ty) for p in inputs]

@@ -22,6 +22,7 @@
 #include "board.h"
 #include "error.h"
 #include "fpu.h"
+#include "gpu_trial.h"
 #include "library.h"
 #include "memory.h"
 #include "socket.h"
@@ -32,6 +33,9 @@ enum { greeting_bytes = 512, greeting_s = 10, list_bytes = 1 << 16 };
 typedef struct process {
     const rpc_client_options *options;
     unsigned n_loaded;
+#ifdef ELLM_VULKAN
+    rpc_gpu_trial *trial;
+#endif
     rpc_session session;
 } process;
 
@@ -160,6 +164,22 @@ static uint64_t most_memory(void) {
     return most < addressable ? most : addressable;
 }
 
+#ifdef ELLM_VULKAN
+static ellm_status gpu_open(void *user, const char *plan, const char *modules, int32_t position, char *text, size_t n,
+                            ellm_error *error) {
+    process *p = user;
+    ellm_rpc_gpu_close(p->trial); /* memory first: the next one may need it */
+    return ellm_rpc_gpu_open(plan, modules, position, most_memory(), &p->trial, text, n, error);
+}
+
+static ellm_status gpu_time(void *user, int64_t index, int32_t repeat, int32_t min_repeat_ms, double *seconds,
+                            ellm_error *error) {
+    process *p = user;
+    return p->trial == NULL ? ellm_fail(error, ELLM_USAGE, "no GPU was opened")
+                            : ellm_rpc_gpu_time(p->trial, index, repeat, min_repeat_ms, seconds, error);
+}
+#endif
+
 /* ---- from the fork to the session ---- */
 
 static void limit_time(double seconds) {
@@ -286,6 +306,10 @@ _Noreturn void ellm_rpc_client_run(const rpc_client_options *options, rpc_client
         .describe = describe,
         .observe = observe,
         .set_threads = ellm_rpc_library_set_threads,
+#ifdef ELLM_VULKAN
+        .gpu_open = gpu_open,
+        .gpu_time = gpu_time,
+#endif
         .memory_bytes = most_memory(),
     };
     ellm_rpc_session_init(&p->session, &outside);

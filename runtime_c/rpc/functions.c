@@ -266,6 +266,42 @@ static bool set_threads(rpc_session *s) {
     return ellm_rpc_return_none(s);
 }
 
+#ifdef ELLM_VULKAN
+/* (plan's name, modules' name, position) -> JSON: what the GPU is */
+static bool gpu_open(rpc_session *s) {
+    const char *plan = name_argument(s, 0), *modules = name_argument(s, 1);
+    int64_t position;
+    if (plan == NULL || modules == NULL || !int_argument(s, 2, 0, INT_MAX, &position)) {
+        return ellm_rpc_fail(s, "edgellm.gpu_open wants two names of files and a position");
+    }
+    char text[text_bytes] = "";
+    ellm_error error = {{0}};
+    ellm_status status =
+        s->outside.gpu_open(s->outside.user, plan, modules, (int32_t)position, text, sizeof text, &error);
+    return status == ELLM_OK ? ellm_rpc_return_bytes(s, RPC_TEXT_OBJECT, text, strlen(text))
+                             : ellm_rpc_fail(s, "%s: %s", ellm_status_name(status), error.text);
+}
+
+/* (index, repeat, min_repeat_ms) -> as the time evaluator: raw doubles, seconds */
+static bool gpu_time(rpc_session *s) {
+    int64_t index, repeat, least;
+    if (!int_argument(s, 0, 0, INT_MAX, &index) || !int_argument(s, 1, 1, most_repeats, &repeat)
+        || !int_argument(s, 2, 0, INT_MAX, &least)) {
+        return ellm_rpc_fail(s, "edgellm.gpu_time wants an index, a number of repeats and milliseconds");
+    }
+    double *seconds = calloc((size_t)repeat, sizeof *seconds);
+    ellm_error error = {{0}};
+    ellm_status status =
+        seconds == NULL ? ELLM_NO_MEMORY
+                        : s->outside.gpu_time(s->outside.user, index, (int32_t)repeat, (int32_t)least, seconds, &error);
+    bool goes_on = status == ELLM_OK
+                       ? ellm_rpc_return_bytes(s, RPC_BYTES_OBJECT, seconds, (size_t)repeat * sizeof *seconds)
+                       : ellm_rpc_fail(s, "%s: %s", ellm_status_name(status), error.text);
+    free(seconds);
+    return goes_on;
+}
+#endif
+
 rpc_builtin *ellm_rpc_builtin_find(const char *name) {
     static const struct {
         const char *name;
@@ -283,6 +319,10 @@ rpc_builtin *ellm_rpc_builtin_find(const char *name) {
         {"edgellm.agent_info", agent_info},
         {"edgellm.board_state", board_state},
         {"edgellm.set_threads", set_threads},
+#ifdef ELLM_VULKAN
+        {"edgellm.gpu_open", gpu_open},
+        {"edgellm.gpu_time", gpu_time},
+#endif
     };
     for (size_t i = 0; i < sizeof builtins / sizeof *builtins; i++) {
         if (strcmp(builtins[i].name, name) == 0) {

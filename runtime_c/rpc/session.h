@@ -39,6 +39,13 @@ typedef struct rpc_outside {
     void (*observe)(void *user, char *text, size_t n);
     /* Threads for uploaded kernels. False: out of range. */
     bool (*set_threads)(void *user, int64_t n_threads);
+#ifdef ELLM_VULKAN
+    /* As ellm_rpc_gpu_open and _time (gpu_trial.h); the session has one trial at most. */
+    ellm_status (*gpu_open)(void *user, const char *plan, const char *modules, int32_t position, char *text, size_t n,
+                            ellm_error *error);
+    ellm_status (*gpu_time)(void *user, int64_t index, int32_t repeat, int32_t min_repeat_ms, double *seconds,
+                            ellm_error *error);
+#endif
     uint64_t memory_bytes; /* most that a client may allocate */
 } rpc_outside;
 

@@ -2,6 +2,7 @@
  *
  *   FAULT=vkQueueSubmit:3:-4   the third vkQueueSubmit returns VK_ERROR_DEVICE_LOST, and so does every later one
  *   FAULT=features:1:0         no device has 16-bit storage
+ *   FAULT=clock:1:0            no queue has timestamps
  *   FAULT_COUNTS=FILE          how often each call was made, a line each, at the end
  *
  * Built as libvulkan.so.1 with REAL="the real one's path". */
@@ -109,6 +110,16 @@ static void features(VkPhysicalDevice device, VkPhysicalDeviceFeatures2 *about) 
     }
 }
 
+static PFN_vkGetPhysicalDeviceQueueFamilyProperties real_families;
+
+static void families(VkPhysicalDevice device, uint32_t *n, VkQueueFamilyProperties *about) {
+    VkResult result;
+    real_families(device, n, about);
+    for (uint32_t i = 0; about != NULL && i < *n && is_due("clock", 1, &result); i++) {
+        about[i].timestampValidBits = 0;
+    }
+}
+
 /* The wrapper of a function, if it has one. */
 static PFN_vkVoidFunction wrapped(const char *name, PFN_vkVoidFunction function) {
 #define FIND(wanted, parameters, arguments)                                                                            \
@@ -143,6 +154,10 @@ __attribute__((visibility("default"))) PFN_vkVoidFunction vkGetInstanceProcAddr(
     if (strcmp(name, "vkGetPhysicalDeviceFeatures2") == 0) {
         real_features = (PFN_vkGetPhysicalDeviceFeatures2)found;
         return (PFN_vkVoidFunction)features;
+    }
+    if (strcmp(name, "vkGetPhysicalDeviceQueueFamilyProperties") == 0) {
+        real_families = (PFN_vkGetPhysicalDeviceQueueFamilyProperties)found;
+        return (PFN_vkVoidFunction)families;
     }
     return wrapped(name, found);
 }

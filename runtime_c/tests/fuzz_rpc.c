@@ -7,7 +7,29 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "error.h"
 #include "session.h"
+
+#ifdef ELLM_VULKAN
+static ellm_status gpu_open(void *user, const char *plan, const char *modules, int32_t position, char *text, size_t n,
+                            ellm_error *error) {
+    (void)user;
+    if (position < 0 || strchr(plan, '/') != NULL || strchr(modules, '/') != NULL) {
+        abort();
+    }
+    snprintf(text, n, "{}");
+    return position % 2 == 0 ? ELLM_OK : ellm_fail(error, ELLM_GPU_MISSING, "none");
+}
+
+static ellm_status gpu_time(void *user, int64_t index, int32_t repeat, int32_t min_repeat_ms, double *seconds,
+                            ellm_error *error) {
+    (void)user, (void)min_repeat_ms;
+    for (int32_t i = 0; i < repeat; i++) {
+        seconds[i] = 1.0;
+    }
+    return index % 2 == 0 ? ELLM_OK : ellm_fail(error, ELLM_GPU_LOST, "lost");
+}
+#endif
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes);
 
@@ -224,6 +246,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t n_bytes) {
         .describe = describe,
         .observe = describe,
         .set_threads = set_threads,
+#ifdef ELLM_VULKAN
+        .gpu_open = gpu_open,
+        .gpu_time = gpu_time,
+#endif
         .memory_bytes = memory_cap,
     };
     if (wanted == NULL) {

@@ -92,6 +92,11 @@ SESSIONS: dict[str, list[bytes]] = {
         ask("edgellm.set_threads"), call(handle(3), integer(2)), *MEMORY,
         ask("tvm.contrib.random.random_fill_for_measure"), call(handle(5), tensor(handle(4), (16,))), ask("nothing"),
     ],
+    "gpu": [
+        GREETING, ask("edgellm.gpu_open"), call(handle(1), text("p.json"), text("m.spv"), integer(2)),
+        ask("edgellm.gpu_time"), call(handle(2), integer(2), integer(3), integer(20)),
+        call(handle(2), integer(1), integer(1), integer(0)), call(handle(1), text("../p"), text(""), integer(-1)),
+    ],
 }  # fmt: skip
 
 

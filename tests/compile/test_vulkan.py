@@ -64,7 +64,10 @@ def greedy(bundle: Path, prompt: str) -> list[int]:
 
 def modules(bundle: Path) -> dict[str, bytes]:
     """The SPIR-V modules in kernels.spv, by name."""
-    data = (bundle / "kernels.spv").read_bytes()
+    return modules_of((bundle / "kernels.spv").read_bytes())
+
+
+def modules_of(data: bytes) -> dict[str, bytes]:
     count = struct.unpack_from("<I", data, 8)[0]
     entries = [struct.unpack_from("<4I", data, 16 + 16 * i) for i in range(count)]
     return {data[n : n + size].decode(): data[code : code + length] for n, size, code, length in entries}

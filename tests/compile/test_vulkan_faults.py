@@ -33,10 +33,13 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loader(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return faulty_loader(tmp_path_factory.mktemp("loader"))
+
+
+def faulty_loader(folder: Path) -> Path:
     """The folder of the loader that fails."""
     listed = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True).stdout
     real = next(line.rpartition("=> ")[2] for line in listed.splitlines() if line.strip().startswith("libvulkan.so.1 "))
-    folder = tmp_path_factory.mktemp("loader")
     source, headers = RUNTIME_C / "tests" / "faulty_vulkan.c", RUNTIME_C / "third_party" / "vulkan"
     command = ["cc", "-std=c11", "-shared", "-fPIC", "-isystem", str(headers), f'-DREAL="{real}"', str(source)]
     subprocess.run([*command, "-o", str(folder / "libvulkan.so.1"), "-ldl"], check=True)

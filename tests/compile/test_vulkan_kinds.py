@@ -16,6 +16,7 @@ from crosscompile import calibrated, checkpoint
 from crosscompile.calibrated import CalibrationWriter
 from crosscompile.errors import CheckpointError
 from crosscompile.gpu.choose import flat, gpu_function
+from crosscompile.gpu.knobs import LinearKnobs, candidates
 from crosscompile.gpu.linear import Linear, linear_kernel
 from crosscompile.gpu.split import split_parameters
 from crosscompile.kernels.embed import embed
@@ -47,31 +48,42 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_runner(tmp_path_factory.mktemp("runner"))
 
 
-def weights(kind: str, rng: np.random.Generator) -> tuple[str, np.ndarray, np.ndarray, list[np.ndarray]]:
+def weights(
+    kind: str, rng: np.random.Generator, rows: int = ROWS, columns: int = COLUMNS
+) -> tuple[str, np.ndarray, np.ndarray, list[np.ndarray]]:
     """(packing, integers, scales, what a GPU reads) of a random weight whose groups do not lie around zero."""
     packing = gpu_tier("x86_64").packing(kind)
-    middles = 1.5 * rng.standard_normal((ROWS, COLUMNS // GROUP)).repeat(GROUP, 1)
-    shifted = rng.standard_normal((ROWS, COLUMNS)) + middles
+    middles = 1.5 * rng.standard_normal((rows, columns // GROUP)).repeat(GROUP, 1)
+    shifted = rng.standard_normal((rows, columns)) + middles
     q, scale = quantize(kind, shifted.astype(np.float32))
     return packing, q, scale, list(pack_quantized(packing, q, scale).values())
 
 
-def compare_linear(kind: str, gpu_class: str, n: int, program: Path, folder: Path) -> None:
+def compare_linear(
+    kind: str,
+    gpu_class: str,
+    n: int,
+    program: Path,
+    folder: Path,
+    shape: tuple[int, int] = (ROWS, COLUMNS),
+    knobs: LinearKnobs | None = None,
+) -> None:
     """A linear layer with a bias and what it is added to: as many buffers as every GPU binds."""
     rng = np.random.default_rng(1)
-    packing, q, scale, stored = weights(kind, rng)
+    rows, columns = shape
+    packing, q, scale, stored = weights(kind, rng, rows, columns)
     gpu = CLASSES[gpu_class]
-    function = linear_kernel("linear", gpu, Linear(n, ROWS, COLUMNS, packing, (True, False), 0, ROWS))
+    function = linear_kernel("linear", gpu, Linear(n, rows, columns, packing, (True, False), 0, rows), knobs)
     shader = emit(flat("linear", function))
     check("linear", shader.needs, gpu)
     validate(shader.code, kind, folder)
-    a = rng.integers(-127, 128, (n, COLUMNS)).astype(np.int8)
-    scale_a = rng.random((n, COLUMNS // GROUP)).astype(np.float32)
+    a = rng.integers(-127, 128, (n, columns)).astype(np.int8)
+    scale_a = rng.random((n, columns // GROUP)).astype(np.float32)
     _, shrink, _ = gpu_tier("x86_64").activations(packing)
-    bias, rest = (rng.standard_normal(shape).astype(np.float32) for shape in ((ROWS,), (n, ROWS)))
+    bias, rest = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows,), (n, rows)))
     inputs = [a, scale_a * np.float32(shrink), *stored, bias, rest]
-    (raw,) = run_shader(program, folder, shader, inputs, [n * ROWS * 4])
-    found = np.frombuffer(raw, np.float32).reshape(n, ROWS)
+    (raw,) = run_shader(program, folder, shader, inputs, [n * rows * 4])
+    found = np.frombuffer(raw, np.float32).reshape(n, rows)
     expected = (a * scale_a.repeat(GROUP, 1)).astype(np.float64) @ dequantize(q, scale).T.astype(np.float64)
     expected += bias + rest
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
@@ -106,6 +118,47 @@ def test_every_kind_and_class(kind: str, gpu_class: str, program: Path, tmp_path
     for n in (1, 5, 12, 40):
         compare_linear(kind, gpu_class, n, program, tmp_path)
     compare_embedding(kind, program, tmp_path)
+
+
+def searched(kind: str, gpu_class: str, n: int) -> tuple[tuple[int, int], tuple[LinearKnobs, ...]]:
+    """(shape, candidates): rows that are no multiple of a tile; columns for as many threads as may share them."""
+    rows, columns = 72, 4096 if n <= 8 else 256
+    packing = gpu_tier("x86_64").packing(kind)
+    return (rows, columns), candidates(Linear(n, rows, columns, packing, (True, False), 0, rows), CLASSES[gpu_class])
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpu_class", "n"),
+    [("w4", "v3d", 1), ("u4", "desktop", 8), ("w4", "desktop", 72), ("u4", "v3d", 72), ("w4", "processor", 64)],
+)
+def test_schedules_that_tuning_may_choose(kind: str, gpu_class: str, n: int, program: Path, tmp_path: Path) -> None:
+    """A few of them."""
+    shape, found = searched(kind, gpu_class, n)
+    assert len(found) > 7
+    for knobs in (*found[1::5], found[-1]):
+        compare_linear(kind, gpu_class, n, program, tmp_path, shape, knobs)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("n", [1, 8, 32, 128])
+@pytest.mark.parametrize("gpu_class", CLASSES)
+def test_every_schedule_that_tuning_may_choose(gpu_class: str, n: int, program: Path, tmp_path: Path) -> None:
+    shape, found = searched("w4", gpu_class, n)
+    for knobs in found:
+        compare_linear("w4", gpu_class, n, program, tmp_path, shape, knobs)
+
+
+@pytest.mark.parametrize(("n", "kind"), [(1, "f16"), (12, "f32")])
+def test_schedules_of_weights_in_floats(n: int, kind: str, program: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    work = Linear(n, 24, 64, gpu_tier("x86_64").packing(kind), (True,), 0, 24)
+    x, w, bias = (rng.standard_normal(shape).astype(np.float32) for shape in ((n, 64), (24, 64), (24,)))
+    stored = w.astype(np.float16 if kind == "f16" else np.float32)
+    expected = x @ stored.astype(np.float32).T + bias
+    for knobs in candidates(work, DESKTOP)[::3]:
+        shader = emit(flat("linear", linear_kernel("linear", DESKTOP, work, knobs)))
+        (raw,) = run_shader(program, tmp_path, shader, [x, stored, bias], [n * 24 * 4])
+        np.testing.assert_allclose(np.frombuffer(raw, np.float32).reshape(n, 24), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_parts_of_a_matrix_are_rows_of_the_whole(tmp_path: Path) -> None:

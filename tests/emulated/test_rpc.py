@@ -33,7 +33,7 @@ def builder() -> Iterator[Builder]:
 def small_builder(board: Board) -> Builder:
     path, _ = hub.resolve("random:tiny", lambda stage, done, total: None)
     target = board.target()
-    made = Builder(path, Options("w4a8"), target.tier.name, target.os, [1])
+    made = Builder(path, Options("w4a8"), target, [1])
     made.layers = tuple(replace(layer, candidates=layer.candidates[:3]) for layer in made.layers[:2])
     return made
 

@@ -3,9 +3,12 @@
 import numpy as np
 import pytest
 
+from edgellm import cli
+from edgellm.errors import RemoteError
 from edgellm.trial import Measurement, copies, p_value, taint
 from edgellm.tune import Journal, Outcome
 from edgellm.tune_builder import Layer
+from edgellm.tune_layer import Gpu
 
 CALM = {
     "governors": ["performance"],
@@ -83,3 +86,25 @@ def test_the_journal_survives_what_was_cut_short(tmp_path):
     assert Journal(path).outcome(LAYER) is None
     again.forget()
     assert not path.exists()
+
+
+def test_what_the_agent_says_of_a_gpu_is_checked():
+    assert Gpu.of({"name": "Mali\n\x1b[31m", "is_processor": False}).name.isprintable()
+    for answer in ({}, {"name": 1, "is_processor": False}, {"name": "Mali", "is_processor": "no"}):
+        with pytest.raises(RemoteError, match="which GPU"):
+            Gpu.of(answer)
+
+
+@pytest.mark.parametrize(
+    ("board", "arguments", "says"),
+    [
+        ("rpi2", ["--device", "vulkan", "--rows", "2"], "row counts are of 1, 8, 32, 128"),
+        ("rpi2", ["--rows", "128"], "row counts are of 1, 2, 4, 8, 32, 64"),
+        ("rpi2", ["--device", "vulkan", "--threads", "2"], "--threads is for the processor"),
+        ("rpi2", ["--device", "vulkan"], "rpi2 has no GPU that is known"),
+        ("android-arm64", ["--device", "vulkan"], "no agent that could measure"),
+    ],
+)
+def test_what_cannot_be_tuned_is_said_at_once(capsys, board, arguments, says):
+    assert cli.main(["tune", "--board", board, "random:tiny", *arguments]) == 1
+    assert says in capsys.readouterr().err

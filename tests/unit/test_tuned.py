@@ -13,6 +13,7 @@ from edgellm.errors import BoardError
 
 ROOT = Path(__file__).resolve().parents[2]
 KNOBS = {"tokens": 4, "groups": 2, "ahead": 0, "block": 1}
+GPU_KNOBS = {"threads": 64, "rows": 4, "tile": 1}
 
 
 @pytest.fixture
@@ -75,15 +76,59 @@ def test_a_damaged_file_is_named(user, document, says):
     assert "\n" not in str(error.value)
 
 
+def test_results_of_a_gpu_are_its_own(user):
+    board = load_board("orangepi5")
+    tuned.save(user / "orangepi5.json", tuned.key_for(board, 4), {"linear.a": {"knobs": KNOBS}})
+    tuned.save(user / "orangepi5.json", tuned.gpu_key_for(board), {"linear.b": {"knobs": GPU_KNOBS}})
+    tuned.save(user / "orangepi5.json", tuned.gpu_key_for(board), {"attention.c": {"knobs": {"splits": 4}}})
+    assert tuned.lookup(board) == {"linear.a": KNOBS}
+    assert tuned.lookup(board, "vulkan") == {"linear.b": GPU_KNOBS, "attention.c": {"splits": 4}}
+    assert tuned.lookup(load_board("virtual-orangepi5"), "vulkan") == {}
+
+
+@pytest.mark.parametrize(
+    "change", [{"tvm": "0.1"}, {"gpu": "another"}, {"schedule": "desktop"}, {"limits": "fewer"}, {"template": 0}]
+)
+def test_what_was_found_on_another_gpu_does_not_count(user, change):
+    board = load_board("orangepi5")
+    key = replace(tuned.gpu_key_for(board), **change)
+    tuned.save(user / "orangepi5.json", key, {"linear.a": {"knobs": GPU_KNOBS}})
+    assert tuned.lookup(board, "vulkan") == {}
+
+
+@pytest.mark.parametrize(
+    ("knobs", "says"),
+    [
+        (KNOBS, "knobs must be threads, rows, tile or splits"),
+        ({**GPU_KNOBS, "splits": 2}, "knobs must be threads, rows, tile or splits"),
+        ({**GPU_KNOBS, "tile": 0}, "tile: 0 is out of range"),
+        ({"splits": 1e9}, "splits: 1000000000.0 is out of range"),
+    ],
+)
+def test_damaged_results_of_a_gpu_are_named(user, knobs, says):
+    board = load_board("orangepi5")
+    path = user / "orangepi5.json"
+    tuned.save(path, tuned.gpu_key_for(board), {"linear.a": {"knobs": knobs}})
+    with pytest.raises(BoardError, match=re.escape(says)) as error:
+        tuned.lookup(board, "vulkan")
+    assert str(path) in str(error.value)
+    path.write_text('{"format": 1, "results": [{"key": {"gpu": 1}, "kernels": {}}]}')
+    with pytest.raises(BoardError, match="key: "):
+        tuned.lookup(board)
+
+
 def test_shipped_results_are_sound():
     for path in sorted((ROOT / "boards" / "tuned").glob("*.json")):
         assert tuned.read(path)
         load_board(path.stem)
 
 
-def test_the_template_revision_is_the_compilers():
-    source = (ROOT / "crosscompile" / "kernels" / "linear.py").read_text()
-    assert f"\nTEMPLATE_REVISION = {tuned.TEMPLATE_REVISION}\n" in source
+def test_the_template_revisions_are_the_compilers():
+    for path, revision in (
+        ("kernels/linear.py", tuned.TEMPLATE_REVISION),
+        ("gpu/knobs.py", tuned.GPU_TEMPLATE_REVISION),
+    ):
+        assert f"\nTEMPLATE_REVISION = {revision}\n" in (ROOT / "crosscompile" / path).read_text()
 
 
 def test_files_are_json_for_people(user):

@@ -1,0 +1,187 @@
+"""What tuning may choose of a GPU's kernels: how a linear layer is cut into threads, into how many parts a context.
+
+The defaults follow from the table of classes (schedules.py). What was found on a board comes as a mapping from a
+kernel's key to its knobs; anything that is not among the kernel's candidates is an error, for it could be wrong code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from crosscompile.errors import CodegenError
+from crosscompile.gpu.attention import splits_for
+from crosscompile.gpu.attention_alone import RUN
+from crosscompile.gpu.build import QUAD_BYTES, threads_for
+from crosscompile.gpu.schedules import SCHEDULES, Schedule
+from crosscompile.gpu.weights import group_bytes
+from crosscompile.kernels.build import divisor
+from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
+from crosscompile.kernels.linear import Tuned
+from crosscompile.packing import GROUP, Packing
+from crosscompile.spirv.capabilities import Gpu
+
+if TYPE_CHECKING:
+    from crosscompile.gpu.linear import Linear
+
+TEMPLATE_REVISION = 1
+"""Raised with every change to the kernels, or to what is searched, that makes earlier results worth nothing."""
+
+FEW_ROWS = 8
+"""Rows of the activation that are kept in registers while weights pass by."""
+STRIDE = 9
+"""Words from one row of a group to the next in shared memory: eight, and one that spreads rows over the banks."""
+_SUMS = 32
+"""A thread's, at most, where threads share the columns of a weight, or a tile."""
+_ALONE_SUMS = 512
+_ENOUGH = 16
+"""Workgroups that keep processors evenly busy."""
+
+
+@dataclass(frozen=True)
+class LinearKnobs:
+    """How a linear layer is cut.
+
+    threads  of a workgroup
+    rows     of the weight: of a workgroup whose threads share the columns or a tile, or of a thread that is alone
+    tile     rows of the activation that are computed together with them
+    """
+
+    threads: int
+    rows: int
+    tile: int
+
+
+def way_of(work: Linear, gpu: Gpu) -> str:
+    """Which kernel computes a linear layer: "few", "tiles", "alone", "float" or "narrow"."""
+    if Packing.parse(work.packing).quantized:
+        return "alone" if SCHEDULES[gpu.schedule].alone else "few" if work.n <= FEW_ROWS else "tiles"
+    return "narrow" if work.columns % 8 else "float"
+
+
+def at_once(work: Linear) -> int:
+    """Groups of columns that a thread reads together, where threads share the columns."""
+    return 2 if group_bytes(work.packing) < QUAD_BYTES and work.columns // GROUP % 2 == 0 else 1
+
+
+def default_knobs(work: Linear, gpu: Gpu) -> LinearKnobs:
+    """What the class of GPUs says."""
+    schedule = SCHEDULES[gpu.schedule]
+    way = way_of(work, gpu)
+    if way == "few":
+        threads = threads_for(_shared_columns(work, way), min(schedule.threads, gpu.invocations))
+        return LinearKnobs(threads, divisor(work.rows, schedule.rows), work.n)
+    if way == "tiles":
+        return LinearKnobs(128, 64, 32)
+    if way == "alone":
+        tile = divisor(work.n, schedule.tile)
+        each = min(schedule.rows, _ALONE_SUMS // tile)
+        while each > 1 and work.rows * (work.n // tile) < _ENOUGH * each * schedule.threads:
+            each //= 2
+        return LinearKnobs(schedule.threads, each, tile)
+    if way == "float":
+        tile = divisor(work.n, FEW_ROWS)
+        threads = threads_for(_shared_columns(work, way), min(128, gpu.invocations))
+        return LinearKnobs(threads, divisor(work.rows, 4 if tile <= 2 else 2), tile)
+    return LinearKnobs(min(64, gpu.invocations), 1, 1)
+
+
+def _shared_columns(work: Linear, way: str) -> int:
+    """Turns that the threads of a workgroup share."""
+    return work.columns // 8 if way == "float" else work.columns // GROUP // at_once(work)
+
+
+def candidates(work: Linear, gpu: Gpu) -> tuple[LinearKnobs, ...]:
+    """What tuning tries: the default first, nothing twice."""
+    default, way = default_knobs(work, gpu), way_of(work, gpu)
+    found: list[LinearKnobs] = []
+    if way in ("few", "float"):
+        counts = {threads_for(_shared_columns(work, way), min(most, gpu.invocations)) for most in (32, 64, 128, 256)}
+        found = [
+            LinearKnobs(threads, rows, default.tile)
+            for threads in sorted(counts)
+            for rows in (1, 2, 4, 8)
+            if work.rows % rows == 0 and rows * default.tile <= _SUMS
+        ]
+    elif way == "tiles":
+        found = [
+            LinearKnobs(threads, rows, tile)
+            for threads in (32, 64, 128, 256)
+            for rows in (32, 64, 128)
+            for tile in (16, 32, 64)
+            if threads <= gpu.invocations
+            and tile <= work.n
+            and 8 * threads <= rows * tile <= _SUMS * threads
+            and tile_bytes(rows, tile) <= gpu.shared_bytes
+        ]
+    elif way == "alone":
+        found = [
+            LinearKnobs(threads, rows, tile)
+            for threads in ((8, 16) if work.n <= FEW_ROWS else (8,))
+            for rows in (1, 2, 4, 8, 16)
+            for tile in (1, 8, 16, 32, 64)
+            if threads <= gpu.invocations
+            and work.n % tile == 0
+            and tile >= min(work.n, FEW_ROWS)
+            and rows * tile <= _ALONE_SUMS
+        ]
+    return tuple(dict.fromkeys([default, *found]))
+
+
+def tile_bytes(rows: int, tile: int) -> int:
+    """Shared memory of a tile: words, scales, sums of activations and zero points."""
+    return 4 * ((rows + tile) * STRIDE + rows + tile + 2 * tile + rows)
+
+
+def key_of(work: Linear) -> str:
+    """The name that results of a linear layer are filed under."""
+    behind = "+".join("bias" if bias else "add" for bias in work.addends)
+    return f"linear.{work.packing}:n{work.n}:{work.rows}x{work.columns}:{behind}".rstrip(":")
+
+
+def chosen_knobs(work: Linear, gpu: Gpu, tuned: Tuned) -> LinearKnobs:
+    """What was found for a linear layer, or the default. CodegenError if that is no schedule of it."""
+    found = tuned.get(key_of(work))
+    if found is None:
+        return default_knobs(work, gpu)
+    for knobs in candidates(work, gpu):
+        if asdict(knobs) == found:
+            return knobs
+    raise _foreign(key_of(work), found)
+
+
+def _foreign(key: str, found: object) -> CodegenError:
+    return CodegenError(
+        f"tuning results: {key}: {found} is no schedule of this kernel; remove the board's file of results and tune "
+        "again"
+    )
+
+
+# ---- attention
+
+_PARTS = 256
+"""Most parts of contexts, of all rows: each is scratch memory, and work for the kernel that merges them."""
+
+
+def splits_of(n: int, heads: Heads, schedule: Schedule) -> tuple[int, ...]:
+    """Into how many parts a context may be cut, for n rows: the default first."""
+    most = KV_BLOCK // RUN if schedule.alone else 32
+    found = [1 << i for i in range(most.bit_length()) if (1 << i) * n <= max(_PARTS, n)]
+    return tuple(dict.fromkeys([splits_for(n, heads, schedule), *found]))
+
+
+def attention_key(n: int, heads: Heads) -> str:
+    """The name that results of attention are filed under."""
+    window = f":window{heads.window}" if heads.window else ""
+    return f"attention.{heads.dtype}:n{n}:{heads.query}x{heads.kv}x{heads.dim}{window}"
+
+
+def chosen_splits(n: int, heads: Heads, schedule: Schedule, tuned: Tuned) -> int:
+    """What was found for attention, or the default. CodegenError if that is none of splits_of."""
+    found = tuned.get(attention_key(n, heads))
+    if found is None:
+        return splits_for(n, heads, schedule)
+    for splits in splits_of(n, heads, schedule):
+        if found == {"splits": splits}:
+            return splits
+    raise _foreign(attention_key(n, heads), found)

@@ -70,9 +70,7 @@ def add(
                 "output": str(partial.absolute()),
                 "dump": str(dump.absolute()) if dump is not None else None,
                 "layers": (0, gpu_layers) if gpu_layers is not None else None,
-=======
                 "knobs": knobs,
->>>>>>> gputune
                 **asdict(options),
                 "tensors": rounding.tensors,
                 "calibrated": str(rounding.directory) if rounding.directory is not None else None,

@@ -89,7 +89,7 @@ def run_shader(
         bound.append(["a", offset])
         places.append(offset)
         offset += -(-size // 64) * 64
-    kernel = {"name": "kernel", "args": arguments, "scalars": [], "grid": list(shader.grid)}
+    kernel = {"name": "kernel", "args": arguments, "scalars": list(shader.scalars), "grid": list(shader.grid)}
     functions = [
         {"name": "body", "n": 1, "steps": []},
         {"name": "head", "n": 1, "steps": [{"kernel": 0, "args": bound}]},

@@ -15,7 +15,7 @@ from crosscompile.arithmetic import Expr, exp, fma, tanh
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.rows import Output
-from crosscompile.gpu.schedules import Schedule
+from crosscompile.gpu.schedules import SCHEDULES, Schedule
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import divisor
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
@@ -25,19 +25,17 @@ from crosscompile.spirv.capabilities import Gpu
 
 RUN = 8
 """Positions that are looked at together, and dimensions."""
-QUERIES = 6
-"""Queries that share what is read: a row and a head each."""
 
 
-def _shared(n: int, heads: Heads) -> tuple[int, int]:
+def _shared(n: int, heads: Heads, schedule: Schedule) -> tuple[int, int]:
     """(rows, heads) that are one thread's."""
-    share = divisor(heads.query // heads.kv, QUERIES)
-    return divisor(n, max(1, QUERIES // share)), share
+    share = divisor(heads.query // heads.kv, schedule.queries)
+    return divisor(n, max(1, schedule.queries // share)), share
 
 
 def splits_alone(n: int, heads: Heads, schedule: Schedule) -> int:
     """Ranges that each block is cut into: enough to keep every thread of so many workgroups busy, if possible."""
-    tile, share = _shared(n, heads)
+    tile, share = _shared(n, heads, schedule)
     splits = 1
     while 2 * splits <= min(schedule.splits, KV_BLOCK // RUN) and (
         splits * (n // tile) * (heads.query // share) < schedule.workgroups * schedule.threads
@@ -49,7 +47,7 @@ def splits_alone(n: int, heads: Heads, schedule: Schedule) -> int:
 def parts_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.PrimFunc:
     """As crosscompile.gpu.attention.parts_kernel, but part s has the s-th of `splits` ranges of every block."""
     per_kv = heads.query // heads.kv
-    tile, share = _shared(n, heads)
+    tile, share = _shared(n, heads, SCHEDULES[gpu.schedule])
     groups, tiles, each = heads.query // share, n // tile, KV_BLOCK // splits
     work = groups * tiles * splits
     queries = [(m, h) for m in range(tile) for h in range(share)]

@@ -1,0 +1,186 @@
+"""Attention's two kernels on lavapipe, with the classes of GPUs forced, against NumPy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crosscompile.codegen import SCALARS
+from crosscompile.gpu.attention import merge_kernel, parts_kernel, splits_for
+from crosscompile.gpu.attention_tiles import Tile
+from crosscompile.gpu.choose import flat
+from crosscompile.gpu.schedules import SCHEDULES
+from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
+from crosscompile.spirv.capabilities import Gpu, check
+from crosscompile.spirv.emit import Shader, emit
+from tests.shaders import DESKTOP, build_runner, run_shader, validate
+
+CLASSES = {
+    "desktop": DESKTOP,
+    "v3d": Gpu(schedule="v3d"),
+    "small": Gpu(schedule="mali", invocations=128),
+    "processor": Gpu(DESKTOP.capabilities, schedule="processor"),
+}
+"""With subgroups, with the floor, with the fewest threads that Vulkan allows, and where threads share nothing."""
+BLOCKS = 40
+"""Of the pool."""
+
+Rows = Sequence[tuple[int, int]]
+"""(session, position) of each row; position −1: of none."""
+
+
+def prompt(n: int, end: int, session: int = 0) -> Rows:
+    """The last n positions before `end`."""
+    return [(session, end - n + i) for i in range(n)]
+
+
+@dataclass
+class Pool:
+    """A layer's cache with what sessions have written, in the float values that a kernel shall see.
+
+    What was never written is no number, and a session's blocks are in any order. table: (sessions, blocks of each).
+    keys, values: (blocks, kv heads, 64, dim); stored_keys, stored_values: as they lie in memory.
+    """
+
+    table: np.ndarray
+    keys: np.ndarray
+    values: np.ndarray
+    stored_keys: np.ndarray
+    stored_values: np.ndarray
+
+    @classmethod
+    def random(cls, heads: Heads, rows: Rows, rng: np.random.Generator) -> Pool:
+        ends = [max((p for session, p in rows if session == s), default=-1) + 1 for s in range(1 + max(rows)[0])]
+        # run_shader.c calls kernels with a table of one column: a session's number is where its blocks begin
+        each = max(1, -(-max(ends) // KV_BLOCK))
+        table = rng.permutation(BLOCKS)[: each * len(ends)].astype(np.int32).reshape(len(ends), each)
+        written = np.zeros((BLOCKS, KV_BLOCK), bool)
+        for session, end in enumerate(ends):
+            for position in range(end):
+                written[table[session, position // KV_BLOCK], position % KV_BLOCK] = True
+        made = [_state(heads, written, key, rng) for key in (True, False)]
+        return cls(table, made[0][0], made[1][0], made[0][1], made[1][1])
+
+
+def _state(heads: Heads, written: np.ndarray, key: bool, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """(values, as stored) of keys or values."""
+    values = rng.standard_normal((BLOCKS, heads.kv, KV_BLOCK, heads.dim)).astype(np.float32)
+    hole = ~written[:, None, :]
+    if heads.dtype != "i8":
+        stored = values.astype(np.float16 if heads.dtype == "f16" else np.float32)
+        stored[np.broadcast_to(hole[..., None], stored.shape)] = np.nan
+        return stored.astype(np.float32), stored.transpose(0, 1, 3, 2) if key else stored
+    scale = np.abs(values).max(-1) / np.float32(127)
+    q = np.rint(values / scale[..., None]).astype(np.int8)
+    values = q * scale[..., None]
+    scale = np.where(hole, np.float32(np.nan), scale)
+    bytes_ = (q.transpose(0, 1, 3, 2) if key else q).reshape(BLOCKS, heads.kv, -1)
+    return values, np.concatenate([bytes_, scale.view(np.int8).reshape(BLOCKS, heads.kv, -1)], axis=-1)
+
+
+def expected(q: np.ndarray, heads: Heads, rows: Rows, pool: Pool) -> np.ndarray:
+    """Attention as it is defined, (n, Hq, dim) in float64."""
+    out = np.zeros(q.shape)
+    for m, (session, position) in enumerate(rows):
+        if position < 0:
+            continue
+        seen = np.arange(max(0, position + 1 - heads.window) if heads.window else 0, position + 1)
+        blocks, columns = pool.table[session, seen // KV_BLOCK], seen % KV_BLOCK
+        for head in range(heads.query):
+            kv = head // (heads.query // heads.kv)
+            scores = pool.keys[blocks, kv, columns].astype(np.float64) @ q[m, head] * heads.scores
+            if heads.cap:
+                scores = np.tanh(scores / heads.cap) * heads.cap
+            weights = np.exp(scores - scores.max())
+            out[m, head] = weights @ pool.values[blocks, kv, columns] / weights.sum()
+    return out
+
+
+def made(function: object, gpu: Gpu, folder: Path) -> Shader:
+    shader = emit(flat("kernel", function), SCALARS)
+    check("kernel", shader.needs, gpu)
+    validate(shader.code, "kernel", folder)
+    return shader
+
+
+def compare(gpu_class: str, heads: Heads, rows: Rows, program: Path, folder: Path) -> None:
+    gpu, rng, n = CLASSES[gpu_class], np.random.default_rng(len(rows)), len(rows)
+    pool = Pool.random(heads, rows, rng)
+    q = (2 * rng.standard_normal((n, heads.query, heads.dim))).astype(np.float32)
+    splits = splits_for(n, heads, SCHEDULES[gpu.schedule])
+    slots = np.array([session for session, _ in rows], np.int32) * np.int32(pool.table.shape[1])
+    positions = np.array([position for _, position in rows], np.int32)
+    first = made(parts_kernel("kernel", gpu, n, heads, splits), gpu, folder)
+    inputs = [q, positions, slots, pool.table, pool.stored_keys, pool.stored_values]
+    shape = (n, heads.query, splits, heads.dim + 2)
+    (raw,) = run_shader(program, folder, first, inputs, [4 * int(np.prod(shape))])
+    parts = np.frombuffer(raw, np.float32).reshape(shape).copy()
+    if not SCHEDULES[gpu.schedule].alone:
+        parts[parts[..., -1] == 0] = np.nan  # those of no block are nobody's, whatever was there
+    second = made(merge_kernel("kernel", gpu, n, heads, splits, None), gpu, folder)
+    (raw,) = run_shader(program, folder, second, [parts, positions], [q.nbytes])
+    right = expected(q, heads, rows, pool)
+    np.testing.assert_allclose(np.frombuffer(raw, np.float32).reshape(q.shape), right, rtol=0, atol=2e-5)
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_runner(tmp_path_factory.mktemp("runner"))
+
+
+GROUPED, LONE, WIDE = Heads(8, 2, 64, "f16", 0), Heads(3, 3, 96, "f32", 0), Heads(4, 1, 256, "f16", 0)
+WINDOW = Heads(6, 2, 32, "f16", 100, cap=20.0)
+BYTES = Heads(14, 2, 64, "i8", 0)
+SEVERAL = [*prompt(3, 70), (1, 200), (0, -1), *prompt(2, 130, 2), (3, 64)]
+"""Rows of sessions that have one, several or none in a tile, and one that is nobody's."""
+LONG = [*prompt(29, 400), (0, -1), (0, -1), (0, -1)]
+"""A prompt's end, as a call of 32 rows has it."""
+TURNS = [(i % 2, 90 + i // 2) for i in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("gpu_class", "heads", "rows"),
+    [
+        ("desktop", GROUPED, LONG),
+        ("v3d", BYTES, SEVERAL),
+        ("desktop", WIDE, [(0, 700)]),
+        ("small", WINDOW, [(0, 190)]),
+        *(
+            pytest.param(*each, marks=pytest.mark.oracle)
+            for each in (
+                ("v3d", GROUPED, SEVERAL),
+                ("desktop", BYTES, SEVERAL),
+                ("small", BYTES, LONG),
+                ("small", LONE, SEVERAL),
+                ("desktop", LONE, LONG),
+                ("v3d", WINDOW, LONG),
+                ("desktop", WINDOW, TURNS),
+                ("small", WIDE, TURNS),
+                ("v3d", BYTES, [(0, 300)]),
+                ("desktop", GROUPED, [(0, -1)]),
+                ("processor", BYTES, SEVERAL),
+            )
+        ),
+    ],
+)
+def test_attention(gpu_class: str, heads: Heads, rows: Rows, program: Path, tmp_path: Path) -> None:
+    compare(gpu_class, heads, rows, program, tmp_path)
+
+
+@pytest.mark.parametrize("name", [name for name, schedule in SCHEDULES.items() if not schedule.alone])
+def test_tiles_fit_the_floor(name: str) -> None:
+    """Whatever the heads: shared memory, threads, and 32 sums of each thread."""
+    gpu = Gpu(schedule=name)
+    for dim in range(32, 257, 32):
+        for per_kv in (1, 4, 7, 8, 71):
+            heads = Heads(2 * per_kv, 2, dim, "i8", 0)
+            for n in (8, 128):
+                tile = Tile.choose(n, heads, SCHEDULES[name])
+                assert tile.rows * tile.heads <= tile.slots <= max(8, 4096 // dim)
+            for n in (1, 8, 128) if per_kv in (1, 8) and dim in (64, 128, 256) else ():
+                shader = emit(flat("kernel", parts_kernel("kernel", gpu, n, heads, 2)), SCALARS)
+                check("kernel", shader.needs, gpu)

@@ -39,7 +39,9 @@ def splits_for(n: int, heads: Heads, schedule: Schedule) -> int:
     """Parts that a context is cut into, for n rows."""
     if schedule.alone:
         return splits_alone(n, heads, schedule)
-    groups = heads.query // heads_at_once(heads) if n == 1 else Tile.choose(n, heads, schedule).groups(n, heads)
+    groups = (
+        heads.query // heads_at_once(n, heads, schedule) if n == 1 else Tile.choose(n, heads, schedule).groups(n, heads)
+    )
     return max(1, min(schedule.splits, schedule.workgroups // groups, PARTS // n))
 
 

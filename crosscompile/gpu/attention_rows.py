@@ -15,6 +15,7 @@ from tvm import tirx
 from crosscompile.arithmetic import Expr, exp, fma, tanh
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32
 from crosscompile.gpu.cache import Cache
+from crosscompile.gpu.schedules import SCHEDULES, Schedule
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import divisor
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
@@ -89,16 +90,17 @@ def block_of(position: Expr) -> Expr:
     return tirx.truncdiv(position, i32(KV_BLOCK))
 
 
-def heads_at_once(heads: Heads, threads: int = THREADS) -> int:
-    """Query heads of a KV head that a workgroup takes, which has room for so many."""
+def heads_at_once(n: int, heads: Heads, schedule: Schedule, threads: int = THREADS) -> int:
+    """Query heads of a KV head that a workgroup takes: it has room for so many, and enough others are left to be busy."""
     room = FLOATS // sum(Room.sizes(1, heads.dim, threads))
-    return divisor(heads.query // heads.kv, max(1, min(TOGETHER, room)))
+    spare = heads.query * n * schedule.splits // schedule.workgroups
+    return divisor(heads.query // heads.kv, max(1, min(TOGETHER, room, spare)))
 
 
 def rows_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.PrimFunc:
     """crosscompile.gpu.attention.attention_parts, each row by workgroups of its own."""
     threads = min(THREADS, gpu.invocations)
-    count = heads_at_once(heads, threads)
+    count = heads_at_once(n, heads, SCHEDULES[gpu.schedule], threads)
 
     def body(k: Builder) -> None:
         layer = Layer.parameters(k, n, heads, splits)

@@ -91,7 +91,7 @@ def block_of(position: Expr) -> Expr:
 
 
 def heads_at_once(n: int, heads: Heads, schedule: Schedule, threads: int = THREADS) -> int:
-    """Query heads of a KV head that a workgroup takes: it has room for so many, and enough others are left to be busy."""
+    """Query heads of a KV head that a workgroup takes: it has room for them, and enough workgroups are left."""
     room = FLOATS // sum(Room.sizes(1, heads.dim, threads))
     spare = heads.query * n * schedule.splits // schedule.workgroups
     return divisor(heads.query // heads.kv, max(1, min(TOGETHER, room, spare)))

@@ -135,6 +135,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 GROUPED, LONE, WIDE = Heads(8, 2, 64, "f16", 0), Heads(3, 3, 96, "f32", 0), Heads(4, 1, 256, "f16", 0)
 WINDOW = Heads(6, 2, 32, "f16", 100, cap=20.0)
 BYTES = Heads(14, 2, 64, "i8", 0)
+MANY = Heads(32, 4, 64, "f16", 0)
+"""As many as let those of a KV head share a workgroup for a single row."""
 SEVERAL = [*prompt(3, 70), (1, 200), (0, -1), *prompt(2, 130, 2), (3, 64)]
 """Rows of sessions that have one, several or none in a tile, and one that is nobody's."""
 LONG = [*prompt(29, 400), (0, -1), (0, -1), (0, -1)]
@@ -149,6 +151,7 @@ TURNS = [(i % 2, 90 + i // 2) for i in range(16)]
         ("v3d", BYTES, SEVERAL),
         ("desktop", WIDE, [(0, 700)]),
         ("small", WINDOW, [(0, 190)]),
+        ("v3d", MANY, [(0, 190)]),
         *(
             pytest.param(*each, marks=pytest.mark.oracle)
             for each in (

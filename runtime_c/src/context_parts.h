@@ -43,7 +43,7 @@ struct ellm_context {
     const uint8_t *gpu_logits;
     ellm_step_function *begun; /* of rows whose first layers a GPU computes meanwhile; NULL: none */
     int64_t first_ns;          /* what its layers took of the step under way */
-    bool on_gpu; /* all of it; else the first layers, where there is a GPU */
+    bool on_gpu;               /* all of it; else the first layers, where there is a GPU */
     atomic_bool cancelled;
 };
 

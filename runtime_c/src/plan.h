@@ -80,8 +80,8 @@ typedef struct ellm_plan {
     ellm_plan_ladder body, head, norm; /* norm: without functions where the plan has none */
     uint64_t hidden_offset, hidden_row_bytes, logits_offset, logits_row_bytes;
     uint64_t arriving_offset, arriving_row_bytes; /* what layers on another device leave; 0 bytes: there are none */
-    bool pools_last; /* an embedding is made of the last token, else of the mean of all */
-    bool in_memory;  /* the weights are in memory of this process, not on a disk; set by the model */
+    bool pools_last;                              /* an embedding is made of the last token, else of the mean of all */
+    bool in_memory; /* the weights are in memory of this process, not on a disk; set by the model */
 } ellm_plan;
 
 /* Reads and checks everything that does not depend on the context's size. The plan lives in `region`.

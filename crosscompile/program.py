@@ -290,13 +290,10 @@ def trace(network: Network, role: str, n: int, most: int) -> tuple[tvm.IRModule,
         for heads in network.heads:
             states += [nn.spec.Tensor(shape, kv_dtype(heads.dtype)) for shape in state_shapes(heads)]
         states += [nn.spec.Tensor(state.shape, "float32") for state in network.recurrent]
-        rows = isinstance(network.body, LaterBody)
+        arriving = {"arriving": nn.spec.Tensor((n, network.hidden_size), "float32")}
         spec = {
-            **(
-                {"arriving": nn.spec.Tensor((n, network.hidden_size), "float32")}
-                if rows
-                else {"tokens": nn.spec.Tensor((n,), "int32")}
-            ),
+            **(arriving if isinstance(network.body, LaterBody) else {}),
+            "tokens": nn.spec.Tensor((n,), "int32"),
             "positions": nn.spec.Tensor((n,), "int32"),
             "slots": nn.spec.Tensor((n,), "int32"),
             "block_table": nn.spec.Tensor((SESSIONS_CAP, "table_cap"), "int32"),

@@ -228,9 +228,11 @@ class Body(nn.Module):
 
 
 class LaterBody(Body):
-    """The same behind other layers: hidden rows take the place of tokens."""
+    """The same behind other layers: from hidden rows. Tokens are there for kernels that say by them what they read."""
 
-    def forward(self, arriving: Tensor, positions: Tensor, slots: Tensor, block_table: Tensor, states: Any) -> Any:
+    def forward(  # type: ignore[override]  # nobody calls it but the export, which goes by names
+        self, arriving: Tensor, tokens: Tensor, positions: Tensor, slots: Tensor, block_table: Tensor, states: Any
+    ) -> Any:
         return self.blocks(arriving, positions, slots, block_table, states)
 
 

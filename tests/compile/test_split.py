@@ -152,7 +152,7 @@ def check_family(name: str, folder: Path) -> None:
     assert off <= 1e-4, f"{name}: off by {off:.2g} of the largest logit"
 
 
-@pytest.mark.parametrize("name", ["gemma2-caps", "mamba-narrow"])
+@pytest.mark.parametrize("name", ["gemma2-caps", "mamba-narrow", "mixtral-tied"])
 def test_other_families_are_split_alike(name: str, tmp_path: Path):
     check_family(name, tmp_path)
 

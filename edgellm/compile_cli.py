@@ -123,7 +123,9 @@ def _gpu_layers(text: str) -> int | str:
 def gpu_layers_of(args: argparse.Namespace) -> int | None:
     """What --gpu-layers means where nothing is measured."""
     if args.gpu_layers == "auto":
-        raise UsageError("--gpu-layers auto measures on the board: it goes to `edgellm deploy`; here, give a number")
+        raise UsageError(
+            "--gpu-layers auto measures on one board: it goes to `edgellm deploy --board`; here, give a number"
+        )
     if args.gpu_layers is not None and args.device not in (None, DEVICES[0]):
         raise UsageError(f"--gpu-layers says where layers run: leave out --device {args.device}")
     found: int | None = args.gpu_layers

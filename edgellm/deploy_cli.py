@@ -129,7 +129,7 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError("which model? Add MODEL: a checkpoint directory, a Hub id or a bundle")
     args.scheme, args.device = args.scheme or SCHEMES[0], args.device or DEVICES[0]
     measures = args.gpu_layers == "auto"
-    if measures and args.device not in DEVICES[::2]:
+    if measures and args.device == "vulkan":
         raise UsageError(f"--gpu-layers auto measures both devices: leave out --device {args.device}")
     if measures:
         args.device, args.gpu_layers = "both", None
@@ -153,7 +153,8 @@ def main(args: argparse.Namespace) -> int:
             warn_of_gpu(board, device)
         done = sent(args, remote, facts, trust, bundle)
         layers = None
-        if measures and "error" not in done.proof.get("gpu", {}):  # else the processor computes, and it says why
+        gpu = done.proof.get("gpu")
+        if measures and not (isinstance(gpu, dict) and "error" in gpu):  # else the processor computes, and it says why
             model, n_layers = find_model(remote, done.name), bundle.manifest["model"]["n_layers"]
             layers = layer_split.choose(model, n_layers, lambda text: say(args, "layers", text))
         if layers is not None:

@@ -187,8 +187,10 @@ class Design:
         """Layers [first, end) alone; None: to the last. ConfigError where they cannot be separated."""
         n, cut = len(self.layers), first or end or 0
         if not 0 < cut < n:
-            between = f"1 to {n - 1} can" if n > 1 else "its one layer cannot be split"
-            raise ConfigError(f"config.json: of {n} layers, {between} go to the GPU and leave some, not {cut}")
+            can = (
+                f"1 to {n - 1} can go to the GPU, and leave some, not {cut}" if n > 1 else "none can be left to others"
+            )
+            raise ConfigError(f"config.json: of {n} layers, {can}")
         if len({layer.selective is None for layer in self.layers}) > 1:
             raise ConfigError("config.json: layers with attention and others cannot be split between devices")
         if any(isinstance(layer.selective, Rwkv) for layer in self.layers):

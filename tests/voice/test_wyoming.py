@@ -38,8 +38,10 @@ def port() -> Iterator[int]:
         assert line, process.communicate()[1]
         assert json.loads(line)["event"] == "serving"
         yield port
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        with socket.create_connection(("127.0.0.1", port)) as speaker:  # its utterance has begun
+            speaker.sendall(b'{"type": "audio-start", "data": {"rate": 16000, "width": 2, "channels": 1}}\n')
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (0, "")
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
+import signal
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -270,7 +271,7 @@ class _Client(AsyncEventHandler):
 
 
 def serve(config: Config, uri: str) -> None:
-    """Serves until it is ended. Prints one line of JSON when it can be reached. Raises VoiceError."""
+    """Serves until SIGTERM. Prints one line of JSON when it can be reached. Raises VoiceError."""
     engines = Engines(config)
     try:
         address = urlparse(uri)
@@ -286,10 +287,13 @@ def serve(config: Config, uri: str) -> None:
 
 
 async def _serve(engines: Engines, server: AsyncServer, uri: str) -> None:
+    ended = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
     await server.start(lambda reader, writer: _Client(engines, reader, writer))
     print(json.dumps({"event": "serving", "uri": uri}), flush=True)
+    waiting = asyncio.create_task(ended.wait())
     state = "READY=1"
-    while True:
+    while not ended.is_set():
         notify(state)
         state = "WATCHDOG=1"
-        await asyncio.sleep(_WATCHDOG_S)
+        await asyncio.wait([waiting], timeout=_WATCHDOG_S)

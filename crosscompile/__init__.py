@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from crosscompile.compiled import CompiledModel, Parameter
     from crosscompile.models.architecture import SCHEMES, Architecture, Network, Scheme, scheme_for
-    from crosscompile.program import CompiledModel, Parameter, compile_model
+    from crosscompile.program import compile_model
 
 __all__ = [
     "SCHEMES",
@@ -28,8 +29,8 @@ _HOME = {
     "SCHEMES": "crosscompile.models.architecture",
     "Scheme": "crosscompile.models.architecture",
     "scheme_for": "crosscompile.models.architecture",
-    "CompiledModel": "crosscompile.program",
-    "Parameter": "crosscompile.program",
+    "CompiledModel": "crosscompile.compiled",
+    "Parameter": "crosscompile.compiled",
     "compile_model": "crosscompile.program",
 }
 

@@ -13,6 +13,7 @@ import tvm
 from tvm.relax.frontend import nn
 
 from crosscompile.codegen import Signature, compile_kernels
+from crosscompile.compiled import CompiledModel, Parameter
 from crosscompile.errors import ConfigError
 from crosscompile.kernels.kv_cache import KV_BLOCK, SESSIONS_CAP, kv_dtype, state_bytes, state_shapes
 from crosscompile.kernels.linear import Tuned, Workload, workload
@@ -24,7 +25,6 @@ from crosscompile.models.decoder import LaterBody
 from crosscompile.models.design import EMBEDDING, HEAD, POSITIONS
 from crosscompile.packing import Packing
 from crosscompile.passes.lower_operators import Stored
-from crosscompile.pieces import Source
 from crosscompile.plan import Function, Kernels, State, Weights, read_function, write_plan
 from crosscompile.target import Target
 
@@ -67,44 +67,6 @@ head, else hidden rows are what they leave."""
 
 NORM_LADDER = (1, 8)
 """For embeddings. No longer than the head's, so that it needs no more of the arena."""
-
-
-@dataclass(frozen=True)
-class Parameter:
-    """One tensor of the bundle and where it comes from.
-
-    sources   checkpoint tensors, or pieces of them, stacked along rows; empty for a constant
-    shape     logical (out, in), before rows are padded; (length,) for vectors
-    packing   runtime_c/FORMAT.md; "vec" is stored as it is, in float32
-    shard     file below weights/, without the suffix
-    value     a constant made at compile time
-    part_of   (matrix, first row) where this is some rows of a matrix that no GPU binds whole
-    """
-
-    name: str
-    sources: tuple[Source, ...]
-    shape: tuple[int, ...]
-    packing: str
-    shard: str
-    value: np.ndarray | None = None
-    part_of: tuple[Parameter, int] | None = None
-
-
-@dataclass(frozen=True)
-class CompiledModel:
-    """What compiling a configuration gives: code, plan, and which parameters to pack how.
-
-    memory   arena_bytes, arena_unplanned_bytes, kv_bytes_per_token, state_bytes_per_session where there is such a state
-    model    the manifest's `model` object, without its name
-    seconds  per stage
-    """
-
-    kernels: bytes
-    plan: dict[str, Any]
-    parameters: tuple[Parameter, ...]
-    memory: dict[str, int]
-    model: dict[str, Any]
-    seconds: dict[str, float]
 
 
 def compile_model(

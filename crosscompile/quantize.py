@@ -10,16 +10,17 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from crosscompile.calibrated import Calibrated
 from crosscompile.checkpoint import Checkpoint
+from crosscompile.compiled import Parameter
 from crosscompile.errors import CheckpointError, QuantizeError
 from crosscompile.packing import KINDS, Packing, fits, pack, pack_quantized, quantize, regrouped
 from crosscompile.parallel import PART, in_parts
-from crosscompile.pieces import Rows, Source, piece_of
+from crosscompile.pieces import Rows, piece_of
 from crosscompile.safetensors_stream import ShardWriter, Slot
 
 SLICE_ELEMENTS = 1 << 20
@@ -29,25 +30,6 @@ INDEX = "model.safetensors.index.json"
 
 Progress = Callable[[int, int], None]
 """Called with bytes written and bytes in total."""
-
-
-class Parameter(Protocol):
-    """What this module needs of a model's parameter (crosscompile.models.Parameter)."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def sources(self) -> tuple[Source, ...]: ...
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def packing(self) -> str: ...
-    @property
-    def shard(self) -> str: ...
-    @property
-    def value(self) -> np.ndarray | None: ...
-    @property
-    def part_of(self) -> tuple[Parameter, int] | None: ...
 
 
 @dataclass(frozen=True)

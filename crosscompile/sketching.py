@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from crosscompile.compiled import Parameter
 from crosscompile.lower import lower
 from crosscompile.models import architecture_for
 from crosscompile.models.architecture import Network, Scheme
@@ -17,7 +18,7 @@ from crosscompile.models.design import EMBEDDING, HEAD, POSITIONS
 from crosscompile.packing import Packing
 from crosscompile.passes.lower_operators import Stored
 from crosscompile.plan import Function, Kernels, Weights, arena_layout, read_function
-from crosscompile.program import FULL_LADDER, Parameter, parameters_of, place_parameter, state_memory, trace
+from crosscompile.program import FULL_LADDER, parameters_of, place_parameter, state_memory, trace
 from crosscompile.quantize import stored_slots
 from crosscompile.sketch import Matrix, Sketch
 from crosscompile.target import Target

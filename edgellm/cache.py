@@ -1,4 +1,5 @@
-"""The compilation cache: finished bundles by what they were made from, and content hashes of checkpoint files.
+"""The compilation cache: finished bundles by what they were made from, compiled kernels by the configuration alone, and
+content hashes of checkpoint files.
 
 It lies in ~/.cache/edgellm, or where EDGELLM_CACHE says. Removing it is always safe.
 """
@@ -57,12 +58,25 @@ def versions() -> dict[str, str]:
 
 def sources_digest() -> str:
     """SHA-256 over the compiler's and the runtime's sources."""
-    compiler = Path(crosscompile.__file__).parent
     runtime = data_path("runtime_c")
-    files = [(f"crosscompile/{f.relative_to(compiler)}", f) for f in compiler.rglob("*.py")]
-    for folder in ("src", "include", "rpc", "serve", "cli", "third_party"):
+    files = [*_compiler_sources()]
+    for folder in ("src", "include", "rpc", "serve", "cli", "vulkan", "third_party"):
         files += [(f"runtime_c/{f.relative_to(runtime)}", f) for f in (runtime / folder).rglob("*") if f.is_file()]
     files += [(f"edgellm/{f.name}", f) for f in Path(__file__).parent.glob("compile*.py")]
+    return _digest(files)
+
+
+def compiler_digest() -> str:
+    """SHA-256 over the compiler's sources alone."""
+    return _digest(_compiler_sources())
+
+
+def _compiler_sources() -> list[tuple[str, Path]]:
+    compiler = Path(crosscompile.__file__).parent
+    return [(f"crosscompile/{f.relative_to(compiler)}", f) for end in ("py", "c") for f in compiler.rglob(f"*.{end}")]
+
+
+def _digest(files: list[tuple[str, Path]]) -> str:
     digest = hashlib.sha256()
     for name, file in sorted(files):
         digest.update(f"{name}\0{hashlib.sha256(file.read_bytes()).hexdigest()}\n".encode())
@@ -99,6 +113,28 @@ def content_hashes(files: Iterable[Path], progress: Callable[[int], None] | None
 def key_of(parts: Mapping[str, Any]) -> str:
     """The name of what was made from `parts` (JSON values)."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def keep(folder: str, key: str, text: str) -> None:
+    """Keeps what was made, for kept(). That there is no room for it, or no right, costs time alone."""
+    place = root() / folder
+    with contextlib.suppress(OSError):
+        place.mkdir(exist_ok=True)
+        partial = place / f"{key}.{os.getpid()}"
+        try:
+            partial.write_bytes(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+            partial.replace(place / key)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def kept(folder: str, key: str) -> str | None:
+    """What keep() was given; None if it never was, or is damaged."""
+    try:
+        digest, _, text = (root() / folder / key).read_bytes().partition(b"\n")
+    except OSError:
+        return None
+    return text.decode() if hashlib.sha256(text).hexdigest().encode() == digest else None
 
 
 @contextlib.contextmanager

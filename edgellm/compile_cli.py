@@ -324,7 +324,8 @@ def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
     )
     table.add_row("scheme", f"{scheme['name']} ({parts})")
     table.add_row("target", f"{manifest['target']['arch']}, tier {manifest['target']['tier']}")
-    table.add_row("kernels", f"{statistics['kernels']} in {size(statistics['kernel_bytes'])}")
+    before = ", compiled before" if statistics.get("kernels_kept") and not made.cached else ""
+    table.add_row("kernels", f"{statistics['kernels']} in {size(statistics['kernel_bytes'])}{before}")
     weights = f"{size(memory['weight_bytes'])}, {statistics['bits_per_weight']:.2f} bits per weight"
     table.add_row("weights", weights)
     if mixed := scheme.get("tensors"):

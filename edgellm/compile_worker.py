@@ -14,13 +14,24 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from crosscompile import calibrated, checkpoint
+from crosscompile.checkpoint import Checkpoint
+from crosscompile.compiled import CompiledModel, from_json, to_json
 from crosscompile.errors import CompileError
 from crosscompile.quantize import check_sources, is_shared, weight_bytes, write_weights
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.target import Target, gpu_tier, target_of_tier
+from edgellm import cache
+
+if TYPE_CHECKING:
+    from crosscompile.models.architecture import Scheme
+
+_KERNELS = "kernels"
+"""The cache's folder of what was compiled, weights apart."""
+_ELSEWHERE = ("checkpoint", "lora", "output", "dump", "half", "calibrated")
+"""What a request asks of weights and files: kernels do not depend on it."""
 
 
 class Channel:
@@ -67,33 +78,17 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     started = time.monotonic()
     channel.progress("compiling kernels", 0, 0)
     source = checkpoint.load(request["checkpoint"], request.get("lora"))
-    import crosscompile
-    from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
-    from crosscompile.program import FULL_LADDER, GPU_LADDER, SHORT_LADDER, SPLIT_LADDER, outline
-
-    name, embedding, head, kv = (request[key] for key in ("scheme", "embedding", "head", "kv"))
-    scheme = scheme_for(name, embedding, head, kv, request.get("tensors", ()))
-    target = target_of(request)
     if request.get("outline"):
-        return {"weight_bytes": weight_bytes(outline(source.config, target, scheme)[0]).n_bytes}
-    dump = Path(request["dump"]) if request["dump"] else None
-    layers = tuple(request["layers"]) if request.get("layers") is not None else None
-    ladder = SPLIT_LADDER if layers is not None else GPU_LADDER if target.gpu is not None else FULL_LADDER
-    ladder = SHORT_LADDER if request.get("short") else ladder
-    parameters, states = outline(source.config, target, scheme, layers)
-    check_sources(source, parameters)
-    least = {"weight_bytes": weight_bytes(parameters).n_bytes, **states}
-    channel.send(sized={"memory": {**least, "arena_bytes": 0}, "context_length": 64})
-    compiled = crosscompile.compile_model(
-        source.config,
-        target,
-        scheme,
-        dump=dump,
-        ladder=ladder,
-        tuned=request.get("knobs"),
-        pooling=source.pooling,
-        layers=layers,
-    )
+        return _outline(source, request)
+    key = _key(source, request)
+    found = None if request["dump"] else _kept(key)
+    if found is None:
+        compiled, scheme = _compile(source, request, channel)
+        if not request["dump"]:
+            cache.keep(_KERNELS, key, json.dumps({"compiled": to_json(compiled), "scheme": scheme}))
+    else:
+        compiled, scheme = found
+        check_sources(source, compiled.parameters)
     size = weight_bytes(compiled.parameters)
     compiled_at = time.monotonic()
     memory = {**compiled.memory, "weight_bytes": size.n_bytes}
@@ -104,23 +99,24 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
     (output / "weights").mkdir(exist_ok=half)
     weights = write_weights(
         source,
-        [each for each in compiled.parameters if layers is not None or not (half and is_shared(each))],
+        [each for each in compiled.parameters if request.get("layers") is not None or not (half and is_shared(each))],
         output / "weights",
         lambda done, total: channel.progress("weights", done, total),
         calibrated.read(Path(request["calibrated"])) if request.get("calibrated") else None,
         "vulkan-" if half else "",
     )
-    (output / ("kernels.so" if target.gpu is None else "kernels.spv")).write_bytes(compiled.kernels)
+    (output / ("kernels.so" if request.get("gpu") is None else "kernels.spv")).write_bytes(compiled.kernels)
     (output / ("plan-vulkan.json" if half else "plan.json")).write_text(
         json.dumps(compiled.plan, separators=(",", ":"))
     )
     return {
         "model": compiled.model,
         "memory": memory,
-        "scheme": scheme.as_dict(),
+        "scheme": scheme,
         "statistics": {
             "kernels": len(compiled.plan["kernels"]),
             "kernel_bytes": len(compiled.kernels),
+            "kernels_kept": found is not None,
             "bits_per_weight": round(weights.bits_per_weight, 3),
             "parameters": weights.n_parameters,
             "parameters_kept": weights.n_kept,
@@ -134,6 +130,70 @@ def work(request: dict[str, Any], channel: Channel) -> dict[str, Any]:
             "weights": time.monotonic() - compiled_at,
         },
     }
+
+
+def _key(source: Checkpoint, request: dict[str, Any]) -> str:
+    """The name of the kernels that a request asks for: other weights of the same shapes have the same."""
+    return cache.key_of(
+        {
+            "config": source.config,
+            "pooling": source.pooling,
+            "request": {name: value for name, value in request.items() if name not in _ELSEWHERE},
+            "versions": cache.versions(),
+            "sources": cache.compiler_digest(),
+            "python": list(sys.version_info[:2]),
+        }
+    )
+
+
+def _kept(key: str) -> tuple[CompiledModel, dict[str, Any]] | None:
+    """(what was compiled before, its scheme)."""
+    text = cache.kept(_KERNELS, key)
+    if text is None:
+        return None
+    kept = json.loads(text)
+    return from_json(kept["compiled"]), kept["scheme"]
+
+
+def _scheme(request: dict[str, Any]) -> Scheme:
+    """The scheme a request names; loads TVM."""
+    from crosscompile.models.architecture import scheme_for
+
+    name, embedding, head, kv = (request[key] for key in ("scheme", "embedding", "head", "kv"))
+    return scheme_for(name, embedding, head, kv, request.get("tensors", ()))
+
+
+def _outline(source: Checkpoint, request: dict[str, Any]) -> dict[str, Any]:
+    from crosscompile.program import outline
+
+    return {"weight_bytes": weight_bytes(outline(source.config, target_of(request), _scheme(request))[0]).n_bytes}
+
+
+def _compile(source: Checkpoint, request: dict[str, Any], channel: Channel) -> tuple[CompiledModel, dict[str, Any]]:
+    """(what is compiled now, its scheme)."""
+    from crosscompile.program import FULL_LADDER, GPU_LADDER, SHORT_LADDER, SPLIT_LADDER, compile_model, outline
+
+    scheme = _scheme(request)
+    target = target_of(request)
+    dump = Path(request["dump"]) if request["dump"] else None
+    layers = tuple(request["layers"]) if request.get("layers") is not None else None
+    ladder = SPLIT_LADDER if layers is not None else GPU_LADDER if target.gpu is not None else FULL_LADDER
+    ladder = SHORT_LADDER if request.get("short") else ladder
+    parameters, states = outline(source.config, target, scheme, layers)
+    check_sources(source, parameters)
+    least = {"weight_bytes": weight_bytes(parameters).n_bytes, **states}
+    channel.send(sized={"memory": {**least, "arena_bytes": 0}, "context_length": 64})
+    compiled = compile_model(
+        source.config,
+        target,
+        scheme,
+        dump=dump,
+        ladder=ladder,
+        tuned=request.get("knobs"),
+        pooling=source.pooling,
+        layers=layers,
+    )
+    return compiled, scheme.as_dict()
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ import pytest
 from edgellm import cache, virtual
 from edgellm.address import SshAddress
 from edgellm.boards import load_board
+from tests.caches import own_cache
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's background job; children inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -16,10 +17,12 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a shell's backgro
 
 @pytest.fixture(scope="session")
 def virtual_cache(tmp_path_factory) -> Iterator[Path]:
-    """EDGELLM_CACHE in a temporary folder for the whole session; only the boards' downloaded parts are shared."""
+    """EDGELLM_CACHE in a temporary folder for the whole session; only the boards' downloaded parts are shared, and what
+    is kept by content."""
     parts = cache.root() / "virtual" / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     folder = tmp_path_factory.mktemp("cache")
+    own_cache(folder)
     (folder / "virtual").mkdir()
     (folder / "virtual" / "parts").symlink_to(parts)
     with pytest.MonkeyPatch.context() as patch:

@@ -12,6 +12,7 @@ from math import prod
 from typing import Any
 
 from crosscompile.arithmetic import constant
+from crosscompile.compiled import Parameter
 from crosscompile.gpu.choose import linear_of
 from crosscompile.gpu.linear import Linear
 from crosscompile.kernels.build import Builder, kernel, kernel_maker, origin_of
@@ -21,7 +22,6 @@ from crosscompile.packing import GROUP, Packing
 from crosscompile.passes.lower_operators import Stored
 from crosscompile.pieces import Piece, piece_of
 from crosscompile.plan import Function, Kernels, Weights
-from crosscompile.program import Parameter
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.target import Target
 

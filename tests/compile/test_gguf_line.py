@@ -14,6 +14,7 @@ from edgellm.compile import Compilation, build
 from edgellm.errors import ModelError
 from edgellm.golden import host_target
 from edgellm.precision import Options
+from tests.caches import own_cache
 from tests.gguf_writing import write_checkpoint, write_llama
 
 ROOT = Path(__file__).parents[2]
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(host_target() is None, reason="this machine's CP
 @pytest.fixture(scope="module", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGELLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("EDGELLM_CACHE", own_cache(tmp_path_factory.mktemp("cache")))
         yield
 
 

@@ -23,6 +23,7 @@ from edgellm.errors import ModelError, UnsuitableError
 from edgellm.evaluate import runtime_logits
 from edgellm.golden import host_target
 from edgellm.precision import Options
+from tests.caches import own_cache
 from tests.oracle.configurations import BASE, CONFIGURATIONS, weights, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +35,7 @@ pytestmark = pytest.mark.skipif(host_target() is None, reason="this machine's CP
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+    return Path(own_cache(tmp_path_factory.mktemp("cache")))
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from crosscompile.packing import quantize
 from edgellm.compile import build
 from edgellm.golden import host_target
 from edgellm.precision import Options
+from tests.caches import own_cache
 
 DEMO = Path(__file__).parents[2] / "examples" / "voice_assistant" / "model"
 
@@ -27,7 +28,7 @@ pytestmark = pytest.mark.skipif(host_target() is None, reason="this machine's CP
 @pytest.fixture(scope="module", autouse=True)
 def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("EDGELLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("EDGELLM_CACHE", own_cache(tmp_path_factory.mktemp("cache")))
         yield
 
 

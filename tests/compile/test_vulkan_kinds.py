@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from crosscompile import calibrated, checkpoint
 from crosscompile.calibrated import CalibrationWriter
+from crosscompile.compiled import Parameter
 from crosscompile.errors import CheckpointError
 from crosscompile.gpu.choose import flat, gpu_function
 from crosscompile.gpu.knobs import LinearKnobs, candidates
@@ -23,7 +24,6 @@ from crosscompile.kernels.embed import embed
 from crosscompile.kinds import BASES, KINDS
 from crosscompile.models.design import EMBEDDING
 from crosscompile.packing import GROUP, dequantize, pack_quantized, quantize
-from crosscompile.program import Parameter
 from crosscompile.quantize import check_sources, write_weights
 from crosscompile.rounding import Rounded
 from crosscompile.spirv.capabilities import Gpu, check

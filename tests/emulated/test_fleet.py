@@ -22,6 +22,7 @@ from edgellm.bundle import Bundle
 from edgellm.compile import build
 from edgellm.golden import host_target
 from edgellm.precision import Options
+from tests.caches import own_cache
 from tests.emulated.conftest import free_port
 from tests.emulated.fleet_boards import Boards, running_boards, slot
 from tests.standin import make_bundle
@@ -307,7 +308,7 @@ def test_a_service_is_left_alone_once_it_is_as_wanted(
     three: Boards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A real model on one board: made a service, and made another one only where that is asked for."""
-    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path))
+    monkeypatch.setenv("EDGELLM_CACHE", own_cache(tmp_path / "cache"))
     bundle = build("random:tiny", "local", Options("w4a8")).bundle
     port, path = free_port(), three.folder / "service.yml"
     deploy = f"edgellm.board.deploy: {{bundle: {bundle.path}, name: served, service: true, port: {port}}}"

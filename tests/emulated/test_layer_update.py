@@ -17,6 +17,7 @@ from edgellm.golden import host_target
 from edgellm.local_remote import LocalRemote
 from edgellm.precision import Options
 from edgellm.runtime_program import find_model
+from tests.caches import own_cache
 
 N_LAYERS, CHANGED = 30, 17
 
@@ -37,7 +38,7 @@ def retrained(original: Path, directory: Path) -> Path:
 def test_one_of_thirty_layers_costs_at_most_a_twentieth_of_the_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGELLM_CACHE", own_cache(tmp_path / "cache"))
     original, _ = shapes.make(f"random:tiny:{N_LAYERS}")
     before = build(original, "local", Options("w4a8")).bundle
     after = build(retrained(original, tmp_path / "retrained"), "local", Options("w4a8")).bundle

@@ -25,7 +25,7 @@ from crosscompile.quantize import write_weights
 from tests.campaigns import gguf as campaign
 from tests.gguf_writing import ROWS, raw_blocks, write_llama
 from tests.oracle.gguf_checkpoints import DATA, write_pair
-from tests.unit.test_quantize import Parameter, unpack
+from tests.unit.test_quantize import tensor, unpack
 
 NAMES = sorted(json.loads(DATA.read_text()))
 
@@ -48,13 +48,13 @@ def test_a_file_of_llama_cpps_converter_is_the_checkpoint_it_was_made_of(tmp_pat
     source, found = checkpoint.load(directory), checkpoint.load(file)
     ours, theirs = (models.FAMILIES[one.config["architectures"][0]].design(one.config) for one in (found, source))
     assert differences(ours, theirs) == []
-    for tensor in source.tensors:
-        expected = source.read(tensor)
-        got = found.read(tensor)
-        np.testing.assert_array_equal(got.T if found.tensors[tensor].transposed else got, expected, tensor)
+    for name in source.tensors:
+        expected = source.read(name)
+        got = found.read(name)
+        np.testing.assert_array_equal(got.T if found.tensors[name].transposed else got, expected, name)
         n = got.shape[0]
         for start, stop in ((0, 1), (n // 3, 2 * n // 3 + 1), (n - 1, n)):
-            np.testing.assert_array_equal(found.read(tensor, slice(start, stop)), got[start:stop], tensor)
+            np.testing.assert_array_equal(found.read(name, slice(start, stop)), got[start:stop], name)
 
 
 def test_matrices_that_the_checkpoint_has_transposed_are_read_by_rows(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_what_our_schemes_can_carry_is_not_quantized_again(tmp_path: Path, kind:
     names = tuple(f"model.layers.0.self_attn.{part}_proj.weight" for part in "qkv")
     rows = [source.read(name) for name in names]
     total = np.concatenate(rows)
-    parameter = Parameter("p", names, total.shape, packing)
+    parameter = tensor("p", names, total.shape, packing)
     written = write_weights(source, [parameter], tmp_path)
     quantized = rows[0].size + rows[1].size
     assert (written.n_kept, written.n_again) == ((quantized, 0) if kept else (0, quantized))
@@ -170,7 +170,7 @@ def test_the_one_integer_that_kernels_do_not_take_is_quantized_again(tmp_path: P
     data[place.offset_bytes + 2] = 0x80
     file.write_bytes(data)
     source = checkpoint.load(file)
-    parameter = Parameter("p", (place.name,), place.shape, "w8.r8.k4")
+    parameter = tensor("p", (place.name,), place.shape, "w8.r8.k4")
     assert write_weights(source, [parameter], tmp_path).n_again == place.shape[0] * place.shape[1]
     data[place.offset_bytes : place.offset_bytes + 3] = struct.pack("<eB", np.inf, 1)
     file.write_bytes(data)

@@ -15,7 +15,7 @@ from crosscompile.errors import CheckpointError, CompileError, ConfigError
 from crosscompile.packing import dequantize
 from crosscompile.quantize import write_weights
 from tests.gguf_writing import write_llama
-from tests.unit.test_quantize import Parameter
+from tests.unit.test_quantize import tensor
 
 Q, UP, EMBED, NORM = (
     "model.layers.0.self_attn.q_proj",
@@ -140,7 +140,7 @@ def test_an_adapter_on_a_quantized_file_quantizes_only_what_it_changes_again(tmp
     expected = plain.read(names[0]) + 1.5 * product(tensors)
     np.testing.assert_allclose(merged.read(names[0]), expected, atol=1e-4)
     total = rows + plain.info(names[1]).shape[0]
-    written = write_weights(merged, [Parameter("p", names, (total, columns), "w4.r16.k4")], tmp_path)
+    written = write_weights(merged, [tensor("p", names, (total, columns), "w4.r16.k4")], tmp_path)
     assert (written.n_kept, written.n_again) == ((total - rows) * columns, rows * columns)
     kept = merged.integers(names[1], slice(None))
     assert kept is not None

@@ -14,7 +14,7 @@ from crosscompile import checkpoint
 from crosscompile.errors import CheckpointError, ConfigError
 from crosscompile.packing import dequantize, quantize
 from crosscompile.quantize import write_weights
-from tests.unit.test_quantize import Parameter, unpack
+from tests.unit.test_quantize import tensor, unpack
 
 OUT, IN = 24, 256
 NAME = "model.layers.0.mlp.up_proj"
@@ -133,7 +133,7 @@ def test_integers_go_into_a_bundle_where_a_scheme_carries_them(
 ) -> None:
     tensors = packed(method, 64, order, symmetric)
     source = checkpoint.load(write(tmp_path / "m", tensors, {"quant_method": method, "group_size": 64}))
-    parameter = Parameter("p", (f"{NAME}.weight",), (OUT, IN), packing)
+    parameter = tensor("p", (f"{NAME}.weight",), (OUT, IN), packing)
     written = write_weights(source, [parameter], tmp_path)
     assert (written.n_kept, written.n_again) == ((OUT * IN, 0) if kept else (0, OUT * IN))
     holding = {"plain": "w4g64" if symmetric else "u4g64", "blocks": "u4", "shuffled": ""}[order]

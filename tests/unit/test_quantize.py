@@ -4,7 +4,6 @@ import json
 import os
 import struct
 import tracemalloc
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,22 +12,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from crosscompile import checkpoint
+from crosscompile import checkpoint, compiled
 from crosscompile.errors import CheckpointError, QuantizeError
 from crosscompile.kinds import BASES, KINDS, of_base, zero_points
 from crosscompile.packing import dequantize, quantize, regrouped
 from crosscompile.quantize import INDEX, weight_bytes, write_weights
 
 
-@dataclass(frozen=True)
-class Parameter:
-    name: str
-    sources: tuple[str, ...]
-    shape: tuple[int, ...]
-    packing: str
-    shard: str = "layer.0"
-    value: np.ndarray | None = None
-    part_of: Any = None
+def tensor(name: str, sources: tuple[str, ...], shape: tuple[int, ...], packing: str, *rest: Any) -> compiled.Parameter:
+    return compiled.Parameter(name, sources, shape, packing, *(rest or ("layer.0",)))
 
 
 def make(directory: Path, **tensors: np.ndarray) -> checkpoint.Checkpoint:
@@ -110,7 +102,7 @@ def test_stored_bytes_mean_the_weights(tmp_path, packing):
     columns = 1280 if packing.startswith("u") else 128  # zero points in more words than one
     q, k, v = random(10, columns), random(6, columns, seed=2), random(5, columns, seed=3)
     source = make(tmp_path / "model", q=q.astype(ml_dtypes.bfloat16), k=k.astype(np.float16), v=v)
-    parameter = Parameter("qkv", ("q", "k", "v"), (21, columns), packing)
+    parameter = tensor("qkv", ("q", "k", "v"), (21, columns), packing)
     write_weights(source, [parameter], tmp_path)
     stored = load_file(tmp_path / "layer.0.safetensors")
     stacked = np.concatenate([source.read(name) for name in "qkv"])
@@ -130,11 +122,11 @@ def test_stored_bytes_mean_the_weights(tmp_path, packing):
 
 def test_layout_of_a_shard(tmp_path):
     source = make(tmp_path / "model", w=random(20, 32), n=random(5), e=random(40, 32))
-    constants = Parameter("angles", (), (3,), "vec", "constants", np.array([1, 2, 3], np.int32))
+    constants = tensor("angles", (), (3,), "vec", "constants", np.array([1, 2, 3], np.int32))
     parameters = [
-        Parameter("n", ("n",), (5,), "vec"),
-        Parameter("w", ("w",), (20, 32), "w4.r16.k4"),
-        Parameter("e", ("e",), (40, 32), "f16.r16", "embedding"),
+        tensor("n", ("n",), (5,), "vec"),
+        tensor("w", ("w",), (20, 32), "w4.r16.k4"),
+        tensor("e", ("e",), (40, 32), "f16.r16", "embedding"),
         constants,
     ]
     seen = []
@@ -173,7 +165,7 @@ def test_layout_of_a_shard(tmp_path):
 
 def test_slices_do_not_show(tmp_path, monkeypatch):
     source = make(tmp_path / "model", a=random(50, 64), b=random(31, 64, seed=2))
-    parameter = Parameter("ab", ("a", "b"), (81, 64), "w4.r8.k4.u")
+    parameter = tensor("ab", ("a", "b"), (81, 64), "w4.r8.k4.u")
     write_weights(source, [parameter], tmp_path)
     whole = (tmp_path / "layer.0.safetensors").read_bytes()
     monkeypatch.setattr("crosscompile.quantize.SLICE_ELEMENTS", 16 * 64)
@@ -322,7 +314,7 @@ def test_parts_do_not_show():
 def test_memory_stays_at_a_slice(tmp_path):
     rows = 30_000
     source = make(tmp_path / "model", big=np.ones((rows, 1024), np.float16))
-    parameter = Parameter("big", ("big",), (rows, 1024), "w4.r4.k4")
+    parameter = tensor("big", ("big",), (rows, 1024), "w4.r4.k4")
     tracemalloc.start()
     try:
         write_weights(source, [parameter], tmp_path)
@@ -338,7 +330,7 @@ def test_values_that_are_not_finite(tmp_path, value, kind, packing):
     bad[33, 5] = value
     source = make(tmp_path / "model", good=random(8, 32), bad=bad)
     with pytest.raises(QuantizeError, match=f"tensor 'bad' holds {kind} in row 33.*download it again") as error:
-        write_weights(source, [Parameter("w", ("good", "bad"), (48, 32), packing)], tmp_path)
+        write_weights(source, [tensor("w", ("good", "bad"), (48, 32), packing)], tmp_path)
     assert "\n" not in str(error.value)
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
@@ -349,7 +341,7 @@ def test_values_beyond_float16(tmp_path, packing):
     bad[33, 5] = 1e30
     source = make(tmp_path / "model", bad=bad)
     with pytest.raises(QuantizeError, match=r"bad, rows from 0 on: .*too large"):
-        write_weights(source, [Parameter("w", ("bad",), (40, 32), packing)], tmp_path)
+        write_weights(source, [tensor("w", ("bad",), (40, 32), packing)], tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
 
@@ -365,7 +357,7 @@ def test_values_beyond_float16(tmp_path, packing):
 def test_shapes_are_checked_before_anything_is_written(tmp_path, sources, shape, text):
     source = make(tmp_path / "model", a=random(8, 32), n=random(8))
     with pytest.raises(CheckpointError, match=text):
-        write_weights(source, [Parameter("w", sources, shape, "w4.r4.k4")], tmp_path)
+        write_weights(source, [tensor("w", sources, shape, "w4.r4.k4")], tmp_path)
     assert sorted(os.listdir(tmp_path)) == ["model"]
 
 
@@ -377,5 +369,5 @@ def test_a_full_disk_leaves_nothing(tmp_path):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        write_weights(source, [Parameter("w", ("a",), (64, 32), "w4.r4.k4")], tmp_path / "weights", full)
+        write_weights(source, [tensor("w", ("a",), (64, 32), "w4.r4.k4")], tmp_path / "weights", full)
     assert os.listdir(tmp_path / "weights") == []

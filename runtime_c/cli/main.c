@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct command {
@@ -121,7 +122,13 @@ int main(int argc, char **argv) {
             if (fflush(stdout) != 0 && status == ELLM_OK) {
                 status = ellm_fail(&error, ELLM_IO, "standard output: %s", strerror(errno));
             }
-            return status == ELLM_OK ? 0 : report(status, &error);
+            int code = status == ELLM_OK ? 0 : report(status, &error);
+#ifdef ELLM_VULKAN
+            if (status == ELLM_GPU_LOST) {
+                _Exit(code); /* a driver whose threads may still compute is not to be torn down under them */
+            }
+#endif
+            return code;
         }
     }
     return report(ellm_fail(&error, ELLM_USAGE, "there is no command '%s'; `edgellm-rt --help` lists them", name),

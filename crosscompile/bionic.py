@@ -20,6 +20,7 @@ LEAST_API = 24
 """The API level that has all of FUNCTIONS and OBJECTS (libc.map.txt and libdl.map.txt in bionic's sources)."""
 
 FUNCTIONS = {
+    "libdl.so": ["dlclose", "dlopen", "dlsym"],
     "libc.so": """
         __errno __libc_init __stack_chk_fail _exit accept4 access bind bsearch calloc chdir clock_gettime close closedir
         dprintf dup2 eventfd execv exit fchmod fclose fdatasync fdopendir ferror fflush fgets flock fopen fork fprintf
@@ -36,7 +37,6 @@ FUNCTIONS = {
         strncmp strpbrk strrchr strspn strstr strtod strtok_r strtol strtoll strtoul strtoull symlink syscall sysconf
         time unlink unlinkat unsetenv vsnprintf wait4 waitpid write
     """.split(),
-    "libdl.so": ["dlclose", "dlopen", "dlsym"],
 }
 OBJECTS = {"libc.so": ["stderr", "stdout"]}
 LINKER = "/system/bin/linker64"

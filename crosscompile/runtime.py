@@ -134,6 +134,12 @@ def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
     return [sys.executable, "-m", "ziglang", "cc", *triple, *includes]
 
 
+def identity(target: Target) -> str | None:
+    """What decides how the program is linked for Android; None where that is the target alone. No path of a machine."""
+    ndk = find_ndk(target)
+    return ndk.identity if ndk else "bionic" if bionic.is_used(target) else None
+
+
 def run_compiler(command: list[str], directory: Path) -> None:
     """Runs a compiler in `directory`, where its own cache goes too. CodegenError with its first error line."""
     environment = {**os.environ, "ZIG_LOCAL_CACHE_DIR": str(directory / "zig-cache")}

@@ -60,7 +60,7 @@ def sources_digest() -> str:
     compiler = Path(crosscompile.__file__).parent
     runtime = data_path("runtime_c")
     files = [(f"crosscompile/{f.relative_to(compiler)}", f) for f in compiler.rglob("*.py")]
-    for folder in ("src", "include", "rpc", "serve", "cli", "third_party"):
+    for folder in ("src", "include", "rpc", "serve", "cli", "vulkan", "bionic", "third_party"):
         files += [(f"runtime_c/{f.relative_to(runtime)}", f) for f in (runtime / folder).rglob("*") if f.is_file()]
     files += [(f"edgellm/{f.name}", f) for f in Path(__file__).parent.glob("compile*.py")]
     digest = hashlib.sha256()

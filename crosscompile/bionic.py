@@ -57,10 +57,11 @@ def compiler(target: Target) -> list[str]:
             "set ANDROID_NDK_HOME to an unpacked NDK, or use --device cpu"
         )
     if target.android_api is None or target.android_api < LEAST_API:
+        said = "names none" if target.android_api is None else f"says {target.android_api}"
         raise CodegenError(
-            f"without Android's NDK, programs that load a GPU's driver need API {LEAST_API}, and the board says "
-            f"{target.android_api} (target.android_api of its manifest); raise it, set ANDROID_NDK_HOME to an unpacked "
-            "NDK, or use --device cpu"
+            f"without Android's NDK, programs that load a GPU's driver need API {LEAST_API}, and the board {said} "
+            "(target.android_api of its manifest); raise it, set ANDROID_NDK_HOME to an unpacked NDK, or use "
+            "--device cpu"
         )
     spec = importlib.util.find_spec("ziglang")
     if spec is None or spec.origin is None:
@@ -72,9 +73,8 @@ def compiler(target: Target) -> list[str]:
 
 
 def sources() -> list[Path]:
-    """The program's start and the headers, in a fixed order."""
-    root = data_path("runtime_c") / "bionic"
-    return [root / "start.c", *sorted(root.glob("include/**/*.h"))]
+    """What is compiled with a program, and the headers, in a fixed order."""
+    return sorted((data_path("runtime_c") / "bionic").glob("**/*.[ch]"))
 
 
 def stubs() -> dict[str, str]:
@@ -86,8 +86,8 @@ def stubs() -> dict[str, str]:
 
 
 def link_flags() -> list[str]:
-    """What links a program with the libraries in the working directory, and with the compiler's own functions."""
-    return [f"-Wl,--dynamic-linker={LINKER}", *FUNCTIONS, "-lcompiler_rt"]
+    """What links a program with the libraries in the working directory."""
+    return [f"-Wl,--dynamic-linker={LINKER}", *FUNCTIONS]
 
 
 def _stub(names: list[str], kind: str) -> str:

@@ -206,7 +206,9 @@ def build_runtime(
             command.append("-I.")
         for library, assembly in stubs.items():
             (work / f"{library}.s").write_text(assembly)
-            run_compiler([*bionic.compiler(target), "-shared", f"-Wl,-soname,{library}", f"{library}.s", "-o", library], work)
+            run_compiler(
+                [*bionic.compiler(target), "-shared", f"-Wl,-soname,{library}", f"{library}.s", "-o", library], work
+            )
         small = _compile_small(command, c_files, work)
         rest = [str(path) for path in c_files if not is_small(path)]
         threads = [] if ndk or stubs else ["-lpthread"]  # part of Android's libc

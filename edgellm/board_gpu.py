@@ -36,7 +36,7 @@ def judge(drivers: bool, loader: str, render: list[tuple[str, bool]]) -> Lack | 
     """loader: its path, or nothing. render: device files, and whether this user may open them; Android's drivers open
     others."""
     if not drivers:
-        return Lack("no Vulkan driver", "Debian: sudo apt install mesa-vulkan-drivers; a phone brings its own or has none")
+        return Lack("no Vulkan driver", "Debian: sudo apt install mesa-vulkan-drivers; a phone has its own or none")
     if not loader:
         return Lack("a Vulkan driver, but no loader", "Debian: sudo apt install libvulkan1")
     if render and not loader.startswith("/system/") and not any(usable for _, usable in render):

@@ -16,7 +16,9 @@ void __libc_init(long *stack, void (*unused)(void), int (*program)(int, char **,
     __libc_start_main(program, (int)*stack, (char **)(stack + 1), NULL, NULL, NULL);
 }
 
-int *__errno(void) { return __errno_location(); }
+int *__errno(void) {
+    return __errno_location();
+}
 
 long sysconf(int name) {
     if (name != 0x27) { /* _SC_PAGESIZE there */
@@ -51,7 +53,8 @@ int sigaction(int number, const struct sigaction *action_, struct sigaction *bef
     return result;
 }
 
-int nftw(const char *path, int (*visit)(const char *, const struct stat *, int, struct FTW *), int most_open, int flags) {
+int nftw(const char *path, int (*visit)(const char *, const struct stat *, int, struct FTW *), int most_open,
+         int flags) {
     int (*next)(const char *, int (*)(const char *, const struct stat *, int, struct FTW *), int, int) =
         dlsym(RTLD_NEXT, "nftw");
     return next(path, visit, most_open, (flags & 1 ? FTW_PHYS : 0) | (flags & 4 ? FTW_DEPTH : 0));

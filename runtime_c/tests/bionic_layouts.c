@@ -21,9 +21,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SIZE(type, bytes) _Static_assert(sizeof(type) == (bytes), #type)
+#define SIZE(type, bytes)       _Static_assert(sizeof(type) == (bytes), #type)
 #define AT(type, field, offset) _Static_assert(offsetof(type, field) == (offset), #type "." #field)
-#define IS(name, value) _Static_assert((name) == (value), #name)
+#define IS(name, value)         _Static_assert((name) == (value), #name)
 
 SIZE(pthread_t, 8);
 SIZE(pthread_attr_t, 56);

@@ -1,8 +1,8 @@
 """A model for processor and GPU on the emulated phone, its program built without Android's NDK.
 
-The phone's linker and libc are musl's, with bionic's names and layouts where they differ (edgellm/virtual_bionic.c): what
-is shown is that the program starts where Android's would start it, finds all that it takes from the phone, and computes
-on the processor where no driver is. The phone has none, so what a driver does there is not shown.
+The phone's linker and libc are musl's, with bionic's names and layouts where they differ (edgellm/virtual_bionic.c).
+What is shown is that the program starts where Android's would start it, finds all that it takes from the phone, and
+computes on the processor where no driver is. The phone has none, so what a driver does there is not shown.
 """
 
 from __future__ import annotations

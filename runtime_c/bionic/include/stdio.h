@@ -2,7 +2,7 @@
 #include <stdarg.h>
 #include <sys/types.h>
 
-#define EOF (-1)
+#define EOF      (-1)
 #define SEEK_SET 0
 #define SEEK_CUR 1
 #define SEEK_END 2

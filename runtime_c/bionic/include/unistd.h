@@ -1,17 +1,17 @@
 #pragma once
 #include <sys/types.h>
 
-#define F_OK 0
-#define X_OK 1
-#define W_OK 2
-#define R_OK 4
-#define STDIN_FILENO 0
+#define F_OK          0
+#define X_OK          1
+#define W_OK          2
+#define R_OK          4
+#define STDIN_FILENO  0
 #define STDOUT_FILENO 1
 #define STDERR_FILENO 2
-#define SEEK_SET 0
-#define SEEK_CUR 1
-#define SEEK_END 2
-#define _SC_PAGESIZE 0x27 /* other libcs number these otherwise */
+#define SEEK_SET      0
+#define SEEK_CUR      1
+#define SEEK_END      2
+#define _SC_PAGESIZE  0x27 /* other libcs number these otherwise */
 
 int access(const char *path, int mode);
 int chdir(const char *path);

@@ -1,9 +1,9 @@
 #pragma once
 #include <time.h>
 
-#define RUSAGE_SELF 0
+#define RUSAGE_SELF     0
 #define RUSAGE_CHILDREN (-1)
-#define RUSAGE_THREAD 1
+#define RUSAGE_THREAD   1
 
 struct rusage {
     struct timeval ru_utime, ru_stime;

@@ -5,17 +5,17 @@
 #include <sys/types.h>
 #include <sys/uio.h>
 
-#define AF_UNIX 1
-#define AF_INET 2
-#define AF_INET6 10
-#define SOCK_STREAM 1
-#define SOCK_DGRAM 2
+#define AF_UNIX       1
+#define AF_INET       2
+#define AF_INET6      10
+#define SOCK_STREAM   1
+#define SOCK_DGRAM    2
 #define SOCK_NONBLOCK O_NONBLOCK
-#define SOCK_CLOEXEC O_CLOEXEC
-#define MSG_DONTWAIT 0x40
-#define MSG_NOSIGNAL 0x4000
-#define SHUT_WR 1
-#define SOMAXCONN 128
+#define SOCK_CLOEXEC  O_CLOEXEC
+#define MSG_DONTWAIT  0x40
+#define MSG_NOSIGNAL  0x4000
+#define SHUT_WR       1
+#define SOMAXCONN     128
 
 typedef unsigned socklen_t;
 typedef unsigned short sa_family_t;

@@ -3,8 +3,8 @@
 #include <sys/resource.h>
 #include <sys/types.h>
 
-#define WTERMSIG(status) ((status)&0x7f)
-#define WIFEXITED(status) (WTERMSIG(status) == 0)
+#define WTERMSIG(status)    ((status) & 0x7f)
+#define WIFEXITED(status)   (WTERMSIG(status) == 0)
 #define WIFSIGNALED(status) (WTERMSIG(status) != 0 && WTERMSIG(status) != 0x7f)
 #define WEXITSTATUS(status) ((status) >> 8 & 0xff)
 

@@ -2,7 +2,8 @@
 PY = .venv/bin/python
 C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/vulkan/*.[ch] runtime_c/rpc/*.[ch] runtime_c/serve/*.[ch] \
   runtime_c/cli/*.[ch])
-C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c)
+C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c) \
+  $(wildcard runtime_c/bionic/*.c runtime_c/bionic/include/*.h runtime_c/bionic/include/*/*.h) edgellm/virtual_bionic.c
 PYTHON_FILES = edgellm crosscompile ansible_collections tests examples
 CAMPAIGNS = tokenizer template gguf importers
 # One process per core; a file's tests, which share what they compile, stay together. Files keep their order: short ones come

@@ -52,7 +52,7 @@ def find_ndk(target: Target) -> Ndk | None:
     def broken(reason: str) -> CodegenError:
         return CodegenError(
             f"{VARIABLE} is {home}, but {reason}; point it at an unpacked NDK, or unset it: without one the program is "
-            "linked statically with musl, which runs too"
+            "built, too (docs/android.md)"
         )
 
     if not root.is_dir():

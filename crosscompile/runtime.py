@@ -13,6 +13,7 @@ import zlib
 from pathlib import Path
 from typing import Literal
 
+from crosscompile import bionic
 from crosscompile.data import data_path
 from crosscompile.errors import CodegenError
 from crosscompile.ndk import find_ndk
@@ -41,7 +42,6 @@ COMPILE_FLAGS = (
     "-fdata-sections",
     "-fPIE",
     "-fvisibility=hidden",
-    "-fstack-protector-strong",
 )
 LINK_FLAGS = (
     "-pie",
@@ -71,7 +71,7 @@ def has_agent(target: Target, libc: Libc = "gnu") -> bool:
 
 def has_vulkan(target: Target, libc: Libc = "gnu") -> bool:
     """Whether the program can compute on a GPU: where a bundle does, and a driver can be loaded."""
-    return target.gpu is not None and (find_ndk(target) is not None if target.os == "android" else libc == "gnu")
+    return target.gpu is not None and (target.os == "android" or libc == "gnu")
 
 
 def sources(agent: bool = True, server: bool = True, vulkan: bool = False) -> list[Path]:
@@ -84,8 +84,10 @@ def sources(agent: bool = True, server: bool = True, vulkan: bool = False) -> li
 
 
 def compile_flags(target: Target) -> list[str]:
-    """COMPILE_FLAGS, and what makes programs of less than a megabyte smaller: on AArch64 every address is one `adr`."""
-    return [*COMPILE_FLAGS, *(("-mcmodel=tiny",) if target.arch == "aarch64" else ())]
+    """COMPILE_FLAGS, a guarded stack, and what makes programs of less than a megabyte smaller: on AArch64 every address
+    is one `adr`."""
+    guard = bionic.STACK_PROTECTOR if bionic.is_used(target) else ("-fstack-protector-strong",)
+    return [*COMPILE_FLAGS, *guard, *(("-mcmodel=tiny",) if target.arch == "aarch64" else ())]
 
 
 def is_small(path: Path) -> bool:
@@ -117,7 +119,8 @@ def embed_page(directory: Path) -> None:
 def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
     """The command that compiles C for `target`, without files: zig cc, triple and include paths.
 
-    Android gets static musl whatever `libc` says, or with ANDROID_NDK_HOME the NDK's clang and the phone's own libc.
+    Android gets static musl whatever `libc` says, or the phone's own libc: with the NDK's clang where ANDROID_NDK_HOME
+    is set, else where a driver has to be loaded (crosscompile.bionic).
     """
     root = data_path("runtime_c")
     parts = ("include", "src", "rpc", "serve", "cli", "vulkan", "third_party/monocypher", "third_party/vulkan")
@@ -125,8 +128,16 @@ def compiler(target: Target, libc: Libc = "gnu") -> list[str]:
     ndk = find_ndk(target)
     if ndk is not None:
         return [*ndk.command, *includes]
+    if bionic.is_used(target):
+        return [*bionic.compiler(target), *includes]
     triple = _TRIPLES[target.arch, "musl" if target.os == "android" else libc]
     return [sys.executable, "-m", "ziglang", "cc", *triple, *includes]
+
+
+def identity(target: Target) -> str | None:
+    """What decides how the program is linked for Android; None where that is the target alone. No path of a machine."""
+    ndk = find_ndk(target)
+    return ndk.identity if ndk else "bionic" if bionic.is_used(target) else None
 
 
 def run_compiler(command: list[str], directory: Path) -> None:
@@ -171,10 +182,15 @@ def build_runtime(
     command = [*compiler(target, libc), *compile_flags(target), *defines]
     link_flags = [*LINK_FLAGS, *(AGENT_LINK_FLAGS if agent else ()), *(VULKAN_LINK_FLAGS if vulkan else ())]
     ndk = find_ndk(target)
+    stubs = bionic.stubs() if bionic.is_used(target) else {}
+    if stubs:
+        files, content = [*files, *bionic.sources()], [*content, *bionic.sources()]
+        link_flags = [*LINK_FLAGS, *bionic.link_flags()]
     builder = [
         *([ndk.identity, *command[1:]] if ndk else [importlib.metadata.version("ziglang"), *command[4:]]),
         *link_flags,
         *SMALL_FLAGS,
+        *stubs.values(),
     ]  # without the compiler's path
     if server:
         builder.append(f"zlib {zlib.ZLIB_RUNTIME_VERSION}")  # what it makes of the page, another one may not
@@ -188,9 +204,14 @@ def build_runtime(
         if server:
             embed_page(work)
             command.append("-I.")
+        for library, assembly in stubs.items():
+            (work / f"{library}.s").write_text(assembly)
+            run_compiler(
+                [*bionic.compiler(target), "-shared", f"-Wl,-soname,{library}", f"{library}.s", "-o", library], work
+            )
         small = _compile_small(command, c_files, work)
         rest = [str(path) for path in c_files if not is_small(path)]
-        threads = [] if ndk else ["-lpthread"]  # part of Android's libc
+        threads = [] if ndk or stubs else ["-lpthread"]  # part of Android's libc
         run_compiler([*command, *link_flags, *rest, *small, *threads, "-o", "edgellm-rt"], work)
         entry = work / "entry"
         entry.mkdir()

@@ -126,7 +126,7 @@ ARCHITECTURES = tuple(dict.fromkeys(tier.arch for tier in TIERS.values()))
 class Target:
     """A machine to compile for: architecture (aarch64, armv7, x86_64), system (linux, android) and tier.
 
-    android_api: the oldest Android that programs must run on, as an API level; only a build with the NDK asks for it.
+    android_api: the oldest Android that programs must run on, as an API level; static programs run on any.
     gpu: what its GPU can, where that is to compute; the tier is gpu_tier's then.
     """
 

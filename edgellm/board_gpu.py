@@ -32,13 +32,14 @@ class Lack:
         return f"{self.what}; {self.remedy}"
 
 
-def judge(drivers: bool, loader: bool, render: list[tuple[str, bool]]) -> Lack | None:
-    """render: device files, and whether this user may open them."""
+def judge(drivers: bool, loader: str, render: list[tuple[str, bool]]) -> Lack | None:
+    """loader: its path, or nothing. render: device files, and whether this user may open them; Android's drivers open
+    others."""
     if not drivers:
-        return Lack("no Vulkan driver", "Debian: sudo apt install mesa-vulkan-drivers")
+        return Lack("no Vulkan driver", "Debian: sudo apt install mesa-vulkan-drivers; a phone has its own or none")
     if not loader:
         return Lack("a Vulkan driver, but no loader", "Debian: sudo apt install libvulkan1")
-    if render and not any(usable for _, usable in render):
+    if render and not loader.startswith("/system/") and not any(usable for _, usable in render):
         return Lack(f"{render[0][0]} is not open to this user", "sudo usermod -aG render $USER, then log in again")
     return None
 
@@ -47,7 +48,8 @@ def look(remote: Remote) -> Lack | None:
     """Asks the board. None: nothing seems to be missing; whether it works, the bundle's own program finds out there."""
     lines = [line.split() for line in remote.script(_SCRIPT).text.splitlines()]
     render = [(words[1], len(words) > 2) for words in lines if words[:1] == ["render"]]
-    return judge(["driver"] in [words[:1] for words in lines], ["loader"] in [words[:1] for words in lines], render)
+    loader = next((words[1] for words in lines if words[:1] == ["loader"]), "")
+    return judge(["driver"] in [words[:1] for words in lines], loader, render)
 
 
 def check(remote: Remote, device: str) -> str | None:

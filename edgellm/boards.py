@@ -40,7 +40,7 @@ class TargetSection:
     os            linux or android
     cpu           the cores by name, for people
     cpu_features  as Linux prints them in /proc/cpuinfo; only those that every core has
-    android_api   of Android alone: the oldest API level that programs must run on, for builds with the NDK
+    android_api   of Android alone: the oldest API level that programs which are linked with its libc must run on
     core          the fast cores' name, for predictions; clock_hz: their highest usual clock
     """
 

@@ -59,8 +59,8 @@ def versions() -> dict[str, str]:
 def sources_digest() -> str:
     """SHA-256 over the compiler's and the runtime's sources."""
     runtime = data_path("runtime_c")
-    files = [*_compiler_sources()]
-    for folder in ("src", "include", "rpc", "serve", "cli", "vulkan", "third_party"):
+    files = _compiler_sources()
+    for folder in ("src", "include", "rpc", "serve", "cli", "vulkan", "bionic", "third_party"):
         files += [(f"runtime_c/{f.relative_to(runtime)}", f) for f in (runtime / folder).rglob("*") if f.is_file()]
     files += [(f"edgellm/{f.name}", f) for f in Path(__file__).parent.glob("compile*.py")]
     return _digest(files)

@@ -18,9 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from crosscompile import checkpoint
 from crosscompile.checkpoint import Checkpoint
-from crosscompile.ndk import VARIABLE as NDK
-from crosscompile.ndk import find_ndk
-from crosscompile.runtime import build_runtime, has_vulkan
+from crosscompile.runtime import build_runtime, compiler, identity
 from crosscompile.target import Target
 from edgellm import bundle as bundles
 from edgellm import cache, golden, gpu_half, hub, tuned
@@ -109,13 +107,8 @@ def build(
         board = find_board(board)
     show = progress or (lambda stage, done, total: None)
     is_split = gpu_layers is not None
-    if (device != "cpu" or is_split) and not has_vulkan(
-        board.gpu_target()
-    ):  # first of all: whether there is a GPU to be reached
-        raise UnsuitableError(
-            f"on {board.label} only a program of Android's NDK can load the GPU's driver; set {NDK} to an unpacked "
-            "NDK, or use --device cpu"
-        )
+    if device != "cpu" or is_split:
+        compiler(board.gpu_target())  # first of all: whether there is one
     target = board.gpu_target() if device == "vulkan" else board.target()
     path, name = hub.resolve(model, show)
     show("reading the checkpoint", 0, 0)
@@ -242,8 +235,8 @@ def cache_key(
     }
     if target.gpu is not None:
         parts["gpu"] = asdict(target.gpu)
-    if (ndk := find_ndk(target)) is not None:
-        parts["runtime"] = ndk.identity
+    if (built_with := identity(target)) is not None:
+        parts["runtime"] = built_with
     return cache.key_of(parts), content
 
 

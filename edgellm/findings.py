@@ -261,7 +261,7 @@ def _vulkan(seen: Examination, board: Board) -> list[Finding]:
     if board.vulkan is None and not seen.icds:
         return []
     drivers = ", ".join(seen.icds[:4])
-    if lack := board_gpu.judge(bool(seen.icds), bool(seen.libvulkan), list(seen.render)):
+    if lack := board_gpu.judge(bool(seen.icds), seen.libvulkan, list(seen.render)):
         return [Finding("Vulkan", NOTE, lack.what, f"not needed for the processor; {lack.remedy}")]
     if board.vulkan is not None and board.vulkan.times_slower is not None:
         text = f"{drivers}; the GPU takes about {board.vulkan.times_slower} times as long as the processor"

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from crosscompile.checkpoint import Checkpoint
-from crosscompile.runtime import build_runtime
+from crosscompile.runtime import build_runtime, identity
 from crosscompile.target import Target
 from edgellm import bundle as bundles
 from edgellm import cache
@@ -51,6 +51,7 @@ def add(
         "times_slower": times_slower,
         "gpu_layers": gpu_layers,
         "knobs": knobs,
+        "runtime": identity(target),
         "versions": cache.versions(),
         "sources": cache.sources_digest(),
     }

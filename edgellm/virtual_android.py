@@ -1,7 +1,8 @@
 """A virtual Android device: Debian's build of adbd for arm64 under QEMU, with Android's own shell and commands.
 
 The shell is mksh and the commands are toybox, as on a phone; what was written lands in /data/local/tmp, where the user
-`shell` may make no hard links. Not there: bionic, SELinux itself, the low-memory killer, getprop.
+`shell` may make no hard links. Programs that are linked with bionic run on musl, which a small library gives bionic's
+names. Not there: bionic itself, SELinux, the low-memory killer, getprop.
 
 adbd takes connections from anybody, on every address and on vsock, which no name space confines. So it runs in a
 network name space of its own together with the adb server, which is reached through a socket in the board's folder;
@@ -35,7 +36,7 @@ _ADB_PACKAGES = (
 _ADBD_PACKAGES = (
     *("adbd", "mksh", "toybox", "libc6", "libgcc-s1", "libstdc++6", "libcrypt1", "android-liblog", "android-libbase"),
     *("android-libboringssl", "android-libcutils", "libbrotli1", "liblz4-1", "zlib1g", "libprotobuf32", "libcap2"),
-    *("libgpg-error0", "libgcrypt20", "liblzma5", "libzstd1", "libsystemd0", "libc-bin"),
+    *("libgpg-error0", "libgcrypt20", "liblzma5", "libzstd1", "libsystemd0", "libc-bin", "musl"),
 )
 _ADBD = "/usr/lib/android-sdk/platform-tools/adbd"
 _FILES = {
@@ -69,6 +70,11 @@ def ensure_adb(directory: Path, progress: Progress) -> Path:
     return part / "adb"
 
 
+_BIONIC = Path(__file__).with_name("virtual_bionic.c")
+_OWN_LIBRARIES = b"c.pthread.rt.m.dl.util.xnet."
+"""What musl's linker takes to be itself (ldso/dynlink.c); the phone's libdl.so must be another."""
+
+
 def ensure_root(directory: Path, progress: Progress, emulator: Path) -> Path:
     """The device's root folder, fetched if need be. VirtualBoardError if it cannot be."""
 
@@ -81,6 +87,7 @@ def ensure_root(directory: Path, progress: Progress, emulator: Path) -> Path:
         for name in virtual_parts.output([str(emulator), "-L", str(folder), str(commands / "toybox")]).split():
             if not (commands / name).exists():
                 (commands / name).symlink_to("toybox")
+        _add_bionic(folder)
         for mount_point in ("proc", "sys", "dev", "tmp", "run", "data/local/tmp"):
             (folder / mount_point).mkdir(parents=True, exist_ok=True)
         for name, text in _FILES.items():
@@ -96,8 +103,22 @@ def ensure_root(directory: Path, progress: Progress, emulator: Path) -> Path:
         arch="arm64",
         backports=True,
         finish=finish,
-        recipe=tuple(_FILES.values()),
+        recipe=(*_FILES.values(), _BIONIC.read_text()),
     )
+
+
+def _add_bionic(folder: Path) -> None:
+    """The linker that programs of Android's name, and the library that stands in for bionic."""
+    musl = (folder / "lib/ld-musl-aarch64.so.1").read_bytes()
+    assert musl.count(_OWN_LIBRARIES) == 1
+    linker = folder / "system/bin/linker64"
+    linker.write_bytes(musl.replace(_OWN_LIBRARIES, _OWN_LIBRARIES.replace(b"dl", b"??")))
+    linker.chmod(0o755)
+    for place in ("system/etc", "system/lib64"):
+        (folder / place).mkdir()
+    (folder / "system/etc/ld-musl-aarch64.path").write_text("/system/lib64\n")
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", "aarch64-linux-musl", "-shared", "-Os"]
+    virtual_parts.run([*zig, str(_BIONIC), "-o", str(folder / "system/lib64/libdl.so")])
 
 
 def launch(folder: Path, name: str, root: Path, adb: Path, emulator: Path, qemu_cpu: str) -> int:

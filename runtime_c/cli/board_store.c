@@ -177,7 +177,9 @@ static ellm_status take(int file, uint64_t start, uint64_t end, ellm_sha256 *sha
         at += n;
         acknowledge(n);
         if (at - begun >= write_bytes) {
-            (void)sync_file_range(file, (off_t)begun, (off_t)(at - begun), SYNC_FILE_RANGE_WRITE); /* a hint */
+#ifndef __ANDROID__ /* which has it since API 26; it is a hint */
+            (void)sync_file_range(file, (off_t)begun, (off_t)(at - begun), SYNC_FILE_RANGE_WRITE);
+#endif
             begun = at;
         }
         if (at - flushed >= flush_bytes) {

@@ -7,7 +7,9 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
+#include <sys/syscall.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "json_write.h"
 #include "program.h"
@@ -104,7 +106,8 @@ bool parse_stops(parsing *p, const ellm_json *object, generation *g) {
 
 static uint64_t fresh_seed(service *s) {
     uint64_t seed = 0;
-    if (getrandom(&seed, sizeof seed, GRND_NONBLOCK) != sizeof seed) { /* early in a boot */
+    /* Fails early in a boot. Android has getrandom since API 28. */
+    if (syscall(SYS_getrandom, &seed, sizeof seed, GRND_NONBLOCK) != sizeof seed) {
         seed = (uint64_t)(clock_ms() * 1e6);
     }
     return (seed ^ ++s->n_seeds * UINT64_C(0x9e3779b97f4a7c15)) >> 1;

@@ -4,7 +4,7 @@
 
 #include "sensors.h"
 
-#include <glob.h>
+#include <dirent.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,16 +14,40 @@
 
 static const char names[SENSORS_BITS][18] = {"under-voltage", "clock capped", "throttled", "temperature limit"};
 
-/* Every path that `pattern` below root stands for. */
-static glob_t find(const char *root, const char *pattern) {
-    char path[512];
-    glob_t found = {0};
-    int n = snprintf(path, sizeof path, "%s/sys/%s", root, pattern);
-    if (n < 0 || (size_t)n >= sizeof path || glob(path, GLOB_NOSORT, NULL, &found) != 0) {
-        globfree(&found);
-        return (glob_t){0};
+typedef void visitor(sensors *s, const char *path);
+
+/* Visits every path that `pattern` stands for; stars end names, and are looked for from `from` on. (Android has glob
+ * since API 28.) */
+static void each(sensors *s, visitor *visit, const char *pattern, size_t from) {
+    const char *star = strchr(pattern + from, '*');
+    if (star == NULL) {
+        visit(s, pattern);
+        return;
     }
-    return found;
+    const char *name = star;
+    while (*name != '/') {
+        name--;
+    }
+    char path[512];
+    int n_folder = (int)(++name - pattern), n_name = (int)(star - name);
+    snprintf(path, sizeof path, "%.*s", n_folder, pattern);
+    DIR *folder = opendir(path);
+    for (struct dirent *entry; folder != NULL && (entry = readdir(folder)) != NULL;) {
+        int n = snprintf(path, sizeof path, "%.*s%s%s", n_folder, pattern, entry->d_name, star + 1);
+        if (strncmp(entry->d_name, name, (size_t)n_name) == 0 && n < (int)sizeof path) {
+            each(s, visit, path, (size_t)n_folder + strlen(entry->d_name));
+        }
+    }
+    if (folder != NULL) {
+        closedir(folder);
+    }
+}
+
+static void find(sensors *s, visitor *visit, const char *root, const char *pattern) {
+    char path[512];
+    if (snprintf(path, sizeof path, "%s/sys/%s", root, pattern) < (int)sizeof path) {
+        each(s, visit, path, strlen(root));
+    }
 }
 
 /* The first line of directory/name, or of directory where name is "". */
@@ -59,75 +83,66 @@ static bool is_of_processor(const char *type) {
 }
 
 /* Of the processor's zones where any is named so, else of all. */
-static void read_temperature(sensors *s, const char *root) {
-    glob_t zones = find(root, "class/thermal/thermal_zone*");
-    bool has_own = false;
-    for (size_t i = 0; i < zones.gl_pathc; i++) {
-        char type[64] = "";
-        long long value;
-        bool is_own = read_line(zones.gl_pathv[i], "/type", type, sizeof type) && is_of_processor(type);
-        if (!read_number(zones.gl_pathv[i], "/temp", 10, -50000, 200000, &value) || (has_own && !is_own)) {
-            continue;
-        }
-        double here = (double)value / 1e3;
-        if (!s->has_temperature || is_own > has_own || here > s->temperature_c) {
-            s->temperature_c = here;
-        }
-        s->has_temperature = true;
-        has_own = has_own || is_own;
-    }
-    globfree(&zones);
-}
-
-static void read_clocks(sensors *s, const char *root) {
-    glob_t policies = find(root, "devices/system/cpu/cpufreq/policy*");
-    long long khz;
-    for (size_t i = 0; i < policies.gl_pathc; i++) {
-        if (read_number(policies.gl_pathv[i], "/scaling_cur_freq", 10, 1, 100000000, &khz)) {
-            s->has_clock = true;
-            s->clock_hz = s->clock_hz > (uint64_t)khz * 1000 ? s->clock_hz : (uint64_t)khz * 1000;
-        }
-        if (read_number(policies.gl_pathv[i], "/cpuinfo_max_freq", 10, 1, 100000000, &khz)) {
-            s->most_hz = s->most_hz > (uint64_t)khz * 1000 ? s->most_hz : (uint64_t)khz * 1000;
-        }
-    }
-    globfree(&policies);
-}
-
-static void read_throttling(sensors *s, const char *root) {
+static void read_temperature(sensors *s, const char *zone) {
+    char type[64] = "";
     long long value;
-    glob_t found = find(root, "devices/platform/soc*/soc*:firmware/get_throttled");
-    if (found.gl_pathc > 0 && read_number(found.gl_pathv[0], "", 16, 0, UINT32_MAX, &value)) {
+    bool is_own = read_line(zone, "/type", type, sizeof type) && is_of_processor(type);
+    if (!read_number(zone, "/temp", 10, -50000, 200000, &value) || (s->is_processors && !is_own)) {
+        return;
+    }
+    double here = (double)value / 1e3;
+    if (!s->has_temperature || is_own > s->is_processors || here > s->temperature_c) {
+        s->temperature_c = here;
+    }
+    s->has_temperature = true;
+    s->is_processors = is_own;
+}
+
+static void read_clock(sensors *s, const char *policy) {
+    long long khz;
+    if (read_number(policy, "/scaling_cur_freq", 10, 1, 100000000, &khz)) {
+        s->has_clock = true;
+        s->clock_hz = s->clock_hz > (uint64_t)khz * 1000 ? s->clock_hz : (uint64_t)khz * 1000;
+    }
+    if (read_number(policy, "/cpuinfo_max_freq", 10, 1, 100000000, &khz)) {
+        s->most_hz = s->most_hz > (uint64_t)khz * 1000 ? s->most_hz : (uint64_t)khz * 1000;
+    }
+}
+
+static void read_firmware(sensors *s, const char *path) {
+    long long value;
+    if (read_number(path, "", 16, 0, UINT32_MAX, &value)) {
         s->has_throttling = true;
         s->bits = (uint32_t)value;
     }
-    globfree(&found);
-    found = find(root, "class/thermal/cooling_device*");
-    for (size_t i = 0; i < found.gl_pathc; i++) {
-        char type[64];
-        bool is_clock = read_line(found.gl_pathv[i], "/type", type, sizeof type)
-                        && (strstr(type, "cpufreq") != NULL || strncmp(type, "Processor", 9) == 0);
-        if (is_clock && read_number(found.gl_pathv[i], "/cur_state", 10, 0, INT32_MAX, &value)) {
-            s->has_throttling = true;
-            s->is_cooling = s->is_cooling || value > 0;
-        }
+}
+
+static void read_cooling(sensors *s, const char *device) {
+    char type[64];
+    long long value;
+    bool is_clock = read_line(device, "/type", type, sizeof type)
+                    && (strstr(type, "cpufreq") != NULL || strncmp(type, "Processor", 9) == 0);
+    if (is_clock && read_number(device, "/cur_state", 10, 0, INT32_MAX, &value)) {
+        s->has_throttling = true;
+        s->is_cooling = s->is_cooling || value > 0;
     }
-    globfree(&found);
-    found = find(root, "devices/system/cpu/cpu*/thermal_throttle/core_throttle_count");
-    for (size_t i = 0; i < found.gl_pathc; i++) {
-        if (read_number(found.gl_pathv[i], "", 10, 0, INT32_MAX, &value)) {
-            s->has_throttling = true;
-            s->n_events += (uint64_t)value;
-        }
+}
+
+static void read_events(sensors *s, const char *path) {
+    long long value;
+    if (read_number(path, "", 10, 0, INT32_MAX, &value)) {
+        s->has_throttling = true;
+        s->n_events += (uint64_t)value;
     }
-    globfree(&found);
 }
 
 void sensors_read(sensors *s, const char *root) {
     *s = (sensors){.read_at = clock_ms()};
-    read_temperature(s, root);
-    read_clocks(s, root);
-    read_throttling(s, root);
+    find(s, read_temperature, root, "class/thermal/thermal_zone*");
+    find(s, read_clock, root, "devices/system/cpu/cpufreq/policy*");
+    find(s, read_firmware, root, "devices/platform/soc*/soc*/get_throttled");
+    find(s, read_cooling, root, "class/thermal/cooling_device*");
+    find(s, read_events, root, "devices/system/cpu/cpu*/thermal_throttle/core_throttle_count");
 }
 
 /* One more of a list. */

@@ -15,7 +15,8 @@ enum {
 typedef struct sensors {
     double read_at; /* clock_ms; 0: never */
     bool has_temperature, has_clock, has_throttling;
-    double temperature_c;       /* of the processor's hottest sensor */
+    bool is_processors;         /* the temperature is, by the sensor's name */
+    double temperature_c;       /* of the processor's hottest sensor, or the board's */
     uint64_t clock_hz, most_hz; /* of the fastest core; what it could be, 0 where that is not told */
     uint32_t bits;              /* get_throttled: now, and from bit 16 on since the board booted */
     uint64_t n_events;          /* thermal throttling counted by x86 processors since they booted */

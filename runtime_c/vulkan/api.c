@@ -5,10 +5,15 @@
 
 #include "error.h"
 
+#ifdef __ANDROID__
+static const char *const names[] = {"libvulkan.so"};
+static const char install[] = "Android and its maker bring the driver; compile with --device cpu for this phone";
+#else
 static const char *const names[] = {"libvulkan.so.1", "libvulkan.so"};
 static const char install[] = "install the Vulkan loader and your GPU's driver (Debian: libvulkan1, "
                               "mesa-vulkan-drivers), or compile with --device "
                               "cpu";
+#endif
 
 ellm_status ellm_vulkan_failed(VkResult result, const char *doing, ellm_error *error) {
     switch (result) {

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import shutil
-import struct
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from crosscompile import runtime
 from crosscompile.errors import CodegenError
-from crosscompile.runtime import build_runtime, compiler
+from crosscompile.runtime import build_runtime
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.target import target_of_tier
 from edgellm import virtual, virtual_parts
 from edgellm.boards import load_board
+from tests.elf import GNU_RELRO, GNU_STACK, LOAD, Elf
 
 BUDGET_BYTES = 230_000 + 40_000 + 20_000 + 110_000  # of AArch64: core, RPC agent, signatures with encryption, server
 VULKAN_BUDGET_BYTES = 60_000  # more, in programs for a GPU
@@ -24,77 +23,6 @@ OTHERS_BYTES = 460_000  # 32-bit ARM and x86-64 have longer code, musl brings it
 FLOOR = (2, 28)
 TIERS = ("armv8-neon", "armv7-neon", "avx2")
 EM_AARCH64 = 183
-LOAD, DYNAMIC, GNU_STACK, GNU_RELRO = 1, 2, 0x6474E551, 0x6474E552
-
-
-class Elf:
-    """As much of an ELF file as these tests ask about (System V ABI, chapters 4 and 5)."""
-
-    def __init__(self, path: Path) -> None:
-        self.data = path.read_bytes()
-        assert self.data[:4] == b"\x7fELF"
-        self.wide = self.data[4] == 2
-        self.kind, self.machine = struct.unpack_from("<HH", self.data, 16)
-        offset = struct.unpack_from("<Q" if self.wide else "<I", self.data, 32 if self.wide else 28)[0]
-        size, count = struct.unpack_from("<HH", self.data, 54 if self.wide else 42)
-        self.segments = [self._segment(offset + i * size) for i in range(count)]
-
-    def _segment(self, at: int) -> dict[str, int]:
-        if self.wide:
-            names, values = (
-                "kind flags offset address _ bytes memory align",
-                struct.unpack_from("<IIQQQQQQ", self.data, at),
-            )
-        else:
-            names, values = (
-                "kind offset address _ bytes memory flags align",
-                struct.unpack_from("<IIIIIIII", self.data, at),
-            )
-        return dict(zip(names.split(), values, strict=True))
-
-    def of_kind(self, kind: int) -> list[dict[str, int]]:
-        return [segment for segment in self.segments if segment["kind"] == kind]
-
-    def at_address(self, address: int) -> int:
-        """File offset of a virtual address."""
-        for segment in self.of_kind(LOAD):
-            if segment["address"] <= address < segment["address"] + segment["bytes"]:
-                return segment["offset"] + address - segment["address"]
-        raise AssertionError(f"address {address:#x} is in no segment")
-
-    def dynamic(self) -> Iterator[tuple[int, int]]:
-        form = "<qQ" if self.wide else "<iI"
-        for segment in self.of_kind(DYNAMIC):
-            for at in range(segment["offset"], segment["offset"] + segment["bytes"], struct.calcsize(form)):
-                tag, value = struct.unpack_from(form, self.data, at)
-                if tag == 0:
-                    return
-                yield tag, value
-
-    def text(self, offset: int) -> str:
-        """A string of the dynamic string table."""
-        start = self.at_address(next(value for tag, value in self.dynamic() if tag == 5)) + offset
-        return self.data[start : self.data.index(b"\0", start)].decode()
-
-    def needed(self) -> set[str]:
-        return {self.text(value) for tag, value in self.dynamic() if tag == 1}
-
-    def versions(self) -> set[str]:
-        """Symbol versions it needs ("GLIBC_2.17"), from DT_VERNEED."""
-        found = set()
-        starts = [self.at_address(value) for tag, value in self.dynamic() if tag == 0x6FFFFFFE]
-        for at in starts:
-            while True:
-                _, count, _, first, following = struct.unpack_from("<HHIII", self.data, at)
-                entry = at + first
-                for _ in range(count):
-                    _, _, _, name, further = struct.unpack_from("<IHHII", self.data, entry)
-                    found.add(self.text(name))
-                    entry += further
-                if not following:
-                    break
-                at += following
-        return found
 
 
 @pytest.fixture(scope="module", params=TIERS)
@@ -154,11 +82,6 @@ def test_static_program_starts_emulated() -> None:
     _, emulator = virtual.fetch(load_board("virtual-rpi5"))
     done = subprocess.run([str(emulator), str(program), "--version"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout[:11]) == (0, "edgellm-rt ")
-
-
-def test_android_gets_the_static_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("ANDROID_NDK_HOME", raising=False)
-    assert compiler(target_of_tier("dotprod", "android")) == compiler(target_of_tier("dotprod"), "musl")
 
 
 def test_second_build_is_a_lookup(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,5 @@
+#pragma once
+#include <linux/errno.h>
+
+int *__errno(void);
+#define errno (*__errno())

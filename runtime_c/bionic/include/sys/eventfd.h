@@ -1,0 +1,4 @@
+#pragma once
+#include <linux/eventfd.h>
+
+int eventfd(unsigned value, int flags);

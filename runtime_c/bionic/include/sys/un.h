@@ -1,0 +1,3 @@
+#pragma once
+#include <linux/un.h>
+#include <sys/socket.h>

@@ -16,6 +16,8 @@ from tvm.tirx.buffer import is_buffer_var
 from crosscompile.codegen import SCALARS, Signature, lowering, placement, replace_range
 from crosscompile.errors import CodegenError
 from crosscompile.gpu import attention, embed, experts, norms, recurrent, rotary, rows, rwkv
+from crosscompile.gpu.grouped import group_rows_kernel
+from crosscompile.gpu.grouped_linear import grouped_kernel
 from crosscompile.gpu.knobs import chosen_knobs
 from crosscompile.gpu.linear import Linear, linear_kernel
 from crosscompile.kernels.build import ORIGIN, Origin, origin_of
@@ -42,6 +44,8 @@ _MAKERS: dict[str, Maker] = {
     "normalize_heads": rotary.normalize_heads,
     "route": experts.route,
     "expert_linear": experts.expert_linear,
+    "group_rows": group_rows_kernel,
+    "grouped_linear": grouped_kernel,
     "combine": experts.combine,
     "causal_conv": recurrent.causal_conv,
     "scan_states": recurrent.states_kernel,

@@ -44,6 +44,7 @@ _MAKERS: dict[str, Maker] = {
     "normalize_heads": rotary.normalize_heads,
     "route": experts.route,
     "expert_linear": experts.expert_linear,
+    "expert_part": experts.expert_part,
     "group_rows": group_rows_kernel,
     "grouped_linear": grouped_kernel,
     "combine": experts.combine,
@@ -165,7 +166,7 @@ def glsl_of(name: str, function: tirx.PrimFunc, target: Target, tuned: Tuned | N
 
 
 def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:
-    """CodegenError if a tensor, of so many bytes, is more than the GPU can bind, and none that is split (split.py)."""
+    """CodegenError if a tensor, of so many bytes, is more than the GPU can bind, and none that is cut (split.py)."""
     for name, size in weights.items():
         if size > gpu.binding_bytes:
             raise CodegenError(

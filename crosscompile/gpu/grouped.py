@@ -96,23 +96,34 @@ def grouped_linear(work: Grouped) -> tirx.PrimFunc:
 
     x: as a linear layer of this packing takes it. tokens: as of kernels/experts.py.
     """
-    form, sources = Packing.parse(work.packing), work.groups.rows // work.each
+    form = Packing.parse(work.packing)
 
     def body(k: Declaration) -> None:
-        if form.quantized:
-            k.buffer("a", (sources, work.columns // GROUP, GROUP), "int8")
-            k.buffer("scale_a", (sources, work.columns // GROUP), "float32")
-        else:
-            k.buffer("x", (sources, work.columns), "float32")
+        declare_activation(k, form, work.groups.rows // work.each, work.columns)
         k.buffer("table", (work.groups.size,), "int32")
         k.buffer("tokens", (work.n,), "int32")
-        for suffix, (shape, dtype) in form.stored(work.held, work.columns).items():
-            k.buffer(f"w{suffix.replace('.', '_')}", shape, str(dtype))
+        declare_weight(k, form, work.held, work.columns)
         y = k.buffer("y", (work.groups.rows, work.out), "float32")
         with k.shared(1) as unit:
             k.store(y, constant(0.0, 1), unit, 0)
 
     return kernel("grouped_linear", body)
+
+
+def declare_activation(k: Declaration, form: Packing, rows: int, columns: int) -> None:
+    """What a linear layer of a GPU takes, for planning."""
+    if form.quantized:
+        k.buffer("a", (rows, columns // GROUP, GROUP), "int8")
+        k.buffer("scale_a", (rows, columns // GROUP), "float32")
+    else:
+        k.buffer("x", (rows, columns), "float32")
+
+
+def declare_weight(k: Declaration, form: Packing, rows: int, columns: int) -> None:
+    """All that is stored of a weight."""
+    for suffix, (shape, dtype) in form.stored(rows, columns).items():
+        own = form.dtype if form.quantized and not suffix else str(dtype)
+        k.buffer(f"w{suffix.replace('.', '_')}", shape, own)
 
 
 def group_rows_kernel(name: str, gpu: Gpu, groups: Groups) -> tirx.PrimFunc:

@@ -171,7 +171,7 @@ def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:
         if size > gpu.binding_bytes:
             raise CodegenError(
                 f"{name} has {size / 1e6:,.0f} MB, the board's GPU binds {gpu.binding_bytes / 1e6:,.0f} MB at once "
-                "([vulkan] binding_bytes); use a smaller scheme (--embedding and --head for those), or --device cpu"
+                "([vulkan] binding_bytes), and it cannot be cut any smaller; use --device cpu"
             )
 
 

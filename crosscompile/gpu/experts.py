@@ -89,7 +89,9 @@ def expert_part(
     """The same of a tensor that has `held` rows of all experts' weights, from `first` on (split.py)."""
     quantized = _quantized_alone if Builder(gpu).schedule.alone else _quantized
     writer = quantized if Packing.parse(packing).quantized else _floats
-    return gpu_kernel(name, gpu, lambda k: writer(k, _Experts(n, rows, each, out, total, columns, packing, first, held)))
+    return gpu_kernel(
+        name, gpu, lambda k: writer(k, _Experts(n, rows, each, out, total, columns, packing, first, held))
+    )
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,9 @@ from crosscompile.kernels.build import kernel, kernel_maker
 from crosscompile.packing import GROUP, Packing
 from crosscompile.spirv.capabilities import Gpu
 
-_SHARED = 2
-"""Rows that each expert has on average, at least, where sorting pays."""
+_SHARED, _SHARED_ALONE = 2, 4
+"""Rows that each expert has on average, at least, where sorting pays: a guess, and, where threads share nothing,
+measured (docs/vulkan.md)."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,14 @@ class Groups:
 
 def groups_for(rows: int, total: int, packing: str, gpu_class: str) -> Groups | None:
     """How the rows of a linear layer of experts are grouped; None where each is computed by itself."""
-    if rows < _SHARED * total or rows % 4:
+    schedule = SCHEDULES[gpu_class]
+    if rows < total * (_SHARED_ALONE if schedule.alone else _SHARED) or rows % 4:
         return None
-    if SCHEDULES[gpu_class].alone:
-        return Groups(rows, total, SCHEDULES[gpu_class].tile)
-    if not Packing.parse(packing).quantized:
+    if schedule.alone:
+        return Groups(rows, total, schedule.tile)
+    if not Packing.parse(packing).quantized or rows < 8 * total:
         return Groups(rows, total, FEW_ROWS)
-    return Groups(rows, total, 32 if rows >= 32 * total else 16)
+    return Groups(rows, total, 16 if rows < 32 * total else 32)
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,8 @@ class _Table:
         k, work, tiles = self.k, self.work, self.groups.tiles
         expert, self.count = k.bind(self.table[t]), k.bind(self.table[tiles + t])
         self.places = k.bind(2 * tiles + t * self.groups.tile)
-        self.row, self.weight = row, k.bind(expert * work.out + row - work.first)
+        self.row = k.bind(row)
+        self.weight = k.bind(expert * work.out + self.row - work.first)
         self.steps = k.bind(tirx.Select(expert < i32(0), i32(0), i32(steps)))
         wanted = self.count > i32(0)
         if not self.whole:
@@ -96,15 +97,14 @@ def _quantized_tiles(k: Builder, work: Grouped) -> None:
     a, scale_a, table, w, y = _quantized(k, work)
     blocks, knobs = work.columns // GROUP, LinearKnobs(128, 64, work.groups.tile)
     sums = TileSums(k, knobs, blocks, a, scale_a, w)
-    with k.launch((-(-work.out // knobs.rows), work.groups.tiles), sums.threads) as (strip, t, thread):
-        with table.tile(t, k.bind(strip * knobs.rows), knobs.rows, blocks):
-            each = sums.multiply(thread, table.weight_row, table.source, table.steps)
 
-            def put(m: Expr, r: Expr, value: Expr) -> None:
-                with k.when(m < table.count):
-                    table.write(y, table.place(m), r, value)
+    def put(m: Expr, r: Expr, value: Expr) -> None:
+        with k.when(m < table.count):
+            table.write(y, table.place(m), r, value)
 
-            each(put)
+    grid = (-(-work.out // knobs.rows), work.groups.tiles)
+    with k.launch(grid, sums.threads) as (strip, t, thread), table.tile(t, strip * knobs.rows, knobs.rows, blocks):
+        sums.multiply(thread, table.weight_row, table.source, table.steps)(put)
 
 
 def _quantized_alone(k: Builder, work: Grouped) -> None:
@@ -124,7 +124,7 @@ def _alone(k: Builder, work: Grouped, table: _Table, steps: int, add: Any, y: An
     sums = k.local(work.groups.tile * each)
     with k.launch((-(-strips // threads), work.groups.tiles), threads) as (workgroup, t, thread):
         strip = k.bind(workgroup * threads + thread)
-        with k.when(strip < i32(strips)), table.tile(t, k.bind(strip * each), each, steps):
+        with k.when(strip < i32(strips)), table.tile(t, strip * each, each, steps):
             with k.loop(0, table.count * each) as i:
                 k.store(sums, f32(0.0), i)
             add([k.bind(table.weight_row(r)) for r in range(each)], sums)
@@ -172,24 +172,24 @@ def _floats(k: Builder, work: Grouped) -> None:
     table, tile, together = f.table, work.groups.tile, divisor(work.out, 2)
     threads = threads_for(f.eights, min(128, k.gpu.invocations))
     sums, shared = k.local(tile * together), k.shared(4 * threads)
-    with k.launch((work.out // together, work.groups.tiles), threads) as (strip, t, thread):
-        with table.tile(t, k.bind(strip * together), together, f.eights):
-            for i in range(tile * together):
-                k.store(sums, f32(0.0), i)
-            with k.when(table.steps > i32(0)), k.strided(thread, f.eights) as c:
-                weights = [f.weights(k.bind(table.weight_row(r)), c) for r in range(together)]
-                for m in range(tile):
-                    with k.when(i32(m) < table.count):
-                        values = f.values(table.source(i32(m)), c)
-                        for r in range(together):
-                            i = m * together + r
-                            k.store(sums, _sum_of(weights[r], values, sums[i]), i)
-            for start in range(0, tile * together, 4):
-                some = range(start, min(start + 4, tile * together))
-                for i, total in zip(some, k.reduce(thread, [sums[i] for i in some], shared), strict=True):
-                    m, r = divmod(i, together)
-                    with k.when(tirx.And(tirx.EQ(thread, i32(i % threads)), i32(m) < table.count)):
-                        table.write(f.y, table.place(i32(m)), r, total)
+    grid = (work.out // together, work.groups.tiles)
+    with k.launch(grid, threads) as (strip, t, thread), table.tile(t, strip * together, together, f.eights):
+        for i in range(tile * together):
+            k.store(sums, f32(0.0), i)
+        with k.when(table.steps > i32(0)), k.strided(thread, f.eights) as c:
+            weights = [f.weights(k.bind(table.weight_row(r)), c) for r in range(together)]
+            for m in range(tile):
+                with k.when(i32(m) < table.count):
+                    values = f.values(table.source(i32(m)), c)
+                    for r in range(together):
+                        i = m * together + r
+                        k.store(sums, _sum_of(weights[r], values, sums[i]), i)
+        for start in range(0, tile * together, 4):
+            some = range(start, min(start + 4, tile * together))
+            for i, total in zip(some, k.reduce(thread, [sums[i] for i in some], shared), strict=True):
+                m, r = divmod(i, together)
+                with k.when(tirx.And(tirx.EQ(thread, i32(i % threads)), i32(m) < table.count)):
+                    table.write(f.y, table.place(i32(m)), r, total)
 
 
 def _floats_alone(k: Builder, work: Grouped) -> None:

@@ -26,7 +26,7 @@ def _mine(knobs: LinearKnobs) -> tuple[int, int]:
 
 
 class TileSums:
-    """A tile of weights times a tile of activations: what a workgroup has in shared memory and its threads in registers.
+    """A tile of weights times one of activations: what a workgroup has in shared memory, its threads in registers.
 
     a in units of 16 bytes, scale_a (rows, blocks).
     """

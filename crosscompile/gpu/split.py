@@ -1,8 +1,8 @@
 """Matrices that are larger than what a GPU binds at once: cut by rows into tensors of their own.
 
 A step that reads such a tensor becomes one for each part: of a linear layer, each writes its columns of the result; of
-an embedding, each writes the rows of the tokens that it has; of a mixture of experts, whose weights are one matrix, each
-computes what it has of the experts that rows go to, wherever one ends.
+an embedding, each writes the rows of the tokens that it has; of a mixture of experts, whose weights are one matrix,
+each computes what it has of the experts that rows go to, wherever one ends.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tvm import relax
@@ -117,7 +118,9 @@ def head_norm_apart(rewriter: Rewriter, args: list[Any], n: int, shape: Any, eps
     return "head_out", lambda form: rwkv.head_out(n, shape, epsilon, form), [y, own, v, gate, weight, bias]
 
 
-def experts_grouped(rewriter: Rewriter, given: list[Any], ids: Any, weight: list[Any], work: dict[str, Any]) -> Any:
+def experts_grouped(
+    rewriter: Rewriter, given: Sequence[Any], ids: Any, weight: Sequence[Any], work: Mapping[str, Any]
+) -> Any:
     """A linear layer of experts that reads their weights once for several rows; None where rows are too few for that.
 
     given: the activation. ids: of the old function. work: what kernels/experts.py calls expert_linear with.

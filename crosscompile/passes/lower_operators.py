@@ -213,8 +213,8 @@ class Rewriter:
             given = self.quantize(x, rows.Form.for_weights(self.tier, stored.packing)) if quantized else [self.value(x)]
             tokens = self.inputs["tokens"]
             n = _shape(tokens)[0]
-            work = {"n": n, "rows": rows_, "each": each, "out": out, "total": total, "columns": columns}
-            work["packing"] = stored.packing
+            work: dict[str, Any] = {"n": n, "rows": rows_, "each": each, "out": out, "total": total}
+            work |= {"columns": columns, "packing": stored.packing}
             if self.tier.name == GPU_TIER:
                 grouped = for_gpus.experts_grouped(self, given, ids, self.weight(weight), work)
                 if grouped is not None:

@@ -15,8 +15,8 @@ from crosscompile.packing import GROUP, dequantize, pack_quantized, quantize
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.emit import emit
 from crosscompile.target import gpu_tier
-from tests.shaders import build_runner, run_shader, validate
 from tests.compile.test_vulkan_kinds import CLASSES
+from tests.shaders import build_runner, run_shader, validate
 
 TOTAL, OUT, COLUMNS = 5, 96, 64
 
@@ -72,7 +72,9 @@ def weights_of(kind: str, rng: np.random.Generator) -> tuple[np.ndarray, list[np
         stored = w.astype(np.float16 if kind == "f16" else np.float32)
         return stored.astype(np.float64), [stored]
     q, scale = quantize(kind, w)
-    return dequantize(q, scale).astype(np.float64), list(pack_quantized(gpu_tier("x86_64").packing(kind), q, scale).values())
+    return dequantize(q, scale).astype(np.float64), list(
+        pack_quantized(gpu_tier("x86_64").packing(kind), q, scale).values()
+    )
 
 
 def compare(

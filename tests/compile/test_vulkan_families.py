@@ -44,7 +44,7 @@ SAMPLE = (  # and a Mamba in test_vulkan_states.py
     ("mixtral-tied", "f16"),
     ("rwkv7-many-heads", "w8a8"),
 )
-BINDING_BYTES = {"mixtral-tied": 24576}
+BINDING_BYTES = {"mixtral-tied": 40960}
 """What the GPU binds at once, where that is less than any does: matrices, experts among them, are cut."""
 N_ROWS = 75
 """More than a block of the KV cache; eight rows at a time, then what is left."""

@@ -134,12 +134,14 @@ class _Slices:
                 yield first, found.rows(start + first, start + min(first + rows, shape[0]))
             return
         pending: list[Any] = []
-        held = first = 0
-        for source in self.parameter.sources:
+        held = first = before = 0
+        for source in whole.sources:
             stored = Rows(self.checkpoint, source)
-            n, at = stored.shape[0], 0
-            while at < n:
-                take = min(rows - held, n - at)
+            n = stored.shape[0]
+            at, stop = max(start - before, 0), min(start + shape[0] - before, n)
+            before += n
+            while at < stop:
+                take = min(rows - held, stop - at)
                 pending.append(self._read(stored, at, at + take))
                 held, at = held + take, at + take
                 if held == rows:

@@ -26,6 +26,7 @@ _LINEAR = re.compile(rf"linear_({_KINDS})")
 _LAYER = re.compile(r"^model\.(layers\.\d+\.)?")
 _SYMBOL = re.compile(r"^(body|head)\d+_")
 _EXPERTS = re.compile(rf"experts(\d+)_({_KINDS})")
+_GROUPED = re.compile(r"_(\d+)grouped")
 _NUMBERED = re.compile(rf"(linear_(?:{_KINDS}))\d*|([a-z])\d+(?=_|$)")
 
 
@@ -140,7 +141,8 @@ def work_of(step: Step, plan: Plan, n: int, first: int, rows: int, vocab: int, w
         return Work(0, 2 * written + sizes["i"])
     if experts := _EXPERTS.search(step.kernel):
         ids = next(i for i, argument in enumerate(step.arguments) if argument.bind == "i") - 1
-        chosen, total = step.arguments[ids].n_bytes // 4, int(experts[1])
+        grouped, total = _GROUPED.search(step.kernel), int(experts[1])
+        chosen = int(grouped[1]) if grouped else step.arguments[ids].n_bytes // 4
         data = next(a.n_bytes for a in step.arguments if a.bind == "w") // total
         read = sizes["w"] * min(chosen, total) // total
         return Work(read, sizes["a"] + sizes["i"], 0, round(data * _ELEMENTS_PER_BYTE[experts[2]]) * chosen)

@@ -15,6 +15,8 @@ from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.spirv.capabilities import Gpu
 
 WORD_BYTES, QUAD_BYTES = 4, 16
+PART_ROWS = 64
+"""Of whose multiples parts of a matrix have rows (split.py): a tile of a linear layer."""
 
 
 def gpu_kernel(name: str, gpu: Gpu, body: Callable[[Builder], None]) -> tirx.PrimFunc:

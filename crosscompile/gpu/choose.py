@@ -16,6 +16,8 @@ from tvm.tirx.buffer import is_buffer_var
 from crosscompile.codegen import SCALARS, Signature, lowering, placement, replace_range
 from crosscompile.errors import CodegenError
 from crosscompile.gpu import attention, embed, experts, norms, recurrent, rotary, rows, rwkv
+from crosscompile.gpu.grouped import group_rows_kernel
+from crosscompile.gpu.grouped_linear import grouped_kernel
 from crosscompile.gpu.knobs import chosen_knobs
 from crosscompile.gpu.linear import Linear, linear_kernel
 from crosscompile.kernels.build import ORIGIN, Origin, origin_of
@@ -42,6 +44,9 @@ _MAKERS: dict[str, Maker] = {
     "normalize_heads": rotary.normalize_heads,
     "route": experts.route,
     "expert_linear": experts.expert_linear,
+    "expert_part": experts.expert_part,
+    "group_rows": group_rows_kernel,
+    "grouped_linear": grouped_kernel,
     "combine": experts.combine,
     "causal_conv": recurrent.causal_conv,
     "scan_states": recurrent.states_kernel,
@@ -161,12 +166,12 @@ def glsl_of(name: str, function: tirx.PrimFunc, target: Target, tuned: Tuned | N
 
 
 def check_sizes(weights: Mapping[str, int], gpu: Gpu) -> None:
-    """CodegenError if a tensor, of so many bytes, is more than the GPU can bind, and none that is split (split.py)."""
+    """CodegenError if a tensor, of so many bytes, is more than the GPU can bind, and none that is cut (split.py)."""
     for name, size in weights.items():
         if size > gpu.binding_bytes:
             raise CodegenError(
                 f"{name} has {size / 1e6:,.0f} MB, the board's GPU binds {gpu.binding_bytes / 1e6:,.0f} MB at once "
-                "([vulkan] binding_bytes); use a smaller scheme (--embedding and --head for those), or --device cpu"
+                "([vulkan] binding_bytes), and it cannot be cut any smaller; use --device cpu"
             )
 
 

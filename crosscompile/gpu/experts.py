@@ -6,12 +6,15 @@ others, so that a token is one submission. Rows without experts, at position -1,
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import gcd
 from typing import Any
 
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, exp, fma, sigmoid
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, threads_for
+from crosscompile.gpu.build import PART_ROWS, Builder, f32, gpu_kernel, i32, lane, threads_for
 from crosscompile.gpu.linear import group_dot, group_sum
 from crosscompile.gpu.linear_alone import floats_of
 from crosscompile.gpu.weights import Weights
@@ -67,32 +70,69 @@ def route(name: str, gpu: Gpu, n: int, padded: int, total: int, used: int, norma
 def expert_linear(
     name: str, gpu: Gpu, n: int, rows: int, each: int, out: int, total: int, columns: int, tier: Tier, packing: str
 ) -> tirx.PrimFunc:
+    return expert_part(name, gpu, n, rows, each, out, total, columns, packing, 0, total * out)
+
+
+def expert_part(
+    name: str,
+    gpu: Gpu,
+    n: int,
+    rows: int,
+    each: int,
+    out: int,
+    total: int,
+    columns: int,
+    packing: str,
+    first: int,
+    held: int,
+) -> tirx.PrimFunc:
+    """The same of a tensor that has `held` rows of all experts' weights, from `first` on (split.py)."""
     quantized = _quantized_alone if Builder(gpu).schedule.alone else _quantized
     writer = quantized if Packing.parse(packing).quantized else _floats
-    return gpu_kernel(name, gpu, lambda k: writer(k, _Experts(n, rows, each, out, total, columns, packing)))
+    return gpu_kernel(
+        name, gpu, lambda k: writer(k, _Experts(n, rows, each, out, total, columns, packing, first, held))
+    )
 
 
+@dataclass(frozen=True)
 class _Experts:
     """The shape of a linear layer of experts, and its buffers, which are declared in the order of the signature."""
 
-    def __init__(self, n: int, rows: int, each: int, out: int, total: int, columns: int, packing: str) -> None:
-        self.n, self.rows, self.each, self.out, self.columns = n, rows, each, out, columns
-        self.packing, self.all, self.blocks = packing, total * out, columns // GROUP
-        self.sources = rows // each
+    n: int
+    rows: int
+    each: int
+    out: int
+    total: int
+    columns: int
+    packing: str
+    first: int
+    held: int
+
+    @property
+    def sources(self) -> int:
+        return self.rows // self.each
+
+    @property
+    def blocks(self) -> int:
+        return self.columns // GROUP
+
+    def together(self, most: int) -> int:
+        """Rows of a weight that are computed together: none of them is in another part than the others."""
+        return divisor(gcd(self.out, PART_ROWS), most)
 
     def quantized(self, k: Builder) -> tuple[Any, Any, Any, Weights, Any]:
         """(activation in units of 16 bytes, scales of it, ids, weights, y)."""
         a = k.quads("a", self.sources * self.columns)
         scale_a = k.buffer("scale_a", (self.sources, self.blocks), "float32")
         ids = self._ids(k)
-        w = Weights(k, self.all, self.columns, self.packing)
+        w = Weights(k, self.held, self.columns, self.packing)
         return a, scale_a, ids, w, k.buffer("y", (self.rows, self.out), "float32")
 
     def floats(self, k: Builder, half: bool) -> tuple[Any, Any, Any, Any]:
         """(activation, ids, weights, y), the first and third in units of 16 bytes. half: weights are float16."""
         a = k.quads("a", self.sources * self.columns * 4, "float32")
         ids = self._ids(k)
-        w = k.quads("w", self.all * self.columns * (2 if half else 4), "uint32" if half else "float32")
+        w = k.quads("w", self.held * self.columns * (2 if half else 4), "uint32" if half else "float32")
         return a, ids, w, k.buffer("y", (self.rows, self.out), "float32")
 
     def _ids(self, k: Builder) -> Any:
@@ -101,60 +141,77 @@ class _Experts:
         return ids
 
 
-def _begin(
-    k: Builder, work: _Experts, ids: Any, strip: Expr, row: Expr, sums: Any, together: int
-) -> tuple[Expr, Expr, Expr]:
-    """Empty sums; (first row of an expert's weights, which expert, row of the activation) of a strip."""
-    for r in range(together):
-        k.store(sums, f32(0.0), r)
-    return k.bind(strip * together), k.bind(ids[row]), k.bind(tirx.truncdiv(row, i32(work.each)))
+class _Strip:
+    """Some rows of the weight of the expert that a row goes to, and empty sums for them.
 
+    first   of an expert's rows; weight: where that is in the tensor; source: row of the activation
+    held    whether there is something to compute: an expert, whose rows the tensor has
+    """
 
-def _write(k: Builder, thread: Expr, sums: Any, together: int, y: Any, row: Expr, first: Expr) -> None:
-    """Sums over the workgroup."""
-    totals = k.reduce(thread, [sums[r] for r in range(together)], k.shared(together * k.threads))
-    for r, total in enumerate(totals):
-        with k.when(tirx.EQ(thread, i32(r % k.threads))):
-            k.store(y, total, row, first + i32(r))
+    def __init__(self, k: Builder, work: _Experts, ids: Any, strip: Expr, row: Expr, sums: Any, together: int) -> None:
+        for r in range(together):
+            k.store(sums, f32(0.0), r)
+        self.k, self.work, self.row = k, work, row
+        self.first, expert = k.bind(strip * together), k.bind(ids[row])
+        self.weight = k.bind(expert * work.out + self.first - work.first)
+        self.source = k.bind(tirx.truncdiv(row, i32(work.each)))
+        self.held, self._written = expert >= i32(0), None
+        if work.held < work.total * work.out:
+            below = self.weight < i32(work.held)
+            self.held = tirx.And(self.weight >= i32(0), below)
+            self._written = self.held if work.first else below  # rows of no expert are zeros, by the first part
+
+    def write(self, y: Any, r: int, value: Expr) -> None:
+        """The result of row r of the strip."""
+        with nullcontext() if self._written is None else self.k.when(self._written):
+            self.k.store(y, value, self.row, self.first + i32(r))
+
+    def write_shared(self, thread: Expr, sums: Any, together: int, y: Any) -> None:
+        """Sums over the workgroup."""
+        k = self.k
+        totals = k.reduce(thread, [sums[r] for r in range(together)], k.shared(together * k.threads))
+        for r, total in enumerate(totals):
+            with k.when(tirx.EQ(thread, i32(r % k.threads))):
+                self.write(y, r, total)
 
 
 def _quantized(k: Builder, work: _Experts) -> None:
     """A workgroup for some rows of one expert's weights; its threads share the columns."""
     a, scale_a, ids, w, y = work.quantized(k)
-    blocks = work.blocks
-    together = divisor(work.out, k.schedule.rows)
+    blocks, together = work.blocks, work.together(k.schedule.rows)
     threads = threads_for(blocks, min(k.schedule.threads, k.gpu.invocations))
     sums = k.local(together)
-    with k.launch((work.out // together, work.rows), threads) as (strip, row, thread):
-        first, expert, source = _begin(k, work, ids, strip, row, sums, together)
-        with k.when(expert >= i32(0)), k.strided(thread, blocks) as b:
+    with k.launch((work.out // together, work.rows), threads) as (at, row, thread):
+        strip = _Strip(k, work, ids, at, row, sums, together)
+        with k.when(strip.held), k.strided(thread, blocks) as b:
+            source = strip.source
             words = [lane(k.bind(a[(source * blocks + b) * 2 + half]), i) for half in range(2) for i in range(4)]
             total = k.bind(group_sum(k, words)) if w.summed else None
             scale = k.bind(scale_a[source, b])
             for r in range(together):
-                (group,) = w.read(k.bind(expert * i32(work.out) + first + i32(r)), b)
+                (group,) = w.read(k.bind(strip.weight + i32(r)), b)
                 product = tirx.Cast("float32", w.product(group_dot(k, group.words(), words), group.shift, total))
                 k.store(sums, fma(product, group.scale * scale, sums[r]), r)
-        _write(k, thread, sums, together, y, row, first)
+        strip.write_shared(thread, sums, together, y)
 
 
 def _quantized_alone(k: Builder, work: _Experts) -> None:
     """A thread for some rows of one expert's weights, in floats (crosscompile/gpu/linear_alone.py)."""
     a, scale_a, ids, w, y = work.quantized(k)
     blocks, threads = work.blocks, k.schedule.threads
-    together = divisor(work.out, k.schedule.rows)
+    together = work.together(k.schedule.rows)
     strips = work.out // together
     sums = k.local(together)
     with k.launch((-(-strips // threads), work.rows), threads) as (workgroup, row, thread):
-        strip = k.bind(workgroup * threads + thread)
-        first, expert, source = _begin(k, work, ids, strip, row, sums, together)
-        with k.when(strip < i32(strips)):
-            with k.when(expert >= i32(0)), k.loop(0, blocks) as b:
-                values = floats_of(k, [k.bind(a[(source * blocks + b) * 2 + half]) for half in range(2)])
+        at = k.bind(workgroup * threads + thread)
+        strip = _Strip(k, work, ids, at, row, sums, together)
+        with k.when(at < i32(strips)):
+            with k.when(strip.held), k.loop(0, blocks) as b:
+                values = floats_of(k, [k.bind(a[(strip.source * blocks + b) * 2 + half]) for half in range(2)])
                 total = k.bind(sum(values[1:], values[0])) if w.summed else None
-                scale = k.bind(scale_a[source, b] * f32(float(w.times)))
+                scale = k.bind(scale_a[strip.source, b] * f32(float(w.times)))
                 for r in range(together):
-                    (group,) = w.read(k.bind(expert * i32(work.out) + first + i32(r)), b)
+                    (group,) = w.read(k.bind(strip.weight + i32(r)), b)
                     dot = f32(0.0)
                     for weight, value in zip(group.floats(), values, strict=True):
                         dot = fma(weight, value, dot)
@@ -162,7 +219,7 @@ def _quantized_alone(k: Builder, work: _Experts) -> None:
                         dot = fma(dot, f32(float(w.step)), tirx.Cast("float32", group.shift) * total)
                     k.store(sums, fma(dot, group.scale * scale, sums[r]), r)
             for r in range(together):
-                k.store(y, sums[r], row, first + i32(r))
+                strip.write(y, r, sums[r])
 
 
 def _floats(k: Builder, work: _Experts) -> None:
@@ -170,24 +227,24 @@ def _floats(k: Builder, work: _Experts) -> None:
     half, eights = Packing.parse(work.packing).kind == "f16", work.columns // 8
     a, ids, w, y = work.floats(k, half)
     units = 1 if half else 2
-    together = divisor(work.out, 4)
+    together = work.together(4)
     threads = threads_for(eights, min(128, k.gpu.invocations))
     sums = k.local(together)
-    with k.launch((work.out // together, work.rows), threads) as (strip, row, thread):
-        first, expert, source = _begin(k, work, ids, strip, row, sums, together)
-        with k.when(expert >= i32(0)), k.strided(thread, eights) as c:
-            pair = [k.bind(a[(source * eights + c) * 2 + u]) for u in range(2)]
+    with k.launch((work.out // together, work.rows), threads) as (at, row, thread):
+        strip = _Strip(k, work, ids, at, row, sums, together)
+        with k.when(strip.held), k.strided(thread, eights) as c:
+            pair = [k.bind(a[(strip.source * eights + c) * 2 + u]) for u in range(2)]
             values = [lane(quad, i) for quad in pair for i in range(4)]
             for r in range(together):
-                at = k.bind((expert * i32(work.out) + first + i32(r)) * i32(eights) + c)
-                quads = [k.bind(w[at * units + u]) for u in range(units)]
+                place = k.bind((strip.weight + i32(r)) * i32(eights) + c)
+                quads = [k.bind(w[place * units + u]) for u in range(units)]
                 lanes = [lane(quad, i) for quad in quads for i in range(4)]
                 weights = [k.bind(v) for word in lanes for v in k.halves(word)] if half else lanes
                 total = sums[r]
                 for weight, value in zip(weights, values, strict=True):
                     total = fma(weight, value, total)
                 k.store(sums, total, r)
-        _write(k, thread, sums, together, y, row, first)
+        strip.write_shared(thread, sums, together, y)
 
 
 def combine(name: str, gpu: Gpu, n: int, used: int, columns: int, gate_columns: int) -> tirx.PrimFunc:

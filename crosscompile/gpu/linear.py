@@ -13,7 +13,7 @@ from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane
-from crosscompile.gpu.knobs import STRIDE, LinearKnobs, at_once, default_knobs, way_of
+from crosscompile.gpu.knobs import LinearKnobs, at_once, default_knobs, way_of
 from crosscompile.gpu.weights import Group, Weights
 from crosscompile.packing import GROUP, Packing
 from crosscompile.spirv.capabilities import Gpu
@@ -43,10 +43,11 @@ def linear_kernel(name: str, gpu: Gpu, work: Linear, knobs: LinearKnobs | None =
     """
     from crosscompile.gpu.linear_alone import quantized_alone
     from crosscompile.gpu.linear_narrow import float_narrow
+    from crosscompile.gpu.linear_tiles import quantized_tiles
 
     writers = {
         "few": _quantized_few,
-        "tiles": _quantized_tiles,
+        "tiles": quantized_tiles,
         "alone": quantized_alone,
         "float": _float_few,
         "narrow": float_narrow,
@@ -175,77 +176,3 @@ def _float_few(k: Builder, work: Linear, knobs: LinearKnobs) -> None:
                 m, r = divmod(i, together)
                 with k.when(tirx.EQ(thread, i32(i % k.threads))):
                     out.write(first + m, row + r, total)
-
-
-def _mine(knobs: LinearKnobs) -> tuple[int, int]:
-    """(rows of the weight, rows of the activation) of a tile that are one thread's: as many, or twice as many."""
-    each = knobs.rows * knobs.tile // knobs.threads
-    mine_m = 1 << (each.bit_length() - 1) // 2
-    return each // mine_m, mine_m
-
-
-def _quantized_tiles(k: Builder, work: Linear, knobs: LinearKnobs) -> None:
-    blocks, tile_r, tile_m = work.columns // GROUP, knobs.rows, knobs.tile
-    mine_r, mine_m = _mine(knobs)
-    a = k.quads("a", work.n * work.columns)
-    scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
-    w = Weights(k, work.rows, work.columns, work.packing)
-    out = Output(k, work)
-    across, down = tile_r // mine_r, tile_m // mine_m
-    tiles_r = -(-work.rows // tile_r)
-    a_tile, w_tile = k.shared(tile_m * STRIDE, "uint32"), k.shared(tile_r * STRIDE, "uint32")
-    a_scales, w_scales = k.shared(tile_m), k.shared(tile_r)
-    a_sums, shifts = ((k.shared(size, "int32") if w.summed else ()) for size in (2 * tile_m, tile_r))
-    sums, dots = k.local(mine_m * mine_r), k.local(mine_m * mine_r, "int32")
-    with k.launch((tiles_r, -(-work.n // tile_m)), across * down) as (at_r, at_m, thread):
-        first_row, first_m = k.bind(at_r * tile_r), k.bind(at_m * tile_m)
-        my_r, my_m = k.bind(tirx.truncmod(thread, i32(across))), k.bind(tirx.truncdiv(thread, i32(across)))
-        for i in range(mine_m * mine_r):
-            k.store(sums, f32(0.0), i)
-        with k.loop(0, blocks) as b:
-            with k.strided(thread, tile_r) as r:
-                row = k.bind(tirx.Min(first_row + r, i32(work.rows - 1)))
-                (group,) = w.read(row, b)
-                for j, word in enumerate(group.words()):
-                    k.store(w_tile, word, r * STRIDE + j)
-                k.store(w_scales, group.scale, r)
-                if group.shift is not None:
-                    k.store(shifts, group.shift, r)
-            with k.strided(thread, 2 * tile_m) as half:
-                m, part = k.bind(tirx.truncdiv(half, i32(2))), k.bind(tirx.truncmod(half, i32(2)))
-                source = k.bind(tirx.Min(first_m + m, i32(work.n - 1)))
-                quad = k.bind(a[(source * blocks + b) * 2 + part])
-                words = [lane(quad, i) for i in range(4)]
-                for i, word in enumerate(words):
-                    k.store(a_tile, word, m * STRIDE + part * 4 + i)
-                if w.summed:
-                    k.store(a_sums, group_sum(k, words), half)
-                with k.when(tirx.EQ(part, i32(0))):
-                    k.store(a_scales, scale_a[source, b], m)
-            k.barrier()
-            for i in range(mine_m * mine_r):
-                k.store(dots, i32(0), i)
-            for j in range(8):
-                weights = [k.bind(w_tile[(my_r + i * across) * STRIDE + j]) for i in range(mine_r)]
-                values = [k.bind(a_tile[(my_m + i * down) * STRIDE + j]) for i in range(mine_m)]
-                for m in range(mine_m):
-                    for r in range(mine_r):
-                        i = m * mine_r + r
-                        k.store(dots, dots[i] + k.dot4(weights[r], values[m]), i)
-            row_scales = [k.bind(w_scales[my_r + i * across]) for i in range(mine_r)]
-            row_shifts = [k.bind(shifts[my_r + i * across]) if w.summed else None for i in range(mine_r)]
-            for m in range(mine_m):
-                at = k.bind(my_m + m * down)
-                scale = k.bind(a_scales[at])
-                total = k.bind(a_sums[2 * at] + a_sums[2 * at + 1]) if w.summed else None
-                for r in range(mine_r):
-                    i = m * mine_r + r
-                    dot = tirx.Cast("float32", w.product(dots[i], row_shifts[r], total))
-                    k.store(sums, fma(dot, row_scales[r] * scale, sums[i]), i)
-            k.barrier()
-        for m in range(mine_m):
-            for r in range(mine_r):
-                at, row = first_m + my_m + m * down, first_row + my_r + r * across
-                inside = tirx.And(at < i32(work.n), row < i32(work.rows))
-                with k.when(inside):
-                    out.write(k.bind(at), k.bind(row), sums[m * mine_r + r])

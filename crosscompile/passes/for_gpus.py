@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tvm import relax
 
 from crosscompile.kernels import rotary
 from crosscompile.kernels.build import origin_of
+from crosscompile.packing import Packing
 
 if TYPE_CHECKING:
     from crosscompile.passes.lower_operators import Rewriter
@@ -114,3 +116,26 @@ def head_norm_apart(rewriter: Rewriter, args: list[Any], n: int, shape: Any, eps
     asked = [((n, shape.heads), "float32")]
     own = rewriter.call("head_bonus", rwkv.head_bonus(n, shape), [r, keys, bonus], asked)
     return "head_out", lambda form: rwkv.head_out(n, shape, epsilon, form), [y, own, v, gate, weight, bias]
+
+
+def experts_grouped(
+    rewriter: Rewriter, given: Sequence[Any], ids: Any, weight: Sequence[Any], work: Mapping[str, Any]
+) -> Any:
+    """A linear layer of experts that reads their weights once for several rows; None where rows are too few for that.
+
+    given: the activation. ids: of the old function. work: what kernels/experts.py calls expert_linear with.
+    """
+    from crosscompile.gpu.grouped import Grouped, group_rows, grouped_linear, groups_for
+
+    rows, total, packing = work["rows"], work["total"], work["packing"]
+    groups = groups_for(rows, total, packing, rewriter.tier.gpu_class)
+    if groups is None:
+        return None
+    if (ids, groups) not in rewriter.grouped:
+        shape = [((groups.size,), "int32")]
+        rewriter.grouped[ids, groups] = rewriter.call("group_rows", group_rows(groups), [rewriter.value(ids)], shape)
+    n, each, out, columns = (work[name] for name in ("n", "each", "out", "columns"))
+    function = grouped_linear(Grouped(n, groups, each, out, columns, packing, 0, total * out))
+    name = f"experts{total}_{Packing.parse(packing).kind}_{rows}grouped"
+    args = [*given, rewriter.grouped[ids, groups], rewriter.inputs["tokens"], *weight]
+    return rewriter.call(name, function, args, [((rows, out), "float32")])

@@ -49,6 +49,7 @@ class Rewriter:
     inputs: dict[str, Any] = field(default_factory=dict)  # by name, of the new function
     quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # (old variable, form) -> its quantized rows
     split: dict[Any, Prologue] = field(default_factory=dict)  # calls of which a GPU takes a part apart
+    grouped: dict[Any, Any] = field(default_factory=dict)  # (old variable of ids, how) -> the table of a GPU's groups
     tuned: Tuned = field(default_factory=dict)  # what tuning found for kernels that are taken apart
 
     def value(self, expr: Any) -> Any:
@@ -212,7 +213,13 @@ class Rewriter:
             given = self.quantize(x, rows.Form.for_weights(self.tier, stored.packing)) if quantized else [self.value(x)]
             tokens = self.inputs["tokens"]
             n = _shape(tokens)[0]
-            function = experts.expert_linear(n, rows_, each, out, total, columns, self.tier, stored.packing)
+            work: dict[str, Any] = {"n": n, "rows": rows_, "each": each, "out": out, "total": total}
+            work |= {"columns": columns, "packing": stored.packing}
+            if self.tier.name == GPU_TIER:
+                grouped = for_gpus.experts_grouped(self, given, ids, self.weight(weight), work)
+                if grouped is not None:
+                    return grouped
+            function = experts.expert_linear(**work, tier=self.tier)
             given = [*given, self.value(ids), tokens, *self.weight(weight)]
             return self.call(f"experts{total}_{form.kind}", function, given, [((rows_, out), "float32")])
         assert name == "ellm.combine", name

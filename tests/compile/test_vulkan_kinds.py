@@ -67,25 +67,30 @@ def compare_linear(
     folder: Path,
     shape: tuple[int, int] = (ROWS, COLUMNS),
     knobs: LinearKnobs | None = None,
+    before: int = 0,
 ) -> None:
-    """A linear layer with a bias and what it is added to: as many buffers as every GPU binds."""
+    """A linear layer with a bias and what it is added to: as many buffers as every GPU binds.
+
+    before: rows of a larger one that are another part's, as are a few behind these.
+    """
     rng = np.random.default_rng(1)
     rows, columns = shape
     packing, q, scale, stored = weights(kind, rng, rows, columns)
     gpu = CLASSES[gpu_class]
-    function = linear_kernel("linear", gpu, Linear(n, rows, columns, packing, (True, False), 0, rows), knobs)
+    whole = before + rows + 3 if before else rows
+    function = linear_kernel("linear", gpu, Linear(n, rows, columns, packing, (True, False), before, whole), knobs)
     shader = emit(flat("linear", function))
     check("linear", shader.needs, gpu)
     validate(shader.code, kind, folder)
     a = rng.integers(-127, 128, (n, columns)).astype(np.int8)
     scale_a = rng.random((n, columns // GROUP)).astype(np.float32)
     _, shrink, _ = gpu_tier("x86_64").activations(packing)
-    bias, rest = (rng.standard_normal(shape).astype(np.float32) for shape in ((rows,), (n, rows)))
+    bias, rest = (rng.standard_normal(shape).astype(np.float32) for shape in ((whole,), (n, whole)))
     inputs = [a, scale_a * np.float32(shrink), *stored, bias, rest]
-    (raw,) = run_shader(program, folder, shader, inputs, [n * rows * 4])
-    found = np.frombuffer(raw, np.float32).reshape(n, rows)
+    (raw,) = run_shader(program, folder, shader, inputs, [n * whole * 4])
+    found = np.frombuffer(raw, np.float32).reshape(n, whole)[:, before : before + rows]
     expected = (a * scale_a.repeat(GROUP, 1)).astype(np.float64) @ dequantize(q, scale).T.astype(np.float64)
-    expected += bias + rest
+    expected += (bias + rest)[:, before : before + rows]
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
 
 
@@ -104,6 +109,11 @@ def compare_embedding(kind: str, program: Path, folder: Path) -> None:
 @pytest.mark.parametrize(("kind", "gpu_class", "n"), SAMPLE)
 def test_a_linear_layer_of_each_kind(kind: str, gpu_class: str, n: int, program: Path, tmp_path: Path) -> None:
     compare_linear(kind, gpu_class, n, program, tmp_path)
+
+
+@pytest.mark.parametrize(("gpu_class", "n"), [("desktop", 1), ("v3d", 12), ("processor", 3)])
+def test_a_part_of_a_linear_layer(gpu_class: str, n: int, program: Path, tmp_path: Path) -> None:
+    compare_linear("w4", gpu_class, n, program, tmp_path, before=64)
 
 
 @pytest.mark.parametrize("kind", [kind.name for kind in BASES])

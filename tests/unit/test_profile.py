@@ -9,7 +9,7 @@ import pytest
 from edgellm.errors import BundleError, CommandError
 from edgellm.profile_cli import as_json, grouped
 from edgellm.profile_result import read_profile, trace_events
-from edgellm.steps import Step, read_plan, work_of
+from edgellm.steps import Argument, Step, read_plan, work_of
 
 MANIFEST = json.dumps({"model": {"vocab_size": 96, "sliding_window": 0}}).encode()
 
@@ -108,6 +108,21 @@ def test_work_comes_from_the_plan():
     assert work(attention, first=190, window=3).kv_bytes == 2 * 8192  # 188 to 193
     assert (work(linear).weight_bytes, work(linear).multiply_adds) == (576, 512 * 2 * 4)
     assert work(linear).activation_bytes == 4 * (32 + 128)
+
+
+def test_a_gpu_reads_an_expert_once_for_all_of_its_rows():
+    """64 rows of 4 experts of 32 by 32, by a table in place of their experts' numbers, or each by itself."""
+
+    def step(name, picked):
+        sizes = [("a", 2048), ("a", 256), ("a", picked), ("i", 128), ("w", 4 * 512), ("w", 4 * 64), ("a", 8192)]
+        arguments = [Argument("r", kind, 0, n_bytes, None) for kind, n_bytes in sizes]
+        return Step(name, "model.layers.0.mlp.experts.down_proj.weight", tuple(arguments))
+
+    for name, picked in (("body32_experts4_w4", 256), ("body32_experts4_w4_64grouped1", 4 * 7 * 18)):
+        made = step(name, picked)
+        assert made.operation == "experts_w4"
+        work = work_of(made, plan(), 32, 0, 32, 96, 0)
+        assert (work.weight_bytes, work.multiply_adds) == (4 * 576, 64 * 1024)
 
 
 def test_steps_add_up_and_are_grouped():

@@ -21,6 +21,7 @@ from edgellm.cli import main
 from edgellm.precision import Options
 from edgellm.prediction import Memory, resident_bytes
 from edgellm.workbench import GENERATE, LocalWorkbench, RemoteWorkbench
+from tests.caches import own_cache
 
 TINY = dict(hub.read_config("random:tiny")[0])
 
@@ -28,7 +29,7 @@ TINY = dict(hub.read_config("random:tiny")[0])
 @pytest.fixture(autouse=True)
 def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
-    monkeypatch.setenv("EDGELLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("EDGELLM_CACHE", own_cache(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@
 
 #include <errno.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 typedef struct command {
     const char *name;
@@ -125,7 +125,7 @@ int main(int argc, char **argv) {
             int code = status == ELLM_OK ? 0 : report(status, &error);
 #ifdef ELLM_VULKAN
             if (status == ELLM_GPU_LOST) {
-                _Exit(code); /* a driver whose threads may still compute is not to be torn down under them */
+                _exit(code); /* a driver whose threads may still compute is not to be torn down under them */
             }
 #endif
             return code;

@@ -46,10 +46,10 @@ def judge(drivers: bool, loader: str, render: list[tuple[str, bool]]) -> Lack | 
 
 def look(remote: Remote) -> Lack | None:
     """Asks the board. None: nothing seems to be missing; whether it works, the bundle's own program finds out there."""
-    lines = [line.split() for line in remote.script(_SCRIPT).text.splitlines()]
-    render = [(words[1], len(words) > 2) for words in lines if words[:1] == ["render"]]
-    loader = next((words[1] for words in lines if words[:1] == ["loader"]), "")
-    return judge(["driver"] in [words[:1] for words in lines], loader, render)
+    lines = [words for line in remote.script(_SCRIPT).text.splitlines() if len(words := line.split()) > 1]
+    render = [(words[1], len(words) > 2) for words in lines if words[0] == "render"]
+    loader = next((words[1] for words in lines if words[0] == "loader"), "")
+    return judge(any(words[0] == "driver" for words in lines), loader, render)
 
 
 def check(remote: Remote, device: str) -> str | None:

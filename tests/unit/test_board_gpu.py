@@ -35,6 +35,7 @@ def board_with(*lines: str) -> Any:
     [
         ((), "no Vulkan driver", "apt install mesa-vulkan-drivers"),
         ((DRIVER,), "no loader", "apt install libvulkan1"),
+        ((DRIVER, "loader", "render", "", "\x00 \xff"), "no loader", "apt install libvulkan1"),
         ((DRIVER, LOADER, "render /dev/dri/renderD128 "), "renderD128 is not open to this user", "usermod -aG render"),
     ],
 )
@@ -55,3 +56,5 @@ def test_nothing_is_said_where_nothing_is_missing_or_no_gpu_is_wanted():
     assert board_gpu.check(whole, "vulkan") is None
     assert board_gpu.check(board_with(DRIVER, LOADER), "both") is None
     assert board_gpu.check(board_with(), "cpu") is None
+    phone = board_with("driver vulkan.adreno.so", "loader /system/lib64/libvulkan.so", "render /dev/dri/renderD128 ")
+    assert board_gpu.check(phone, "vulkan") is None  # its driver opens another file

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,13 +17,13 @@ from safetensors.numpy import save_file
 from crosscompile import checkpoint
 from crosscompile.errors import CheckpointError, CodegenError, ConfigError
 from crosscompile.target import target_of_tier
-from edgellm import cache, golden
+from edgellm import cache, compile_worker, golden
 from edgellm.boards import load_board
 from edgellm.compile import MemoryCheck, cache_key
 from edgellm.errors import ModelError, UnsuitableError
 from edgellm.generation import generation
 from edgellm.precision import Options
-from edgellm.worker import run_worker
+from edgellm.worker import request_of, run_worker
 
 ROOT = Path(__file__).parents[2]
 MEMORY = {"weight_bytes": 300_000_000, "arena_bytes": 10_000_000, "kv_bytes_per_token": 20_000}
@@ -65,6 +66,31 @@ def test_the_key_follows_everything_that_matters(model, monkeypatch):
     monkeypatch.setattr(cache, "versions", lambda: {"apache-tvm": "9"})
     others.add(key(model))
     assert len(others) == 10
+    assert first not in others
+
+
+def test_kernels_are_kept_by_what_decides_them(model, monkeypatch):
+    def key(config=None, pooling="mean", **changes):
+        source = checkpoint.load(model)
+        request = {**request_of(source, target_of_tier("dotprod")), "scheme": "w4a8", "output": "a", **changes}
+        return compile_worker._key(SimpleNamespace(config=config or source.config, pooling=pooling), request)
+
+    first = key()
+    save_file({"a": np.ones((4, 4), np.float32)}, model / "model.safetensors")
+    assert key(output="b", half=True, lora="c", calibrated="d", dump=None) == first
+    others = {key(config={"vocab_size": 101}), key(pooling="last"), key(scheme="f32"), key(kv="i8"), key(tier="i8mm")}
+    others |= {
+        key(short=True),
+        key(layers=[0, 1]),
+        key(knobs={"linear": {}}),
+        key(gpu={"schedule": "mali"}),
+        key(os="x"),
+    }
+    monkeypatch.setattr(cache, "versions", lambda: {"apache-tvm": "9"})
+    others.add(key())
+    monkeypatch.setattr(cache, "compiler_digest", lambda: "others")
+    others.add(key())
+    assert len(others) == 12
     assert first not in others
 
 

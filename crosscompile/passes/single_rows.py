@@ -1,0 +1,178 @@
+"""A token's linear layers on a GPU, together with what stands before and behind them (crosscompile/gpu/fused.py).
+
+What a fused kernel takes in was emitted before by itself; nothing uses that any more, and dead code elimination removes it.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from tvm import relax
+
+from crosscompile.kernels.build import origin_of
+from crosscompile.kernels.rows import Form
+from crosscompile.packing import GROUP, Packing
+from crosscompile.target import GPU_TIER
+
+if TYPE_CHECKING:
+    from crosscompile.gpu.fused import Source
+    from crosscompile.passes.lower_operators import Rewriter
+
+
+def _is(expr: Any, name: str) -> bool:
+    return isinstance(expr, relax.Call) and getattr(expr.op, "name", "") == name
+
+
+def _shape(expr: Any) -> tuple[int, ...]:
+    return tuple(int(d) for d in expr.ty.shape.values)
+
+
+def _applies(rewriter: Rewriter, n: int) -> bool:
+    """Whether a function's rows are one, for a GPU whose threads share."""
+    from crosscompile.gpu.schedules import SCHEDULES
+
+    gpu = rewriter.tier.gpu
+    return rewriter.tier.name == GPU_TIER and n == 1 and gpu is not None and not SCHEDULES[gpu.schedule].alone
+
+
+def _binds(rewriter: Rewriter, source: Source, others: int) -> bool:
+    """Whether the GPU binds the source's activation and weight, and so many other buffers."""
+    gpu = rewriter.tier.gpu
+    assert gpu is not None
+    stored = Packing.parse(source.packing).stored(source.rows, source.columns)
+    sizes = [prod(shape) * dtype.itemsize for shape, dtype in stored.values()]
+    return 2 + len(stored) + others <= min(gpu.buffers, BUFFERS) and max(sizes) <= gpu.binding_bytes
+
+
+BUFFERS = 12
+"""Of a kernel, at most (ELLM_KERNEL_POINTERS)."""
+
+
+def source_of(rewriter: Rewriter, var: Any) -> tuple[Source, list[Any]] | None:
+    """The linear layer that makes a variable, and what a kernel takes of it: its activation and weight."""
+    from crosscompile.gpu import fused
+
+    call = rewriter.origin.get(var)
+    if not _is(call, "relax.matmul") or not _applies(rewriter, _shape(var)[0]):
+        return None
+    weight = rewriter.origin.get(call.args[1])
+    if not _is(weight, "relax.permute_dims") or weight.args[0] not in rewriter.names:
+        return None
+    stored = rewriter.stored[rewriter.names[weight.args[0]]]
+    rows, columns = stored.shape
+    if not fused.supports(rows, columns, stored.packing):
+        return None
+    form = Form.for_weights(rewriter.tier, stored.packing)
+    given, epsilon = activation(rewriter, call.args[0], form)
+    return fused.Source(rows, columns, stored.packing, epsilon), [*given, *rewriter.weight(weight.args[0])]
+
+
+def activation(rewriter: Rewriter, x: Any, form: Form) -> tuple[tuple[Any, ...], float | None]:
+    """(q, scale) of what a linear layer reads; and the norm's epsilon if sums of squares stand behind the scales."""
+    if (x, form) in rewriter.factored:
+        return rewriter.factored[x, form]
+    norm = rewriter.origin.get(x)
+    made = None
+    if _is(norm, "relax.nn.rms_norm") and all(_reads_quantized(rewriter, use) for use in rewriter.uses.get(x, ())):
+        made = _normed(rewriter, norm, form)
+    if made is None:
+        return rewriter.quantize(x, form), None
+    rewriter.factored[x, form] = made
+    return made
+
+
+def _reads_quantized(rewriter: Rewriter, call: Any) -> bool:
+    """Whether a use of a row is a linear layer of these kernels."""
+    from crosscompile.gpu import fused
+
+    if not _is(call, "relax.matmul"):
+        return False
+    weight = rewriter.origin.get(call.args[1])
+    if weight is None:  # behind what is being rewritten
+        weight = rewriter.calls.get(call.args[1])
+    if not _is(weight, "relax.permute_dims") or weight.args[0] not in rewriter.names:
+        return False
+    stored = rewriter.stored[rewriter.names[weight.args[0]]]
+    return len(stored.shape) == 2 and fused.supports(*stored.shape, stored.packing)
+
+
+def _normed(rewriter: Rewriter, norm: Any, form: Form) -> tuple[tuple[Any, ...], float] | None:
+    """A norm of what a linear layer adds to the residual connection, in one kernel with that layer."""
+    from crosscompile.gpu import fused
+
+    total, weight = norm.args[:2]
+    added = rewriter.origin.get(total)
+    if not _is(added, "relax.add"):
+        return None
+    for product, residual in (added.args[:2], added.args[1::-1]):
+        if len(_shape(residual)) != 2 or len(rewriter.uses.get(product, ())) != 1:
+            continue
+        found = source_of(rewriter, product)
+        if found is None or found[0].rows % GROUP:
+            continue
+        source, given = found
+        if not _binds(rewriter, source, 5):
+            continue
+        blocks = source.rows // GROUP
+        outputs = [((1, source.rows), "float32"), ((1, blocks, GROUP), "int8"), ((1, 2 * blocks), "float32")]
+        args = [*given, rewriter.value(residual), rewriter.value(weight)]
+        name = f"linear_{Packing.parse(source.packing).kind}_add_norm"
+        x, q, scale = rewriter.call(name, fused.normed_linear(source, form), args, outputs)
+        rewriter.values[total] = x
+        return (q, scale), float(norm.attrs.epsilon)
+    return None
+
+
+def scaled(rewriter: Rewriter, var: Any) -> Any:
+    """A linear layer behind a norm whose sums of squares stand behind the scales; None if it is another one."""
+    from crosscompile.gpu import fused
+
+    found = source_of(rewriter, var)
+    if found is None or found[0].epsilon is None:
+        return None
+    source, given = found
+    name = f"linear_{Packing.parse(source.packing).kind}_scaled"
+    return rewriter.call(name, fused.scaled_linear(source), given, [((1, source.rows), "float32")])
+
+
+def gated(rewriter: Rewriter, source: Any, kind: str, form: Form) -> tuple[Any, ...] | None:
+    """activation(gate) · up, quantized, in one kernel with the linear layer that makes both; None where it cannot be."""
+    from crosscompile.gpu import fused
+
+    found = source_of(rewriter, source) if len(rewriter.uses.get(source, ())) == 1 else None
+    if found is None or found[0].rows % (2 * GROUP) or not _binds(rewriter, found[0], 2):
+        return None
+    layer, given = found
+    blocks = layer.rows // 2 // GROUP
+    outputs = [((1, blocks, GROUP), "int8"), ((1, blocks), "float32")]
+    name = f"linear_{Packing.parse(layer.packing).kind}_{kind}"
+    made: tuple[Any, ...] = rewriter.call(name, fused.gated_linear(layer, kind, form), given, outputs)
+    return made
+
+
+def rotated(rewriter: Rewriter, var: Any, call: Any) -> bool:
+    """Whether a call is rope_append of what a linear layer makes, which is emitted in one kernel with that layer."""
+    from crosscompile.gpu import fused
+
+    origin = origin_of(rewriter.module[call.args[0]])
+    if origin is None or origin.name != "rope_append" or not _applies(rewriter, origin.arguments["n"]):
+        return False
+    heads, turn = origin.arguments["heads"], origin.arguments["turn"]
+    qkv, *rest = call.args[1].fields
+    if turn.over or turn.dim != heads.dim or not fused.rotates(heads) or len(rewriter.uses.get(qkv, ())) != 1:
+        return False
+    found = source_of(rewriter, qkv)
+    if found is None or not _binds(rewriter, found[0], 7):
+        return False
+    source, given = found
+    args = [*given, *rewriter.values_of(rest)]
+    name = f"linear_{Packing.parse(source.packing).kind}_rope"
+    symbol = rewriter.builder.add_func(fused.rotated_linear(source, heads).with_attr("global_symbol", name), name)
+    places = [len(args) - 2, len(args) - 1, -1]
+    outputs = list(call.ty_args[0].fields)
+    rewriter.values[var] = rewriter.builder.emit(
+        relax.op.call_tir_inplace(symbol, relax.Tuple(args), places, outputs)
+    )
+    return True
+

@@ -35,6 +35,15 @@ TEAM = 32
 """Threads that share the columns of a row."""
 LOADS = 8
 """Of 16 bytes of weights, that a thread has under way."""
+THREADS, MANY_THREADS, FEW_WORKGROUPS = 256, 1024, 256
+"""Of a workgroup; and where there are so few of these that each needs more loads under way."""
+ROTATED_PAIRS, ROTATED_THREADS = 8, 128
+"""Of a workgroup: dimensions that are rotated, each with another one."""
+
+
+def threads_of(workgroups: int) -> int:
+    """Of each, where so many share a layer."""
+    return MANY_THREADS if workgroups <= FEW_WORKGROUPS else THREADS
 
 
 @dataclass(frozen=True)
@@ -147,11 +156,10 @@ def rotated_linear(source: Source, heads: Heads) -> tirx.PrimFunc:
 class Rows:
     """`count` rows of a source, for each workgroup, by all of its threads; their sums end in its first threads."""
 
-    def __init__(self, k: Builder, source: Source, count: int, workgroups: int) -> None:
+    def __init__(self, k: Builder, source: Source, count: int, threads: int) -> None:
         self.k, self.source, self.count = k, source, count
-        most = min(k.gpu.invocations, 512 if workgroups <= 2 * FEW_WORKGROUPS else 256)
-        self.threads = max(count, min(most, count * TEAM))
-        self.together = count // (self.threads // TEAM)
+        self.threads = min(threads, k.gpu.invocations, count * TEAM)
+        self.together = count * TEAM // self.threads
         self.a = k.quads("a", source.columns)
         self.scale_a = k.buffer("scale_a", (1, source.scales), "float32")
         self.w = Weights(k, source.rows, source.columns, source.packing)
@@ -164,28 +172,20 @@ class Rows:
         self.sums = k.local(self.together + factored)
 
     def totals(self, thread: Expr, row_of: Callable[[Any], Expr]) -> Callable[[Any], Expr]:
-        """Multiplies; row_of: which row of the weight row i of the workgroup is. Then gives row i's result.
-
-        Only between two barriers of the workgroup: what `piece` holds is overwritten by nobody else.
-        """
-        k, source, blocks = self.k, self.source, self.source.blocks
+        """Multiplies; row_of: which row of the weight row i of the workgroup is. Then gives row i's result."""
+        k, source = self.k, self.source
         team, member = k.bind(tirx.truncdiv(thread, i32(TEAM))), k.bind(tirx.truncmod(thread, i32(TEAM)))
         factored = source.epsilon is not None
         for i in range(self.together + factored):
             k.store(self.sums, f32(0.0), i)
         rows = [k.bind(row_of(k.bind(team * self.together + r))) for r in range(self.together)]
-        together = max(1, LOADS // self.together)  # groups of columns at once
-        whole = blocks // (TEAM * together)
+        wide = TEAM * max(1, LOADS // self.together)  # groups of columns at once
+        whole = source.blocks // wide
         if whole:
             with k.loop(0, whole) as turn:
-                self._multiply(rows, [k.bind(turn * (TEAM * together) + (member + TEAM * u)) for u in range(together)])
-        for first in range(whole * TEAM * together, blocks, TEAM):
-            at = k.bind(member + first)
-            if first + TEAM <= blocks:
-                self._multiply(rows, [at])
-                continue
-            with k.when(at < i32(blocks)):
-                self._multiply(rows, [at])
+                self._multiply(rows, k.bind(turn * wide + member), wide // TEAM, exact=True)
+        if rest := source.blocks % wide:
+            self._multiply(rows, k.bind(member + whole * wide), -(-rest // TEAM), exact=rest % TEAM == 0)
         for r in range(self.together):
             k.store(self.partial, self.sums[r], (team * self.together + r) * (TEAM + 1) + member)
         if factored:
@@ -195,7 +195,7 @@ class Rows:
         pieces = self.threads // self.count  # threads that add up a row
         each = TEAM // pieces
         row, piece = k.bind(tirx.truncdiv(thread, i32(pieces))), k.bind(tirx.truncmod(thread, i32(pieces)))
-        k.store(self.piece, self._sum(self.partial, row * (TEAM + 1) + piece * each, each), thread)
+        k.store(self.piece, self._sum(self.partial, row * (TEAM + 1) + piece * each, each), piece * self.count + row)
         k.barrier()
         factor: Expr | None = None
         if source.epsilon is not None:
@@ -204,37 +204,43 @@ class Rows:
             factor = k.bind(f32(1.0) / tirx.sqrt(mean + f32(source.epsilon)))
 
         def result(i: Any) -> Expr:
-            total = self._sum(self.piece, i * pieces, pieces)
+            total = self._sum(self.piece, i, pieces, self.count)
             return k.bind(total if factor is None else total * factor)
 
         return result
 
-    def _multiply(self, rows: list[Expr], groups: list[Expr]) -> None:
-        """Adds the products of some groups of each row; all weights are on their way before the first is used."""
+    def _multiply(self, rows: list[Expr], first: Expr, count: int, exact: bool) -> None:
+        """Adds the products of every 32nd group of columns from `first` on, of each row.
+
+        All weights are on their way before the first is used; behind the last group, it is read again and counts nothing.
+        """
         k, source = self.k, self.source
+        wanted = [k.bind(first + TEAM * u) for u in range(count)]
+        groups = [group if exact else k.bind(tirx.Min(group, i32(source.blocks - 1))) for group in wanted]
         read = [[self.w.read(row, group)[0] for row in rows] for group in groups]
-        for group, of_rows in zip(groups, read, strict=True):
+        for at, group, of_rows in zip(wanted, groups, read, strict=True):
             words = [lane(k.bind(self.a[group * 2 + half]), i) for half in range(2) for i in range(4)]
             scale = k.bind(self.scale_a[0, group])
+            squares = self.scale_a[0, group + source.blocks] if source.epsilon is not None else None
+            if not exact:
+                inside = k.bind(at < i32(source.blocks))
+                scale = k.bind(tirx.Select(inside, scale, f32(0.0)))
+                squares = None if squares is None else tirx.Select(inside, squares, f32(0.0))
             total = k.bind(group_sum(k, words)) if self.w.summed else None
             for r, weights in enumerate(of_rows):
                 dot = tirx.Cast("float32", self.w.product(group_dot(k, weights.words(), words), weights.shift, total))
                 k.store(self.sums, fma(dot, weights.scale * scale, self.sums[r]), r)
-            if source.epsilon is not None:
-                at = len(rows)
-                k.store(self.sums, self.sums[at] + self.scale_a[0, group + source.blocks], at)
+            if squares is not None:
+                at_end = len(rows)
+                k.store(self.sums, self.sums[at_end] + squares, at_end)
 
-    def _sum(self, buffer: Any, first: Any, count: int) -> Expr:
+    def _sum(self, buffer: Any, first: Any, count: int, stride: int = 1) -> Expr:
         k = self.k
-        values = [k.bind(buffer[first + i]) for i in range(count)]
+        values = [k.bind(buffer[first + i * stride]) for i in range(count)]
         while len(values) > 1:
             pairs = [a + b for a, b in zip(values[::2], values[1::2], strict=False)]
             values = [*pairs, *([values[-1]] if len(values) % 2 else [])]
         return k.bind(values[0])
-
-
-FEW_WORKGROUPS = 132
-"""Where there are no more than twice as many, each is given more threads, so that enough loads are under way."""
 
 
 class Group:
@@ -273,7 +279,7 @@ def gated_kernel(name: str, gpu: Gpu, source: Source, activation: str, form: For
     act, half = ACTIVATIONS[activation], source.rows // 2
 
     def body(k: Builder) -> None:
-        rows = Rows(k, source, 2 * GROUP, half // GROUP)
+        rows = Rows(k, source, 2 * GROUP, threads_of(half // GROUP))
         out = Group(k, half, half // GROUP, form)
         rows.allocate()
         values = k.shared(GROUP)
@@ -294,7 +300,7 @@ def normed_kernel(name: str, gpu: Gpu, source: Source, form: Form) -> tirx.PrimF
 
     def body(k: Builder) -> None:
         groups = source.rows // GROUP
-        rows = Rows(k, source, GROUP, groups)
+        rows = Rows(k, source, GROUP, threads_of(groups))
         residual = k.buffer("residual", (1, source.rows), "float32")
         weight = k.buffer("weight", (source.rows,), "float32")
         x = k.buffer("x", (1, source.rows), "float32")
@@ -303,12 +309,13 @@ def normed_kernel(name: str, gpu: Gpu, source: Source, form: Form) -> tirx.PrimF
         values, squares = k.shared(GROUP), k.shared(GROUP)
         with k.launch((groups,), rows.threads) as (workgroup, thread):
             first = k.bind(workgroup * GROUP)
+            at = k.bind(first + tirx.Min(thread, i32(GROUP - 1)))
+            before, times = k.bind(residual[0, at]), k.bind(weight[at])  # on their way while weights are read
             result = rows.totals(thread, lambda i: first + i)
             with k.when(thread < i32(GROUP)):
-                at = k.bind(first + thread)
-                value = k.bind(result(thread) + residual[0, at])
+                value = k.bind(result(thread) + before)
                 k.store(x, value, 0, at)
-                k.store(values, value * weight[at], thread)
+                k.store(values, value * times, thread)
                 k.store(squares, value * value, thread)
             k.barrier()
             out.write(workgroup, thread, values, squares)
@@ -321,7 +328,7 @@ def scaled_kernel(name: str, gpu: Gpu, source: Source) -> tirx.PrimFunc:
 
     def body(k: Builder) -> None:
         groups = source.rows // GROUP
-        rows = Rows(k, source, GROUP, groups)
+        rows = Rows(k, source, GROUP, threads_of(groups))
         y = k.buffer("y", (1, source.rows), "float32")
         rows.allocate()
         with k.launch((groups,), rows.threads) as (workgroup, thread):
@@ -335,53 +342,52 @@ def scaled_kernel(name: str, gpu: Gpu, source: Source) -> tirx.PrimFunc:
 
 def rotates(heads: Heads) -> bool:
     """Whether rotated_linear can: halves of a head that are whole halves of a workgroup's rows."""
-    return heads.dim % GROUP == 0 and heads.dtype != "i8"
+    return heads.dim % (2 * ROTATED_PAIRS) == 0 and heads.dtype != "i8"
 
 
 def rotated_kernel(name: str, gpu: Gpu, source: Source, heads: Heads) -> tirx.PrimFunc:
-    """The GPU's rotated_linear: a workgroup has 16 dimensions of a head and the 16 that they are rotated with."""
-    pairs, half = GROUP // 2, heads.dim // 2
+    """The GPU's rotated_linear: a workgroup has some dimensions of a head and those that they are rotated with."""
+    pairs, half = ROTATED_PAIRS, heads.dim // 2
 
     def body(k: Builder) -> None:
-        rows = Rows(k, source, GROUP, source.rows // GROUP)
+        rows = Rows(k, source, 2 * pairs, ROTATED_THREADS)
         table = k.buffer("table", (1, heads.dim), "float32")
         cached = Cache.parameters(k, 1, heads)
         q = k.buffer("q", (1, heads.query * heads.dim), "float32")
         rows.allocate()
-        with k.launch((source.rows // GROUP,), rows.threads) as (workgroup, thread):
+        with k.launch((source.rows // (2 * pairs),), rows.threads) as (workgroup, thread):
             each = half // pairs  # workgroups of a head
             head = k.bind(tirx.truncdiv(workgroup, i32(each)))
             column = k.bind(tirx.truncmod(workgroup, i32(each)) * pairs)
             first = k.bind(head * heads.dim + column)
-            result = rows.totals(
-                thread, lambda i: first + i + tirx.Select(i < i32(pairs), i32(0), i32(half - pairs))
-            )
+            # on their way while weights are read: what turns a pair, and where a key or a value goes
+            c = k.bind(column + tirx.Min(thread, i32(pairs - 1)))
+            cosine, sine = k.bind(table[0, c]), k.bind(table[0, c + half])
+            position = k.bind(cached.positions[0])
+            block, place = cached.place(k, i32(0), k.bind(tirx.Max(position, i32(0))))
+            result = rows.totals(thread, lambda i: first + i + tirx.Select(i < i32(pairs), i32(0), i32(half - pairs)))
             with k.when(thread < i32(pairs)):
                 low, high = result(thread), result(thread + pairs)
-                c = k.bind(column + thread)
-                cosine, sine = k.bind(table[0, c]), k.bind(table[0, c + half])
                 turned = k.bind(fma(low, cosine, f32(0.0) - high * sine)), k.bind(fma(high, cosine, low * sine))
 
-                def query() -> None:
-                    for value, d in zip(turned, (c, c + half), strict=True):
-                        k.store(q, value, 0, head * heads.dim + d)
+                def each_of(values: tuple[Expr, Expr], put: Callable[[Expr, Expr], None]) -> None:
+                    for value, d in zip(values, (c, k.bind(c + half)), strict=True):
+                        put(value, d)
 
                 def append() -> None:
-                    position = k.bind(cached.positions[0])
+                    own = k.bind(head - heads.query)
+                    value_head = k.bind(own - heads.kv)
                     with k.when(position >= i32(0)):
-                        block, place = cached.place(k, i32(0), position)
-                        own = k.bind(head - heads.query)
+                        k.choose(
+                            own < i32(heads.kv),
+                            lambda: each_of(turned, lambda v, d: cached.put_key(k, v, block, own, d, place)),
+                            lambda: each_of((low, high), lambda v, d: cached.put_value(k, v, block, value_head, d, place)),
+                        )
 
-                        def key() -> None:
-                            for value, d in zip(turned, (c, c + half), strict=True):
-                                cached.put_key(k, value, block, own, d, place)
-
-                        def rest() -> None:
-                            for value, d in zip((low, high), (c, c + half), strict=True):
-                                cached.put_value(k, value, block, k.bind(own - heads.kv), d, place)
-
-                        k.choose(own < i32(heads.kv), key, rest)
-
-                k.choose(head < i32(heads.query), query, append)
+                k.choose(
+                    head < i32(heads.query),
+                    lambda: each_of(turned, lambda v, d: k.store(q, v, 0, head * heads.dim + d)),
+                    append,
+                )
 
     return gpu_kernel(name, gpu, body)

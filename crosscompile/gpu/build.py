@@ -164,15 +164,17 @@ class Builder:
 
     # ---- reductions
 
-    def reduce(self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool = False) -> list[Expr]:
+    def reduce(
+        self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool = False, apart: bool = False
+    ) -> list[Expr]:
         """Sums of each of the values over the workgroup, or their maxima; every thread gets them.
 
         shared: room for len(values) · threads elements. Begins and ends with what all threads see: no barrier is needed
-        around it unless `shared` is used for something else.
+        around it unless `shared` is used for something else. apart: it is not until there was another barrier.
         """
         count = len(values)
         if self.gpu.has("GroupNonUniformArithmetic"):
-            return self._reduce_subgroups(thread, values, shared, largest)
+            return self._reduce_subgroups(thread, values, shared, largest, apart)
         for i, value in enumerate(values):
             self.store(shared, value, thread + i * self.threads)
         self.barrier()
@@ -186,10 +188,13 @@ class Builder:
             self.barrier()
             active //= 2
         results = [self.bind(shared[i * self.threads]) for i in range(count)]
-        self.barrier()
+        if not apart:
+            self.barrier()
         return results
 
-    def _reduce_subgroups(self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool) -> list[Expr]:
+    def _reduce_subgroups(
+        self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool, apart: bool
+    ) -> list[Expr]:
         word = "ellm.subgroup_max" if largest else "ellm.subgroup_sum"
         index, lane, groups = (
             self.bind(tirx.call_extern("int32", f"ellm.subgroup_{name}")) for name in ("index", "lane", "count")
@@ -207,7 +212,8 @@ class Builder:
                 other = shared[g + i * self.threads]
                 self.store(totals, tirx.Max(totals[i], other) if largest else totals[i] + other, i)
         results = [self.bind(totals[i]) for i in range(len(values))]
-        self.barrier()
+        if not apart:
+            self.barrier()
         return results
 
     # ---- words

@@ -88,7 +88,8 @@ class Room:
         """All of a workgroup's. Reductions through shared memory alone gain little by being apart."""
         sizes, each = cls.sizes(count, dim, threads), count * threads
         fits = k.gpu.has("GroupNonUniformArithmetic") and sum(sizes) + 2 * each <= FLOATS
-        return cls(*(k.shared(size) for size in sizes), tuple(k.shared(each) for _ in range(2 if fits else 0)))
+        query, weights, numbers = (k.shared(size) for size in sizes)
+        return cls(query, weights, numbers, (k.shared(each), k.shared(each)) if fits else ())
 
 
 @dataclass(frozen=True)
@@ -200,9 +201,7 @@ def attend_row(
 
     def add(values: list[Expr], base: Expr, j: Expr, part: int) -> None:
         """Adds values from position j on, times their weights. What was never written may be no number."""
-        seen = [
-            k.bind(tirx.Select(base + (j + i) <= row.position, value, f32(0.0))) for i, value in enumerate(values)
-        ]
+        seen = [k.bind(tirx.Select(base + (j + i) <= row.position, value, f32(0.0))) for i, value in enumerate(values)]
         for h in each_head:
             total = sums[h * parts_of + part]
             for i, value in enumerate(seen):

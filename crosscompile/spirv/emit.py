@@ -17,7 +17,6 @@ from crosscompile.spirv.module import PUSH_CONSTANT, STORAGE_BUFFER, Module
 from crosscompile.spirv.scalars import split
 from crosscompile.spirv.statements import Statements
 
-
 COHERENT = "ellm.coherent"
 """Attribute of a function: names of buffers in which its workgroups see what others write."""
 

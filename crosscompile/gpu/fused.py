@@ -18,6 +18,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, constant, fma, integer_product, magnitude
+from crosscompile.gpu.attention_whole import clear, counters
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, packed
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.grouped import declare_weight
@@ -102,19 +103,19 @@ def gated_linear(source: Source, activation: str, form: Form) -> tirx.PrimFunc:
 
 @kernel_maker
 def normed_linear(source: Source, form: Form) -> tirx.PrimFunc:
-    """(a, scale_a, w …, residual (1, rows), weight (rows,)) -> x, q, scale, for planning.
+    """(a, scale_a, w …, residual (1, rows), weight (rows,)) -> total, q, scale, for planning.
 
-    x: the residual plus the product. q: of x times the norm's weight; scale: with sums of squares of x behind it.
+    total: the residual plus the product. q: of that times the norm's weight; scale: with sums of its squares behind.
     """
 
     def body(k: Declaration) -> None:
         _declare_source(k, source)
         k.buffer("residual", (1, source.rows), "float32")
         k.buffer("weight", (source.rows,), "float32")
-        x = k.buffer("x", (1, source.rows), "float32")
+        total = k.buffer("total", (1, source.rows), "float32")
         _declare_quantized(k, source.rows, 2 * (source.rows // GROUP))
         with k.shared(1) as unit:
-            k.store(x, constant(0.0, 1), unit, 0)
+            k.store(total, constant(0.0, 1), unit, 0)
 
     return kernel("normed_linear", body)
 
@@ -133,16 +134,19 @@ def scaled_linear(source: Source) -> tirx.PrimFunc:
 
 
 @kernel_maker
-def rotated_linear(source: Source, heads: Heads) -> tirx.PrimFunc:
-    """(a, scale_a, w …, table, positions, slots, block_table, k, v) -> q (1, Hq · dim) f32, for planning.
+def rotated_linear(source: Source, heads: Heads, clears: bool) -> tirx.PrimFunc:
+    """(a, scale_a, w …, table, positions, slots, block_table, k, v) -> [turns,] q (1, Hq · dim) f32, for planning.
 
-    Queries, keys and values of a row, rotated; keys and values appended to the states, in place.
+    Queries, keys and values of a row, rotated; keys and values appended to the states, in place. turns: attention's
+    counters, cleared (attention_whole.py).
     """
 
     def body(k: Declaration) -> None:
         _declare_source(k, source)
         k.buffer("table", (1, heads.dim), "float32")
         DeclaredCache.parameters(k, 1, heads)
+        if clears:
+            k.buffer("turns", (counters(heads),), "int32")
         q = k.buffer("q", (1, heads.query * heads.dim), "float32")
         with k.shared(1) as unit:
             k.store(q, constant(0.0, 1), unit, 0)
@@ -303,7 +307,7 @@ def normed_kernel(name: str, gpu: Gpu, source: Source, form: Form) -> tirx.PrimF
         rows = Rows(k, source, GROUP, threads_of(groups))
         residual = k.buffer("residual", (1, source.rows), "float32")
         weight = k.buffer("weight", (source.rows,), "float32")
-        x = k.buffer("x", (1, source.rows), "float32")
+        total = k.buffer("total", (1, source.rows), "float32")
         out = Group(k, source.rows, 2 * groups, form)
         rows.allocate()
         values, squares = k.shared(GROUP), k.shared(GROUP)
@@ -314,7 +318,7 @@ def normed_kernel(name: str, gpu: Gpu, source: Source, form: Form) -> tirx.PrimF
             result = rows.totals(thread, lambda i: first + i)
             with k.when(thread < i32(GROUP)):
                 value = k.bind(result(thread) + before)
-                k.store(x, value, 0, at)
+                k.store(total, value, 0, at)
                 k.store(values, value * times, thread)
                 k.store(squares, value * value, thread)
             k.barrier()
@@ -345,7 +349,7 @@ def rotates(heads: Heads) -> bool:
     return heads.dim % (2 * ROTATED_PAIRS) == 0 and heads.dtype != "i8"
 
 
-def rotated_kernel(name: str, gpu: Gpu, source: Source, heads: Heads) -> tirx.PrimFunc:
+def rotated_kernel(name: str, gpu: Gpu, source: Source, heads: Heads, clears: bool) -> tirx.PrimFunc:
     """The GPU's rotated_linear: a workgroup has some dimensions of a head and those that they are rotated with."""
     pairs, half = ROTATED_PAIRS, heads.dim // 2
 
@@ -353,9 +357,12 @@ def rotated_kernel(name: str, gpu: Gpu, source: Source, heads: Heads) -> tirx.Pr
         rows = Rows(k, source, 2 * pairs, ROTATED_THREADS)
         table = k.buffer("table", (1, heads.dim), "float32")
         cached = Cache.parameters(k, 1, heads)
+        turns = k.buffer("turns", (counters(heads),), "int32") if clears else None
         q = k.buffer("q", (1, heads.query * heads.dim), "float32")
         rows.allocate()
         with k.launch((source.rows // (2 * pairs),), rows.threads) as (workgroup, thread):
+            if clears:
+                clear(k, turns, workgroup, thread)
             each = half // pairs  # workgroups of a head
             head = k.bind(tirx.truncdiv(workgroup, i32(each)))
             column = k.bind(tirx.truncmod(workgroup, i32(each)) * pairs)

@@ -49,6 +49,8 @@ class Rewriter:
     inputs: dict[str, Any] = field(default_factory=dict)  # by name, of the new function
     quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # (old variable, form) -> its quantized rows
     split: dict[Any, Prologue] = field(default_factory=dict)  # calls of which a GPU takes a part apart
+    whole: dict[Any, Callable[[rows.Form | None], Sequence[Any]]] = field(default_factory=dict)  # calls -> their rows
+    turns: dict[Any, Any] = field(default_factory=dict)  # old variable of rope_append -> counters that it clears
     grouped: dict[Any, Any] = field(default_factory=dict)  # (old variable of ids, how) -> the table of a GPU's groups
     tuned: Tuned = field(default_factory=dict)  # what tuning found for kernels that are taken apart
     calls: dict[Any, Any] = field(default_factory=dict)  # variable of the old function -> call, of all of it
@@ -110,6 +112,8 @@ class Rewriter:
             n, columns = _shape(var)
             outputs = [(shape, dtype) for _, shape, dtype in form.outputs(n, columns)]
             call: Any = self.origin.get(var)
+            if call in self.whole:
+                return tuple(self.whole[call](form))
             made = self.gated_layer(call, form)
             prologue = self.prologue(call, n, columns) if made is None else None
             if prologue is not None:

@@ -50,6 +50,29 @@ def clear(k: Builder, turns: Any, workgroup: Expr, thread: Expr) -> None:
 
 
 @kernel_maker
+def clear_turns(heads: Heads) -> tirx.PrimFunc:
+    """A kernel that does nothing else, () -> turns: where attention is measured by itself."""
+
+    def body(k: Declaration) -> None:
+        turns = k.buffer("turns", (counters(heads),), "int32")
+        with k.shared(1) as unit:
+            k.store(turns, i32(0), unit)
+
+    return kernel("clear_turns", body)
+
+
+def clearing_kernel(name: str, gpu: Gpu, heads: Heads) -> tirx.PrimFunc:
+    """The GPU's clear_turns."""
+
+    def body(k: Builder) -> None:
+        turns = k.buffer("turns", (counters(heads),), "int32")
+        with k.launch((1,), min(64, gpu.invocations)) as (workgroup, thread):
+            clear(k, turns, workgroup, thread)
+
+    return gpu_kernel(name, gpu, body)
+
+
+@kernel_maker
 def attention_row(heads: Heads, splits: int, form: Form | None) -> tirx.PrimFunc:
     """What the kernel takes and gives, for planning; only GPUs have it.
 

@@ -15,8 +15,7 @@ from tvm.tirx.buffer import is_buffer_var
 
 from crosscompile.codegen import SCALARS, Signature, lowering, placement, replace_range
 from crosscompile.errors import CodegenError
-from crosscompile.gpu import attention, embed, experts, fused, norms, recurrent, rotary, rows, rwkv
-from crosscompile.gpu.attention_whole import whole_kernel
+from crosscompile.gpu import attention, attention_whole, embed, experts, fused, norms, recurrent, rotary, rows, rwkv
 from crosscompile.gpu.grouped import group_rows_kernel
 from crosscompile.gpu.grouped_linear import grouped_kernel
 from crosscompile.gpu.knobs import chosen_knobs
@@ -45,7 +44,8 @@ _MAKERS: dict[str, Maker] = {
     "embed": embed.embed,
     "embed_part": embed.embed,
     "attention_parts": attention.parts_kernel,
-    "attention_row": whole_kernel,
+    "attention_row": attention_whole.whole_kernel,
+    "clear_turns": attention_whole.clearing_kernel,
     "attention_merge": attention.merge_kernel,
     "rope_append_clear": rotary.clearing_kernel,
     "normalize_heads": rotary.normalize_heads,

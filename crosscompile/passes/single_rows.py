@@ -5,7 +5,6 @@ What a fused kernel takes in was emitted before by itself; nothing uses that any
 
 from __future__ import annotations
 
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 from tvm import relax
@@ -36,13 +35,29 @@ def _applies(rewriter: Rewriter, n: int) -> bool:
     return rewriter.tier.name == GPU_TIER and n == 1 and gpu is not None and not SCHEDULES[gpu.schedule].alone
 
 
+def _weight(rewriter: Rewriter, product: Any) -> Any:
+    """The parameter that a product is a linear layer of, if that is one of these kernels; None for anything else."""
+    from crosscompile.gpu import fused
+    from crosscompile.gpu.split import parts_of
+
+    if not _is(product, "relax.matmul"):
+        return None
+    transposed = rewriter.calls.get(product.args[1])
+    if not _is(transposed, "relax.permute_dims") or transposed.args[0] not in rewriter.names:
+        return None
+    stored = rewriter.stored[rewriter.names[transposed.args[0]]]
+    gpu = rewriter.tier.gpu
+    if len(stored.shape) != 2 or gpu is None or parts_of(stored.packing, stored.shape, gpu):
+        return None
+    return transposed.args[0] if fused.supports(*stored.shape, stored.packing) else None
+
+
 def _binds(rewriter: Rewriter, source: Source, others: int) -> bool:
-    """Whether the GPU binds the source's activation and weight, and so many other buffers."""
+    """Whether the GPU binds so many buffers besides the source's activation and weight."""
     gpu = rewriter.tier.gpu
     assert gpu is not None
     stored = Packing.parse(source.packing).stored(source.rows, source.columns)
-    sizes = [prod(shape) * dtype.itemsize for shape, dtype in stored.values()]
-    return 2 + len(stored) + others <= min(gpu.buffers, BUFFERS) and max(sizes) <= gpu.binding_bytes
+    return 2 + len(stored) + others <= min(gpu.buffers, BUFFERS)
 
 
 BUFFERS = 12
@@ -54,18 +69,12 @@ def source_of(rewriter: Rewriter, var: Any) -> tuple[Source, list[Any]] | None:
     from crosscompile.gpu import fused
 
     call = rewriter.origin.get(var)
-    if not _is(call, "relax.matmul") or not _applies(rewriter, _shape(var)[0]):
+    weight = _weight(rewriter, call) if isinstance(call, relax.Call) else None
+    if weight is None or not _applies(rewriter, _shape(var)[0]):
         return None
-    weight = rewriter.origin.get(call.args[1])
-    if not _is(weight, "relax.permute_dims") or weight.args[0] not in rewriter.names:
-        return None
-    stored = rewriter.stored[rewriter.names[weight.args[0]]]
-    rows, columns = stored.shape
-    if not fused.supports(rows, columns, stored.packing):
-        return None
-    form = Form.for_weights(rewriter.tier, stored.packing)
-    given, epsilon = activation(rewriter, call.args[0], form)
-    return fused.Source(rows, columns, stored.packing, epsilon), [*given, *rewriter.weight(weight.args[0])]
+    stored = rewriter.stored[rewriter.names[weight]]
+    given, epsilon = activation(rewriter, call.args[0], Form.for_weights(rewriter.tier, stored.packing))
+    return fused.Source(*stored.shape, stored.packing, epsilon), [*given, *rewriter.weight(weight)]
 
 
 def activation(rewriter: Rewriter, x: Any, form: Form) -> tuple[tuple[Any, ...], float | None]:
@@ -74,27 +83,12 @@ def activation(rewriter: Rewriter, x: Any, form: Form) -> tuple[tuple[Any, ...],
         return rewriter.factored[x, form]
     norm = rewriter.origin.get(x)
     made = None
-    if _is(norm, "relax.nn.rms_norm") and all(_reads_quantized(rewriter, use) for use in rewriter.uses.get(x, ())):
+    if _is(norm, "relax.nn.rms_norm") and all(_weight(rewriter, use) is not None for use in rewriter.uses.get(x, ())):
         made = _normed(rewriter, norm, form)
     if made is None:
         return rewriter.quantize(x, form), None
     rewriter.factored[x, form] = made
     return made
-
-
-def _reads_quantized(rewriter: Rewriter, call: Any) -> bool:
-    """Whether a use of a row is a linear layer of these kernels."""
-    from crosscompile.gpu import fused
-
-    if not _is(call, "relax.matmul"):
-        return False
-    weight = rewriter.origin.get(call.args[1])
-    if weight is None:  # behind what is being rewritten
-        weight = rewriter.calls.get(call.args[1])
-    if not _is(weight, "relax.permute_dims") or weight.args[0] not in rewriter.names:
-        return False
-    stored = rewriter.stored[rewriter.names[weight.args[0]]]
-    return len(stored.shape) == 2 and fused.supports(*stored.shape, stored.packing)
 
 
 def _normed(rewriter: Rewriter, norm: Any, form: Form) -> tuple[tuple[Any, ...], float] | None:

@@ -182,10 +182,10 @@ def test_the_classes_of_boards_are_known():
 
 def test_this_machines_class_is_what_vulkan_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with lavapipe_alone():
-        assert local_gpu.schedule() == "processor"
+        assert local_gpu.found(8, 12) == ("processor", 12)
     for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
         monkeypatch.setenv(name, str(tmp_path / "none.json"))
-    assert local_gpu.schedule() == "desktop"
+    assert local_gpu.found(8, 12) == ("desktop", 8)
 
 
 def test_every_module_is_valid_spirv(on_gpu: Path, tmp_path: Path):

@@ -12,8 +12,7 @@ import pytest
 from crosscompile.codegen import SCALARS
 from crosscompile.gpu.attention import merge_kernel, parts_kernel, splits_for
 from crosscompile.gpu.attention_tiles import Tile
-from crosscompile.gpu.attention_whole import BUFFERS, clear, counters, whole_kernel
-from crosscompile.gpu.build import Builder, gpu_kernel
+from crosscompile.gpu.attention_whole import BUFFERS, clearing_kernel, counters, whole_kernel
 from crosscompile.gpu.choose import flat
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
@@ -208,13 +207,8 @@ def test_one_kernel_computes_what_two_do(
     pool, columns = Pool.random(heads, CALLS, rng), heads.query * heads.dim
     splits = splits_for(1, heads, SCHEDULES[gpu.schedule])
 
-    def clearing(k: Builder) -> None:
-        turns = k.buffer("turns", (counters(heads),), "int32")
-        with k.launch((1,), 64) as (workgroup, thread):
-            clear(k, turns, workgroup, thread)
-
     functions = (
-        gpu_kernel("kernel", gpu, clearing),
+        clearing_kernel("kernel", gpu, heads),
         whole_kernel("kernel", gpu, heads, splits, form),
         parts_kernel("kernel", gpu, 1, heads, splits),
         merge_kernel("kernel", gpu, 1, heads, splits, form),

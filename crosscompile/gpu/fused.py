@@ -388,7 +388,9 @@ def rotated_kernel(name: str, gpu: Gpu, source: Source, heads: Heads, clears: bo
                         k.choose(
                             own < i32(heads.kv),
                             lambda: each_of(turned, lambda v, d: cached.put_key(k, v, block, own, d, place)),
-                            lambda: each_of((low, high), lambda v, d: cached.put_value(k, v, block, value_head, d, place)),
+                            lambda: each_of(
+                                (low, high), lambda v, d: cached.put_value(k, v, block, value_head, d, place)
+                            ),
                         )
 
                 k.choose(

@@ -83,7 +83,12 @@ def activation(rewriter: Rewriter, x: Any, form: Form) -> tuple[tuple[Any, ...],
         return rewriter.factored[x, form]
     norm = rewriter.origin.get(x)
     made = None
-    if _is(norm, "relax.nn.rms_norm") and all(_weight(rewriter, use) is not None for use in rewriter.uses.get(x, ())):
+    again = any(other is x for other, _ in rewriter.factored)  # in another form: the layer is not computed twice
+    if (
+        not again
+        and _is(norm, "relax.nn.rms_norm")
+        and all(_weight(rewriter, use) is not None for use in rewriter.uses.get(x, ()))
+    ):
         made = _normed(rewriter, norm, form)
     if made is None:
         return rewriter.quantize(x, form), None
@@ -131,7 +136,7 @@ def scaled(rewriter: Rewriter, var: Any) -> Any:
 
 
 def gated(rewriter: Rewriter, source: Any, kind: str, form: Form) -> tuple[Any, ...] | None:
-    """activation(gate) · up, quantized, in one kernel with the linear layer that makes both; None where it cannot be."""
+    """activation(gate) · up, quantized, in one kernel with the layer that makes both; None where it cannot be."""
     from crosscompile.gpu import fused
 
     found = source_of(rewriter, source) if len(rewriter.uses.get(source, ())) == 1 else None
@@ -178,4 +183,3 @@ def rotated(rewriter: Rewriter, var: Any, call: Any) -> bool:
         rewriter.turns[var] = made.pop(2)
     rewriter.values[var] = tuple(made)
     return True
-

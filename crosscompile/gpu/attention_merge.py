@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,8 @@ from crosscompile.kernels.rows import Form
 from crosscompile.packing import GROUP
 from crosscompile.spirv.capabilities import Gpu
 
-AT_ONCE = 8
-"""Parts that are read together: most contexts have no more."""
+AT_ONCE = 4
+"""Parts that are read and added without asking whether there are as many."""
 
 
 @dataclass(frozen=True)
@@ -46,39 +47,45 @@ class Merge:
         return cls(parts, heads, splits, room, count, k.bind(tirx.truncmod(first, i32(splits))))
 
     def value(self, k: Builder, m: Expr, head: Expr, d: Expr) -> Expr:
-        """Dimension d of a head's result. All parts are asked for together, AT_ONCE or more."""
+        """Dimension d of a head's result. What is read of all parts is asked for together."""
         most, sums, values, total = self.room
         dim, splits = self.heads.dim, self.splits
 
+        def in_runs(use: Callable[[range], None]) -> None:
+            """use(turns) for all that may have a part, AT_ONCE at a time."""
+            for begin in range(0, splits, AT_ONCE):
+                turns = range(begin, min(begin + AT_ONCE, splits))
+                if begin == 0:
+                    use(turns)
+                    continue
+                with k.when(self.count > i32(begin)):
+                    use(turns)
+
         def load(turns: range) -> None:
             for turn in turns:
-                last = tirx.Max(tirx.Min(i32(turn), self.count - 1), i32(0))
-                part = k.bind(tirx.truncmod(self.first + last, i32(splits)) if splits > 1 else last)
+                known = tirx.Max(tirx.Min(i32(turn), self.count - 1), i32(0))
+                part = k.bind(tirx.truncmod(self.first + known, i32(splits)) if splits > 1 else known)
                 k.store(most, self.parts[m, head, part, dim], turn)
                 k.store(sums, self.parts[m, head, part, dim + 1], turn)
                 k.store(values, self.parts[m, head, part, d], turn)
 
-        for begin in range(0, splits, AT_ONCE):
-            turns = range(begin, min(begin + AT_ONCE, splits))
-            if begin == 0:
-                load(turns)
-                continue
+        def find_largest(turns: range) -> None:
             for turn in turns:
-                for buffer in (most, sums, values):
-                    k.store(buffer, f32(0.0), turn)
-            with k.when(self.count > i32(begin)):
-                load(turns)
-        used = [self.count > i32(turn) for turn in range(splits)]
-        largest = f32(LOWEST)
-        for turn in range(splits):
-            largest = tirx.Max(largest, tirx.Select(used[turn], most[turn], f32(LOWEST)))
-        largest = k.bind(largest)
+                k.store(total, tirx.Select(self.count > i32(turn), tirx.Max(total[0], most[turn]), total[0]), 0)
+
+        def add(turns: range) -> None:
+            for turn in turns:
+                factor = k.bind(tirx.Select(self.count > i32(turn), exp(most[turn] - largest), f32(0.0)))
+                k.store(total, fma(values[turn], factor, total[0]), 0)
+                k.store(total, fma(sums[turn], factor, total[1]), 1)
+
+        in_runs(load)
+        k.store(total, f32(LOWEST), 0)
+        in_runs(find_largest)
+        largest = k.bind(total[0])
         for i in range(2):
             k.store(total, f32(0.0), i)
-        for turn in range(splits):
-            factor = k.bind(tirx.Select(used[turn], exp(most[turn] - largest), f32(0.0)))
-            for i, buffer in enumerate((values, sums)):
-                k.store(total, fma(buffer[turn], factor, total[i]), i)
+        in_runs(add)
         return k.bind(tirx.Select(self.count > i32(0), total[0] / tirx.Max(total[1], f32(1e-38)), f32(0.0)))
 
 

@@ -23,6 +23,8 @@ from crosscompile.kernels.build import divisor
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.spirv.capabilities import Gpu
 
+RUN = 16
+"""Loads that are under way together, where registers are scarce."""
 THREADS = 256
 """Of a workgroup, where a GPU has as many."""
 FLOATS = 4096
@@ -154,15 +156,27 @@ def rows_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
             head = k.bind(group * count)
             row = Row.read(k, layer, m, head, count, split, thread)
             with k.when(row.blocks > i32(0)):
-                attend_row(k, layer, room, row, m, head, count, split, thread)
+                attend_row(k, layer, room, row, m, head, count, split, thread, k.schedule.loads)
 
     return gpu_kernel(name, gpu, body)
 
 
 def attend_row(
-    k: Builder, layer: Layer, room: Room, row: Row, m: Expr, head: Expr, count: int, split: Expr, thread: Expr
+    k: Builder,
+    layer: Layer,
+    room: Room,
+    row: Row,
+    m: Expr,
+    head: Expr,
+    count: int,
+    split: Expr,
+    thread: Expr,
+    loads: int = RUN,
 ) -> None:
-    """A part of row m's context, of a block or more, for the query heads head to head + count − 1 of a KV head."""
+    """A part of row m's context, of a block or more, for the query heads head to head + count − 1 of a KV head.
+
+    loads: how many numbers of the cache a thread has on their way together.
+    """
     heads, cached, dim = layer.heads, layer.cached, layer.heads.dim
     threads, each_head = k.threads, range(count)
     readers = divisor(dim, max(1, threads // KV_BLOCK))  # threads for a position's key
@@ -170,7 +184,6 @@ def attend_row(
     across = threads // sharers
     parts_of = -(-dim // across)  # dimensions that a thread sums
     keys_each, values_each = dim // readers, KV_BLOCK // sharers
-    loads = k.schedule.loads
     early = keys_each + values_each * parts_of <= loads  # values are loaded with the keys
     sums, running, score = k.local(count * parts_of), k.local(2 * count), k.local(count)
     block = k.local(1, "int32")

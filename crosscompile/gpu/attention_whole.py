@@ -111,7 +111,7 @@ def whole_kernel(name: str, gpu: Gpu, heads: Heads, splits: int, form: Form | No
             head = k.bind(group * count)
             row = Row.read(k, layer, m, head, count, split, thread)
             with k.when(row.blocks > i32(0)):
-                attend_row(k, layer, room, row, m, head, count, split, thread)
+                attend_row(k, layer, room, row, m, head, count, split, thread, k.schedule.loads)
                 merge = Merge.of(k, parts, heads, splits, row.position)
                 with _if_last(k, turns, room.weights, group, merge.count, thread):
                     with k.strided(thread, count * dim) as at:

@@ -35,7 +35,7 @@ class Schedule:
 
 
 SCHEDULES = {
-    "desktop": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=512, splits=16, queries=32, loads=64),
+    "desktop": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=256, splits=16, queries=32, loads=64),
     "mali": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=16),
     "adreno": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=16),
     "v3d": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16, loads=16),

@@ -1,6 +1,7 @@
 """A token's linear layers on a GPU, together with what stands before and behind them (crosscompile/gpu/fused.py).
 
-What a fused kernel takes in was emitted before by itself; nothing uses that any more, and dead code elimination removes it.
+What a fused kernel takes in was emitted before by itself; nothing uses that any more, and dead code elimination removes
+it.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def append_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
     if origin is None or origin.name != "rope_append":
         return False
     n, heads, turn = (origin.arguments[each] for each in ("n", "heads", "turn"))
-    clears = supports(heads) and in_one(n, rewriter.tier.gpu)
+    gpu = rewriter.tier.gpu
+    clears = gpu is not None and supports(heads) and in_one(n, gpu)
     if not turn.over and not clears:
         return False
     name, args = call.args[0].name_hint, rewriter.values_of(call.args[1].fields)

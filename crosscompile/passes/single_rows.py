@@ -1,6 +1,6 @@
 """A token's linear layers on a GPU, together with what stands before and behind them (crosscompile/gpu/fused.py).
 
-What a fused kernel takes in was emitted before by itself; nothing uses that any more, and dead code elimination removes it.
+What a fused kernel takes in was emitted before by itself. Nothing uses that any more; dead code elimination removes it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _weight(rewriter: Rewriter, product: Any) -> Any:
 
     if not _is(product, "relax.matmul"):
         return None
-    transposed = rewriter.calls.get(product.args[1])
+    transposed: Any = rewriter.calls.get(product.args[1])
     if not _is(transposed, "relax.permute_dims") or transposed.args[0] not in rewriter.names:
         return None
     stored = rewriter.stored[rewriter.names[transposed.args[0]]]
@@ -68,20 +68,21 @@ def source_of(rewriter: Rewriter, var: Any) -> tuple[Source, list[Any]] | None:
     """The linear layer that makes a variable, and what a kernel takes of it: its activation and weight."""
     from crosscompile.gpu import fused
 
-    call = rewriter.origin.get(var)
+    call: Any = rewriter.origin.get(var)
     weight = _weight(rewriter, call) if isinstance(call, relax.Call) else None
     if weight is None or not _applies(rewriter, _shape(var)[0]):
         return None
     stored = rewriter.stored[rewriter.names[weight]]
     given, epsilon = activation(rewriter, call.args[0], Form.for_weights(rewriter.tier, stored.packing))
-    return fused.Source(*stored.shape, stored.packing, epsilon), [*given, *rewriter.weight(weight)]
+    rows, columns = stored.shape
+    return fused.Source(rows, columns, stored.packing, epsilon), [*given, *rewriter.weight(weight)]
 
 
 def activation(rewriter: Rewriter, x: Any, form: Form) -> tuple[tuple[Any, ...], float | None]:
     """(q, scale) of what a linear layer reads; and the norm's epsilon if sums of squares stand behind the scales."""
     if (x, form) in rewriter.factored:
         return rewriter.factored[x, form]
-    norm = rewriter.origin.get(x)
+    norm: Any = rewriter.origin.get(x)
     made = None
     again = any(other is x for other, _ in rewriter.factored)  # in another form: the layer is not computed twice
     if (
@@ -101,7 +102,7 @@ def _normed(rewriter: Rewriter, norm: Any, form: Form) -> tuple[tuple[Any, ...],
     from crosscompile.gpu import fused
 
     total, weight = norm.args[:2]
-    added = rewriter.origin.get(total)
+    added: Any = rewriter.origin.get(total)
     if not _is(added, "relax.add"):
         return None
     for product, residual in (added.args[:2], added.args[1::-1]):
@@ -164,7 +165,8 @@ def rotated(rewriter: Rewriter, var: Any, call: Any) -> bool:
     if turn.over or turn.dim != heads.dim or not fused.rotates(heads) or len(rewriter.uses.get(qkv, ())) != 1:
         return False
     found = source_of(rewriter, qkv)
-    clears = supports(heads) and in_one(1, rewriter.tier.gpu)
+    gpu = rewriter.tier.gpu
+    clears = supports(heads) and gpu is not None and in_one(1, gpu)
     if found is None or not _binds(rewriter, found[0], 8 if clears else 7):
         return False
     source, given = found

@@ -40,8 +40,9 @@ CLASSES = {
     "desktop": replace(DESKTOP, invocations=1024, buffers=16),
     "v3d": Gpu(schedule="v3d", buffers=16),
     "small": Gpu(schedule="mali", invocations=128, buffers=16),
+    "mali": Gpu(schedule="mali", invocations=384, buffers=16),
 }
-"""With as many threads as these kernels use, with the floor's, and with the fewest that Vulkan allows."""
+"""With as many threads as these kernels use, the floor's, the fewest that Vulkan allows, and no power of two."""
 EPSILON = 0.25
 """Large enough to be seen in the result."""
 BLOCKS, TABLE = 4, np.array([[2, 0], [3, 1]], np.int32)
@@ -158,6 +159,7 @@ COMPARE: dict[str, Compare] = {"gated": compare_gated, "normed": compare_normed,
         ("normed", "u4", "desktop", 96, 2048, EPSILON),
         ("scaled", "w8", "desktop", 96, 1056, EPSILON),
         ("scaled", "u4", "v3d", 64, 2112, EPSILON),
+        ("gated", "w4", "mali", 128, 64, EPSILON),
     ],
 )
 def test_a_layer_and_what_is_behind_it(

@@ -2,11 +2,7 @@
 
 A token's kernels depend on one another, and each costs a launch and a barrier. So a linear layer takes in what follows:
 the gate of an MLP, the residual connection with the next norm, the rotary embedding with the KV cache. A workgroup has
-<<<<<<< HEAD
 the 32 rows of the result that are a group of the next activation; 32 threads share a row's columns.
-=======
-32 rows of the result, which are a group of the next activation; 32 threads share a row's columns.
->>>>>>> ft
 
 A norm needs its whole row. What stands behind the residual connection multiplies by the norm's weight and quantizes,
 neither of which cares for the row's size, and leaves each group's sum of squares behind the scales; the next linear
@@ -56,11 +52,7 @@ class Source:
     """A linear layer of one row.
 
     rows, columns   of the weight; packing: of it
-<<<<<<< HEAD
     epsilon         of the norm before it, whose sums of squares stand behind the activation's scales; None: of none
-=======
-    epsilon         of the norm before it, whose sums of squares stand behind the activation's scales; None: none
->>>>>>> ft
     """
 
     rows: int
@@ -225,12 +217,8 @@ class Rows:
     def _multiply(self, rows: list[Expr], first: Expr, count: int, exact: bool) -> None:
         """Adds the products of every 32nd group of columns from `first` on, of each row.
 
-<<<<<<< HEAD
         All weights are on their way before the first is used. Behind the last group, it is read again and counts
         nothing, unless the groups are `exact`.
-=======
-        All weights are on their way before the first is used. Behind the last group, that is read again, for nothing.
->>>>>>> ft
         """
         k, source = self.k, self.source
         wanted = [k.bind(first + TEAM * u) for u in range(count)]

@@ -1,7 +1,7 @@
 """How kernels are cut for each class of GPUs: the one table of workgroups, tiles and reductions.
 
-A board's manifest names its class (`[vulkan] schedule`); all classes share the kernels. Only "desktop" (NVIDIA H100 and H200)
-and "processor" (Mesa's lavapipe) were measured; the rest follow what the makers document. They are where tuning starts
+A board's manifest names its class (`[vulkan] schedule`); all classes share the kernels. Only "desktop" (NVIDIA H100 and
+H200) and "processor" (Mesa's lavapipe) were measured; the rest follow what the makers document. They are where tuning starts
 (knobs.py), and what counts where nothing was tuned.
 """
 

@@ -1,8 +1,8 @@
 """How kernels are cut for each class of GPUs: the one table of workgroups, tiles and reductions.
 
 A board's manifest names its class (`[vulkan] schedule`); all classes share the kernels. Only "desktop" (NVIDIA H100 and
-H200) and "processor" (Mesa's lavapipe) were measured; the rest follow what the makers document. They are where tuning starts
-(knobs.py), and what counts where nothing was tuned.
+H200) and "processor" (Mesa's lavapipe) were measured; the rest follow what the makers document. They are where tuning
+starts (knobs.py), and what counts where nothing was tuned.
 """
 
 from __future__ import annotations

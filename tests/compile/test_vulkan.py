@@ -95,11 +95,17 @@ def test_logits_are_the_processors_within_the_tolerance(on_gpu: Path, bundle: Pa
 @pytest.mark.parametrize(
     ("schedule", "kv", "buffers"),
     [
-        ("desktop", "f16", 10),
+        ("desktop", "f16", 12),
         ("processor", "f32", 10),
         *(
             pytest.param(*each, marks=pytest.mark.oracle)
-            for each in (("v3d", "f16", 8), ("desktop", "i8", 9), ("v3d", "i8", 16), ("processor", "i8", 8))
+            for each in (
+                ("v3d", "f16", 8),
+                ("desktop", "f16", 10),
+                ("desktop", "i8", 9),
+                ("v3d", "i8", 16),
+                ("processor", "i8", 8),
+            )
         ),
     ],
 )

@@ -84,7 +84,7 @@ def logits(program: Path, bundle: Path, ids: list[int], device: str) -> np.ndarr
 def compare(name: str, scheme: str, folder: Path) -> float:
     """The largest difference of the logits, relative to the largest of them."""
     tier = host_tiers()[-1]
-    buffers = 10 if name in IN_ONE else DESKTOP.buffers
+    buffers = 12 if name in IN_ONE else DESKTOP.buffers
     gpu = replace(DESKTOP, buffers=buffers, binding_bytes=BINDING_BYTES.get(name, DESKTOP.binding_bytes))
     target = target_of_tier(tier).on_gpu(gpu)
     ids = prepare(folder, name)

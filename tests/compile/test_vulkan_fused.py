@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -34,7 +35,10 @@ from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.emit import Shader, emit
 from crosscompile.target import gpu_tier
 from edgellm import golden
-from tests.shaders import DESKTOP, build_runner, run_shader, run_shaders, validate
+from edgellm.precision import Options
+from tests.compile.logits import Model, compare
+from tests.compile.test_vulkan import compile_for, run
+from tests.shaders import DESKTOP, LAYERS, build_runner, lavapipe_alone, run_shader, run_shaders, validate
 
 CLASSES = {
     "desktop": replace(DESKTOP, invocations=1024, buffers=16),
@@ -342,3 +346,25 @@ def test_a_matrix_in_parts_is_not_fused() -> None:
     layer = ["linear_*_rope", "attention_row_quant", *apart]
     end = ["linear_*_add_norm", "fused_linear_*_residual_add"]
     assert steps(binding_bytes=20_000) == ["rms_norm_quant", *layer, end[0], *layer, end[1]]
+
+
+@pytest.mark.oracle
+def test_the_demo_model_answers_as_on_the_processor(bundle: Path, tmp_path: Path) -> None:
+    """Token by token, behind prompts of one session and of two."""
+    library = tmp_path / "libedgellm.so"
+    build_runner(tmp_path, library.name)
+    made = compile_for("desktop", Options("w4a8"), tmp_path / "bundle", buffers=16)
+    names = {kernel["name"] for kernel in json.loads((made / "plan.json").read_text())["kernels"]}
+    assert {"body1_linear_w4_rope", "body1_linear_w4_add_norm", "body1_linear_w4_silu"} <= names
+    with lavapipe_alone():
+        a, b = Model(library, bundle), Model(library, made)
+        assert compare(a, b, [1, 1, 70, 1, 1, 1]) < 0.05
+        tokens = np.random.default_rng(7).integers(3, a.vocab - 4, 26)
+        first, second = a.mixed(tokens), b.mixed(tokens)
+        assert np.abs(first - second).max() < 0.05 * np.abs(first).max()
+        a.close()
+        b.close()
+    watched = run(made, "run", str(made), "-p", "Hello!", "-n", "3", "--temperature", "0", **LAYERS)
+    assert watched.returncode == 0
+    assert "Validation" not in watched.stdout + watched.stderr
+    assert "VUID" not in watched.stdout + watched.stderr

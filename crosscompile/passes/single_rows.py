@@ -105,7 +105,8 @@ def _normed(rewriter: Rewriter, norm: Any, form: Form) -> tuple[tuple[Any, ...],
 
     total, weight = norm.args[:2]
     added: Any = rewriter.origin.get(total)
-    if not _is(added, "relax.add"):
+    norms = [use for use in rewriter.uses.get(total, ()) if _is(use, "relax.nn.rms_norm")]
+    if not _is(added, "relax.add") or len(norms) > 1:  # each would compute the layer
         return None
     for product, residual in (added.args[:2], added.args[1::-1]):
         if len(_shape(residual)) != 2 or len(rewriter.uses.get(product, ())) != 1:

@@ -30,8 +30,8 @@ PARTS = 256
 
 
 def supports(heads: Heads) -> bool:
-    """Whether these kernels can: heads that are whole groups."""
-    return heads.dim % GROUP == 0 and heads.dim <= 256
+    """Whether these kernels can. A tile's threads share a block's values evenly (attention_tiles.py)."""
+    return heads.dim <= 256 and heads.dim % (16 if heads.dim <= 128 else GROUP) == 0
 
 
 def splits_for(n: int, heads: Heads, schedule: Schedule) -> int:

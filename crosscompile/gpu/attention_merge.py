@@ -98,11 +98,23 @@ def write_groups(k: Builder, out: Output, merged: Any, m: Expr, head: Expr, coun
 
 
 def merge_rows(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, form: Form | None) -> tirx.PrimFunc:
-    """crosscompile.gpu.attention.attention_merge, a workgroup for each row and head, a thread for each dimension."""
+    """crosscompile.gpu.attention.attention_merge, a workgroup for each row and head, a thread for each dimension.
+
+    Heads that are no whole groups of 32 dimensions are not quantized here.
+    """
+    whole = heads.dim % GROUP == 0
+    assert whole or form is None
 
     def body(k: Builder) -> None:
         parts = k.buffer("parts", (n, heads.query, splits, heads.dim + 2), "float32")
         positions = k.buffer("positions", (n,), "int32")
+        if not whole:
+            y = k.buffer("y", (n, heads.query * heads.dim), "float32")
+            with k.launch((heads.query, n), min(heads.dim, gpu.invocations)) as (head, m, thread):
+                merge = Merge.of(k, parts, heads, splits, k.bind(positions[m]))
+                with k.strided(thread, heads.dim) as d:
+                    k.store(y, merge.value(k, m, head, d), m, head * heads.dim + d)
+            return
         out = Output(k, n, heads.query * heads.dim, form)
         merged = k.shared(heads.dim)
         with k.launch((heads.query, n), min(heads.dim, gpu.invocations)) as (head, m, thread):

@@ -33,9 +33,9 @@ BUFFERS = 10
 """Of the kernel, where its result is quantized: more than every GPU binds."""
 
 
-def in_one(n: int, gpu: Gpu) -> bool:
-    """Whether n rows' attention is one kernel."""
-    return n == 1 and not SCHEDULES[gpu.schedule].alone and gpu.buffers >= BUFFERS
+def in_one(n: int, heads: Heads, gpu: Gpu) -> bool:
+    """Whether n rows' attention is one kernel, where it is any of these: heads are whole groups, to be quantized."""
+    return n == 1 and heads.dim % GROUP == 0 and not SCHEDULES[gpu.schedule].alone and gpu.buffers >= BUFFERS
 
 
 def counters(heads: Heads) -> int:

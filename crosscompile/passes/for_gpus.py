@@ -9,7 +9,7 @@ from tvm import relax
 
 from crosscompile.kernels import rotary
 from crosscompile.kernels.build import origin_of
-from crosscompile.packing import Packing
+from crosscompile.packing import GROUP, Packing
 
 if TYPE_CHECKING:
     from crosscompile.kernels.kv_cache import Heads
@@ -54,7 +54,12 @@ def attention_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
         return True
     parts = rewriter.call("attention_parts", attention.attention_parts(n, heads, splits), args, [shape])
     merging = [parts, rewriter.inputs["positions"]]
-    rewriter.split[call] = "attention_merge", lambda form: attention.attention_merge(n, heads, splits, form), merging
+    if heads.dim % GROUP == 0:  # else groups are of several heads, which another kernel quantizes
+        rewriter.split[call] = (
+            "attention_merge",
+            lambda form: attention.attention_merge(n, heads, splits, form),
+            merging,
+        )
     rows = [((n, heads.query * heads.dim), "float32")]
     merge = attention.attention_merge(n, heads, splits, None)
     rewriter.values[var] = rewriter.call("attention_merge", merge, merging, rows)
@@ -75,7 +80,7 @@ def append_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
         return False
     n, heads, turn = (origin.arguments[each] for each in ("n", "heads", "turn"))
     gpu = rewriter.tier.gpu
-    clears = gpu is not None and supports(heads) and in_one(n, gpu)
+    clears = gpu is not None and supports(heads) and in_one(n, heads, gpu)
     if not turn.over and not clears:
         return False
     name, args = call.args[0].name_hint, rewriter.values_of(call.args[1].fields)

@@ -169,7 +169,7 @@ def rotated(rewriter: Rewriter, var: Any, call: Any) -> bool:
         return False
     found = source_of(rewriter, qkv)
     gpu = rewriter.tier.gpu
-    clears = gpu is not None and supports(heads) and in_one(1, gpu)
+    clears = gpu is not None and supports(heads) and in_one(1, heads, gpu)
     if found is None or not _binds(rewriter, found[0], 8 if clears else 7):
         return False
     source, given = found

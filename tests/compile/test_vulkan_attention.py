@@ -138,6 +138,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 GROUPED, LONE, WIDE = Heads(8, 2, 64, "f16", 0), Heads(3, 3, 96, "f32", 0), Heads(4, 1, 256, "f16", 0)
 WINDOW = Heads(6, 2, 32, "f16", 100, cap=20.0)
 BYTES = Heads(14, 2, 64, "i8", 0)
+EIGHTY, SIXTEEN = Heads(4, 2, 80, "f16", 0), Heads(6, 2, 16, "i8", 50)
+"""No whole groups of 32 dimensions, which activations are quantized by."""
 MANY = Heads(32, 4, 64, "f16", 0)
 """As many as let those of a KV head share a workgroup for a single row."""
 SEVERAL = [*prompt(3, 70), (1, 200), (0, -1), *prompt(2, 130, 2), (3, 64)]
@@ -155,6 +157,9 @@ TURNS = [(i % 2, 90 + i // 2) for i in range(16)]
         ("desktop", WIDE, [(0, 700)]),
         ("small", WINDOW, [(0, 190)]),
         ("v3d", MANY, [(0, 190)]),
+        ("desktop", EIGHTY, LONG),
+        ("small", SIXTEEN, [(0, 190)]),
+        ("processor", SIXTEEN, SEVERAL),
         *(
             pytest.param(*each, marks=pytest.mark.oracle)
             for each in (
@@ -169,6 +174,11 @@ TURNS = [(i % 2, 90 + i // 2) for i in range(16)]
                 ("v3d", BYTES, [(0, 300)]),
                 ("desktop", GROUPED, [(0, -1)]),
                 ("processor", BYTES, SEVERAL),
+                ("processor", EIGHTY, LONG),
+                ("v3d", SIXTEEN, SEVERAL),
+                ("small", Heads(8, 2, 48, "f32", 0), SEVERAL),
+                ("desktop", Heads(4, 4, 112, "f16", 0), LONG),
+                ("v3d", EIGHTY, [(0, 700)]),
             )
         ),
     ],

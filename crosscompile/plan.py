@@ -309,8 +309,16 @@ def write_plan(
 
 
 def _first_output(buffers: Sequence[Any]) -> int:
-    """Index of a kernel's first output: the last buffer, or of rows that are quantized q, of routes to experts ids."""
+    """Index of a kernel's first output.
+
+    It is the last buffer, or of rows that are quantized q, of routes to experts ids; where attention's workgroups are
+    counted (gpu/attention_whole.py) turns, and of a layer with the next norm (gpu/fused.py) total.
+    """
     names = [buffer.name for buffer in buffers]
+    if "turns" in names:
+        return names.index("turns")
+    if names[-3:] == ["total", "q", "scale"]:
+        return len(names) - 3
     if names[-2:] == ["ids", "weights"]:
         return len(names) - 2
     return names.index("q") if names[-1] in ("scale", "sum") else len(names) - 1

@@ -28,7 +28,7 @@ class Tier:
                 8 · Σa, for accumulators from which products are subtracted
     widened     the kinds whose weights are multiplied as 16-bit numbers: their activations come as int16
     float_rows  output rows of a row group of weights in floats
-    gpu_class   of GPUs: how their kernels are cut (gpu/schedules.py)
+    gpu         of GPUs: what theirs can
     """
 
     name: str
@@ -41,7 +41,12 @@ class Tier:
     sums: str = ""
     widened: tuple[str, ...] = ()
     float_rows: int = 16
-    gpu_class: str = ""
+    gpu: Gpu | None = None
+
+    @property
+    def gpu_class(self) -> str:
+        """Of GPUs: how their kernels are cut (gpu/schedules.py)."""
+        return self.gpu.schedule if self.gpu is not None else ""
 
     def packing(self, kind: str) -> str:
         """The packing string (runtime_c/FORMAT.md) of weights of `kind`: f16, f32 or one of KINDS."""
@@ -114,9 +119,9 @@ GPU_TIER = "vulkan"
 """The tier of GPUs: weights row by row, a group's bytes together, nibbles with their sign."""
 
 
-def gpu_tier(arch: str, gpu_class: str = Gpu.schedule) -> Tier:
+def gpu_tier(arch: str, gpu: Gpu | None = None) -> Tier:
     """The packing for a GPU, with a processor of `arch` that needs nothing in particular."""
-    return Tier(GPU_TIER, arch, (), (), 1, {"w4": 16, "w8": 32}, float_rows=1, gpu_class=gpu_class)
+    return Tier(GPU_TIER, arch, (), (), 1, {"w4": 16, "w8": 32}, float_rows=1, gpu=gpu or Gpu())
 
 
 ARCHITECTURES = tuple(dict.fromkeys(tier.arch for tier in TIERS.values()))
@@ -143,7 +148,7 @@ class Target:
 
     def on_gpu(self, gpu: Gpu) -> Target:
         """The same machine, with its GPU computing."""
-        return replace(self, tier=gpu_tier(self.arch, gpu.schedule), gpu=gpu)
+        return replace(self, tier=gpu_tier(self.arch, gpu), gpu=gpu)
 
     @property
     def llvm(self) -> dict[str, object]:

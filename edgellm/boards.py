@@ -30,6 +30,8 @@ ARCHES = ("aarch64", "armv7", "x86_64")
 SYSTEMS = ("linux", "android")
 FOUND = "found"
 """Of a GPU's schedule: that of this machine's."""
+MOST_BUFFERS = 12
+"""Of a kernel: what the runtime binds (ELLM_KERNEL_POINTERS)."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ class VulkanSection:
     capabilities    of SPIR-V, besides that least
     invocations     most in a workgroup; shared_bytes: its shared memory
     storage_buffers of one kernel; binding_bytes: the largest part of a buffer that one can be
-    schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine
+    schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine,
+                    for its storage_buffers too
     times_slower    than the board's own CPU, where that is known
     """
 
@@ -196,10 +199,12 @@ class Board:
         if unknown:
             raise BoardError(f"{self.id}.toml: vulkan.capabilities: {', '.join(unknown)} is not known here")
         capabilities = (*FLOOR, *(name for name in section.capabilities if name not in FLOOR))
-        schedule = local_gpu.schedule() if section.schedule == FOUND else section.schedule
+        schedule, buffers = section.schedule, section.storage_buffers
+        if schedule == FOUND:
+            schedule, buffers = local_gpu.found(buffers, max(buffers, MOST_BUFFERS))
         if schedule not in SCHEDULES:
             raise BoardError(f"{self.id}.toml: vulkan.schedule: {schedule} is none of {', '.join(SCHEDULES)}")
-        limits = (section.invocations, section.shared_bytes, section.storage_buffers, section.binding_bytes)
+        limits = (section.invocations, section.shared_bytes, buffers, section.binding_bytes)
         cpu = Target(self.arch, self.os, gpu_tier(self.arch), self.target_section.android_api)
         return cpu.on_gpu(Gpu(capabilities, *limits, schedule))
 

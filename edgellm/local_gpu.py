@@ -5,40 +5,55 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
+from dataclasses import dataclass
 
 PROCESSOR, DESKTOP = "processor", "desktop"
 
 _CPU = 4  # VK_PHYSICAL_DEVICE_TYPE_CPU
-_TYPE_AT, _NAME_AT = 16, 20  # of deviceType and deviceName in VkPhysicalDeviceProperties, which has 824 bytes
+# of deviceType, deviceName and limits.maxPerStageDescriptorStorageBuffers in VkPhysicalDeviceProperties (824 bytes)
+_TYPE_AT, _NAME_AT, _BUFFERS_AT = 16, 20, 296 + 76
 _PROPERTIES_BYTES = 1024
 _MOST = 16
 
 
-def schedule() -> str:
-    """The class in crosscompile/gpu/schedules.py: "processor" where Vulkan finds nothing but processors.
+def found(least: int, most: int) -> tuple[str, int]:
+    """(class in crosscompile/gpu/schedules.py, storage buffers of a kernel), from `least` to `most` of them.
 
-    A driver that crashes or does not answer counts as a GPU's.
+    The class is "processor" where Vulkan finds nothing but processors. A driver that crashes or does not answer counts
+    as a GPU's, which binds the fewest.
     """
-    kinds = {kind for kind, _ in _devices()}
-    return PROCESSOR if kinds == {_CPU} else DESKTOP
+    devices = _devices()
+    kinds = {device.kind for device in devices}
+    buffers = min((device.buffers for device in devices), default=least)
+    return PROCESSOR if kinds == {_CPU} else DESKTOP, max(least, min(buffers, most))
 
 
 def names() -> str:
     """What Vulkan finds here, by name: GPUs, or processors where there is nothing else."""
-    found = _devices()
-    gpus = [name for kind, name in found if kind != _CPU]
-    return " + ".join(sorted(gpus or [name for _, name in found])) or "nothing"
+    devices = _devices()
+    gpus = [device.name for device in devices if device.kind != _CPU]
+    return " + ".join(sorted(gpus or [device.name for device in devices])) or "nothing"
 
 
-def _devices() -> list[tuple[int, str]]:
-    """VkPhysicalDeviceType and name of every device; none where the driver does not answer."""
+@dataclass(frozen=True)
+class _Device:
+    """VkPhysicalDeviceType, storage buffers of a kernel, and name."""
+
+    kind: int
+    buffers: int
+    name: str
+
+
+def _devices() -> list[_Device]:
+    """What there is; nothing where the driver does not answer."""
     try:
         argv = [sys.executable, "-IS", __file__]
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False, timeout=60)
     except subprocess.TimeoutExpired:
         return []
-    lines = [line.partition(" ") for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    return [(int(kind), name) for kind, _, name in lines if kind.isdecimal()]
+    lines = [line.split(" ", 2) for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    read = [line for line in lines if len(line) == 3 and line[0].isdecimal() and line[1].isdecimal()]
+    return [_Device(int(kind), int(buffers), name) for kind, buffers, name in read]
 
 
 class _InstanceInfo(ctypes.Structure):
@@ -56,8 +71,8 @@ class _InstanceInfo(ctypes.Structure):
     )
 
 
-def _ask() -> list[tuple[int, str]]:
-    """VkPhysicalDeviceType and name of every device."""
+def _ask() -> list[_Device]:
+    """Every device."""
     vulkan = ctypes.CDLL("libvulkan.so.1")
     info, instance = _InstanceInfo(type=1), ctypes.c_void_p()
     if vulkan.vkCreateInstance(ctypes.byref(info), None, ctypes.byref(instance)) != 0:
@@ -65,14 +80,15 @@ def _ask() -> list[tuple[int, str]]:
     count, devices = ctypes.c_uint32(_MOST), (ctypes.c_void_p * _MOST)()
     if vulkan.vkEnumeratePhysicalDevices(instance, ctypes.byref(count), devices) < 0:
         return []
-    found = []
+    made = []
     for device in devices[: count.value]:
         properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
         vulkan.vkGetPhysicalDeviceProperties(ctypes.c_void_p(device), properties)
         name = properties.raw[_NAME_AT:].partition(b"\0")[0].decode("utf-8", "replace")
-        found.append((ctypes.c_uint32.from_buffer(properties, _TYPE_AT).value, " ".join(name.split())))
-    return found
+        kind, buffers = (ctypes.c_uint32.from_buffer(properties, at).value for at in (_TYPE_AT, _BUFFERS_AT))
+        made.append(_Device(kind, buffers, " ".join(name.split())))
+    return made
 
 
 if __name__ == "__main__":
-    sys.stdout.write("".join(f"{kind} {name}\n" for kind, name in _ask()))
+    sys.stdout.write("".join(f"{each.kind} {each.buffers} {each.name}\n" for each in _ask()))

@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -77,38 +77,61 @@ def run_shader(
     program: Path, folder: Path, shader: Shader, inputs: Sequence[np.ndarray], outputs: Sequence[int]
 ) -> list[bytes]:
     """What a kernel writes. Its parameters are `inputs`, then outputs of so many bytes."""
-    weights, arguments, bound, offset, places = [], [], [], 0, []
-    for i, value in enumerate(inputs):
+    given = {f"in{i}": value for i, value in enumerate(inputs)}
+    made = {f"out{i}": size for i, size in enumerate(outputs)}
+    return list(run_shaders(program, folder, [(shader, [*given, *made])], given, made).values())
+
+
+def run_shaders(
+    program: Path,
+    folder: Path,
+    steps: Sequence[tuple[Shader, Sequence[str]]],
+    inputs: Mapping[str, np.ndarray],
+    outputs: Mapping[str, int],
+) -> dict[str, bytes]:
+    """What some kernels, one after the other in one submission, leave in `outputs`, of so many bytes each.
+
+    steps: kernels, and the names of what they bind, inputs, which none writes, or outputs, which all of them may.
+    """
+    weights, bindings, offset, places = [], dict[str, tuple[dict[str, object], list[object]]](), 0, dict[str, int]()
+    for i, (name, value) in enumerate(inputs.items()):
         raw = value.tobytes() + b"\0" * (-value.nbytes % 64)
         (folder / f"w{i}.bin").write_bytes(raw)
         weights.append({"tensor": f"w{i}", "bytes": len(raw)})
-        arguments.append({"access": "r", "bytes": value.nbytes})
-        bound.append(["w", i])
-    for size in outputs:
-        arguments.append({"access": "w", "bytes": size})
-        bound.append(["a", offset])
-        places.append(offset)
+        bindings[name] = {"access": "r", "bytes": value.nbytes}, ["w", i]
+    for name, size in outputs.items():
+        bindings[name] = {"access": "rw" if len(steps) > 1 else "w", "bytes": size}, ["a", offset]
+        places[name] = offset
         offset += -(-size // 64) * 64
-    kernel = {"name": "kernel", "args": arguments, "scalars": list(shader.scalars), "grid": list(shader.grid)}
-    functions = [
-        {"name": "body", "n": 1, "steps": []},
-        {"name": "head", "n": 1, "steps": [{"kernel": 0, "args": bound}]},
+    shaders = {id(shader): (shader, names) for shader, names in steps}
+    kernels = [
+        {
+            "name": f"kernel{i}",
+            "args": [bindings[name][0] for name in names],
+            "scalars": list(shader.scalars),
+            "grid": list(shader.grid),
+        }
+        for i, (shader, names) in enumerate(shaders.values())
     ]
+    index = {key: i for i, key in enumerate(shaders)}
+    calls = [{"kernel": index[id(shader)], "args": [bindings[name][1] for name in names]} for shader, names in steps]
+    functions = [{"name": "body", "n": 1, "steps": []}, {"name": "head", "n": 1, "steps": calls}]
     plan = {
         "format": 1,
         "arena_bytes": offset + 64,
         "kv_block": 64,
         "weights": weights,
         "states": [],
-        "kernels": [kernel],
+        "kernels": kernels,
         "functions": functions,
         "hidden": {"arena": offset, "bytes_per_row": 64},
         "logits": {"arena": 0, "bytes_per_row": offset},
     }
     (folder / "plan.json").write_text(json.dumps(plan))
-    (folder / "kernels.spv").write_bytes(pack_modules({"kernel": shader.code}))
+    modules = {f"kernel{i}": shader.code for i, (shader, _) in enumerate(shaders.values())}
+    (folder / "kernels.spv").write_bytes(pack_modules(modules))
     command = [str(program), str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=lavapipe())
     assert done.returncode == 0, done.stdout + done.stderr
     raw = (folder / "out.bin").read_bytes()
-    return [raw[place : place + size] for place, size in zip(places, outputs, strict=True)]
+    return {name: raw[places[name] : places[name] + size] for name, size in outputs.items()}

@@ -1,7 +1,8 @@
 """Attention on a GPU in two kernels: parts of the context by workgroups of their own, then all parts of a row together.
 
 The first one is by tiles of queries (attention_tiles.py), for a single row by its heads (attention_rows.py), and where
-threads share nothing by threads (attention_alone.py).
+threads share nothing by threads (attention_alone.py). A single row's is one kernel where a GPU binds enough buffers
+(attention_whole.py).
 """
 
 from __future__ import annotations
@@ -10,14 +11,12 @@ from typing import Any
 
 from tvm import tirx
 
-from crosscompile.arithmetic import Expr, exp, fma
 from crosscompile.gpu.attention_alone import merge_alone, parts_alone, splits_alone
-from crosscompile.gpu.attention_rows import block_of, heads_at_once, oldest_of, rows_kernel
+from crosscompile.gpu.attention_merge import merge_rows
+from crosscompile.gpu.attention_rows import heads_at_once, rows_kernel
 from crosscompile.gpu.attention_tiles import Tile, tiles_kernel
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32
-from crosscompile.gpu.rows import Output
+from crosscompile.gpu.build import f32
 from crosscompile.gpu.schedules import SCHEDULES, Schedule
-from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import Builder as Declaration
 from crosscompile.kernels.build import kernel, kernel_maker
 from crosscompile.kernels.kv_cache import Cache as DeclaredCache
@@ -31,8 +30,8 @@ PARTS = 256
 
 
 def supports(heads: Heads) -> bool:
-    """Whether these kernels can: heads that are whole groups."""
-    return heads.dim % GROUP == 0 and heads.dim <= 256
+    """Whether these kernels can. A tile's threads share a block's values evenly (attention_tiles.py)."""
+    return heads.dim <= 256 and heads.dim % (16 if heads.dim <= 128 else GROUP) == 0
 
 
 def splits_for(n: int, heads: Heads, schedule: Schedule) -> int:
@@ -92,47 +91,7 @@ def parts_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx
 
 
 def merge_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, form: Form | None) -> tirx.PrimFunc:
-    """The GPU's attention_merge: a workgroup for each row and head, a thread for each dimension, then each group."""
+    """The GPU's attention_merge."""
     if SCHEDULES[gpu.schedule].alone:
         return merge_alone(name, gpu, n, heads, splits, form)
-
-    def body(k: Builder) -> None:
-        parts = k.buffer("parts", (n, heads.query, splits, heads.dim + 2), "float32")
-        positions = k.buffer("positions", (n,), "int32")
-        out = Output(k, n, heads.query * heads.dim, form)
-        merged, total = k.shared(heads.dim), k.local(2)
-        groups = heads.dim // GROUP
-        with k.launch((heads.query, n), min(heads.dim, gpu.invocations)) as (head, m, thread):
-            position = k.bind(positions[m])
-            used = k.local(2, "int32")  # parts with a block that the row sees, and the first of them
-            k.store(used, i32(0), 0)
-            k.store(used, i32(0), 1)
-            with k.when(position >= i32(0)):
-                first = k.bind(block_of(oldest_of(position, heads)))
-                k.store(used, tirx.Min(block_of(position) - first + 1, i32(splits)), 0)
-                k.store(used, tirx.truncmod(first, i32(splits)), 1)
-            n_used, begin = k.bind(used[0]), k.bind(used[1])
-
-            def part(turn: Expr) -> Expr:
-                """The part that is merged in a turn."""
-                return tirx.truncmod(begin + turn, i32(splits)) if splits > 1 else turn
-
-            with k.strided(thread, heads.dim) as d:
-                k.store(total, f32(LOWEST), 0)
-                with k.loop(0, n_used) as turn:
-                    k.store(total, tirx.Max(total[0], parts[m, head, part(turn), heads.dim]), 0)
-                most = k.bind(total[0])
-                k.store(total, f32(0.0), 0)
-                k.store(total, f32(0.0), 1)
-                with k.loop(0, n_used) as turn:
-                    s = k.bind(part(turn))
-                    factor = k.bind(exp(parts[m, head, s, heads.dim] - most))
-                    k.store(total, fma(parts[m, head, s, d], factor, total[0]), 0)
-                    k.store(total, fma(parts[m, head, s, heads.dim + 1], factor, total[1]), 1)
-                k.store(merged, tirx.Select(n_used > i32(0), total[0] / tirx.Max(total[1], f32(1e-38)), f32(0.0)), d)
-            k.barrier()
-            with k.when(thread < i32(groups)):
-                values = [k.bind(merged[thread * GROUP + i]) for i in range(GROUP)]
-                out.write(m, k.bind(head * groups + thread), values)
-
-    return gpu_kernel(name, gpu, body)
+    return merge_rows(name, gpu, n, heads, splits, form)

@@ -7,6 +7,7 @@ each session's blocks in turn.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import Any
 
 from tvm import tirx
@@ -182,35 +183,43 @@ def parts_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
 
 
 def merge_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, form: Form | None) -> tirx.PrimFunc:
-    """As crosscompile.gpu.attention.merge_kernel: a thread for each group of a row."""
-    groups = heads.query * heads.dim // GROUP
-    per_head = heads.dim // GROUP
+    """As crosscompile.gpu.attention.merge_kernel: a thread for each group of a row, or half of one."""
+    width = gcd(heads.dim, GROUP)
+    groups, per_head = heads.query * heads.dim // width, heads.dim // width
+    assert width == GROUP or form is None
 
     def body(k: Builder) -> None:
         parts = k.buffer("parts", (n, heads.query, splits, heads.dim + 2), "float32")
         positions = k.buffer("positions", (n,), "int32")
-        out = Output(k, n, heads.query * heads.dim, form)
-        merged, total, threads = k.local(GROUP), k.local(1), k.schedule.threads
+        if width == GROUP:
+            out = Output(k, n, heads.query * heads.dim, form)
+        else:
+            y = k.buffer("y", (n, heads.query * heads.dim), "float32")
+        merged, total, threads = k.local(width), k.local(1), k.schedule.threads
         with k.launch((-(-n * groups // threads),), threads) as (group, thread):
             unit = k.bind(tirx.Min(group * threads + thread, i32(n * groups - 1)))
             m, g = k.bind(tirx.truncdiv(unit, i32(groups))), k.bind(tirx.truncmod(unit, i32(groups)))
-            head, first = k.bind(tirx.truncdiv(g, i32(per_head))), k.bind(tirx.truncmod(g, i32(per_head)) * GROUP)
+            head, first = k.bind(tirx.truncdiv(g, i32(per_head))), k.bind(tirx.truncmod(g, i32(per_head)) * width)
             highest: list[Any] = [k.bind(parts[m, head, s, heads.dim]) for s in range(splits)]
             most = highest[0]
             for value in highest[1:]:
                 most = tirx.Max(most, value)
             most = k.bind(most)
             k.store(total, f32(0.0), 0)
-            for i in range(GROUP):
+            for i in range(width):
                 k.store(merged, f32(0.0), i)
             for s in range(splits):
                 factor = k.bind(exp(highest[s] - most)) if splits > 1 else f32(1.0)
                 k.store(total, fma(parts[m, head, s, heads.dim + 1], factor, total[0]), 0)
-                for i in range(GROUP):
+                for i in range(width):
                     k.store(merged, fma(parts[m, head, s, first + i], factor, merged[i]), i)
             kept = k.bind(positions[m] >= i32(0))
             inverse = k.bind(f32(1.0) / tirx.Max(total[0], f32(1e-38)))
-            values = [k.bind(tirx.Select(kept, merged[i] * inverse, f32(0.0))) for i in range(GROUP)]
-            out.write(m, g, values)
+            values = [k.bind(tirx.Select(kept, merged[i] * inverse, f32(0.0))) for i in range(width)]
+            if width == GROUP:
+                out.write(m, g, values)
+                return
+            for i, value in enumerate(values):
+                k.store(y, value, m, g * width + i)
 
     return gpu_kernel(name, gpu, body)

@@ -2,7 +2,9 @@
 
 Blocks of 64 positions, one after the other, with an online softmax; each block's keys are read by several threads a
 position, and its values by several threads a dimension. Loads come in runs of independent ones: there are few
-workgroups, and nothing else hides how long memory takes.
+workgroups, and nothing else hides how long memory takes. So whatever does not depend on each other is asked for
+together: the row's position, session and query; then where its first block lies; then keys, values and where the next
+block lies.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.spirv.capabilities import Gpu
 
 RUN = 16
-"""Loads that are under way together."""
+"""Loads that are under way together, where registers are scarce."""
 THREADS = 256
 """Of a workgroup, where a GPU has as many."""
 FLOATS = 4096
@@ -68,16 +70,61 @@ class Layer:
 
 @dataclass(frozen=True)
 class Room:
-    """Shared memory for `count` query heads: their queries, the weights of a block, and a number of each thread."""
+    """Shared memory for `count` query heads: their queries, the weights of a block, and a number of each thread.
+
+    apart: room for two reductions, which take fewer barriers then; () where there is none.
+    """
 
     query: Any
     weights: Any
     numbers: Any
+    apart: tuple[Any, ...] = ()
 
     @staticmethod
     def sizes(count: int, dim: int, threads: int) -> tuple[int, int, int]:
-        """Elements of each, in this order."""
+        """Elements of the first three, in this order."""
         return count * dim, count * KV_BLOCK, count * threads
+
+    @classmethod
+    def allocate(cls, k: Builder, count: int, dim: int, threads: int) -> Room:
+        """All of a workgroup's. Reductions through shared memory alone gain little by being apart."""
+        sizes, each = cls.sizes(count, dim, threads), count * threads
+        fits = k.gpu.has("GroupNonUniformArithmetic") and sum(sizes) + 2 * each <= FLOATS
+        query, weights, numbers = (k.shared(size) for size in sizes)
+        return cls(query, weights, numbers, (k.shared(each), k.shared(each)) if fits else ())
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a part of a row's context begins with.
+
+    position, slot  of the row; oldest: the oldest position that it sees
+    first, last     block of the part, and of the row; blocks: how many of the part there are, 0 for a row of none
+    asked           this thread's elements of the queries
+    """
+
+    position: Expr
+    slot: Expr
+    oldest: Expr
+    first: Expr
+    last: Expr
+    blocks: Expr
+    asked: list[Expr]
+
+    @classmethod
+    def read(cls, k: Builder, layer: Layer, m: Expr, head: Expr, count: int, split: Expr, thread: Expr) -> Row:
+        """Of row m, for the query heads head to head + count − 1."""
+        size = count * layer.heads.dim
+        position, slot = k.bind(layer.cached.positions[m]), k.bind(layer.cached.slots[m])
+        asked = []
+        for first in range(0, size, k.threads):
+            at = thread + first
+            at = at if first + k.threads <= size else tirx.Min(at, i32(size - 1))
+            asked.append(k.bind(layer.q[m, head * layer.heads.dim + at]))
+        oldest = k.bind(oldest_of(position, layer.heads))
+        begin, last = layer.first_block(k, block_of(oldest), split), k.bind(block_of(position))
+        blocks = k.bind(tirx.Select(position >= i32(0), layer.turns(begin, last), i32(0)))
+        return cls(position, slot, oldest, begin, last, blocks, asked)
 
 
 def oldest_of(position: Expr, heads: Heads) -> Expr:
@@ -104,117 +151,154 @@ def rows_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
 
     def body(k: Builder) -> None:
         layer = Layer.parameters(k, n, heads, splits)
-        room = Room(*(k.shared(size) for size in Room.sizes(count, heads.dim, threads)))
-        grid = heads.query // count, n, splits
-        with (
-            k.launch(grid, threads) as (group, m, split, thread),
-            k.when(layer.cached.positions[m] >= i32(0)),
-        ):
-            attend_row(k, layer, room, m, k.bind(group * count), count, split, thread)
+        room = Room.allocate(k, count, heads.dim, threads)
+        with k.launch((heads.query // count, n, splits), threads) as (group, m, split, thread):
+            head = k.bind(group * count)
+            row = Row.read(k, layer, m, head, count, split, thread)
+            with k.when(row.blocks > i32(0)):
+                attend_row(k, layer, room, row, m, head, count, split, thread, k.schedule.loads)
 
     return gpu_kernel(name, gpu, body)
 
 
 def attend_row(
-    k: Builder, layer: Layer, room: Room, m: Expr, head: Expr, count: int, split: Expr, thread: Expr
+    k: Builder,
+    layer: Layer,
+    room: Room,
+    row: Row,
+    m: Expr,
+    head: Expr,
+    count: int,
+    split: Expr,
+    thread: Expr,
+    loads: int = RUN,
 ) -> None:
-    """A part of row m's context, for the query heads head to head + count − 1, which share a KV head."""
+    """A part of row m's context, of a block or more, for the query heads head to head + count − 1 of a KV head.
+
+    loads: how many numbers of the cache a thread has on their way together.
+    """
     heads, cached, dim = layer.heads, layer.cached, layer.heads.dim
     threads, each_head = k.threads, range(count)
     readers = divisor(dim, max(1, threads // KV_BLOCK))  # threads for a position's key
     sharers = divisor(KV_BLOCK, max(1, threads // dim))  # threads for a dimension's values
     across = threads // sharers
     parts_of = -(-dim // across)  # dimensions that a thread sums
+    keys_each, values_each = dim // readers, KV_BLOCK // sharers
+    early = keys_each + values_each * parts_of <= loads  # values are loaded with the keys
     sums, running, score = k.local(count * parts_of), k.local(2 * count), k.local(count)
-    position, slot = k.bind(cached.positions[m]), k.bind(cached.slots[m])
+    block = k.local(1, "int32")
     kv_head = k.bind(tirx.truncdiv(head, i32(heads.query // heads.kv)))
     reader, place = k.bind(tirx.truncdiv(thread, i32(KV_BLOCK))), k.bind(tirx.truncmod(thread, i32(KV_BLOCK)))
     sharer, column = k.bind(tirx.truncdiv(thread, i32(across))), k.bind(tirx.truncmod(thread, i32(across)))
+    first_d, first_j = k.bind(reader * keys_each), k.bind(sharer * values_each)
 
-    def key_parts(start: Expr) -> None:
-        """This thread's dimensions of q · k for its position, to shared memory."""
-        each = dim // readers
-        run = divisor(each, RUN)
+    def load_keys(start: Expr, d: Expr, run: int) -> list[Expr]:
+        """Dimensions d to d + run − 1 of the key at this thread's position."""
+        at = k.bind(start + d * KV_BLOCK + place)
+        return [k.bind(tirx.Cast("float32", cached.keys[at + i * KV_BLOCK])) for i in range(run)]
+
+    def load_values(start: Expr, j: Expr, part: int, run: int) -> list[Expr]:
+        """One of this thread's dimensions of the values at positions j to j + run − 1 of the block."""
+        d = column + part * across
+        d = tirx.Min(d, i32(dim - 1)) if (part + 1) * across > dim else d
+        at = k.bind(start + j * dim + d)
+        return [k.bind(tirx.Cast("float32", cached.values[at + i * dim])) for i in range(run)]
+
+    def multiply(keys: list[Expr], d: Expr) -> None:
+        """Adds dimensions from d on of q · k to the scores of this thread's position."""
+        for h in each_head:
+            total = score[h]
+            for i, key in enumerate(keys):
+                total = fma(room.query[d + (h * dim + i)], key, total)
+            k.store(score, total, h)
+
+    def add(values: list[Expr], base: Expr, j: Expr, part: int) -> None:
+        """Adds values from position j on, times their weights. What was never written may be no number."""
+        seen = [k.bind(tirx.Select(base + (j + i) <= row.position, value, f32(0.0))) for i, value in enumerate(values)]
+        for h in each_head:
+            total = sums[h * parts_of + part]
+            for i, value in enumerate(seen):
+                total = fma(room.weights[j + (h * KV_BLOCK + i)], value, total)
+            k.store(sums, total, h * parts_of + part)
+
+    def score_block(start: Expr, keys: list[Expr]) -> None:
+        """This thread's dimensions of q · k for its position. keys: as far as they are loaded."""
         for h in each_head:
             k.store(score, f32(0.0), h)
-        with k.loop(0, each // run) as turn:
-            d = k.bind(reader * each + turn * run)
-            at = k.bind(start + d * KV_BLOCK + place)
-            keys = [k.bind(tirx.Cast("float32", cached.keys[at + i * KV_BLOCK])) for i in range(run)]
-            for h in each_head:
-                total = score[h]
-                for i, key in enumerate(keys):
-                    total = fma(room.query[d + (h * dim + i)], key, total)
-                k.store(score, total, h)
-        for h in each_head:
-            k.store(room.numbers, score[h], thread + h * threads)
+        if keys:
+            multiply(keys, first_d)
+            return
+        run = divisor(keys_each, loads)
+        with k.loop(0, keys_each // run) as turn:
+            d = k.bind(first_d + turn * run)
+            multiply(load_keys(start, d, run), d)
 
-    def weigh(start: Expr, base: Expr, decays: list[Expr]) -> None:
-        """Adds the values of a block, times their weights. What was never written may be no number."""
-        each = KV_BLOCK // sharers
-        run = divisor(each, RUN)
+    def weigh(start: Expr, base: Expr, decays: list[Expr], values: list[list[Expr]]) -> None:
+        """Adds this thread's share of the block's values. values: as far as they are loaded."""
+        run = divisor(values_each, loads)
         for part in range(parts_of):
-            d = k.bind(column + part * across)
-            with k.when(d < i32(dim)):
-                for h in each_head:
-                    k.store(sums, sums[h * parts_of + part] * decays[h], h * parts_of + part)
-                with k.loop(0, each // run) as turn:
-                    j = k.bind(sharer * each + turn * run)
-                    at = k.bind(start + j * dim + d)
-                    loaded = [k.bind(tirx.Cast("float32", cached.values[at + i * dim])) for i in range(run)]
-                    values = [
-                        k.bind(tirx.Select(base + (j + i) <= position, value, f32(0.0)))
-                        for i, value in enumerate(loaded)
-                    ]
-                    for h in each_head:
-                        total = sums[h * parts_of + part]
-                        for i, value in enumerate(values):
-                            total = fma(room.weights[j + (h * KV_BLOCK + i)], value, total)
-                        k.store(sums, total, h * parts_of + part)
+            for h in each_head:
+                k.store(sums, sums[h * parts_of + part] * decays[h], h * parts_of + part)
+            if values:
+                add(values[part], base, first_j, part)
+                continue
+            with k.loop(0, values_each // run) as turn:
+                j = k.bind(first_j + turn * run)
+                add(load_values(start, j, part, run), base, j, part)
 
-    with k.strided(thread, count * dim) as d:
-        k.store(room.query, layer.q[m, head * dim + d], d)
+    k.store(block, cached.table[row.slot, row.first], 0)
+    for i, asked in enumerate(row.asked):
+        at = k.bind(thread + i * threads)
+        with k.when(at < i32(count * dim)):
+            k.store(room.query, asked, at)
     for h in each_head:
         k.store(running, f32(LOWEST), 2 * h)
         k.store(running, f32(0.0), 2 * h + 1)
         for part in range(parts_of):
             k.store(sums, f32(0.0), h * parts_of + part)
-    oldest = k.bind(oldest_of(position, heads))
-    first, last = layer.first_block(k, block_of(oldest), split), k.bind(block_of(position))
     k.barrier()
-    with k.loop(0, layer.turns(first, last)) as turn:
-        logical = k.bind(first + turn * layer.splits)
+    with k.loop(0, row.blocks) as turn:
+        logical = k.bind(row.first + turn * layer.splits)
         base = k.bind(logical * KV_BLOCK)
-        start = k.bind(cached.start(cached.table[slot, logical], kv_head))
+        start = k.bind(cached.start(block[0], kv_head))
         at = k.bind(base + place)
-        visible = k.bind(tirx.And(at >= oldest, at <= position))
-        key_parts(start)
+        visible = k.bind(tirx.And(at >= row.oldest, at <= row.position))
+        scales = [
+            cached.scale(k, buffer, start, place) if cached.quantized else None
+            for buffer in (cached.keys, cached.values)
+        ]
+        keys = load_keys(start, first_d, keys_each) if early else []
+        values = [load_values(start, first_j, part, values_each) for part in range(parts_of)] if early else []
+        k.store(block, cached.table[row.slot, tirx.Min(logical + layer.splits, row.last)], 0)
+        score_block(start, keys)
+        for h in each_head:
+            k.store(room.numbers, score[h], thread + h * threads)
         k.barrier()
         own = []
-        scale = cached.scale(k, cached.keys, start, place) if cached.quantized else None
         for h in each_head:
             total = room.numbers[place + h * threads]
             for other in range(1, readers):
                 total = total + room.numbers[place + (h * threads + other * KV_BLOCK)]
-            scaled = layer.score(total if scale is None else total * scale)
+            scaled = layer.score(total if scales[0] is None else total * scales[0])
             own.append(k.bind(tirx.Select(visible, scaled, f32(LOWEST))))
-        k.barrier()
-        most = k.reduce(thread, own, room.numbers, largest=True)
+        if not room.apart:
+            k.barrier()
+        for_most, for_totals = room.apart or (room.numbers, room.numbers)
+        most = k.reduce(thread, own, for_most, largest=True, apart=bool(room.apart))
         highest = [k.bind(tirx.Max(running[2 * h], most[h])) for h in each_head]
         decays = [k.bind(exp(running[2 * h] - highest[h])) for h in each_head]
         weights = [k.bind(tirx.Select(visible, exp(own[h] - highest[h]), f32(0.0))) for h in each_head]
         leads = k.bind(tirx.EQ(reader, i32(0)))
         counted = [k.bind(tirx.Select(leads, weight, f32(0.0))) for weight in weights]
         with k.when(leads):
-            scale = cached.scale(k, cached.values, start, place) if cached.quantized else None
             for h, weight in enumerate(weights):
-                times = weight if scale is None else tirx.Select(visible, weight * scale, f32(0.0))
+                times = weight if scales[1] is None else tirx.Select(visible, weight * scales[1], f32(0.0))
                 k.store(room.weights, times, place + h * KV_BLOCK)
-        totals = k.reduce(thread, counted, room.numbers)  # and weights are there for all
+        totals = k.reduce(thread, counted, for_totals, apart=bool(room.apart))  # and weights are there for all
         for h in each_head:
             k.store(running, highest[h], 2 * h)
             k.store(running, fma(running[2 * h + 1], decays[h], totals[h]), 2 * h + 1)
-        weigh(start, base, decays)
+        weigh(start, base, decays, values)
     for part in range(parts_of):  # the sharers of a dimension, together
         for h in each_head:
             k.store(room.numbers, sums[h * parts_of + part], thread + h * threads)
@@ -226,7 +310,8 @@ def attend_row(
                 for other in range(1, sharers):
                     whole = whole + room.numbers[thread + (h * threads + other * across)]
                 k.store(layer.parts, whole, m, head + h, split, d)
-        k.barrier()
+        if part + 1 < parts_of:
+            k.barrier()
     with k.when(tirx.EQ(thread, i32(0))):
         for h in each_head:
             k.store(layer.parts, running[2 * h], m, head + h, split, dim)

@@ -20,6 +20,7 @@ from crosscompile.gpu.attention_rows import (
     TOGETHER,
     Layer,
     Room,
+    Row,
     attend_row,
     block_of,
     oldest_of,
@@ -100,7 +101,10 @@ def tiles_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, tile: T
             def alone() -> None:
                 room = Room(memory.queries, memory.weights, memory.chunk)
                 with k.loop(0, tile.heads // few) as part:
-                    attend_row(k, layer, room, leader, k.bind(head + part * few), few, split, thread)
+                    own = k.bind(head + part * few)
+                    row = Row.read(k, layer, leader, own, few, split, thread)
+                    with k.when(row.blocks > i32(0)):
+                        attend_row(k, layer, room, row, leader, own, few, split, thread)
 
             def together() -> None:
                 seen = k.bind(found[0]), k.bind(oldest_of(found[1], heads))

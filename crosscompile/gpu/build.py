@@ -13,6 +13,7 @@ from tvm.script.ir_builder import tirx as T
 from crosscompile.arithmetic import Expr, constant
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.spirv.capabilities import Gpu
+from crosscompile.spirv.emit import COHERENT
 
 WORD_BYTES, QUAD_BYTES = 4, 16
 PART_ROWS = 64
@@ -24,8 +25,10 @@ def gpu_kernel(name: str, gpu: Gpu, body: Callable[[Builder], None]) -> tirx.Pri
     with IRBuilder() as builder, T.prim_func(s_tir=True):
         T.func_name(name)
         T.func_attr({"tirx.noalias": True, "global_symbol": name})
-        body(Builder(gpu))
-    return builder.get()
+        k = Builder(gpu)
+        body(k)
+    function = builder.get()
+    return function.with_attr(COHERENT, k.exchanged) if k.exchanged else function
 
 
 def i32(value: int) -> Expr:
@@ -43,6 +46,7 @@ class Builder:
         self.gpu = gpu
         self.schedule = SCHEDULES[gpu.schedule]
         self.threads = 1
+        self.exchanged: list[str] = []
 
     # ---- buffers
 
@@ -50,6 +54,11 @@ class Builder:
         """The next parameter."""
         dims = tuple(i32(d) if isinstance(d, int) else d for d in shape)
         return T.arg(name, T.Buffer(dims, dtype))
+
+    def exchange(self, name: str, shape: Sequence[Any], dtype: str) -> Any:
+        """The next parameter, in which workgroups see what others wrote before a fence."""
+        self.exchanged.append(name)
+        return self.buffer(name, shape, dtype)
 
     def words(self, name: str, n_bytes: int) -> Any:
         """The next parameter, of whatever type, read as uint32."""
@@ -100,6 +109,15 @@ class Builder:
         """Waits for the workgroup."""
         T.evaluate(T.call_intrin("void", "tirx.tvm_storage_sync", "shared"))
 
+    def fence(self) -> None:
+        """What this thread wrote to exchanged buffers is seen by whoever learns of what it writes next."""
+        T.evaluate(tirx.call_extern("void", "ellm.fence"))
+
+    def add_at(self, buffer: Any, value: Expr, *index: Any) -> Expr:
+        """buffer[index] += value, of an exchanged buffer of int32, and what was there before: one thread at a time."""
+        there = T.address_of(buffer[index if len(index) > 1 else index[0]])
+        return self.bind(tirx.call_extern("int32", "ellm.atomic_add", there, value))
+
     # ---- statements
 
     def bind(self, value: Expr) -> Expr:
@@ -146,15 +164,17 @@ class Builder:
 
     # ---- reductions
 
-    def reduce(self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool = False) -> list[Expr]:
+    def reduce(
+        self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool = False, apart: bool = False
+    ) -> list[Expr]:
         """Sums of each of the values over the workgroup, or their maxima; every thread gets them.
 
         shared: room for len(values) · threads elements. Begins and ends with what all threads see: no barrier is needed
-        around it unless `shared` is used for something else.
+        around it unless `shared` is used for something else. apart: it is not until there was another barrier.
         """
         count = len(values)
         if self.gpu.has("GroupNonUniformArithmetic"):
-            return self._reduce_subgroups(thread, values, shared, largest)
+            return self._reduce_subgroups(thread, values, shared, largest, apart)
         for i, value in enumerate(values):
             self.store(shared, value, thread + i * self.threads)
         self.barrier()
@@ -168,10 +188,13 @@ class Builder:
             self.barrier()
             active //= 2
         results = [self.bind(shared[i * self.threads]) for i in range(count)]
-        self.barrier()
+        if not apart:
+            self.barrier()
         return results
 
-    def _reduce_subgroups(self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool) -> list[Expr]:
+    def _reduce_subgroups(
+        self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool, apart: bool
+    ) -> list[Expr]:
         word = "ellm.subgroup_max" if largest else "ellm.subgroup_sum"
         index, lane, groups = (
             self.bind(tirx.call_extern("int32", f"ellm.subgroup_{name}")) for name in ("index", "lane", "count")
@@ -189,7 +212,8 @@ class Builder:
                 other = shared[g + i * self.threads]
                 self.store(totals, tirx.Max(totals[i], other) if largest else totals[i] + other, i)
         results = [self.bind(totals[i]) for i in range(len(values))]
-        self.barrier()
+        if not apart:
+            self.barrier()
         return results
 
     # ---- words

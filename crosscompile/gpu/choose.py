@@ -15,7 +15,7 @@ from tvm.tirx.buffer import is_buffer_var
 
 from crosscompile.codegen import SCALARS, Signature, lowering, placement, replace_range
 from crosscompile.errors import CodegenError
-from crosscompile.gpu import attention, embed, experts, norms, recurrent, rotary, rows, rwkv
+from crosscompile.gpu import attention, attention_whole, embed, experts, fused, norms, recurrent, rotary, rows, rwkv
 from crosscompile.gpu.grouped import group_rows_kernel
 from crosscompile.gpu.grouped_linear import grouped_kernel
 from crosscompile.gpu.knobs import chosen_knobs
@@ -37,10 +37,17 @@ _MAKERS: dict[str, Maker] = {
     "rms_norm": rows.rms_norm,
     "layer_norm": rows.layer_norm,
     "gather": rows.gather,
+    "gated_linear": fused.gated_kernel,
+    "normed_linear": fused.normed_kernel,
+    "scaled_linear": fused.scaled_kernel,
+    "rotated_linear": fused.rotated_kernel,
     "embed": embed.embed,
     "embed_part": embed.embed,
     "attention_parts": attention.parts_kernel,
+    "attention_row": attention_whole.whole_kernel,
+    "clear_turns": attention_whole.clearing_kernel,
     "attention_merge": attention.merge_kernel,
+    "rope_append_clear": rotary.clearing_kernel,
     "normalize_heads": rotary.normalize_heads,
     "route": experts.route,
     "expert_linear": experts.expert_linear,
@@ -137,6 +144,8 @@ def linear_work(name: str, function: tirx.PrimFunc, target: Target) -> Linear | 
     if origin is not None and origin.name == "linear_part":
         work: Linear = origin.arguments["work"]
         return work
+    if origin is not None and origin.name in _MAKERS:
+        return None
     return linear_of(name, function, target) if KIND.search(name) else None
 
 

@@ -24,7 +24,7 @@ from crosscompile.spirv.capabilities import Gpu
 if TYPE_CHECKING:
     from crosscompile.gpu.linear import Linear
 
-TEMPLATE_REVISION = 1
+TEMPLATE_REVISION = 2
 """Raised with every change to the kernels, or to what is searched, that makes earlier results worth nothing."""
 
 FEW_ROWS = 8

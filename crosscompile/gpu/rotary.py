@@ -7,8 +7,12 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma, integer_product, magnitude, sin_cos
+from crosscompile.gpu.attention_whole import clear, counters
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32
 from crosscompile.gpu.cache import Cache
+from crosscompile.kernels.build import Builder as Declaration
+from crosscompile.kernels.build import kernel, kernel_maker
+from crosscompile.kernels.kv_cache import Cache as DeclaredCache
 from crosscompile.kernels.kv_cache import Heads
 from crosscompile.kernels.rotary import Turn
 from crosscompile.spirv.capabilities import Gpu
@@ -81,8 +85,34 @@ def normalize_heads(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> ti
     return gpu_kernel(name, gpu, body)
 
 
-def rope_append(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> tirx.PrimFunc:
-    """As crosscompile.kernels.rotary.rope_append."""
+@kernel_maker
+def rope_append_clear(heads: Heads, turn: Turn) -> tirx.PrimFunc:
+    """As crosscompile.kernels.rotary.rope_append of one row, without norms, for planning; only GPUs have it.
+
+    Before q, it gives the counters of attention_whole.py, turns (Hq,) int32: zeros.
+    """
+    width = (heads.query + 2 * heads.kv) * heads.dim
+
+    def body(k: Declaration) -> None:
+        k.buffer("qkv", (1, width), "float32")
+        if turn.dim:
+            k.buffer("table", (1, turn.dim), "float32")
+        DeclaredCache.parameters(k, 1, heads)
+        turns = k.buffer("turns", (counters(heads),), "int32")
+        k.buffer("q", (1, heads.query * heads.dim), "float32")
+        with k.shared(1) as unit:
+            k.store(turns, i32(0), unit)
+
+    return kernel("rope_append", body)
+
+
+def clearing_kernel(name: str, gpu: Gpu, heads: Heads, turn: Turn) -> tirx.PrimFunc:
+    """The GPU's rope_append_clear."""
+    return rope_append(name, gpu, 1, heads, turn, clears=True)
+
+
+def rope_append(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn, clears: bool = False) -> tirx.PrimFunc:
+    """As crosscompile.kernels.rotary.rope_append, or `rope_append_clear`."""
     half = turn.dim // 2
     width = (heads.query + 2 * heads.kv) * heads.dim
 
@@ -90,12 +120,15 @@ def rope_append(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> tirx.P
         qkv = k.buffer("qkv", (n, width), "float32")
         table: Any = k.buffer("table", (n, turn.dim), "float32") if turn.dim else None
         cached = Cache.parameters(k, n, heads)
+        turns = k.buffer("turns", (counters(heads),), "int32") if clears else None
         q = k.buffer("q", (n, heads.query * heads.dim), "float32")
         threads = min(64, k.gpu.invocations)
         if cached.quantized:
             vector, scratch, most = k.shared(heads.dim), k.shared(threads), k.local(1)
         with k.launch((heads.query + 2 * heads.kv, n), threads) as (head, m, thread):
             first = k.bind(head * heads.dim)
+            if clears:
+                clear(k, turns, head, thread)
 
             def turned(put: Any) -> None:
                 """Hands every dimension of a query or key, rotated, to `put`."""

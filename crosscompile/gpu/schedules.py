@@ -1,8 +1,8 @@
 """How kernels are cut for each class of GPUs: the one table of workgroups, tiles and reductions.
 
-A board's manifest names its class (`[vulkan] schedule`); all classes share the kernels. Only "desktop" (an NVIDIA H200)
-and "processor" (Mesa's lavapipe) were measured; the rest follow what the makers document. They are where tuning starts
-(knobs.py), and what counts where nothing was tuned.
+A board's manifest names its class (`[vulkan] schedule`); all classes share the kernels. Only "desktop" (NVIDIA H100 and
+H200) and "processor" (Mesa's lavapipe) were measured; the rest follow what the makers document. They are where tuning
+starts (knobs.py), and what counts where nothing was tuned.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ class Schedule:
     tile        rows of the activation that are computed together with them where threads are alone
     workgroups  as many of attention keep the device busy: contexts are not cut finer, and in no more than `splits`
     queries     most that share what attention reads of the cache: rows times query heads
+    loads       numbers of the cache that a thread has on their way together for a single row: each takes a register
     """
 
     alone: bool
@@ -30,12 +31,13 @@ class Schedule:
     workgroups: int
     splits: int
     queries: int
+    loads: int
 
 
 SCHEDULES = {
-    "desktop": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=512, splits=16, queries=32),
-    "mali": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=64, splits=8, queries=16),
-    "adreno": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=64, splits=8, queries=16),
-    "v3d": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16),
-    "processor": Schedule(alone=True, threads=8, rows=8, tile=32, workgroups=6, splits=8, queries=6),
+    "desktop": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=256, splits=16, queries=32, loads=64),
+    "mali": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=16),
+    "adreno": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=16),
+    "v3d": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16, loads=16),
+    "processor": Schedule(alone=True, threads=8, rows=8, tile=32, workgroups=6, splits=8, queries=6, loads=16),
 }

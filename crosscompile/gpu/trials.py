@@ -16,6 +16,7 @@ import numpy as np
 
 from crosscompile.codegen import Signature
 from crosscompile.gpu import attention
+from crosscompile.gpu.attention_whole import attention_row, clear_turns
 from crosscompile.gpu.choose import compile_shaders, linear_work
 from crosscompile.gpu.knobs import attention_key, candidates, key_of, splits_of
 from crosscompile.gpu.schedules import SCHEDULES
@@ -72,6 +73,10 @@ class Tunable(ABC):
     def steps(self, knobs: Knobs) -> tuple[Step, ...]:
         """The calls that are measured."""
 
+    def before(self) -> tuple[Step, ...]:
+        """Calls that are made once, before all of these."""
+        return ()
+
 
 @dataclass(frozen=True)
 class TunableLinear(Tunable):
@@ -85,12 +90,18 @@ class TunableLinear(Tunable):
 
 @dataclass(frozen=True)
 class TunableAttention(Tunable):
-    """Attention: its parts and what merges them. form: of the result, None for floats."""
+    """Attention: its parts and what merges them, or both in one. form: of the result, None for floats."""
 
     heads: Heads
     form: Form | None
+    in_one: bool
+
+    def before(self) -> tuple[Step, ...]:
+        return (Step("clear_turns", clear_turns(self.heads), (("x", "turns"),)),) if self.in_one else ()
 
     def steps(self, knobs: Knobs) -> tuple[Step, ...]:
+        if self.in_one:
+            return (self._row(knobs["splits"]),)
         parts = attention.attention_parts(self.n, self.heads, knobs["splits"])
         merge = attention.attention_merge(self.n, self.heads, knobs["splits"], self.form)
         inputs = [("i", name) for name in ("positions", "slots", "block_table")]
@@ -100,6 +111,13 @@ class TunableAttention(Tunable):
             Step("attention_parts", parts, (("x", "q"), *inputs, *states, ("x", "parts"))),
             Step("attention_merge", merge, (("x", "parts"), ("i", "positions"), *outputs)),
         )
+
+    def _row(self, splits: int) -> Step:
+        function = attention_row(self.heads, splits, self.form)
+        inputs = [("i", name) for name in ("positions", "slots", "block_table")]
+        states = [("s", state_bytes(self.heads))] * 2
+        left = [("x", buffer.name) for buffer in function.params[6:]]
+        return Step("attention_row", function, (("x", "query"), *inputs, *states, *left))
 
 
 def tunables_of(config: Mapping[str, Any], target: Target, scheme: Scheme, ladder: Ladder) -> tuple[Tunable, ...]:
@@ -144,15 +162,16 @@ def _tunable(
     gpu, kernel = target.gpu, kernels.functions[symbol]
     assert gpu is not None
     origin = origin_of(kernel)
-    if origin is not None and origin.name == "attention_parts":
-        n, heads = origin.arguments["n"], origin.arguments["heads"]
-        merge = origin_of(kernels.functions[function.steps[at + 1][0]])
-        if merge is None or merge.name != "attention_merge":
+    if origin is not None and origin.name in ("attention_parts", "attention_row"):
+        in_one, heads = origin.name == "attention_row", origin.arguments["heads"]
+        n = 1 if in_one else origin.arguments["n"]
+        merge = origin if in_one else origin_of(kernels.functions[function.steps[at + 1][0]])
+        if merge is None or merge.name not in ("attention_merge", "attention_row"):
             return None
         options = tuple({"splits": splits} for splits in splits_of(n, heads, SCHEDULES[gpu.schedule]))
         n_bytes = 2 * state_bytes(heads) * -(-max(position, 1) // KV_BLOCK)
         key, form = attention_key(n, heads), merge.arguments["form"]
-        return TunableAttention(key, n, 0, n_bytes, options, max(position, 0), heads, form)
+        return TunableAttention(key, n, 0, n_bytes, options, max(position, 0), heads, form, in_one)
     work = linear_work(symbol, kernel, target)
     if work is None:
         return None
@@ -177,25 +196,31 @@ class Trial:
 def build_trial(tunable: Tunable, knobs: Sequence[Knobs], target: Target, copies: int) -> Trial:
     """What measures these schedules, over so many copies of weights at most. Raises CodegenError."""
     n_calls = max(1, min(copies, max(4, _CALLS // tunable.n)))
-    steps_of = [tunable.steps(each) for each in knobs]
-    offsets, scratch_bytes = _scratch([step for steps in steps_of for step in steps])
+    steps_of, before = [tunable.steps(each) for each in knobs], tunable.before()
+    offsets, scratch_bytes = _scratch([*before, *(step for steps in steps_of for step in steps)])
     kernels, weights, states = Kernels(), Weights(), list[State]()
     signatures: dict[str, Signature] = {}
     modules: dict[str, bytes] = {}
     functions = [Function("body", 1, (), 0, 0), Function("head", 1, (), 0, 0)]
+
+    def compiled(named: dict[str, Any], found: dict[str, Knobs]) -> None:
+        _, signed, shaders = compile_shaders(named, target, found)
+        kernels.functions.update(named)
+        signatures.update(signed)
+        modules.update({name: shader.code for name, shader in shaders.items()})
+
+    compiled({step.symbol: step.function for step in before}, {})
+    first = [(step.symbol, _arguments(step, step.symbol, offsets, weights, states)) for step in before]
     for i, (each, steps) in enumerate(zip(knobs, steps_of, strict=True)):
         named = {f"k{i}_{step.symbol}": step.function for step in steps}
-        _, signed, shaders = compile_shaders(named, target, {tunable.key: each})
-        kernels.functions |= named
-        signatures |= signed
-        modules |= {name: shader.code for name, shader in shaders.items()}
+        compiled(named, {tunable.key: each})
         calls = [
             (name, _arguments(step, f"{step.symbol}.{copy}", offsets, weights, states))
             for copy in range(n_calls)
             for name, step in zip(named, steps, strict=True)
         ]
         # functions are told apart by their number of rows, which is at least what inputs must have
-        functions.append(Function("body", tunable.n + 1 + i, tuple(calls), scratch_bytes, 0))
+        functions.append(Function("body", tunable.n + 1 + i, (*first, *calls), scratch_bytes, 0))
     plan = write_plan(functions, kernels, signatures, weights, states, 4, 4)
     return Trial(plan, pack_modules(modules), n_calls)
 

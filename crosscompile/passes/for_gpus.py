@@ -9,20 +9,25 @@ from tvm import relax
 
 from crosscompile.kernels import rotary
 from crosscompile.kernels.build import origin_of
-from crosscompile.packing import Packing
+from crosscompile.packing import GROUP, Packing
 
 if TYPE_CHECKING:
+    from crosscompile.kernels.kv_cache import Heads
+    from crosscompile.kernels.rows import Form
     from crosscompile.passes.lower_operators import Rewriter
 
 
 def taken_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
     """Whether a call of a kernel is several, which are emitted then."""
-    return any(each(rewriter, var, call) for each in (attention_apart, norm_apart, scan_apart))
+    return any(each(rewriter, var, call) for each in (attention_apart, append_apart, scan_apart))
 
 
 def attention_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
-    """Whether a call is attention: parts of the context first, and then whoever uses it merges them."""
-    from crosscompile.gpu import attention
+    """Whether a call is attention: parts of the context first, and then whoever uses it merges them.
+
+    For a row whose counters rope_append has cleared, one kernel is both, of the form that is wanted.
+    """
+    from crosscompile.gpu import attention, attention_whole
     from crosscompile.gpu.knobs import chosen_splits
     from crosscompile.gpu.schedules import SCHEDULES
 
@@ -33,23 +38,74 @@ def attention_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
     splits = chosen_splits(n, heads, SCHEDULES[rewriter.tier.gpu_class], rewriter.tuned)
     args = rewriter.values_of(call.args[1].fields)
     shape = ((n, heads.query, splits, heads.dim + 2), "float32")
+    asked = rewriter.origin.get(call.args[1].fields[0])
+    turns = rewriter.turns.get(asked.tuple_value) if isinstance(asked, relax.TupleGetItem) else None
+    if turns is not None:
+
+        def whole(form: Form | None) -> list[Any]:
+            function = attention_whole.attention_row(heads, splits, form)
+            outputs = function.params[len(args) + 1 :]
+            types = [turns.ty, *(relax.TensorType(p.ty.shape, str(p.ty.dtype)) for p in outputs)]
+            name = "attention_row" if form is None else "attention_row_quant"
+            return _inplace(rewriter, name, function, [*args, turns], types)[2:]
+
+        rewriter.whole[call] = whole
+        (rewriter.values[var],) = whole(None)
+        return True
     parts = rewriter.call("attention_parts", attention.attention_parts(n, heads, splits), args, [shape])
     merging = [parts, rewriter.inputs["positions"]]
-    rewriter.split[call] = "attention_merge", lambda form: attention.attention_merge(n, heads, splits, form), merging
-    whole = [((n, heads.query * heads.dim), "float32")]
-    rewriter.values[var] = rewriter.call(
-        "attention_merge", attention.attention_merge(n, heads, splits, None), merging, whole
-    )
+    if heads.dim % GROUP == 0:  # else groups are of several heads, which another kernel quantizes
+        rewriter.split[call] = (
+            "attention_merge",
+            lambda form: attention.attention_merge(n, heads, splits, form),
+            merging,
+        )
+    rows = [((n, heads.query * heads.dim), "float32")]
+    merge = attention.attention_merge(n, heads, splits, None)
+    rewriter.values[var] = rewriter.call("attention_merge", merge, merging, rows)
     return True
 
 
-def norm_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
-    """Whether a call is rope_append with norms: these get a kernel before it, as GPUs bind few buffers."""
+def append_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
+    """Whether a call is rope_append that does other things here.
+
+    Norms get a kernel before it, as GPUs bind few buffers. Where attention is one kernel, it clears its counters.
+    """
+    from crosscompile.gpu.attention import supports
+    from crosscompile.gpu.attention_whole import in_one
+    from crosscompile.gpu.rotary import rope_append_clear
+
     origin = origin_of(rewriter.module[call.args[0]])
-    if origin is None or origin.name != "rope_append" or not origin.arguments["turn"].over:
+    if origin is None or origin.name != "rope_append":
         return False
     n, heads, turn = (origin.arguments[each] for each in ("n", "heads", "turn"))
-    qkv, *rest = rewriter.values_of(call.args[1].fields)
+    gpu = rewriter.tier.gpu
+    clears = gpu is not None and supports(heads) and in_one(n, heads, gpu)
+    if not turn.over and not clears:
+        return False
+    name, args = call.args[0].name_hint, rewriter.values_of(call.args[1].fields)
+    if turn.over:
+        args = _normalized(rewriter, args, n, heads, turn)
+    keys, values, q = call.ty_args[0].fields
+    outputs, places = [keys, values, q], [len(args) - 2, len(args) - 1, -1]
+    function = rotary.rope_append(n, heads, rotary.Turn(turn.dim))
+    if clears:
+        function = rope_append_clear(heads, rotary.Turn(turn.dim))
+        turns = function.params[len(args)].ty
+        outputs.insert(2, relax.TensorType(turns.shape, str(turns.dtype)))
+        places.append(-1)
+    symbol = rewriter.builder.add_func(function.with_attr("global_symbol", name), name)
+    result = rewriter.builder.emit(relax.op.call_tir_inplace(symbol, relax.Tuple(args), places, outputs))
+    made = [rewriter.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(outputs))]
+    if clears:
+        rewriter.turns[var] = made.pop(2)
+    rewriter.values[var] = tuple(made)
+    return True
+
+
+def _normalized(rewriter: Rewriter, args: list[Any], n: int, heads: Heads, turn: rotary.Turn) -> list[Any]:
+    """Arguments of rope_append without norms, behind a kernel for these."""
+    qkv, *rest = args
     at = 1 if turn.dim else 0
     normed = rewriter.call(
         "normalize_heads",
@@ -58,16 +114,7 @@ def norm_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
         [((n, (heads.query + 2 * heads.kv) * heads.dim), "float32")],
     )
     del rest[at : at + 2]
-    appending = rotary.rope_append(n, heads, rotary.Turn(turn.dim))
-    symbol = rewriter.builder.add_func(
-        appending.with_attr("global_symbol", call.args[0].name_hint), call.args[0].name_hint
-    )
-    places = [int(i) - 2 if int(i) >= 0 else -1 for i in call.attrs.inplace_indices]
-    outputs = list(call.ty_args[0].fields)
-    rewriter.values[var] = rewriter.builder.emit(
-        relax.op.call_tir_inplace(symbol, relax.Tuple([normed, *rest]), places, outputs)
-    )
-    return True
+    return [normed, *rest]
 
 
 def scan_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
@@ -101,11 +148,11 @@ def scan_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
 
 
 def _inplace(rewriter: Rewriter, name: str, function: Any, args: list[Any], types: list[Any]) -> list[Any]:
-    """[state, y] of a kernel that changes its last argument."""
+    """Results of a kernel, [state, y] or more, whose last argument is changed and is the first of them."""
     symbol = rewriter.builder.add_func(function, name)
-    call = relax.op.call_tir_inplace(symbol, relax.Tuple(args), [len(args) - 1, -1], types)
-    result = rewriter.builder.emit(call)
-    return [rewriter.builder.emit(relax.TupleGetItem(result, i)) for i in range(2)]
+    places = [len(args) - 1, *([-1] * (len(types) - 1))]
+    result = rewriter.builder.emit(relax.op.call_tir_inplace(symbol, relax.Tuple(args), places, types))
+    return [rewriter.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(types))]
 
 
 def head_norm_apart(rewriter: Rewriter, args: list[Any], n: int, shape: Any, epsilon: float) -> tuple[str, Any, Any]:

@@ -19,7 +19,7 @@ from crosscompile.kernels import elementwise, experts, recurrent, rows, rwkv
 from crosscompile.kernels.embed import embed
 from crosscompile.kernels.linear import Tuned, float_linear, quantized_linear
 from crosscompile.packing import Packing
-from crosscompile.passes import for_gpus
+from crosscompile.passes import for_gpus, single_rows
 from crosscompile.target import GPU_TIER, Tier
 
 
@@ -49,8 +49,26 @@ class Rewriter:
     inputs: dict[str, Any] = field(default_factory=dict)  # by name, of the new function
     quantized: dict[Any, tuple[Any, ...]] = field(default_factory=dict)  # (old variable, form) -> its quantized rows
     split: dict[Any, Prologue] = field(default_factory=dict)  # calls of which a GPU takes a part apart
+    whole: dict[Any, Callable[[rows.Form | None], Sequence[Any]]] = field(default_factory=dict)  # calls -> their rows
+    turns: dict[Any, Any] = field(default_factory=dict)  # old variable of rope_append -> counters that it clears
     grouped: dict[Any, Any] = field(default_factory=dict)  # (old variable of ids, how) -> the table of a GPU's groups
     tuned: Tuned = field(default_factory=dict)  # what tuning found for kernels that are taken apart
+    calls: dict[Any, Any] = field(default_factory=dict)  # variable of the old function -> call, of all of it
+    uses: dict[Any, list[Any]] = field(default_factory=dict)  # variable of the old function -> what it is used in
+    factored: dict[Any, Any] = field(default_factory=dict)  # (old variable, form) -> as single_rows.activation
+
+    def note(self, var: Any, value: Any) -> None:
+        """Remembers what a variable of the old function is, and what that uses."""
+        self.calls[var] = value
+        if isinstance(value, relax.TupleGetItem):
+            self.uses.setdefault(value.tuple_value, []).append(value)
+        pending = list(value.args) if isinstance(value, relax.Call) else [value]
+        while pending:
+            expr = pending.pop()
+            if isinstance(expr, relax.Tuple):
+                pending.extend(expr.fields)
+            elif isinstance(expr, relax.Var):
+                self.uses.setdefault(expr, []).append(value)
 
     def value(self, expr: Any) -> Any:
         """The new expression for an old one."""
@@ -94,14 +112,24 @@ class Rewriter:
             n, columns = _shape(var)
             outputs = [(shape, dtype) for _, shape, dtype in form.outputs(n, columns)]
             call: Any = self.origin.get(var)
-            prologue = self.prologue(call, n, columns)
+            if call in self.whole:
+                return tuple(self.whole[call](form))
+            made = self.gated_layer(call, form)
+            prologue = self.prologue(call, n, columns) if made is None else None
             if prologue is not None:
                 name, kernel, args = prologue
                 made = self.call(f"{name}_quant", kernel(form), args, outputs)
-            else:
+            elif made is None:
                 made = self.call("act_quant", rows.act_quant(n, columns, form), [self.value(var)], outputs)
             self.quantized[var, form] = made
         return self.quantized[var, form]
+
+    def gated_layer(self, call: Any, form: rows.Form) -> tuple[Any, ...] | None:
+        """A gated activation in one kernel with the linear layer before it, where there is one."""
+        if not _is(call, "relax.multiply") or _scalar(call.args[1]) is not None:
+            return None
+        kind, source = self.gated(call)
+        return single_rows.gated(self, source, kind, form)
 
     def prologue(self, call: Any, n: int, columns: int) -> Prologue | None:
         """What makes rows by itself; None for anything else."""
@@ -167,6 +195,9 @@ class Rewriter:
             raise ConfigError("the architecture multiplies by something that is not a transposed parameter")
         stored = self.stored[self.names[weight.args[0]]]
         form, (out, columns) = Packing.parse(stored.packing), stored.shape
+        made = single_rows.scaled(self, var)
+        if made is not None:
+            return made
         padded, n = form.padded_rows(out), _shape(var)[0]
         outputs = [((n, padded), "float32")]
         if form.quantized:
@@ -280,7 +311,9 @@ class Rewriter:
         self.origin[var] = value
         if isinstance(value, relax.Call) and isinstance(value.op, tvm.ir.Op):
             if value.op.name in ("relax.call_tir", "relax.call_tir_inplace"):
-                if self.tier.name == GPU_TIER and for_gpus.taken_apart(self, var, value):
+                if self.tier.name == GPU_TIER and (
+                    single_rows.rotated(self, var, value) or for_gpus.taken_apart(self, var, value)
+                ):
                     return
                 symbol = self.builder.add_func(self.module[value.args[0]], value.args[0].name_hint)
                 args = [symbol, self.value(value.args[1]), *value.args[2:]]
@@ -373,6 +406,8 @@ def lower_operators(
     fresh = [relax.Var(p.name, p.ty) for p in inputs]
     rewriter.values.update(zip(inputs, fresh, strict=True))
     rewriter.inputs = {p.name: p for p in fresh}
+    for binding in (each for block in old.body.blocks for each in block.bindings):
+        rewriter.note(binding.var, binding.value)
     builder = rewriter.builder
     with builder.function(function):
         with builder.dataflow():

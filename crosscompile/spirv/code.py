@@ -8,6 +8,11 @@ from crosscompile.spirv.module import FUNCTION, Module
 
 Then = Callable[[], None]
 
+DEVICE = 1
+"""The scope of all workgroups."""
+ORDERED = 0x48
+"""Memory semantics: AcquireRelease | UniformMemory."""
+
 
 class Code:
     """Instructions of the function. Values are ids; `label` is the block that is being written."""
@@ -115,3 +120,12 @@ class Code:
         """Waits for the workgroup, and makes its writes to shared memory seen."""
         scope = self.module.constant("uint32", 2)
         self.do(224, scope, scope, self.module.constant("uint32", 0x108))  # AcquireRelease | WorkgroupMemory
+
+    def fence(self) -> None:
+        """Orders this thread's accesses to storage buffers, as the whole device sees them."""
+        self.do(225, self.module.constant("uint32", DEVICE), self.module.constant("uint32", ORDERED))
+
+    def atomic_add(self, pointer: int, value: int) -> int:
+        """Adds to an int32 of a storage buffer, ordered as by `fence`; returns what was there before."""
+        scope, semantics = (self.module.constant("uint32", each) for each in (DEVICE, ORDERED))
+        return self.make(234, self.module.type("int32"), pointer, scope, semantics, value)

@@ -17,6 +17,9 @@ from crosscompile.spirv.module import PUSH_CONSTANT, STORAGE_BUFFER, Module
 from crosscompile.spirv.scalars import split
 from crosscompile.spirv.statements import Statements
 
+COHERENT = "ellm.coherent"
+"""Attribute of a function: names of buffers in which its workgroups see what others write."""
+
 
 @dataclass(frozen=True)
 class Shader:
@@ -48,11 +51,14 @@ def emit(function: tirx.PrimFunc, scalars: tuple[str, ...] = ()) -> Shader:
     buffers = [parameter for parameter in function.params if is_buffer_var(parameter)]
     if len(buffers) != len(function.params):
         raise CodegenError(f"SPIR-V: kernel {name} has parameters that are no buffers")
-    written = _written(function.body, buffers)
+    coherent = coherent_buffers(function)
+    written = _written(function.body, buffers) | coherent
     parameters: dict[Any, Memory] = {}
     for binding, buffer in enumerate(buffers):
         dtype, lanes = split(str(buffer.ty.dtype))
-        variable = module.storage_buffer(binding, dtype, stored_lanes(lanes), written=buffer.name in written)
+        variable = module.storage_buffer(
+            binding, dtype, stored_lanes(lanes), written=buffer.name in written, coherent=buffer.name in coherent
+        )
         parameters[buffer] = Memory(variable, dtype, lanes, STORAGE_BUFFER)
     used = used_scalars(function, buffers, scalars)
     if used:
@@ -79,6 +85,11 @@ def emit(function: tirx.PrimFunc, scalars: tuple[str, ...] = ()) -> Shader:
         (local[0], local[1], local[2]),
         needs,
     )
+
+
+def coherent_buffers(function: tirx.PrimFunc) -> set[str]:
+    """Names of the parameters by which workgroups of a function exchange something."""
+    return {str(name) for name in function.attrs.get(COHERENT, ())}
 
 
 def _written(body: Any, buffers: list[Any]) -> set[str]:

@@ -24,6 +24,7 @@ _CONTROL: dict[str, Callable[[Code], None]] = {
     "break_loop": lambda code: code.leave(),
     "continue_loop": lambda code: code.next_round(),
     "prefetch": lambda code: None,  # of use to a processor only
+    "ellm.fence": lambda code: code.fence(),
 }
 """Calls without a value."""
 
@@ -134,23 +135,31 @@ class Expressions:
             return self._guarded(expr, base)
         if name == "reinterpret":
             return reinterpret(self.code, split(dtype_of(args[0]))[0], base, self.value(args[0]))
-        if name in _CONTROL:
-            _CONTROL[name](self.code)
-            return []
         if name == "call_llvm_pure_intrin":
             number, *args = args
             name = tvm.get_global_func("target.llvm_get_intrinsic_name")(int(number.value)).removeprefix("llvm.")
         elif name in ("call_pure_extern", "call_extern"):
             first, *args = args
             name = str(first.value)
-            if name not in WORDS:
+            if name == "ellm.atomic_add":
+                return [self._atomic_add(*args)]
+            if name not in WORDS and name not in _CONTROL:
                 raise CodegenError(f"SPIR-V: the external function {name} is not supported")
+        if name in _CONTROL:
+            _CONTROL[name](self.code)
+            return []
         if name in WORDS:
             return [WORDS[name](self.code, [self.scalar(argument) for argument in args])]
         if name not in MATH:
             raise CodegenError(f"SPIR-V: the call of {expr.op.name} ({name}) is not supported")
         lanes = zip(*(self.value(argument) for argument in args), strict=True)
         return [math(self.code, name, computed(base), list(each)) for each in lanes]
+
+    def _atomic_add(self, address: Any, value: Any) -> int:
+        """address: of an element of a buffer of int32."""
+        element = address.args[0]
+        (place,) = self.place(element.indices)
+        return self.code.atomic_add(self.memory(element.source).pointer(self.code, place), self.scalar(value))
 
     def _guarded(self, expr: Any, base: str) -> list[int]:
         condition, yes, no = expr.args

@@ -17,7 +17,7 @@ from tvm import tirx
 from tvm.tirx.buffer import is_buffer_var
 
 from crosscompile.errors import CodegenError
-from crosscompile.spirv.emit import used_scalars
+from crosscompile.spirv.emit import coherent_buffers, used_scalars
 from crosscompile.spirv.expressions import dtype_of
 from crosscompile.spirv.memory import stored_lanes
 from crosscompile.spirv.scalars import computed, split
@@ -58,6 +58,14 @@ _WORDS = {
     "ellm.dot4": "dot4({}, {})",
     "ellm.half_low": "unpackHalf2x16({}).x",
     "ellm.half_high": "unpackHalf2x16({}).y",
+}
+_FENCE = "memoryBarrierBuffer();"
+_CONTROL = {
+    "tvm_storage_sync": ["barrier();"],
+    "break_loop": ["break;"],
+    "continue_loop": ["continue;"],
+    "prefetch": [],
+    "ellm.fence": [_FENCE],
 }
 _BITS = {
     ("float32", "int32"): "floatBitsToInt({})",
@@ -112,13 +120,14 @@ class _Printer:
 
     def print(self, function: tirx.PrimFunc, scalars: tuple[str, ...]) -> str:
         buffers = [parameter for parameter in function.params if is_buffer_var(parameter)]
-        head = []
+        head, coherent = [], coherent_buffers(function)
         for binding, buffer in enumerate(buffers):
             base, lanes = split(str(buffer.ty.dtype))
             name = self.name(buffer.name)
             self.arrays[buffer] = name, base, lanes
             element = self.element(base, lanes)
-            head.append(f"layout(set = 0, binding = {binding}, std430) buffer B{binding} {{ {element} {name}[]; }};")
+            kind = "coherent buffer" if buffer.name in coherent else "buffer"
+            head.append(f"layout(set = 0, binding = {binding}, std430) {kind} B{binding} {{ {element} {name}[]; }};")
         used = used_scalars(function, buffers, scalars)
         for variable in used:
             self.values[variable] = [self.name(variable.name)]
@@ -357,22 +366,31 @@ class _Printer:
             return self._guarded(node)
         if name == "reinterpret":
             return self._reinterpret(node)
-        if name in ("tvm_storage_sync", "break_loop", "continue_loop"):
-            self.line({"tvm_storage_sync": "barrier();", "break_loop": "break;", "continue_loop": "continue;"}[name])
-            return []
-        if name == "prefetch":
-            return []
         if name == "call_llvm_pure_intrin":
             name = tvm.get_global_func("target.llvm_get_intrinsic_name")(int(args[0].value)).removeprefix("llvm.")
             args = args[1:]
         elif name in ("call_pure_extern", "call_extern"):
             name, args = str(args[0].value), args[1:]
+        if name == "ellm.atomic_add":
+            return [self._atomic_add(*args)]
+        if name in _CONTROL:
+            self.lines += ["    " * self.depth + line for line in _CONTROL[name]]
+            return []
         if name in _WORDS:
             return [_WORDS[name].format(*(self.scalar(each) for each in args))]
         if name not in _MATH:
             raise CodegenError(f"GLSL: the call of {node.op.name} ({name}) is not supported")
         lanes = zip(*(self.value(each) for each in args), strict=True)
         return [f"{_MATH[name]}({', '.join(lane)})" for lane in lanes]
+
+    def _atomic_add(self, address: Any, value: Any) -> str:
+        element = address.args[0]
+        place = f"{self.arrays[element.source][0]}[{self.scalar(element.indices[0])}]"
+        by = self.scalar(value)
+        self.line(_FENCE)
+        before = self.keep("int32", f"atomicAdd({place}, {by})", "before")
+        self.line(_FENCE)
+        return before
 
     def _guarded(self, node: Any) -> list[str]:
         """A branch, for what is not taken may not be evaluated: it may lie outside of its buffer."""

@@ -31,7 +31,8 @@ class Memory:
         """Lanes of what is stored."""
         return stored_lanes(self.lanes)
 
-    def _place(self, code: Code, index: int) -> int:
+    def pointer(self, code: Code, index: int) -> int:
+        """Where an element lies."""
         module = code.module
         element = module.vector(self.dtype, self.width) if self.width > 1 else module.type(self.dtype)
         pointer = module.pointer(self.storage, element)
@@ -52,7 +53,7 @@ class Memory:
         if self.width < self.lanes:
             scalar = replace(self, lanes=1)
             return [lane for place in self._scalars(code, index) for lane in scalar.load(code, place)]
-        module, place = code.module, self._place(code, index)
+        module, place = code.module, self.pointer(code, index)
         if self.lanes == 1:
             return [loaded(code, self.dtype, code.make(61, module.type(self.dtype), place))]
         whole = code.make(61, module.vector(self.dtype, self.lanes), place)
@@ -68,4 +69,4 @@ class Memory:
         narrow = [stored(code, self.dtype, value) for value in values]
         if self.lanes > 1:
             narrow = [code.make(80, code.module.vector(self.dtype, self.lanes), *narrow)]
-        code.do(62, self._place(code, index), narrow[0])
+        code.do(62, self.pointer(code, index), narrow[0])

@@ -116,16 +116,19 @@ class Module:
             self._known[key] = made
         return self._known[key]
 
-    def storage_buffer(self, binding: int, dtype: str, lanes: int, written: bool) -> int:
-        """The variable of a buffer of `dtype`, `lanes` of them an element, at set 0 and `binding`."""
+    def storage_buffer(self, binding: int, dtype: str, lanes: int, written: bool, coherent: bool) -> int:
+        """The variable of a buffer of `dtype`, `lanes` of them an element, at set 0 and `binding`.
+
+        coherent: workgroups see what others write.
+        """
         size = STORED_BYTES.get(dtype, 4)
         if size < 4:
             self.need("StorageBuffer16BitAccess" if size == 2 else "StorageBuffer8BitAccess")
         element = self.vector(dtype, lanes) if lanes > 1 else self.type(dtype)
         fresh = ("elements", dtype, lanes) not in self._known
         elements = self._once(("elements", dtype, lanes), 29, element)
-        # a block of its own, since NonWritable decorates the member
-        key = ("block", dtype, lanes, written)
+        # a block of its own, since NonWritable and Coherent decorate the member
+        key = ("block", dtype, lanes, written, coherent)
         is_new = key not in self._known
         block = self._once(key, 30, elements)
         if fresh:
@@ -135,6 +138,8 @@ class Module:
             self.instruction(self.decorations, 72, block, 0, 35, 0)  # Offset
             if not written:
                 self.instruction(self.decorations, 72, block, 0, 24)  # NonWritable
+            if coherent:
+                self.instruction(self.decorations, 72, block, 0, 23)  # Coherent
         made = self.variable(STORAGE_BUFFER, block)
         self.instruction(self.decorations, 71, made, 34, 0)  # DescriptorSet
         self.instruction(self.decorations, 71, made, 33, binding)

@@ -3,6 +3,7 @@
  *   FAULT=vkQueueSubmit:3:-4   the third vkQueueSubmit returns VK_ERROR_DEVICE_LOST, and so does every later one
  *   FAULT=features:1:0         no device has 16-bit storage
  *   FAULT=clock:1:0            no queue has timestamps
+ *   FAULT=apart:1:0            the processor does not see the memory of the device
  *   FAULT_COUNTS=FILE          how often each call was made, a line each, at the end
  *
  * Built as libvulkan.so.1 with REAL="the real one's path". */
@@ -120,6 +121,35 @@ static void families(VkPhysicalDevice device, uint32_t *n, VkQueueFamilyProperti
     }
 }
 
+/* Two kinds of memory, which are one in truth. */
+static PFN_vkGetPhysicalDeviceMemoryProperties real_memories;
+static PFN_vkGetBufferMemoryRequirements real_requirements;
+static PFN_vkAllocateMemory truly_allocate;
+
+static void memories(VkPhysicalDevice device, VkPhysicalDeviceMemoryProperties *about) {
+    VkResult result;
+    real_memories(device, about);
+    if (is_due("apart", 1, &result)) {
+        about->memoryTypeCount = 2;
+        about->memoryTypes[0].propertyFlags = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;
+        about->memoryTypes[1] =
+            (VkMemoryType){VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT, 0};
+    }
+}
+
+static void requirements(VkDevice device, VkBuffer buffer, VkMemoryRequirements *about) {
+    VkResult result;
+    real_requirements(device, buffer, about);
+    about->memoryTypeBits = is_due("apart", 1, &result) ? 3 : about->memoryTypeBits;
+}
+
+static VkResult allocate(VkDevice device, const VkMemoryAllocateInfo *info, const VkAllocationCallbacks *callbacks,
+                         VkDeviceMemory *memory) {
+    VkMemoryAllocateInfo first = *info;
+    first.memoryTypeIndex = 0;
+    return truly_allocate(device, &first, callbacks, memory);
+}
+
 /* The wrapper of a function, if it has one. */
 static PFN_vkVoidFunction wrapped(const char *name, PFN_vkVoidFunction function) {
 #define FIND(wanted, parameters, arguments)                                                                            \
@@ -133,7 +163,17 @@ static PFN_vkVoidFunction wrapped(const char *name, PFN_vkVoidFunction function)
 }
 
 static PFN_vkVoidFunction device_function(VkDevice device, const char *name) {
-    return wrapped(name, real_device_function(device, name));
+    VkResult result;
+    PFN_vkVoidFunction function = real_device_function(device, name);
+    if (strcmp(name, "vkAllocateMemory") == 0 && is_due("apart", 1, &result)) {
+        truly_allocate = (PFN_vkAllocateMemory)function;
+        function = (PFN_vkVoidFunction)allocate;
+    }
+    if (strcmp(name, "vkGetBufferMemoryRequirements") == 0) {
+        real_requirements = (PFN_vkGetBufferMemoryRequirements)function;
+        return (PFN_vkVoidFunction)requirements;
+    }
+    return wrapped(name, function);
 }
 
 __attribute__((visibility("default"))) PFN_vkVoidFunction vkGetInstanceProcAddr(VkInstance instance, const char *name) {
@@ -158,6 +198,10 @@ __attribute__((visibility("default"))) PFN_vkVoidFunction vkGetInstanceProcAddr(
     if (strcmp(name, "vkGetPhysicalDeviceQueueFamilyProperties") == 0) {
         real_families = (PFN_vkGetPhysicalDeviceQueueFamilyProperties)found;
         return (PFN_vkVoidFunction)families;
+    }
+    if (strcmp(name, "vkGetPhysicalDeviceMemoryProperties") == 0) {
+        real_memories = (PFN_vkGetPhysicalDeviceMemoryProperties)found;
+        return (PFN_vkVoidFunction)memories;
     }
     return wrapped(name, found);
 }

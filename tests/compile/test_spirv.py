@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
 from crosscompile.errors import CodegenError
-from crosscompile.gpu.choose import as_threads, gpu_function
+from crosscompile.gpu.build import Builder as GpuBuilder
+from crosscompile.gpu.build import f32, gpu_kernel, i32
+from crosscompile.gpu.choose import as_threads, flat, gpu_function
 from crosscompile.kernels.build import Builder, cast, kernel
 from crosscompile.kernels.kv_cache import Heads
 from crosscompile.kernels.rotary import Turn, rope_append
 from crosscompile.kernels.rows import rms_norm
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.emit import emit
+from crosscompile.spirv.glsl import print_glsl
 from crosscompile.target import Target, gpu_tier
 from tests.campaigns import shaders
-from tests.shaders import DESKTOP, validate
+from tests.shaders import DESKTOP, build_runner, compile_glsl, run_shaders, validate
 
 TARGET = Target("aarch64", "linux", gpu_tier("aarch64"))
 
@@ -78,6 +83,51 @@ def test_a_gpu_without_subgroups_or_dot_products_gets_kernels_without(tmp_path: 
     richer = emit(gpu_function("rms_norm", rms_norm(2, 256, 1e-5, None), TARGET, DESKTOP))
     with pytest.raises(CodegenError, match=r"rms_norm needs SPIR-V's GroupNonUniformArithmetic.*--device cpu"):
         check("rms_norm", richer.needs, least)
+
+
+@pytest.mark.parametrize("as_glsl", [False, True])
+def test_the_last_workgroup_sees_what_all_others_wrote(as_glsl: bool, tmp_path: Path):
+    """Each of 61 leaves a number in memory and counts itself; the last adds up, whichever it is, and sets back."""
+
+    def clear(k: GpuBuilder) -> None:
+        turns = k.buffer("turns", (3,), "int32")
+        with k.launch((1,), 3) as (_, thread):
+            k.store(turns, i32(0), thread)
+
+    def body(k: GpuBuilder) -> None:
+        turns, left = k.exchange("turns", (3,), "int32"), k.exchange("left", (61, 64), "float32")
+        y, told = k.buffer("y", (64,), "float32"), k.shared(1)
+        with k.launch((61,), 64) as (workgroup, thread):
+            k.store(left, tirx.Cast("float32", workgroup * 64 + thread), workgroup, thread)
+            k.fence()
+            k.barrier()
+            with k.when(tirx.EQ(thread, i32(0))):
+                k.store(told, tirx.Cast("float32", k.add_at(turns, i32(1), i32(2))), 0)
+            k.barrier()
+            with k.when(told[0] > f32(59.5)):
+                k.fence()
+                sum_ = k.local(1)
+                k.store(sum_, f32(0.0), 0)
+                with k.loop(0, 61) as i:
+                    k.store(sum_, sum_[0] + left[i, thread], 0)
+                k.store(y, sum_[0], thread)
+                with k.when(tirx.EQ(thread, i32(0))):
+                    k.store(turns, i32(0), 2)
+
+    program, shaders = build_runner(tmp_path), []
+    for each in (clear, body):
+        function = flat("kernel", gpu_kernel("kernel", Gpu(), each))
+        shader = emit(function)
+        code = compile_glsl(print_glsl(function), "kernel", tmp_path) if as_glsl else shader.code
+        validate(code, "kernel", tmp_path)
+        shaders.append(replace(shader, code=code))
+    sizes = {"turns": 12, "left": 61 * 256, "first": 256, "second": 256}
+    steps = [(shaders[0], ["turns"]), *((shaders[1], ["turns", "left", y]) for y in ("first", "second"))]
+    made = run_shaders(program, tmp_path, steps, {}, sizes)
+    expected = (np.arange(61 * 64, dtype=np.float32).reshape(61, 64)).sum(0)
+    for y in ("first", "second"):
+        np.testing.assert_array_equal(np.frombuffer(made[y], np.float32), expected)
+    assert not any(np.frombuffer(made["turns"], np.int32))
 
 
 def test_limits_of_a_gpu_are_checked():

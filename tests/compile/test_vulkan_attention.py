@@ -1,9 +1,9 @@
-"""Attention's two kernels on lavapipe, with the classes of GPUs forced, against NumPy."""
+"""Attention's kernels on lavapipe, with the classes of GPUs forced, against NumPy."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +12,15 @@ import pytest
 from crosscompile.codegen import SCALARS
 from crosscompile.gpu.attention import merge_kernel, parts_kernel, splits_for
 from crosscompile.gpu.attention_tiles import Tile
+from crosscompile.gpu.attention_whole import BUFFERS, clearing_kernel, counters, whole_kernel
 from crosscompile.gpu.choose import flat
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
+from crosscompile.kernels.rows import Form
+from crosscompile.packing import GROUP
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.emit import Shader, emit
-from tests.shaders import DESKTOP, build_runner, run_shader, validate
+from tests.shaders import DESKTOP, build_runner, run_shader, run_shaders, validate
 
 CLASSES = {
     "desktop": DESKTOP,
@@ -135,6 +138,8 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 GROUPED, LONE, WIDE = Heads(8, 2, 64, "f16", 0), Heads(3, 3, 96, "f32", 0), Heads(4, 1, 256, "f16", 0)
 WINDOW = Heads(6, 2, 32, "f16", 100, cap=20.0)
 BYTES = Heads(14, 2, 64, "i8", 0)
+EIGHTY, SIXTEEN = Heads(4, 2, 80, "f16", 0), Heads(6, 2, 16, "i8", 50)
+"""No whole groups of 32 dimensions, which activations are quantized by."""
 MANY = Heads(32, 4, 64, "f16", 0)
 """As many as let those of a KV head share a workgroup for a single row."""
 SEVERAL = [*prompt(3, 70), (1, 200), (0, -1), *prompt(2, 130, 2), (3, 64)]
@@ -152,6 +157,9 @@ TURNS = [(i % 2, 90 + i // 2) for i in range(16)]
         ("desktop", WIDE, [(0, 700)]),
         ("small", WINDOW, [(0, 190)]),
         ("v3d", MANY, [(0, 190)]),
+        ("desktop", EIGHTY, LONG),
+        ("small", SIXTEEN, [(0, 190)]),
+        ("processor", SIXTEEN, SEVERAL),
         *(
             pytest.param(*each, marks=pytest.mark.oracle)
             for each in (
@@ -166,12 +174,84 @@ TURNS = [(i % 2, 90 + i // 2) for i in range(16)]
                 ("v3d", BYTES, [(0, 300)]),
                 ("desktop", GROUPED, [(0, -1)]),
                 ("processor", BYTES, SEVERAL),
+                ("processor", EIGHTY, LONG),
+                ("v3d", SIXTEEN, SEVERAL),
+                ("small", Heads(8, 2, 48, "f32", 0), SEVERAL),
+                ("desktop", Heads(4, 4, 112, "f16", 0), LONG),
+                ("v3d", EIGHTY, [(0, 700)]),
             )
         ),
     ],
 )
 def test_attention(gpu_class: str, heads: Heads, rows: Rows, program: Path, tmp_path: Path) -> None:
     compare(gpu_class, heads, rows, program, tmp_path)
+
+
+CALLS = [(1, 1100), (0, 130), (0, 0), (0, 63), (1, 1000), (0, -1), (0, 64), (1, 190), (0, 130)]
+"""One after the other, with the same memory for parts and counters: what one leaves must not disturb the next."""
+
+
+@pytest.mark.parametrize(
+    ("gpu_class", "heads", "form"),
+    [
+        ("desktop", GROUPED, None),
+        ("desktop", BYTES, Form()),
+        ("v3d", WINDOW, Form()),
+        *(
+            pytest.param(*each, marks=pytest.mark.oracle)
+            for each in (
+                ("small", BYTES, None),
+                ("v3d", MANY, Form(shrink=1 / 16)),
+                ("desktop", WINDOW, None),
+                ("desktop", WIDE, Form()),
+                ("small", LONE, Form()),
+            )
+        ),
+    ],
+)
+def test_one_kernel_computes_what_two_do(
+    gpu_class: str, heads: Heads, form: Form | None, program: Path, tmp_path: Path
+) -> None:
+    """The same bits, where the last workgroup to finish merges what all have left."""
+    gpu, rng = replace(CLASSES[gpu_class], buffers=BUFFERS), np.random.default_rng(3)
+    pool, columns = Pool.random(heads, CALLS, rng), heads.query * heads.dim
+    splits = splits_for(1, heads, SCHEDULES[gpu.schedule])
+
+    functions = (
+        clearing_kernel("kernel", gpu, heads),
+        whole_kernel("kernel", gpu, heads, splits, form),
+        parts_kernel("kernel", gpu, 1, heads, splits),
+        merge_kernel("kernel", gpu, 1, heads, splits, form),
+    )
+    clears, whole, apart, merge = (made(function, gpu, tmp_path) for function in functions)
+    q = (2 * rng.standard_normal((len(CALLS), heads.query, heads.dim))).astype(np.float32)
+    inputs = {"table": pool.table, "k": pool.stored_keys, "v": pool.stored_values}
+    outputs = {"turns": 4 * counters(heads), "left": 4 * heads.query * splits * (heads.dim + 2)}
+    results = {"o": 4 * columns} if form is None else {"q": columns, "scale": columns // 8}
+    steps: list[tuple[Shader, list[str]]] = [(clears, ["turns"])]
+    for i, (session, position) in enumerate(CALLS):
+        inputs[f"query{i}"], inputs[f"position{i}"] = q[i], np.array([position], np.int32)
+        inputs[f"slot{i}"] = np.array([session * pool.table.shape[1]], np.int32)
+        outputs |= {f"{way}_{name}{i}": size for way in ("one", "two") for name, size in results.items()}
+        given = [f"query{i}", f"position{i}", f"slot{i}", "table", "k", "v"]
+        one, two = ([f"{way}_{name}{i}" for name in results] for way in ("one", "two"))
+        steps += [
+            (whole, [*given, "turns", "left", *one]),
+            (apart, [*given, "left"]),
+            (merge, ["left", f"position{i}", *two]),
+        ]
+    found = run_shaders(program, tmp_path, steps, inputs, outputs)
+    assert not any(found["turns"])
+    for i, call in enumerate(CALLS):
+        for name in results:
+            assert found[f"one_{name}{i}"] == found[f"two_{name}{i}"], (call, name)
+        right = expected(q[i : i + 1], heads, [call], pool).reshape(-1)
+        if form is None:
+            value, error = np.frombuffer(found[f"one_o{i}"], np.float32), 2e-5
+        else:
+            scale = np.frombuffer(found[f"one_scale{i}"], np.float32).repeat(GROUP) / np.float32(form.shrink)
+            value, error = np.frombuffer(found[f"one_q{i}"], np.int8) * scale, 2e-5 + 0.501 * scale.max()
+        np.testing.assert_allclose(value, right, rtol=0, atol=error)
 
 
 @pytest.mark.parametrize("name", [name for name, schedule in SCHEDULES.items() if not schedule.alone])

@@ -14,7 +14,7 @@ import pytest
 
 from edgellm.compile import compile_model
 from tests.server import MODEL
-from tests.shaders import RUNTIME_C, lavapipe
+from tests.shaders import LAYERS, RUNTIME_C, lavapipe
 
 LOST, NO_MEMORY, FAILED, TIMEOUT = -4, -2, -3, 2  # VkResult
 AT_OPEN = (
@@ -104,6 +104,33 @@ def test_weights_that_the_driver_does_not_take_where_they_are_are_copied(both: P
             assert gpu["weight_bytes"] <= gpu["imported_bytes"] <= bundle_bytes + (1 << 16)
         else:
             assert gpu["imported_bytes"] == 0
+
+
+def test_a_device_whose_memory_the_processor_does_not_see_answers_the_same(both: Path, loader: Path):
+    """Weights and inputs are copied to it, and logits from it, under the validation layers, too."""
+    for prompt in ("1,5,9", ",".join(map(str, range(3, 80)))):
+        argv = [
+            str(both / "edgellm-rt"),
+            "run",
+            str(both),
+            "--tokens",
+            prompt,
+            "-n",
+            "6",
+            "--temperature",
+            "0",
+            "--json",
+        ]
+        env = {**lavapipe(), "LD_LIBRARY_PATH": str(loader), "FAULT": "apart:1:0"}
+        answers = []
+        for device, more in (("cpu", {}), ("vulkan", {}), ("vulkan", LAYERS)):
+            given = [*argv, "--device", device]
+            done = subprocess.run(given, capture_output=True, text=True, env={**env, **more}, timeout=60, check=False)
+            assert done.returncode == 0, done.stderr
+            assert "VUID" not in done.stdout + done.stderr
+            assert "SYNC-HAZARD" not in done.stdout + done.stderr
+            answers.append(json.loads(done.stdout.splitlines()[-1])["ids"])
+        assert answers[0] == answers[1] == answers[2]
 
 
 @pytest.mark.parametrize("name", COMPUTING)

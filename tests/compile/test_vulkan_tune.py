@@ -55,11 +55,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def local(schedule: str) -> Board:
-    """This machine, with kernels for a class of GPUs."""
+def local(schedule: str, buffers: int = 8) -> Board:
+    """This machine, with kernels for a class of GPUs that bind so many buffers."""
     board = find_board("local")
     assert board.vulkan is not None
-    return replace(board, vulkan=replace(board.vulkan, schedule=schedule))
+    return replace(board, vulkan=replace(board.vulkan, schedule=schedule, storage_buffers=buffers))
 
 
 def search(board: Board, builder: Builder, folder: Path) -> tuple[Outcome, int]:
@@ -99,12 +99,25 @@ def test_the_command_searches_and_goes_on_where_it_stopped(model: Path, capfd: p
     assert tuned.lookup(load_board("local")) == {}
 
 
-@pytest.mark.parametrize(("schedule", "key"), [("desktop", "linear"), ("processor", "attention")])
-def test_every_class_of_gpus_has_something_to_search(model: Path, tmp_path: Path, schedule: str, key: str) -> None:
-    board = local(schedule)
-    with Builder(model, Options("w4a8"), board.gpu_target(), [8]) as builder:
+@pytest.mark.parametrize(
+    ("schedule", "buffers", "key", "calls"),
+    [
+        ("desktop", 8, "linear.*n8", "linear"),
+        ("desktop", 9, "attention.*n1:", "attention_(parts|merge)"),
+        ("desktop", 10, "attention.*n1:", "attention_row|clear_turns"),
+        ("processor", 10, "attention.*n8", "attention_(parts|merge)"),
+    ],
+)
+def test_every_class_of_gpus_has_something_to_search(
+    model: Path, tmp_path: Path, schedule: str, buffers: int, key: str, calls: str
+) -> None:
+    """Attention of a row is one kernel where a GPU binds ten buffers, and threads share."""
+    board = local(schedule, buffers)
+    with Builder(model, Options("w4a8"), board.gpu_target(), [1, 8]) as builder:
         assert {layer.n for layer in builder.layers} == {1, 8}
-        keep(builder, f"{key}.*n8", 3)
+        keep(builder, key, 3)
+        made = builder.build(builder.layers[0], [builder.layers[0].candidates[0]], 1)
+        assert all(re.search(calls, name) for name in modules_of(made.data))
         outcome, _ = search(board, builder, tmp_path)
     assert outcome.knobs in outcome.layer.candidates
     assert 0 < outcome.best_us <= outcome.default_us < math.inf

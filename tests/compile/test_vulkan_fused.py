@@ -1,0 +1,370 @@
+"""A row's linear layers with what stands before and behind them, on lavapipe against NumPy, and where they are used."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tvm import tirx
+
+from crosscompile.codegen import SCALARS
+from crosscompile.gpu.attention_whole import counters
+from crosscompile.gpu.build import Builder, gpu_kernel
+from crosscompile.gpu.choose import flat
+from crosscompile.gpu.fused import (
+    Source,
+    gated_kernel,
+    normed_kernel,
+    rotated_kernel,
+    scaled_kernel,
+    supports,
+)
+from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
+from crosscompile.kernels.rows import Form
+from crosscompile.kinds import KINDS
+from crosscompile.models.architecture import scheme_for
+from crosscompile.packing import GROUP, dequantize, pack_quantized, quantize
+from crosscompile.program import Ladder, compile_model
+from crosscompile.spirv.capabilities import Gpu, check
+from crosscompile.spirv.emit import Shader, emit
+from crosscompile.target import gpu_tier
+from edgellm import golden
+from edgellm.precision import Options
+from tests.compile.logits import Model, compare
+from tests.compile.test_vulkan import compile_for, run
+from tests.shaders import DESKTOP, LAYERS, build_runner, lavapipe_alone, run_shader, run_shaders, validate
+
+CLASSES = {
+    "desktop": replace(DESKTOP, invocations=1024, buffers=16),
+    "v3d": Gpu(schedule="v3d", buffers=16),
+    "small": Gpu(schedule="mali", invocations=128, buffers=16),
+    "mali": Gpu(schedule="mali", invocations=384, buffers=16),
+}
+"""With as many threads as these kernels use, the floor's, the fewest that Vulkan allows, and no power of two."""
+EPSILON = 0.25
+"""Large enough to be seen in the result."""
+BLOCKS, TABLE = 4, np.array([[2, 0], [3, 1]], np.int32)
+"""Of the cache; and of two sessions, those of each."""
+
+
+@dataclass
+class Layer:
+    """A linear layer of random weights. inputs: what kernels take of it; product: (rows,) float64, with the norm."""
+
+    source: Source
+    inputs: list[np.ndarray]
+    product: np.ndarray
+
+    @classmethod
+    def random(cls, kind: str, rows: int, columns: int, epsilon: float | None = None) -> Layer:
+        rng, tier = np.random.default_rng(rows + columns), gpu_tier("x86_64")
+        packing, blocks = tier.packing(kind), columns // GROUP
+        assert supports(rows, columns, packing)
+        middles = 1.5 * rng.standard_normal((rows, blocks)).repeat(GROUP, 1)
+        q, scale = quantize(kind, (rng.standard_normal((rows, columns)) + middles).astype(np.float32))
+        a = rng.integers(-127, 128, (1, columns)).astype(np.int8)
+        scale_a = (rng.random((1, blocks)) / (60 * np.sqrt(columns))).astype(np.float32)
+        product = dequantize(q, scale).astype(np.float64) @ (a * scale_a.repeat(GROUP, 1)).astype(np.float64)[0]
+        scales = scale_a * np.float32(Form.for_weights(tier, packing).shrink)
+        if epsilon is not None:
+            squares = (2 * GROUP * rng.random((1, blocks))).astype(np.float32)
+            scales = np.concatenate([scales, squares], axis=1)
+            product /= np.sqrt(squares.sum(dtype=np.float64) / columns + epsilon)
+        stored = list(pack_quantized(packing, q, scale).values())
+        return cls(Source(rows, columns, packing, epsilon), [a, scales, *stored], product)
+
+
+def made(function: tirx.PrimFunc, gpu: Gpu, folder: Path) -> Shader:
+    shader = emit(flat("kernel", function), SCALARS)
+    check("kernel", shader.needs, gpu)
+    validate(shader.code, "kernel", folder)
+    return shader
+
+
+def check_quantized(q: bytes, scale: np.ndarray, expected: np.ndarray, form: Form) -> None:
+    """Integers and scales of groups against the values (columns,) that they stand for."""
+    groups = expected.reshape(-1, GROUP)
+    largest = np.abs(groups).max(1)
+    np.testing.assert_allclose(scale, largest / 127 * form.shrink, rtol=1e-4)
+    found = np.frombuffer(q, np.int8).reshape(groups.shape) * (scale / np.float32(form.shrink))[:, None]
+    errors = np.abs(found - groups).max(1)
+    assert (errors <= 0.51 * largest / 127 + 1e-5 * largest.max()).all()
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_runner(tmp_path_factory.mktemp("runner"))
+
+
+Compare = Callable[[str, str, int, int, float | None, Path, Path], None]
+
+
+def compare_gated(
+    kind: str, gpu_class: str, rows: int, columns: int, epsilon: float | None, program: Path, folder: Path
+) -> None:
+    gpu, layer, form, half = (
+        CLASSES[gpu_class],
+        Layer.random(kind, rows, columns, epsilon),
+        Form(shrink=1 / 16),
+        rows // 2,
+    )
+    shader = made(gated_kernel("kernel", gpu, layer.source, "silu", form), gpu, folder)
+    q, scale = run_shader(program, folder, shader, layer.inputs, [half, half // GROUP * 4])
+    gate, up = layer.product[:half], layer.product[half:]
+    check_quantized(q, np.frombuffer(scale, np.float32), gate / (1 + np.exp(-gate)) * up, form)
+
+
+def compare_normed(
+    kind: str, gpu_class: str, rows: int, columns: int, epsilon: float | None, program: Path, folder: Path
+) -> None:
+    gpu, layer, form, rng = (
+        CLASSES[gpu_class],
+        Layer.random(kind, rows, columns, epsilon),
+        Form(),
+        np.random.default_rng(5),
+    )
+    residual = rng.standard_normal((1, rows)).astype(np.float32)
+    weight = (1 + 0.3 * rng.standard_normal(rows)).astype(np.float32)
+    shader = made(normed_kernel("kernel", gpu, layer.source, form), gpu, folder)
+    inputs, blocks = [*layer.inputs, residual, weight], rows // GROUP
+    raw, q, scales = run_shader(program, folder, shader, inputs, [rows * 4, rows, 2 * blocks * 4])
+    total, expected = np.frombuffer(raw, np.float32), layer.product + residual[0]
+    assert np.abs(total - expected).max() < 1e-5 * np.abs(expected).max()
+    scale, squares = np.frombuffer(scales, np.float32).reshape(2, blocks)
+    check_quantized(q, scale, expected * weight, form)
+    np.testing.assert_allclose(squares, (expected**2).reshape(blocks, GROUP).sum(1), rtol=1e-4)
+
+
+def compare_scaled(
+    kind: str, gpu_class: str, rows: int, columns: int, epsilon: float | None, program: Path, folder: Path
+) -> None:
+    gpu, layer = CLASSES[gpu_class], Layer.random(kind, rows, columns, epsilon)
+    shader = made(scaled_kernel("kernel", gpu, layer.source), gpu, folder)
+    (raw,) = run_shader(program, folder, shader, layer.inputs, [rows * 4])
+    errors = np.abs(np.frombuffer(raw, np.float32) - layer.product)
+    assert errors.max() < 1e-5 * np.abs(layer.product).max()
+
+
+COMPARE: dict[str, Compare] = {"gated": compare_gated, "normed": compare_normed, "scaled": compare_scaled}
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "gpu_class", "rows", "columns", "epsilon"),
+    [
+        ("gated", "w4", "desktop", 128, 1056, EPSILON),
+        ("gated", "w8", "v3d", 128, 64, None),
+        ("normed", "w4", "v3d", 64, 1056, None),
+        ("normed", "u4", "desktop", 96, 2048, EPSILON),
+        ("scaled", "w8", "desktop", 96, 1056, EPSILON),
+        ("scaled", "u4", "v3d", 64, 2112, EPSILON),
+        ("gated", "w4", "mali", 128, 64, EPSILON),
+    ],
+)
+def test_a_layer_and_what_is_behind_it(
+    what: str, kind: str, gpu_class: str, rows: int, columns: int, epsilon: float | None, program: Path, tmp_path: Path
+) -> None:
+    COMPARE[what](kind, gpu_class, rows, columns, epsilon, program, tmp_path)
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("columns", [64, 1024, 1056, 4128, 9248])
+@pytest.mark.parametrize("gpu_class", CLASSES)
+@pytest.mark.parametrize("what", COMPARE)
+def test_every_count_of_columns(what: str, gpu_class: str, columns: int, program: Path, tmp_path: Path) -> None:
+    """Fewer groups than a team has threads, as many, one more, and more than are read at once."""
+    for kind, epsilon in (("w4", EPSILON), ("w8", None)):
+        COMPARE[what](kind, gpu_class, 128, columns, epsilon, program, tmp_path)
+
+
+SUPPORTED = [kind for kind in KINDS if supports(64, 1152, gpu_tier("x86_64").packing(kind))]
+
+
+def test_kinds_that_are_read_16_bytes_at_a_time() -> None:
+    assert {"w4", "w8", "u4"} <= set(SUPPORTED)
+    assert "w3" not in SUPPORTED
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("kind", SUPPORTED)
+def test_every_kind(kind: str, program: Path, tmp_path: Path) -> None:
+    for gpu_class in ("desktop", "v3d"):
+        compare_scaled(kind, gpu_class, 64, 1152, EPSILON, program, tmp_path)
+        compare_gated(kind, gpu_class, 64, 1152, None, program, tmp_path)
+
+
+@pytest.mark.oracle
+def test_more_workgroups_than_have_many_threads(program: Path, tmp_path: Path) -> None:
+    compare_normed("w4", "desktop", 8256, 96, EPSILON, program, tmp_path)
+    compare_gated("w4", "desktop", 16512, 96, None, program, tmp_path)
+
+
+def copying(gpu: Gpu, n_bytes: int) -> tirx.PrimFunc:
+    """A kernel before -> after."""
+
+    def body(k: Builder) -> None:
+        before, after = k.words("before", n_bytes), k.words("after", n_bytes)
+        with k.each(1, n_bytes // 4) as (_, i):
+            k.store(after, before[i], i)
+
+    return gpu_kernel("kernel", gpu, body)
+
+
+def turned(heads: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
+    """Heads (n, dim), rotated."""
+    low, high = np.split(heads, 2, axis=1)
+    return np.concatenate([low * cosine - high * sine, high * cosine + low * sine], axis=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "gpu_class", "heads", "columns", "epsilon", "clears"),
+    [
+        ("w4", "desktop", Heads(8, 2, 64, "f16", 0), 1056, EPSILON, True),
+        ("u4", "v3d", Heads(4, 1, 128, "f32", 0), 64, None, False),
+        *(
+            pytest.param(*each, marks=pytest.mark.oracle)
+            for each in (
+                ("w8", "v3d", Heads(8, 2, 128, "f16", 0), 2112, EPSILON, True),
+                ("w8", "desktop", Heads(8, 2, 64, "f32", 0), 64, None, True),
+                ("w4", "small", Heads(3, 3, 96, "f16", 0), 1056, EPSILON, True),
+                ("w4", "v3d", Heads(8, 2, 32, "f32", 0), 4128, None, False),
+                ("w4", "desktop", Heads(40, 8, 128, "f16", 0), 9248, EPSILON, True),
+            )
+        ),
+    ],
+)
+def test_queries_keys_and_values(
+    kind: str,
+    gpu_class: str,
+    heads: Heads,
+    columns: int,
+    epsilon: float | None,
+    clears: bool,
+    program: Path,
+    tmp_path: Path,
+) -> None:
+    """A key and a value are where they belong, and all else in the cache is as it was. Position −1: of no row."""
+    gpu, rng, dim = CLASSES[gpu_class], np.random.default_rng(6), heads.dim
+    layer = Layer.random(kind, (heads.query + 2 * heads.kv) * dim, columns, epsilon)
+    angles = rng.uniform(-np.pi, np.pi, dim // 2)
+    table = np.concatenate([np.cos(angles), np.sin(angles)]).astype(np.float32)[None]
+    dtype = np.float16 if heads.dtype == "f16" else np.float32
+    shapes = {"k": (BLOCKS, heads.kv, dim, KV_BLOCK), "v": (BLOCKS, heads.kv, KV_BLOCK, dim)}
+    before = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
+    before["turns"] = np.full(counters(heads), 7, np.int32)
+    kernel = made(rotated_kernel("kernel", gpu, layer.source, heads, clears), gpu, tmp_path)
+    copies = {name: made(copying(gpu, each.nbytes), gpu, tmp_path) for name, each in before.items()}
+
+    calls = [(1, 70), (0, 63), (0, -1)]
+    inputs = {f"layer{i}": each for i, each in enumerate(layer.inputs)} | {"table": table, "blocks": TABLE}
+    inputs |= {f"{name}_before": each for name, each in before.items()}
+    steps: list[tuple[Shader, list[str]]] = []
+    outputs: dict[str, int] = {}
+    for i, (session, position) in enumerate(calls):
+        inputs[f"position{i}"] = np.array([position], np.int32)
+        inputs[f"slot{i}"] = np.array([session * TABLE.shape[1]], np.int32)  # the runner's tables have one column
+        outputs |= {f"{name}{i}": each.nbytes for name, each in before.items()} | {f"q{i}": heads.query * dim * 4}
+        steps += [(copies[name], [f"{name}_before", f"{name}{i}"]) for name in before]
+        given = [*(f"layer{j}" for j in range(len(layer.inputs))), "table", f"position{i}", f"slot{i}", "blocks"]
+        turns = [f"turns{i}"] if clears else []
+        steps += [(kernel, [*given, f"k{i}", f"v{i}", *turns, f"q{i}"])]
+    found = run_shaders(program, tmp_path, steps, inputs, outputs)
+
+    query, key, value = np.split(layer.product.reshape(-1, dim), [heads.query, heads.query + heads.kv])
+    query, key = (turned(each, table[0, : dim // 2], table[0, dim // 2 :]) for each in (query, key))
+    error = 1e-5 * np.abs(layer.product).max()
+    narrowing = 1e-3 if heads.dtype == "f16" else 0
+    for i, (session, position) in enumerate(calls):
+        q = np.frombuffer(found[f"q{i}"], np.float32).reshape(query.shape)
+        np.testing.assert_allclose(q, query, rtol=0, atol=error)
+        k, v = (np.frombuffer(found[f"{name}{i}"], dtype).reshape(shapes[name]).copy() for name in shapes)
+        if position >= 0:
+            block, column = TABLE[session, position // KV_BLOCK], position % KV_BLOCK
+            np.testing.assert_allclose(k[block, :, :, column], key, rtol=narrowing, atol=error)
+            np.testing.assert_allclose(v[block, :, column], value, rtol=narrowing, atol=error)
+            k[block, :, :, column] = before["k"][block, :, :, column]
+            v[block, :, column] = before["v"][block, :, column]
+        np.testing.assert_array_equal(k, before["k"])
+        np.testing.assert_array_equal(v, before["v"])
+        assert set(np.frombuffer(found[f"turns{i}"], np.int32)) == {0 if clears else 7}
+
+
+CONFIG: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 32,
+    "intermediate_size": 192,
+    "vocab_size": 320,
+    "max_position_embeddings": 512,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 1e4,
+    "tie_word_embeddings": True,
+    "hidden_act": "silu",
+}
+
+
+def steps(**limits: Any) -> list[str]:
+    """What computes a row in the layers, without numbers, for a GPU with these limits."""
+    host = golden.host_target()
+    assert host is not None
+    target = host.on_gpu(replace(CLASSES["desktop"], **limits))
+    plan = compile_model(CONFIG, target, scheme_for("w4a8"), ladder=Ladder((1,), (1,))).plan
+    (body,) = (each for each in plan["functions"] if (each["name"], each["n"]) == ("body", 1))
+    names = [plan["kernels"][step["kernel"]]["name"].removeprefix("body1_") for step in body["steps"]]
+    names = [re.sub(r"\d+$", "", re.sub(r"w4\d*", "*", name)) for name in names]
+    return names[names.index("rope_table") + 1 :]
+
+
+def test_a_layer_is_five_steps() -> None:
+    """Before the first there is a norm that nothing adds to; what follows the last one is another function's."""
+    layer = ["linear_*_rope", "attention_row_quant", "linear_*_add_norm", "linear_*_silu", "linear_*_add_norm"]
+    assert steps() == ["rms_norm_quant", *layer, *layer[:4], "fused_linear_*_residual_add"]
+
+
+def test_gpus_that_bind_few_buffers() -> None:
+    """Rotation and norms are kernels of their own: theirs would bind 12 and 9, or 10 with zero points."""
+    normed = ["fused_linear_*_residual_add", "rms_norm_quant", "linear_*_silu", "fused_linear_*_residual_add"]
+    layer = ["rms_norm_quant", "linear_*", "rope_append", "attention_parts", "attention_merge_quant", *normed]
+    assert steps(buffers=8) == 2 * layer
+    joined = ["linear_*_add_norm", "linear_*_silu", "linear_*_add_norm"]
+    row = ["linear_*_scaled", "rope_append", "attention_row_quant", *joined]
+    assert steps(buffers=11) == ["rms_norm_quant", "linear_*", *row[1:], *row[:-1], "fused_linear_*_residual_add"]
+
+
+def test_a_matrix_in_parts_is_not_fused() -> None:
+    """Nor is a norm before it, for it would not know of the sums of squares. Here, gate and up."""
+    apart = ["fused_linear_*_residual_add", "rms_norm_quant", "linear_*_part", "linear_*_part", "silu_mul_quant"]
+    layer = ["linear_*_rope", "attention_row_quant", *apart]
+    end = ["linear_*_add_norm", "fused_linear_*_residual_add"]
+    assert steps(binding_bytes=20_000) == ["rms_norm_quant", *layer, end[0], *layer, end[1]]
+
+
+@pytest.mark.oracle
+def test_the_demo_model_answers_as_on_the_processor(bundle: Path, tmp_path: Path) -> None:
+    """Token by token, behind prompts of one session and of two."""
+    library = tmp_path / "libedgellm.so"
+    build_runner(tmp_path, library.name)
+    made = compile_for("desktop", Options("w4a8"), tmp_path / "bundle", buffers=16)
+    names = {kernel["name"] for kernel in json.loads((made / "plan.json").read_text())["kernels"]}
+    assert {"body1_linear_w4_rope", "body1_linear_w4_add_norm", "body1_linear_w4_silu"} <= names
+    with lavapipe_alone():
+        a, b = Model(library, bundle), Model(library, made)
+        assert compare(a, b, [1, 1, 70, 1, 1, 1]) < 0.05
+        tokens = np.random.default_rng(7).integers(3, a.vocab - 4, 26)
+        first, second = a.mixed(tokens), b.mixed(tokens)
+        assert np.abs(first - second).max() < 0.05 * np.abs(first).max()
+        a.close()
+        b.close()
+    watched = run(made, "run", str(made), "-p", "Hello!", "-n", "3", "--temperature", "0", **LAYERS)
+    assert watched.returncode == 0
+    assert "Validation" not in watched.stdout + watched.stderr
+    assert "VUID" not in watched.stdout + watched.stderr

@@ -128,16 +128,23 @@ def _normed(rewriter: Rewriter, norm: Any, form: Form) -> tuple[tuple[Any, ...],
     return None
 
 
-def scaled(rewriter: Rewriter, var: Any) -> Any:
-    """A linear layer behind a norm whose sums of squares stand behind the scales; None if it is another one."""
+def scaled(rewriter: Rewriter, var: Any, bias: Any = None) -> Any:
+    """A linear layer behind a norm whose sums of squares stand behind the scales; None if it is another one.
+
+    bias: what is added to it, if that is all that becomes of it.
+    """
     from crosscompile.gpu import fused
 
     found = source_of(rewriter, var)
     if found is None or found[0].epsilon is None:
         return None
+    if bias is not None and (len(rewriter.uses.get(var, ())) != 1 or not _binds(rewriter, found[0], 2)):
+        return None
     source, given = found
-    name = f"linear_{Packing.parse(source.packing).kind}_scaled"
-    return rewriter.call(name, fused.scaled_linear(source), given, [((1, source.rows), "float32")])
+    name = f"linear_{Packing.parse(source.packing).kind}_scaled" + ("_bias" if bias is not None else "")
+    args = given if bias is None else [*given, rewriter.value(bias)]
+    function = fused.scaled_linear(source, bias is not None)
+    return rewriter.call(name, function, args, [((1, source.rows), "float32")])
 
 
 def gated(rewriter: Rewriter, source: Any, kind: str, form: Form) -> tuple[Any, ...] | None:

@@ -121,11 +121,13 @@ def normed_linear(source: Source, form: Form) -> tirx.PrimFunc:
 
 
 @kernel_maker
-def scaled_linear(source: Source) -> tirx.PrimFunc:
-    """(a, scale_a, w …) -> y (1, rows) f32, for planning: a plain linear layer behind a norm."""
+def scaled_linear(source: Source, biased: bool) -> tirx.PrimFunc:
+    """(a, scale_a, w …[, bias (rows,)]) -> y (1, rows) f32, for planning: a plain linear layer behind a norm."""
 
     def body(k: Declaration) -> None:
         _declare_source(k, source)
+        if biased:
+            k.buffer("bias", (source.rows,), "float32")
         y = k.buffer("y", (1, source.rows), "float32")
         with k.shared(1) as unit:
             k.store(y, constant(0.0, 1), unit, 0)
@@ -329,19 +331,22 @@ def normed_kernel(name: str, gpu: Gpu, source: Source, form: Form) -> tirx.PrimF
     return gpu_kernel(name, gpu, body)
 
 
-def scaled_kernel(name: str, gpu: Gpu, source: Source) -> tirx.PrimFunc:
+def scaled_kernel(name: str, gpu: Gpu, source: Source, biased: bool) -> tirx.PrimFunc:
     """The GPU's scaled_linear."""
 
     def body(k: Builder) -> None:
         groups = source.rows // GROUP
         rows = Rows(k, source, GROUP, threads_of(groups))
+        bias = k.buffer("bias", (source.rows,), "float32") if biased else None
         y = k.buffer("y", (1, source.rows), "float32")
         rows.allocate()
         with k.launch((groups,), rows.threads) as (workgroup, thread):
             first = k.bind(workgroup * GROUP)
+            at = k.bind(first + tirx.Min(thread, i32(GROUP - 1)))
+            more = k.bind(bias[at]) if bias is not None else None
             result = rows.totals(thread, lambda i: first + i)
             with k.when(thread < i32(GROUP)):
-                k.store(y, result(thread), 0, first + thread)
+                k.store(y, result(thread) if more is None else result(thread) + more, 0, at)
 
     return gpu_kernel(name, gpu, body)
 

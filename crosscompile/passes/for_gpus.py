@@ -71,26 +71,40 @@ def append_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
 
     Norms get a kernel before it, as GPUs bind few buffers. Where attention is one kernel, it clears its counters.
     """
-    from crosscompile.gpu.attention import supports
-    from crosscompile.gpu.attention_whole import in_one
     from crosscompile.gpu.rotary import rope_append_clear
 
     origin = origin_of(rewriter.module[call.args[0]])
     if origin is None or origin.name != "rope_append":
         return False
     n, heads, turn = (origin.arguments[each] for each in ("n", "heads", "turn"))
-    gpu = rewriter.tier.gpu
-    clears = gpu is not None and supports(heads) and in_one(n, heads, gpu)
+    clears = is_cleared(rewriter, n, heads)
     if not turn.over and not clears:
         return False
     name, args = call.args[0].name_hint, rewriter.values_of(call.args[1].fields)
     if turn.over:
         args = _normalized(rewriter, args, n, heads, turn)
-    keys, values, q = call.ty_args[0].fields
-    outputs, places = [keys, values, q], [len(args) - 2, len(args) - 1, -1]
     function = rotary.rope_append(n, heads, rotary.Turn(turn.dim))
     if clears:
         function = rope_append_clear(heads, rotary.Turn(turn.dim))
+    emit_append(rewriter, var, call, name, function, args, clears)
+    return True
+
+
+def is_cleared(rewriter: Rewriter, n: int, heads: Heads) -> bool:
+    """Whether attention of n rows is one kernel, whose counters what appends to the cache clears."""
+    from crosscompile.gpu.attention import supports
+    from crosscompile.gpu.attention_whole import in_one
+
+    gpu = rewriter.tier.gpu
+    return gpu is not None and supports(heads) and in_one(n, heads, gpu)
+
+
+def emit_append(
+    rewriter: Rewriter, var: Any, call: Any, name: str, function: Any, args: list[Any], clears: bool
+) -> None:
+    """Emits `function` for a call of rope_append. args end with the states; clears: counters are behind them."""
+    outputs, places = list(call.ty_args[0].fields), [len(args) - 2, len(args) - 1, -1]
+    if clears:
         turns = function.params[len(args)].ty
         outputs.insert(2, relax.TensorType(turns.shape, str(turns.dtype)))
         places.append(-1)
@@ -100,7 +114,6 @@ def append_apart(rewriter: Rewriter, var: Any, call: Any) -> bool:
     if clears:
         rewriter.turns[var] = made.pop(2)
     rewriter.values[var] = tuple(made)
-    return True
 
 
 def _normalized(rewriter: Rewriter, args: list[Any], n: int, heads: Heads, turn: rotary.Turn) -> list[Any]:

@@ -301,6 +301,9 @@ class Rewriter:
         if name == "relax.add":
             left, right = call.args
             bias = len(_shape(right)) == 1
+            made = single_rows.scaled(self, left, right) if bias else None
+            if made is not None:
+                return made
             function = elementwise.add_bias(n, rest[0]) if bias else elementwise.add(n, rest[0])
             args = [self.value(left), self.value(right)]
             return self.call("bias_add" if bias else "residual_add", function, args, [((n, rest[0]), "float32")])

@@ -13,6 +13,7 @@ from tvm import relax
 from crosscompile.kernels.build import origin_of
 from crosscompile.kernels.rows import Form
 from crosscompile.packing import GROUP, Packing
+from crosscompile.passes.for_gpus import emit_append, is_cleared
 from crosscompile.target import GPU_TIER
 
 if TYPE_CHECKING:
@@ -127,16 +128,23 @@ def _normed(rewriter: Rewriter, norm: Any, form: Form) -> tuple[tuple[Any, ...],
     return None
 
 
-def scaled(rewriter: Rewriter, var: Any) -> Any:
-    """A linear layer behind a norm whose sums of squares stand behind the scales; None if it is another one."""
+def scaled(rewriter: Rewriter, var: Any, bias: Any = None) -> Any:
+    """A linear layer behind a norm whose sums of squares stand behind the scales; None if it is another one.
+
+    bias: what is added to it, if that is all that becomes of it.
+    """
     from crosscompile.gpu import fused
 
     found = source_of(rewriter, var)
     if found is None or found[0].epsilon is None:
         return None
+    if bias is not None and (len(rewriter.uses.get(var, ())) != 1 or not _binds(rewriter, found[0], 2)):
+        return None
     source, given = found
-    name = f"linear_{Packing.parse(source.packing).kind}_scaled"
-    return rewriter.call(name, fused.scaled_linear(source), given, [((1, source.rows), "float32")])
+    name = f"linear_{Packing.parse(source.packing).kind}_scaled" + ("_bias" if bias is not None else "")
+    args = given if bias is None else [*given, rewriter.value(bias)]
+    function = fused.scaled_linear(source, bias is not None)
+    return rewriter.call(name, function, args, [((1, source.rows), "float32")])
 
 
 def gated(rewriter: Rewriter, source: Any, kind: str, form: Form) -> tuple[Any, ...] | None:
@@ -157,8 +165,6 @@ def gated(rewriter: Rewriter, source: Any, kind: str, form: Form) -> tuple[Any, 
 def rotated(rewriter: Rewriter, var: Any, call: Any) -> bool:
     """Whether a call is rope_append of what a linear layer makes, which is emitted in one kernel with that layer."""
     from crosscompile.gpu import fused
-    from crosscompile.gpu.attention import supports
-    from crosscompile.gpu.attention_whole import in_one
 
     origin = origin_of(rewriter.module[call.args[0]])
     if origin is None or origin.name != "rope_append" or not _applies(rewriter, origin.arguments["n"]):
@@ -168,23 +174,11 @@ def rotated(rewriter: Rewriter, var: Any, call: Any) -> bool:
     if turn.over or turn.dim != heads.dim or not fused.rotates(heads) or len(rewriter.uses.get(qkv, ())) != 1:
         return False
     found = source_of(rewriter, qkv)
-    gpu = rewriter.tier.gpu
-    clears = gpu is not None and supports(heads) and in_one(1, heads, gpu)
+    clears = is_cleared(rewriter, 1, heads)
     if found is None or not _binds(rewriter, found[0], 8 if clears else 7):
         return False
     source, given = found
     args = [*given, *rewriter.values_of(rest)]
     name = f"linear_{Packing.parse(source.packing).kind}_rope"
-    function = fused.rotated_linear(source, heads, clears)
-    symbol = rewriter.builder.add_func(function.with_attr("global_symbol", name), name)
-    outputs, places = list(call.ty_args[0].fields), [len(args) - 2, len(args) - 1, -1]
-    if clears:
-        turns = function.params[len(args)].ty
-        outputs.insert(2, relax.TensorType(turns.shape, str(turns.dtype)))
-        places.append(-1)
-    result = rewriter.builder.emit(relax.op.call_tir_inplace(symbol, relax.Tuple(args), places, outputs))
-    made = [rewriter.builder.emit(relax.TupleGetItem(result, i)) for i in range(len(outputs))]
-    if clears:
-        rewriter.turns[var] = made.pop(2)
-    rewriter.values[var] = tuple(made)
+    emit_append(rewriter, var, call, name, fused.rotated_linear(source, heads, clears), args, clears)
     return True

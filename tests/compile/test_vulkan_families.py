@@ -46,7 +46,7 @@ SAMPLE = (  # and a Mamba in test_vulkan_states.py
 )
 BINDING_BYTES = {"mixtral-tied": 40960}
 """What the GPU binds at once, where that is less than any does: matrices, experts among them, are cut."""
-IN_ONE = ("qwen3-biases", "olmo2-biases", "gemma2-caps", "phi3-long")
+IN_ONE = ("qwen2-tied", "qwen3-biases", "olmo2-biases", "gemma2-caps", "phi3-long")
 """Those whose GPU binds enough buffers for attention of a row to be one kernel."""
 N_ROWS = 75
 """More than a block of the KV cache; eight rows at a time, then what is left."""

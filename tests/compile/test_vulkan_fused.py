@@ -144,11 +144,14 @@ def compare_normed(
 def compare_scaled(
     kind: str, gpu_class: str, rows: int, columns: int, epsilon: float | None, program: Path, folder: Path
 ) -> None:
+    """With a bias and without."""
     gpu, layer = CLASSES[gpu_class], Layer.random(kind, rows, columns, epsilon)
-    shader = made(scaled_kernel("kernel", gpu, layer.source), gpu, folder)
-    (raw,) = run_shader(program, folder, shader, layer.inputs, [rows * 4])
-    errors = np.abs(np.frombuffer(raw, np.float32) - layer.product)
-    assert errors.max() < 1e-5 * np.abs(layer.product).max()
+    bias = np.linspace(-1, 2, rows, dtype=np.float32) * np.float32(np.abs(layer.product).max())
+    for more in ((), (bias,)):
+        shader = made(scaled_kernel("kernel", gpu, layer.source, bool(more)), gpu, folder)
+        (raw,) = run_shader(program, folder, shader, [*layer.inputs, *more], [rows * 4])
+        errors = np.abs(np.frombuffer(raw, np.float32) - sum(more, layer.product))
+        assert errors.max() < 1e-5 * np.abs(layer.product).max()
 
 
 COMPARE: dict[str, Compare] = {"gated": compare_gated, "normed": compare_normed, "scaled": compare_scaled}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -30,8 +30,6 @@ ARCHES = ("aarch64", "armv7", "x86_64")
 SYSTEMS = ("linux", "android")
 FOUND = "found"
 """Of a GPU's schedule: that of this machine's."""
-MOST_BUFFERS = 12
-"""Of a kernel: what the runtime binds (ELLM_KERNEL_POINTERS)."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +90,8 @@ class VulkanSection:
     capabilities    of SPIR-V, besides that least
     invocations     most in a workgroup; shared_bytes: its shared memory
     storage_buffers of one kernel; binding_bytes: the largest part of a buffer that one can be
-    schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine,
-                    for its storage_buffers too
+    schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine, for these
+                    limits too
     times_slower    than the board's own CPU, where that is known
     """
 
@@ -199,14 +197,16 @@ class Board:
         if unknown:
             raise BoardError(f"{self.id}.toml: vulkan.capabilities: {', '.join(unknown)} is not known here")
         capabilities = (*FLOOR, *(name for name in section.capabilities if name not in FLOOR))
-        schedule, buffers = section.schedule, section.storage_buffers
+        limits = local_gpu.Limits(
+            section.invocations, section.shared_bytes, section.storage_buffers, section.binding_bytes
+        )
+        schedule = section.schedule
         if schedule == FOUND:
-            schedule, buffers = local_gpu.found(buffers, max(buffers, MOST_BUFFERS))
+            schedule, limits = local_gpu.found(limits)
         if schedule not in SCHEDULES:
             raise BoardError(f"{self.id}.toml: vulkan.schedule: {schedule} is none of {', '.join(SCHEDULES)}")
-        limits = (section.invocations, section.shared_bytes, buffers, section.binding_bytes)
         cpu = Target(self.arch, self.os, gpu_tier(self.arch), self.target_section.android_api)
-        return cpu.on_gpu(Gpu(capabilities, *limits, schedule))
+        return cpu.on_gpu(Gpu(capabilities, **asdict(limits), schedule=schedule))
 
 
 _SECTIONS: dict[str, tuple[str, type[Any]]] = {

@@ -5,27 +5,39 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, fields
 
 PROCESSOR, DESKTOP = "processor", "desktop"
 
 _CPU = 4  # VK_PHYSICAL_DEVICE_TYPE_CPU
-# of deviceType, deviceName and limits.maxPerStageDescriptorStorageBuffers in VkPhysicalDeviceProperties (824 bytes)
-_TYPE_AT, _NAME_AT, _BUFFERS_AT = 16, 20, 296 + 76
+# in VkPhysicalDeviceProperties, which has 824 bytes
+_TYPE_AT, _NAME_AT, _LIMITS_AT = 16, 20, 296
+_RANGE_AT, _BUFFERS_AT, _SHARED_AT, _INVOCATIONS_AT, _WIDTH_AT = (_LIMITS_AT + at for at in (28, 76, 216, 232, 236))
 _PROPERTIES_BYTES = 1024
 _MOST = 16
 
 
-def found(least: int, most: int) -> tuple[str, int]:
-    """(class in crosscompile/gpu/schedules.py, storage buffers of a kernel), from `least` to `most` of them.
+@dataclass(frozen=True)
+class Limits:
+    """Of a kernel: threads of a workgroup, its shared memory, storage buffers, and the largest part of one."""
+
+    invocations: int
+    shared_bytes: int
+    buffers: int
+    binding_bytes: int
+
+
+def found(least: Limits) -> tuple[str, Limits]:
+    """(class in crosscompile/gpu/schedules.py, what all devices allow, which is `least` or more).
 
     The class is "processor" where Vulkan finds nothing but processors. A driver that crashes or does not answer counts
-    as a GPU's, which binds the fewest.
+    as a GPU's, which allows the least.
     """
     devices = _devices()
     kinds = {device.kind for device in devices}
-    buffers = min((device.buffers for device in devices), default=least)
-    return PROCESSOR if kinds == {_CPU} else DESKTOP, max(least, min(buffers, most))
+    allowed = [astuple(device.limits) for device in devices] or [astuple(least)]
+    limits = (max(own, min(theirs)) for own, theirs in zip(astuple(least), zip(*allowed, strict=True), strict=True))
+    return PROCESSOR if kinds == {_CPU} else DESKTOP, Limits(*limits)
 
 
 def names() -> str:
@@ -37,11 +49,14 @@ def names() -> str:
 
 @dataclass(frozen=True)
 class _Device:
-    """VkPhysicalDeviceType, storage buffers of a kernel, and name."""
+    """kind: VkPhysicalDeviceType."""
 
     kind: int
-    buffers: int
+    limits: Limits
     name: str
+
+
+_NUMBERS = 1 + len(fields(Limits))
 
 
 def _devices() -> list[_Device]:
@@ -51,9 +66,13 @@ def _devices() -> list[_Device]:
         done = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False, timeout=60)
     except subprocess.TimeoutExpired:
         return []
-    lines = [line.split(" ", 2) for line in done.stdout.splitlines()] if done.returncode == 0 else []
-    read = [line for line in lines if len(line) == 3 and line[0].isdecimal() and line[1].isdecimal()]
-    return [_Device(int(kind), int(buffers), name) for kind, buffers, name in read]
+    read = []
+    for line in done.stdout.splitlines() if done.returncode == 0 else []:
+        *numbers, name = line.split(" ", _NUMBERS)
+        if len(numbers) == _NUMBERS and all(number.isdecimal() for number in numbers):
+            kind, *limits = map(int, numbers)
+            read.append(_Device(kind, Limits(*limits), name))
+    return read
 
 
 class _InstanceInfo(ctypes.Structure):
@@ -85,10 +104,12 @@ def _ask() -> list[_Device]:
         properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
         vulkan.vkGetPhysicalDeviceProperties(ctypes.c_void_p(device), properties)
         name = properties.raw[_NAME_AT:].partition(b"\0")[0].decode("utf-8", "replace")
-        kind, buffers = (ctypes.c_uint32.from_buffer(properties, at).value for at in (_TYPE_AT, _BUFFERS_AT))
-        made.append(_Device(kind, buffers, " ".join(name.split())))
+        places = _TYPE_AT, _INVOCATIONS_AT, _WIDTH_AT, _SHARED_AT, _BUFFERS_AT, _RANGE_AT
+        kind, invocations, width, *rest = (ctypes.c_uint32.from_buffer(properties, at).value for at in places)
+        made.append(_Device(kind, Limits(min(invocations, width), *rest), " ".join(name.split())))
     return made
 
 
 if __name__ == "__main__":
-    sys.stdout.write("".join(f"{each.kind} {each.buffers} {each.name}\n" for each in _ask()))
+    for each in _ask():
+        sys.stdout.write(" ".join(map(str, (each.kind, *astuple(each.limits), each.name))) + "\n")

@@ -14,6 +14,7 @@ from crosscompile.kernels.build import origin_of
 from crosscompile.kernels.rows import Form
 from crosscompile.packing import GROUP, Packing
 from crosscompile.passes.for_gpus import emit_append, is_cleared
+from crosscompile.spirv.capabilities import MOST_BUFFERS
 from crosscompile.target import GPU_TIER
 
 if TYPE_CHECKING:
@@ -59,11 +60,7 @@ def _binds(rewriter: Rewriter, source: Source, others: int) -> bool:
     gpu = rewriter.tier.gpu
     assert gpu is not None
     stored = Packing.parse(source.packing).stored(source.rows, source.columns)
-    return 2 + len(stored) + others <= min(gpu.buffers, BUFFERS)
-
-
-BUFFERS = 12
-"""Of a kernel, at most (ELLM_KERNEL_POINTERS)."""
+    return 2 + len(stored) + others <= min(gpu.buffers, MOST_BUFFERS)
 
 
 def source_of(rewriter: Rewriter, var: Any) -> tuple[Source, list[Any]] | None:
@@ -113,11 +110,9 @@ def _normed(rewriter: Rewriter, norm: Any, form: Form) -> tuple[tuple[Any, ...],
         if len(_shape(residual)) != 2 or len(rewriter.uses.get(product, ())) != 1:
             continue
         found = source_of(rewriter, product)
-        if found is None or found[0].rows % GROUP:
+        if found is None or not _binds(rewriter, found[0], 5):
             continue
         source, given = found
-        if not _binds(rewriter, source, 5):
-            continue
         blocks = source.rows // GROUP
         outputs = [((1, source.rows), "float32"), ((1, blocks, GROUP), "int8"), ((1, 2 * blocks), "float32")]
         args = [*given, rewriter.value(residual), rewriter.value(weight)]

@@ -35,6 +35,10 @@ EXTENSIONS = {
 FLOOR = ("Shader", "GroupNonUniform", "StorageBuffer16BitAccess", "StorageBuffer8BitAccess")
 
 
+MOST_BUFFERS = 12
+"""Of a kernel, whatever a GPU binds: what the runtime passes (ELLM_KERNEL_POINTERS)."""
+
+
 @dataclass(frozen=True)
 class Gpu:
     """What a GPU's driver reports, as far as kernels depend on it.
@@ -83,7 +87,7 @@ def check(name: str, needs: Needs, gpu: Gpu) -> None:
     limits = (
         ("invocations in a workgroup", needs.invocations, gpu.invocations),
         ("bytes of shared memory", needs.shared_bytes, gpu.shared_bytes),
-        ("storage buffers", needs.buffers, gpu.buffers),
+        ("storage buffers", needs.buffers, min(gpu.buffers, MOST_BUFFERS)),
         ("bytes of push constants", needs.push_bytes, PUSH_BYTES),
     )
     for what, asked, most in limits:

@@ -7,7 +7,7 @@ import json
 import shutil
 import struct
 import subprocess
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import numpy as np
@@ -186,12 +186,20 @@ def test_the_classes_of_boards_are_known():
             assert gpu.schedule in SCHEDULES
 
 
+LEAST = local_gpu.Limits(256, 16384, 8, 128 << 20)
+
+
 def test_this_machines_class_is_what_vulkan_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with lavapipe_alone():
-        assert local_gpu.found(8, 12) == ("processor", 12)
+        schedule, limits = local_gpu.found(LEAST)
+        assert schedule == "processor"
+        assert all(own > least for own, least in zip(astuple(limits)[:3], astuple(LEAST), strict=False))
+        assert limits.binding_bytes == 128 << 20
+        more = replace(LEAST, invocations=1 << 20)
+        assert local_gpu.found(more)[1].invocations == 1 << 20
     for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
         monkeypatch.setenv(name, str(tmp_path / "none.json"))
-    assert local_gpu.found(8, 12) == ("desktop", 8)
+    assert local_gpu.found(LEAST) == ("desktop", LEAST)
 
 
 def test_every_module_is_valid_spirv(on_gpu: Path, tmp_path: Path):

@@ -100,12 +100,19 @@ def test_the_gate_refuses_and_leaves_nothing(
     assert "--max-kl needs --eval" in capsys.readouterr().err
 
 
+def weight_bytes(scheme: str) -> int:
+    """Of RANDOM with all of its matrices so: the compiling process's own figure; nothing is compiled."""
+    path, _ = hub.resolve(RANDOM, lambda *_: None)
+    request = request_of(checkpoint.load(path), load_board("local").target())
+    parts = {"scheme": scheme, "embedding": scheme, "head": scheme, "kv": None, "tensors": ()}
+    return int(run_worker({**request, **parts, "outline": True}, None, lambda *_: None)["weight_bytes"])
+
+
 @pytest.mark.parametrize("calibrated", [False, True])
 def test_a_budget_is_kept(tmp_path: Path, calibrated: bool) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_bytes(CONVERSATIONS.read_bytes())
-    least = build(RANDOM, "local", FOUR).bundle.manifest["memory"]["weight_bytes"]
-    most = build(RANDOM, "local", Options("w8a8")).bundle.manifest["memory"]["weight_bytes"]
+    least, most = weight_bytes("w4a8"), weight_bytes("w8a8")
     budget = (least + most) // 2
     made = build(RANDOM, "local", Options("w4a8"), wish=Wish(plain if calibrated else None, budget)).bundle
     taken = made.manifest["memory"]["weight_bytes"]
@@ -115,18 +122,13 @@ def test_a_budget_is_kept(tmp_path: Path, calibrated: bool) -> None:
 
 
 def test_a_budget_below_four_bits_takes_three_and_two() -> None:
-    """Sizes are the compiling process's own (`weight_bytes`); nothing is compiled."""
     path, _ = hub.resolve(RANDOM, lambda *_: None)
     source, target = checkpoint.load(path), load_board("local").target()
-
-    def takes(scheme: str, tensors: tuple[tuple[str, str], ...] = ()) -> int:
-        parts = {"scheme": scheme, "embedding": scheme, "head": scheme, "kv": None, "tensors": tensors}
-        return int(run_worker({**request_of(source, target), **parts, "outline": True}, None, quiet)["weight_bytes"])
 
     def quiet(stage: str, done: int, total: int) -> None:
         pass
 
-    least, four = takes("w2a8"), takes("n4a8")
+    least, four = weight_bytes("w2a8"), weight_bytes("n4a8")
     assert least < 0.6 * four
     budget = (least + four) // 2
     made = prepare(source, target, Options("n4a8"), Wish(None, budget), quiet)

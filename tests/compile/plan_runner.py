@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from crosscompile.quantize import INDEX
+
 KV_BLOCK = 64
 
 
@@ -28,8 +30,9 @@ class PlanRunner:
         self.plan: dict[str, Any] = json.loads((directory / "plan.json").read_text())
         self.library = ctypes.CDLL(str(directory / "kernels.so"))
         stored: dict[str, np.ndarray] = {}
-        for shard in (directory / "weights").glob("*.safetensors"):
-            stored.update(load_file(shard))
+        index = json.loads((directory / "weights" / INDEX).read_text())
+        for shard in sorted(set(index["weight_map"].values())):
+            stored.update(load_file(directory / "weights" / shard))
         self.weights = []
         for entry in self.plan["weights"]:
             values = stored[entry["tensor"]]
@@ -56,20 +59,21 @@ class PlanRunner:
         for name, values in inputs.items():
             bound[name][:] = values.view(np.uint8)
         for step in function["steps"]:
-            kernel = self.plan["kernels"][step["kernel"]]
-            pointers = []
-            for kind, value in step["args"]:
-                if kind == "a":
-                    pointers.append(self.arena.ctypes.data + value)
-                else:
-                    place = bound if kind == "i" else self.weights if kind == "w" else self.states
-                    pointers.append(place[value].ctypes.data)
-            arguments = [ctypes.c_void_p(pointer) for pointer in pointers]
-            scalars = [
-                {"table_cap": self.table_cap, "sessions": 1, "blocks": self.table_cap}[s] for s in kernel["scalars"]
-            ]
-            arguments += [ctypes.c_int64(value) for value in (*scalars, 0, kernel["groups"])]
-            assert getattr(self.library, kernel["name"])(*arguments) == 0
+            self.call(self.plan["kernels"][step["kernel"]], step["args"], bound)
+
+    def call(self, kernel: dict[str, Any], args: list[Any], bound: dict[str, np.ndarray]) -> None:
+        """Runs one step. bound: the function's inputs."""
+        pointers = []
+        for kind, value in args:
+            if kind == "a":
+                pointers.append(self.arena.ctypes.data + value)
+            else:
+                place: Any = bound if kind == "i" else self.weights if kind == "w" else self.states
+                pointers.append(place[value].ctypes.data)
+        arguments: list[Any] = [ctypes.c_void_p(pointer) for pointer in pointers]
+        scalars = [{"table_cap": self.table_cap, "sessions": 1, "blocks": self.table_cap}[s] for s in kernel["scalars"]]
+        arguments += [ctypes.c_int64(value) for value in (*scalars, 0, kernel["groups"])]
+        assert getattr(self.library, kernel["name"])(*arguments) == 0
 
     def run_norms(self, n: int) -> None:
         """Notes the last hidden states of a body's n rows."""

@@ -23,13 +23,16 @@ enum { model_compute = 5, mode_local_size = 17, decoration_binding = 33, decorat
 static const struct {
     uint32_t number, needs;
 } capabilities[] = {
-    {1, 0}, /* Shader */
+    {1, 0},                  /* Shader */
+    {9, ELLM_NEEDS_MATRIX},  /* Float16 */
     {61, ELLM_NEEDS_GROUP},
     {63, ELLM_NEEDS_GROUP | ELLM_NEEDS_SUMS},
     {4433, ELLM_NEEDS_16BIT},
     {4448, ELLM_NEEDS_8BIT},
+    {5345, ELLM_NEEDS_MATRIX}, /* VulkanMemoryModel */
     {6018, ELLM_NEEDS_DOT},
     {6019, ELLM_NEEDS_DOT},
+    {6022, ELLM_NEEDS_MATRIX},
 };
 
 static ellm_status bad(ellm_error *error, const char *name, const char *reason) {
@@ -114,6 +117,7 @@ static const char *check_module(ellm_shader *shader) {
 
 static ellm_status read_entry(const uint8_t *data, size_t n_bytes, const uint8_t *entry, ellm_region *region,
                               ellm_shader *shader, ellm_error *error) {
+    const uint32_t matrices = word_at(data + 12);
     size_t name = word_at(entry), n_name = word_at(entry + 4), code = word_at(entry + 8), size = word_at(entry + 12);
     if (n_name == 0 || n_name > most_name || name > n_bytes || n_name > n_bytes - name || code % 4 != 0 || size % 4 != 0
         || code > n_bytes || size > n_bytes - code) {
@@ -129,6 +133,7 @@ static ellm_status read_entry(const uint8_t *data, size_t n_bytes, const uint8_t
     shader->code = (const uint32_t *)(const void *)(data + code); /* mapped files begin at a page */
     shader->n_bytes = size;
     const char *wrong = check_module(shader);
+    shader->needs |= (shader->needs & ELLM_NEEDS_MATRIX) != 0 ? matrices << 16 : 0;
     return wrong != NULL ? bad(error, shader->name, wrong) : ELLM_OK;
 }
 

@@ -12,6 +12,7 @@ enum {
     ELLM_NEEDS_GROUP = 4, /* subgroup built-ins */
     ELLM_NEEDS_SUMS = 8,  /* subgroup arithmetic */
     ELLM_NEEDS_DOT = 16,  /* integer dot products */
+    ELLM_NEEDS_MATRIX = 32, /* products of matrices; then bits 16 to 23 are invocations of a subgroup, 24 to 31 rows */
 };
 
 typedef struct ellm_shader {

@@ -126,16 +126,23 @@ class Builder:
     def matrix_clear(self, c: str) -> None:
         self._matrix("clear", c)
 
-    def matrix_load(self, name: str, buffer: Any, at: Expr, stride: int) -> None:
+    def matrix_load(self, name: str, buffer: Any, at: Any, stride: int) -> None:
         """Rows, of b columns, from buffer[at] on, each `stride` elements of the buffer behind the one before."""
         self._matrix("load", name, T.address_of(buffer[at]), i32(stride))
 
-    def matrix_store(self, c: str, buffer: Any, at: Expr, stride: int) -> None:
+    def matrix_store(self, c: str, buffer: Any, at: Any, stride: int) -> None:
         self._matrix("store", c, T.address_of(buffer[at]), i32(stride))
 
     def matrix_multiply(self, a: str, b: str, c: str) -> None:
         """c += a · b."""
         self._matrix("multiply", a, b, c)
+
+    def matrix_times(self, c: str, by: str) -> None:
+        """c *= by, element by element, both sums."""
+        self._matrix("times", c, by)
+
+    def matrix_plus(self, c: str, by: str) -> None:
+        self._matrix("plus", c, by)
 
     def _matrix(self, word: str, *args: Any) -> None:
         self.has_matrices = True

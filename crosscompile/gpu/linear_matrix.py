@@ -28,19 +28,24 @@ _ROOM = 6 << 23
 """Of a row's largest scale, by which power of two it may exceed 1: 127 · 2⁷ is far below f16's largest."""
 _LEAST = 0x08000000
 """Exponent that a row's scale has at least: those of zeros are 0."""
+_ROWS, _PARTS = 8, 4
+"""Scales that a thread has on their way together, before anything else: rows, and of each row."""
 
 
 def quantized_matrices(k: Builder, work: Linear, knobs: LinearKnobs) -> None:
     """(a, scale_a, w, scale_w[, high_w | zero_w], then the addends) -> y."""
     blocks = work.columns // GROUP
     a = k.quads("a", work.n * work.columns)
-    scale_a = k.buffer("scale_a", (work.n, blocks), "float32")
+    scale_a = k.buffer("scale_a", (work.n * blocks,), "float32")
     w = Weights(k, work.rows, work.columns, work.packing)
     out = Output(k, work)
     tile = _Tile(k, work, knobs, a, scale_a, w)
     with k.launch((-(-work.rows // knobs.rows), -(-work.n // knobs.tile)), knobs.threads) as (at_r, at_m, thread):
         tile.compute(thread, k.bind(at_m * knobs.tile), k.bind(at_r * knobs.rows))
-        tile.write(thread, out)
+        if work.n % knobs.tile == 0 and work.rows % knobs.rows == 0 and not any(work.addends):
+            tile.write_whole(thread, out)
+        else:
+            tile.write(thread, out)
 
 
 class _Tile:
@@ -83,6 +88,26 @@ class _Tile:
             self._multiply()
             k.barrier()
 
+    def write_whole(self, thread: Expr, out: Output) -> None:
+        """The sums to the result, as matrices: no element lies outside, and addends have the result's shape."""
+        k, edge, whole, sums = self.k, self.edge, self.work.whole, self.per_m * self.per_r
+        by, area, mine = f"c{sums}", edge**2, self.knobs.threads * edge**2 // self.k.gpu.subgroup
+        for i in range(self.per_m):
+            with k.strided(thread, mine) as at:
+                row = tirx.truncdiv(tirx.truncdiv(at, i32(area)), i32(self.across)) * (self.per_m * edge) + i * edge
+                k.store(self.stage, self.row_up[row + tirx.truncdiv(tirx.truncmod(at, i32(area)), i32(edge))], at)
+            k.barrier()
+            k.matrix_load(by, self.stage, self.subgroup * area, edge)
+            m = k.bind(self.first_m + self.my_m + i * edge)
+            for j in range(self.per_r):
+                row, c = k.bind(self.first_row + self.work.first + self.my_r + j * edge), f"c{i * self.per_r + j}"
+                k.matrix_times(c, by)
+                for more, addend in enumerate(out.addends):
+                    k.matrix_load(f"c{sums + 1 + more}", addend, (m, row), whole)
+                    k.matrix_plus(c, f"c{sums + 1 + more}")
+                k.matrix_store(c, out.y, (m, row), whole)
+            k.barrier()
+
     def write(self, thread: Expr, out: Output) -> None:
         """The sums to the result, a matrix of each subgroup at a time."""
         k, edge, area = self.k, self.edge, self.edge**2
@@ -104,20 +129,29 @@ class _Tile:
         """What each row of the activation is divided by, and its results multiplied."""
         k, size, subgroups = self.k, self.k.gpu.subgroup, self.down * self.across
         at = k.bind(tirx.call_extern("int32", "ellm.subgroup_lane"))
-        largest = k.local(1)
-        with k.loop(0, -(-self.knobs.tile // subgroups)) as turn:
-            m = k.bind(tirx.Min(turn * subgroups + self.subgroup, i32(self.knobs.tile - 1)))
-            source = k.bind(tirx.Min(self.first_m + m, i32(self.work.n - 1)))
-            k.store(largest, f32(0.0), 0)
-            with k.loop(0, -(-self.blocks // size)) as part:
-                b = tirx.Min(part * size + at, i32(self.blocks - 1))
-                k.store(largest, tirx.Max(largest[0], self.scale_a[source, b]), 0)
-            found = k.bind(tirx.call_extern("float32", "ellm.subgroup_max", largest[0]))
-            bits = tirx.Max(tirx.reinterpret("uint32", found) & u32(0x7F800000), u32(_LEAST))
-            power = k.bind(bits - u32(_ROOM))
-            with k.when(tirx.EQ(at, i32(0))):
-                k.store(self.row_up, tirx.reinterpret("float32", power), m)
-                k.store(self.row_down, tirx.reinterpret("float32", u32(0x7F000000) - power), m)
+        mine = -(-self.knobs.tile // subgroups)
+        together, parts = min(mine, _ROWS), -(-self.blocks // size)
+        largest = k.local(together)
+        with k.loop(0, -(-mine // together)) as turn:
+            places = [(turn * together + i) * subgroups + self.subgroup for i in range(together)]
+            rows = [k.bind(tirx.Min(place, i32(self.knobs.tile - 1))) for place in places]
+            sources = [k.bind(tirx.Min(self.first_m + m, i32(self.work.n - 1)) * self.blocks) for m in rows]
+            for i in range(together):
+                k.store(largest, f32(0.0), i)
+            with k.loop(0, -(-parts // _PARTS)) as some:
+                at_once = [(some * min(parts, _PARTS) + part) * size + at for part in range(min(parts, _PARTS))]
+                columns = [k.bind(tirx.Min(b, i32(self.blocks - 1))) for b in at_once]
+                found = [[k.bind(self.scale_a[source + b]) for b in columns] for source in sources]
+                for i, values in enumerate(found):
+                    for value in values:
+                        k.store(largest, tirx.Max(largest[i], value), i)
+            for i, m in enumerate(rows):
+                most = k.bind(tirx.call_extern("float32", "ellm.subgroup_max", largest[i]))
+                bits = tirx.Max(tirx.reinterpret("uint32", most) & u32(0x7F800000), u32(_LEAST))
+                power = k.bind(bits - u32(_ROOM))
+                with k.when(tirx.EQ(at, i32(0))):
+                    k.store(self.row_up, tirx.reinterpret("float32", power), m)
+                    k.store(self.row_down, tirx.reinterpret("float32", u32(0x7F000000) - power), m)
         k.barrier()
 
     def _tasks(self, thread: Expr, turns: int, count: int) -> Any:
@@ -159,7 +193,7 @@ class _Tile:
             quad = k.bind(self.a[source * self.blocks * 2 + first * 2 + part])
             for i in range(4):
                 k.store(self.a_words, lane(quad, i), turn * 4 + i)
-            k.store(self.a_scales, self.scale_a[source, b], turn)
+            k.store(self.a_scales, self.scale_a[source * self.blocks + b], turn)
 
     def _unpack(self, thread: Expr) -> None:
         """What was asked for, as f16 to shared memory."""

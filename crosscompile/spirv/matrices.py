@@ -64,5 +64,17 @@ class Matrices:
         made = self.code.make(4459, self._type(c), self._value(a), self._value(b), self._value(c))
         self.code.do(62, self._variable(c), made)
 
+    def times(self, c: str, by: str) -> None:
+        """c *= by, element by element."""
+        self._elements(133, c, by)
+
+    def plus(self, c: str, by: str) -> None:
+        """c += by."""
+        self._elements(129, c, by)
+
+    def _elements(self, opcode: int, c: str, by: str) -> None:
+        made = self.code.make(opcode, self._type(c), self._value(c), self._value(by))
+        self.code.do(62, self._variable(c), made)
+
     def _layout(self, name: str) -> int:
         return self.code.module.constant("uint32", BY_COLUMNS[name[0]])

@@ -173,9 +173,12 @@ def _ask() -> list[_Device]:
         vulkan.vkGetPhysicalDeviceProperties(ctypes.c_void_p(device), properties)
         name = properties.raw[_NAME_AT:].partition(b"\0")[0].decode("utf-8", "replace")
         places = _TYPE_AT, _INVOCATIONS_AT, _WIDTH_AT, _SHARED_AT, _BUFFERS_AT, _RANGE_AT
-        kind, invocations, width, *rest = (ctypes.c_uint32.from_buffer(properties, at).value for at in places)
+        kind, invocations, width, shared, buffers, binding = (
+            ctypes.c_uint32.from_buffer(properties, at).value for at in places
+        )
         subgroup = _subgroup(vulkan, instance, ctypes.c_void_p(device), ctypes.c_uint32.from_buffer(properties).value)
-        made.append(_Device(kind, Limits(min(invocations, width), *rest, subgroup), " ".join(name.split())))
+        limits = Limits(min(invocations, width), shared, buffers, binding, subgroup)
+        made.append(_Device(kind, limits, " ".join(name.split())))
     return made
 
 

@@ -100,7 +100,7 @@ def run_shaders(
     """What some kernels, one after the other in one submission, leave in `outputs`, of so many bytes each.
 
     steps: kernels, and the names of what they bind, inputs, which none writes, or outputs, which all of them may.
-    gpu: for whose matrix units they were made. through: a command that runs the program on another device than lavapipe.
+    gpu: for whose matrix units they were made. through: a command that runs the program elsewhere than on lavapipe.
     """
     weights, bindings, offset, places = [], dict[str, tuple[dict[str, object], list[object]]](), 0, dict[str, int]()
     for i, (name, value) in enumerate(inputs.items()):

@@ -99,9 +99,7 @@ class Weights:
 class Group:
     """32 columns of a row, in registers. scale: float32. shift: int32, None where Σ a is not needed."""
 
-    def __init__(
-        self, weights: Weights, data: list[Expr], high: list[Expr], scale: Expr, shift: Expr | None
-    ) -> None:
+    def __init__(self, weights: Weights, data: list[Expr], high: list[Expr], scale: Expr, shift: Expr | None) -> None:
         self._weights, self._data, self._high = weights, data, high
         self.scale, self.shift = scale, shift
 

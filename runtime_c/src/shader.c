@@ -21,10 +21,10 @@ enum { op_entry_point = 15, op_execution_mode = 16, op_capability = 17, op_funct
 enum { model_compute = 5, mode_local_size = 17, decoration_binding = 33, decoration_set = 34 };
 
 static const struct {
-    uint32_t number, needs;
+    uint16_t number, needs;
 } capabilities[] = {
-    {1, 0},                  /* Shader */
-    {9, ELLM_NEEDS_MATRIX},  /* Float16 */
+    {1, 0},                 /* Shader */
+    {9, ELLM_NEEDS_MATRIX}, /* Float16 */
     {61, ELLM_NEEDS_GROUP},
     {63, ELLM_NEEDS_GROUP | ELLM_NEEDS_SUMS},
     {4433, ELLM_NEEDS_16BIT},
@@ -53,7 +53,7 @@ static const char *take_capability(ellm_shader *shader, uint32_t number) {
             return NULL;
         }
     }
-    return "it asks for a capability that no kernel has";
+    return "it asks for what no kernel needs";
 }
 
 static const char *take_local(ellm_shader *shader, const uint32_t *operands) {
@@ -117,7 +117,6 @@ static const char *check_module(ellm_shader *shader) {
 
 static ellm_status read_entry(const uint8_t *data, size_t n_bytes, const uint8_t *entry, ellm_region *region,
                               ellm_shader *shader, ellm_error *error) {
-    const uint32_t matrices = word_at(data + 12);
     size_t name = word_at(entry), n_name = word_at(entry + 4), code = word_at(entry + 8), size = word_at(entry + 12);
     if (n_name == 0 || n_name > most_name || name > n_bytes || n_name > n_bytes - name || code % 4 != 0 || size % 4 != 0
         || code > n_bytes || size > n_bytes - code) {
@@ -133,7 +132,7 @@ static ellm_status read_entry(const uint8_t *data, size_t n_bytes, const uint8_t
     shader->code = (const uint32_t *)(const void *)(data + code); /* mapped files begin at a page */
     shader->n_bytes = size;
     const char *wrong = check_module(shader);
-    shader->needs |= (shader->needs & ELLM_NEEDS_MATRIX) != 0 ? matrices << 16 : 0;
+    shader->needs |= word_at(data + 12) << 16;
     return wrong != NULL ? bad(error, shader->name, wrong) : ELLM_OK;
 }
 

@@ -17,7 +17,7 @@ typedef struct VkPhysicalDeviceCooperativeMatrixFeaturesKHR {
     void *pNext;
     VkBool32 cooperativeMatrix, cooperativeMatrixRobustBufferAccess;
 } VkPhysicalDeviceCooperativeMatrixFeaturesKHR;
-typedef struct VkCooperativeMatrixPropertiesKHR {
+typedef struct VkCooperativeMatrixPropertiesKHR { /* as Vulkan has it: NOLINT(*Padding) */
     VkStructureType sType;
     void *pNext;
     uint32_t MSize, NSize, KSize;

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from crosscompile.data import data_path
 from crosscompile.gpu.schedules import SCHEDULES
-from crosscompile.spirv.capabilities import CAPABILITIES, FLOOR, Gpu
+from crosscompile.spirv.capabilities import CAPABILITIES, FLOOR, MATRIX_UNITS, Gpu
 from crosscompile.target import Target, gpu_tier, target_for
 from edgellm import local_gpu
 from edgellm.errors import BoardError
@@ -92,6 +92,8 @@ class VulkanSection:
     storage_buffers of one kernel; binding_bytes: the largest part of a buffer that one can be
     schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine, for these
                     limits too
+    subgroup        invocations of a subgroup, where it multiplies 16 x 16 matrices of f16 and sums them in f32: its
+                    matrix units (VK_KHR_cooperative_matrix) read prompts
     times_slower    than the board's own CPU, where that is known
     """
 
@@ -103,6 +105,7 @@ class VulkanSection:
     storage_buffers: int = Gpu.buffers
     binding_bytes: int = Gpu.binding_bytes
     schedule: str = Gpu.schedule
+    subgroup: int = Gpu.subgroup
     times_slower: int | None = None
 
 
@@ -198,13 +201,14 @@ class Board:
             raise BoardError(f"{self.id}.toml: vulkan.capabilities: {', '.join(unknown)} is not known here")
         capabilities = (*FLOOR, *(name for name in section.capabilities if name not in FLOOR))
         limits = local_gpu.Limits(
-            section.invocations, section.shared_bytes, section.storage_buffers, section.binding_bytes
+            section.invocations, section.shared_bytes, section.storage_buffers, section.binding_bytes, section.subgroup
         )
         schedule = section.schedule
         if schedule == FOUND:
             schedule, limits = local_gpu.found(limits)
         if schedule not in SCHEDULES:
             raise BoardError(f"{self.id}.toml: vulkan.schedule: {schedule} is none of {', '.join(SCHEDULES)}")
+        capabilities += MATRIX_UNITS if limits.subgroup else ()
         cpu = Target(self.arch, self.os, gpu_tier(self.arch), self.target_section.android_api)
         return cpu.on_gpu(Gpu(capabilities, **asdict(limits), schedule=schedule))
 

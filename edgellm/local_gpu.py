@@ -5,7 +5,8 @@ from __future__ import annotations
 import ctypes
 import subprocess
 import sys
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
+from typing import Any
 
 PROCESSOR, DESKTOP = "processor", "desktop"
 
@@ -14,30 +15,38 @@ _CPU = 4  # VK_PHYSICAL_DEVICE_TYPE_CPU
 _TYPE_AT, _NAME_AT, _LIMITS_AT = 16, 20, 296
 _RANGE_AT, _BUFFERS_AT, _SHARED_AT, _INVOCATIONS_AT, _WIDTH_AT = (_LIMITS_AT + at for at in (28, 76, 216, 232, 236))
 _PROPERTIES_BYTES = 1024
-_MOST = 16
+_MOST, _MOST_MATRICES = 16, 64
+_EXTENSION_BYTES = 260  # VkExtensionProperties
+_VERSION_1_3 = 1 << 22 | 3 << 12
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a kernel: threads of a workgroup, its shared memory, storage buffers, and the largest part of one."""
+    """Of a kernel: threads of a workgroup, its shared memory, storage buffers, and the largest part of one.
+
+    subgroup: invocations of a subgroup that multiplies f16 matrices of 16 x 16, summed in f32; 0: none does.
+    """
 
     invocations: int
     shared_bytes: int
     buffers: int
     binding_bytes: int
+    subgroup: int = 0
 
 
 def found(least: Limits) -> tuple[str, Limits]:
     """(class in crosscompile/gpu/schedules.py, what all devices allow, which is `least` or more).
 
     The class is "processor" where Vulkan finds nothing but processors. A driver that crashes or does not answer counts
-    as a GPU's, which allows the least.
+    as a GPU's, which allows the least. Matrices are those of all GPUs, whatever processors do that imitate one.
     """
     devices = _devices()
     kinds = {device.kind for device in devices}
+    subgroups = {device.limits.subgroup for device in devices if device.kind != _CPU}
+    matrices = subgroups.pop() if len(subgroups) == 1 else 0
     allowed = [astuple(device.limits) for device in devices] or [astuple(least)]
     limits = (max(own, min(theirs)) for own, theirs in zip(astuple(least), zip(*allowed, strict=True), strict=True))
-    return PROCESSOR if kinds == {_CPU} else DESKTOP, Limits(*limits)
+    return PROCESSOR if kinds == {_CPU} else DESKTOP, replace(Limits(*limits), subgroup=matrices)
 
 
 def names() -> str:
@@ -90,10 +99,69 @@ class _InstanceInfo(ctypes.Structure):
     )
 
 
+class _ApplicationInfo(ctypes.Structure):
+    """VkApplicationInfo: which version of Vulkan is asked for."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("next", ctypes.c_void_p),
+        ("name", ctypes.c_char_p),
+        ("version", ctypes.c_uint32),
+        ("engine", ctypes.c_char_p),
+        ("engine_version", ctypes.c_uint32),
+        ("api", ctypes.c_uint32),
+    )
+
+
+class _Matrices(ctypes.Structure):
+    """VkCooperativeMatrixPropertiesKHR: rows and columns, types of what is multiplied and summed, and by whom."""
+
+    _fields_ = (
+        ("type", ctypes.c_uint32),
+        ("next", ctypes.c_void_p),
+        ("shape", ctypes.c_uint32 * 3),
+        ("types", ctypes.c_uint32 * 4),
+        ("saturates", ctypes.c_uint32),
+        ("scope", ctypes.c_uint32),
+    )
+
+
+def _subgroup(vulkan: Any, instance: ctypes.c_void_p, device: ctypes.c_void_p, version: int) -> int:
+    """Invocations of a subgroup that multiplies the matrices of kernels (crosscompile/gpu/linear_matrix.py), or 0.
+
+    What else these take, Vulkan 1.3 has.
+    """
+    vulkan.vkGetInstanceProcAddr.restype = ctypes.c_void_p
+    found = vulkan.vkGetInstanceProcAddr(instance, b"vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR")
+    count = ctypes.c_uint32()
+    if version < _VERSION_1_3 or not found:
+        return 0
+    vulkan.vkEnumerateDeviceExtensionProperties(device, None, ctypes.byref(count), None)
+    names = ctypes.create_string_buffer(_EXTENSION_BYTES * count.value)
+    vulkan.vkEnumerateDeviceExtensionProperties(device, None, ctypes.byref(count), names)
+    if b"VK_KHR_cooperative_matrix\0" not in names.raw:
+        return 0
+    ask = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(found)
+    count = ctypes.c_uint32(_MOST_MATRICES)
+    matrices = (_Matrices * _MOST_MATRICES)(*[_Matrices(type=1000506001)] * _MOST_MATRICES)
+    if ask(device, ctypes.byref(count), matrices) < 0:
+        return 0
+    wanted = [16, 16, 16], [0, 0, 1, 1], 0, 3  # f16, f16, f32 and f32, of a subgroup
+    if not any((list(m.shape), list(m.types), m.saturates, m.scope) == wanted for m in matrices[: count.value]):
+        return 0
+    subgroup = (ctypes.c_uint32 * 8)(1000094000)  # VkPhysicalDeviceSubgroupProperties
+    both = ctypes.create_string_buffer(16 + _PROPERTIES_BYTES)
+    ctypes.c_uint32.from_buffer(both).value = 1000059001  # VkPhysicalDeviceProperties2
+    ctypes.c_void_p.from_buffer(both, 8).value = ctypes.addressof(subgroup)
+    vulkan.vkGetPhysicalDeviceProperties2(device, both)
+    return subgroup[4]
+
+
 def _ask() -> list[_Device]:
     """Every device."""
     vulkan = ctypes.CDLL("libvulkan.so.1")
-    info, instance = _InstanceInfo(type=1), ctypes.c_void_p()
+    application = _ApplicationInfo(api=_VERSION_1_3)
+    info, instance = _InstanceInfo(type=1, application=ctypes.addressof(application)), ctypes.c_void_p()
     if vulkan.vkCreateInstance(ctypes.byref(info), None, ctypes.byref(instance)) != 0:
         return []
     count, devices = ctypes.c_uint32(_MOST), (ctypes.c_void_p * _MOST)()
@@ -105,8 +173,12 @@ def _ask() -> list[_Device]:
         vulkan.vkGetPhysicalDeviceProperties(ctypes.c_void_p(device), properties)
         name = properties.raw[_NAME_AT:].partition(b"\0")[0].decode("utf-8", "replace")
         places = _TYPE_AT, _INVOCATIONS_AT, _WIDTH_AT, _SHARED_AT, _BUFFERS_AT, _RANGE_AT
-        kind, invocations, width, *rest = (ctypes.c_uint32.from_buffer(properties, at).value for at in places)
-        made.append(_Device(kind, Limits(min(invocations, width), *rest), " ".join(name.split())))
+        kind, invocations, width, shared, buffers, binding = (
+            ctypes.c_uint32.from_buffer(properties, at).value for at in places
+        )
+        subgroup = _subgroup(vulkan, instance, ctypes.c_void_p(device), ctypes.c_uint32.from_buffer(properties).value)
+        limits = Limits(min(invocations, width), shared, buffers, binding, subgroup)
+        made.append(_Device(kind, limits, " ".join(name.split())))
     return made
 
 

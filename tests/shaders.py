@@ -74,12 +74,18 @@ def build_runner(folder: Path, name: str = "plain/run_shader") -> Path:
 
 
 def run_shader(
-    program: Path, folder: Path, shader: Shader, inputs: Sequence[np.ndarray], outputs: Sequence[int]
+    program: Path,
+    folder: Path,
+    shader: Shader,
+    inputs: Sequence[np.ndarray],
+    outputs: Sequence[int],
+    gpu: Gpu | None = None,
+    through: Sequence[str] = (),
 ) -> list[bytes]:
-    """What a kernel writes. Its parameters are `inputs`, then outputs of so many bytes."""
+    """What a kernel writes. Its parameters are `inputs`, then outputs of so many bytes. The others as below."""
     given = {f"in{i}": value for i, value in enumerate(inputs)}
     made = {f"out{i}": size for i, size in enumerate(outputs)}
-    return list(run_shaders(program, folder, [(shader, [*given, *made])], given, made).values())
+    return list(run_shaders(program, folder, [(shader, [*given, *made])], given, made, gpu, through).values())
 
 
 def run_shaders(
@@ -88,10 +94,13 @@ def run_shaders(
     steps: Sequence[tuple[Shader, Sequence[str]]],
     inputs: Mapping[str, np.ndarray],
     outputs: Mapping[str, int],
+    gpu: Gpu | None = None,
+    through: Sequence[str] = (),
 ) -> dict[str, bytes]:
     """What some kernels, one after the other in one submission, leave in `outputs`, of so many bytes each.
 
     steps: kernels, and the names of what they bind, inputs, which none writes, or outputs, which all of them may.
+    gpu: for whose matrix units they were made. through: a command that runs the program elsewhere than on lavapipe.
     """
     weights, bindings, offset, places = [], dict[str, tuple[dict[str, object], list[object]]](), 0, dict[str, int]()
     for i, (name, value) in enumerate(inputs.items()):
@@ -129,9 +138,10 @@ def run_shaders(
     }
     (folder / "plan.json").write_text(json.dumps(plan))
     modules = {f"kernel{i}": shader.code for i, (shader, _) in enumerate(shaders.values())}
-    (folder / "kernels.spv").write_bytes(pack_modules(modules))
-    command = [str(program), str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=lavapipe())
+    (folder / "kernels.spv").write_bytes(pack_modules(modules, gpu))
+    command = [*through, str(program), str(folder)]
+    env = dict(os.environ) if through else lavapipe()
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     assert done.returncode == 0, done.stdout + done.stderr
     raw = (folder / "out.bin").read_bytes()
     return {name: raw[places[name] : places[name] + size] for name, size in outputs.items()}

@@ -14,6 +14,7 @@ from crosscompile.arithmetic import Expr, constant
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.spirv.emit import COHERENT
+from crosscompile.spirv.matrices import MATRIX_EDGE
 
 WORD_BYTES, QUAD_BYTES = 4, 16
 PART_ROWS = 64
@@ -28,6 +29,7 @@ def gpu_kernel(name: str, gpu: Gpu, body: Callable[[Builder], None]) -> tirx.Pri
         k = Builder(gpu)
         body(k)
     function = builder.get()
+    function = function.with_attr(MATRIX_EDGE, i32(gpu.matrix)) if k.has_matrices else function
     return function.with_attr(COHERENT, k.exchanged) if k.exchanged else function
 
 
@@ -47,6 +49,7 @@ class Builder:
         self.schedule = SCHEDULES[gpu.schedule]
         self.threads = 1
         self.exchanged: list[str] = []
+        self.has_matrices = False
 
     # ---- buffers
 
@@ -117,6 +120,33 @@ class Builder:
         """buffer[index] += value, of an exchanged buffer of int32, and what was there before: one thread at a time."""
         there = T.address_of(buffer[index if len(index) > 1 else index[0]])
         return self.bind(tirx.call_extern("int32", "ellm.atomic_add", there, value))
+
+    # ---- matrices that a subgroup holds: "a0", "a1", … times "b0", …, added to "c0", … (spirv/matrices.py)
+
+    def matrix_clear(self, c: str) -> None:
+        self._matrix("clear", c)
+
+    def matrix_load(self, name: str, buffer: Any, at: Any, stride: int) -> None:
+        """Rows, of b columns, from buffer[at] on, each `stride` elements of the buffer behind the one before."""
+        self._matrix("load", name, T.address_of(buffer[at]), i32(stride))
+
+    def matrix_store(self, c: str, buffer: Any, at: Any, stride: int) -> None:
+        self._matrix("store", c, T.address_of(buffer[at]), i32(stride))
+
+    def matrix_multiply(self, a: str, b: str, c: str) -> None:
+        """c += a · b."""
+        self._matrix("multiply", a, b, c)
+
+    def matrix_times(self, c: str, by: str) -> None:
+        """c *= by, element by element, both sums."""
+        self._matrix("times", c, by)
+
+    def matrix_plus(self, c: str, by: str) -> None:
+        self._matrix("plus", c, by)
+
+    def _matrix(self, word: str, *args: Any) -> None:
+        self.has_matrices = True
+        T.evaluate(tirx.call_extern("void", f"ellm.matrix_{word}", *args))
 
     # ---- statements
 
@@ -238,6 +268,17 @@ class Builder:
     def _dots(self) -> bool:
         """Whether the GPU multiplies four bytes at once."""
         return self.gpu.has("DotProduct", "DotProductInput4x8BitPacked")
+
+    def both_halves(self, value: Expr) -> Expr:
+        """A float32 as float16, twice in a uint32."""
+        return self.bind(tirx.call_pure_extern("uint32", "ellm.both_halves", value))
+
+    def add_halves(self, a: Expr, b: Expr) -> Expr:
+        """The sums of two float16 in a uint32 and two in another."""
+        return tirx.call_pure_extern("uint32", "ellm.add_halves", a, b)
+
+    def times_halves(self, a: Expr, b: Expr) -> Expr:
+        return tirx.call_pure_extern("uint32", "ellm.times_halves", a, b)
 
     def halves(self, word: Expr) -> tuple[Expr, Expr]:
         """The two float16 in a uint32, as float32."""

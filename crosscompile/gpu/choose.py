@@ -200,4 +200,4 @@ def compile_shaders(
         check(name, shader.needs, gpu)
         shaders[name] = shader
         signatures[name] = Signature(name, shader.buffers, shader.scalars, 1, shader.grid)
-    return pack_modules({name: shader.code for name, shader in shaders.items()}), signatures, shaders
+    return pack_modules({name: shader.code for name, shader in shaders.items()}, gpu), signatures, shaders

@@ -19,7 +19,7 @@ from crosscompile.kernels.build import divisor
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.kernels.linear import Tuned
 from crosscompile.packing import GROUP, Packing
-from crosscompile.spirv.capabilities import Gpu
+from crosscompile.spirv.capabilities import MATRIX_UNITS, Gpu
 
 if TYPE_CHECKING:
     from crosscompile.gpu.linear import Linear
@@ -53,9 +53,13 @@ class LinearKnobs:
 
 
 def way_of(work: Linear, gpu: Gpu) -> str:
-    """Which kernel computes a linear layer: "few", "tiles", "alone", "float" or "narrow"."""
+    """Which kernel computes a linear layer: "few", "matrices", "tiles", "alone", "float" or "narrow"."""
     if Packing.parse(work.packing).quantized:
-        return "alone" if SCHEDULES[gpu.schedule].alone else "few" if work.n <= FEW_ROWS else "tiles"
+        if SCHEDULES[gpu.schedule].alone:
+            return "alone"
+        if work.n <= FEW_ROWS:
+            return "few"
+        return "matrices" if gpu.subgroup and gpu.has(*MATRIX_UNITS) and matrix_knobs(work, gpu) else "tiles"
     return "narrow" if work.columns % 8 else "float"
 
 
@@ -73,6 +77,9 @@ def default_knobs(work: Linear, gpu: Gpu) -> LinearKnobs:
         return LinearKnobs(threads, divisor(work.rows, schedule.rows), work.n)
     if way == "tiles":
         return LinearKnobs(128, 64, 32)
+    if way == "matrices":
+        cuts = matrix_knobs(work, gpu)
+        return next((cut for cut in cuts if _workgroups(work, cut) >= _BUSY), cuts[-1])
     if way == "alone":
         tile = divisor(work.n, schedule.tile)
         each = min(schedule.rows, _ALONE_SUMS // tile)
@@ -114,6 +121,8 @@ def candidates(work: Linear, gpu: Gpu) -> tuple[LinearKnobs, ...]:
             and 8 * threads <= rows * tile <= _SUMS * threads
             and tile_bytes(rows, tile) <= gpu.shared_bytes
         ]
+    elif way == "matrices":
+        found = matrix_knobs(work, gpu)
     elif way == "alone":
         found = [
             LinearKnobs(threads, rows, tile)
@@ -131,6 +140,57 @@ def candidates(work: Linear, gpu: Gpu) -> tuple[LinearKnobs, ...]:
 def tile_bytes(rows: int, tile: int) -> int:
     """Shared memory of a tile: words, scales, sums of activations and zero points."""
     return 4 * ((rows + tile) * STRIDE + rows + tile + 2 * tile + rows)
+
+
+# ---- matrix units
+
+_CUTS = ((128, 128, 4), (64, 128, 4), (64, 64, 4), (32, 64, 4), (32, 32, 4), (16, 32, 2))
+"""(tile, rows, subgroups) of the matrix units' kernel, the largest first."""
+_BUSY = 96
+"""Workgroups that keep a large GPU busy."""
+
+
+def matrix_knobs(work: Linear, gpu: Gpu) -> list[LinearKnobs]:
+    """Tiles for the matrix units that fit a layer and the GPU, the largest first."""
+    made = []
+    for tile, rows, subgroups in _CUTS:
+        knobs = LinearKnobs(subgroups * gpu.subgroup, rows, tile)
+        least = matrix_bytes(knobs, gpu, 1)
+        if knobs.threads <= gpu.invocations and tile <= max(work.n, 16) and least <= gpu.shared_bytes:
+            made.append(knobs)
+    return made
+
+
+def _workgroups(work: Linear, knobs: LinearKnobs) -> int:
+    return -(-work.rows // knobs.rows) * -(-work.n // knobs.tile)
+
+
+def matrix_split(knobs: LinearKnobs, gpu: Gpu) -> tuple[int, int]:
+    """Into how many parts subgroups cut a tile: rows of the activation, of the weight; as square as can be."""
+    subgroups = knobs.threads // gpu.subgroup
+    splits = [(1 << i, subgroups >> i) for i in range(subgroups.bit_length()) if (1 << i) <= subgroups]
+    fitting = [
+        (down, across)
+        for down, across in splits
+        if knobs.tile % (down * gpu.matrix) == 0 and knobs.rows % (across * gpu.matrix) == 0
+    ]
+    return min(fitting, key=lambda split: (knobs.tile // split[0] + knobs.rows // split[1], split))
+
+
+def matrix_stride(groups: int) -> int:
+    """Units of 16 bytes from one row to the next in shared memory: one more than it has spreads rows over the banks."""
+    return 4 * groups + 1
+
+
+def matrix_groups(work: Linear, knobs: LinearKnobs, gpu: Gpu) -> int:
+    """Groups of columns that are multiplied between two barriers."""
+    return 2 if work.columns // GROUP % 2 == 0 and matrix_bytes(knobs, gpu, 2) <= gpu.shared_bytes else 1
+
+
+def matrix_bytes(knobs: LinearKnobs, gpu: Gpu, groups: int) -> int:
+    """Shared memory: both tiles, a matrix of each subgroup on its way to memory, and two scales a row."""
+    tiles = 16 * matrix_stride(groups) * (knobs.rows + knobs.tile)
+    return tiles + 4 * knobs.threads // gpu.subgroup * gpu.matrix**2 + 8 * knobs.tile
 
 
 def key_of(work: Linear) -> str:

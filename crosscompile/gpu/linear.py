@@ -42,11 +42,13 @@ def linear_kernel(name: str, gpu: Gpu, work: Linear, knobs: LinearKnobs | None =
     knobs: one of the candidates (knobs.py); the default where nothing was tuned.
     """
     from crosscompile.gpu.linear_alone import quantized_alone
+    from crosscompile.gpu.linear_matrix import quantized_matrices
     from crosscompile.gpu.linear_narrow import float_narrow
     from crosscompile.gpu.linear_tiles import quantized_tiles
 
     writers = {
         "few": _quantized_few,
+        "matrices": quantized_matrices,
         "tiles": quantized_tiles,
         "alone": quantized_alone,
         "float": _float_few,

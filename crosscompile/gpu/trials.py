@@ -222,7 +222,7 @@ def build_trial(tunable: Tunable, knobs: Sequence[Knobs], target: Target, copies
         # functions are told apart by their number of rows, which is at least what inputs must have
         functions.append(Function("body", tunable.n + 1 + i, (*first, *calls), scratch_bytes, 0))
     plan = write_plan(functions, kernels, signatures, weights, states, 4, 4)
-    return Trial(plan, pack_modules(modules), n_calls)
+    return Trial(plan, pack_modules(modules, target.gpu), n_calls)
 
 
 def _scratch(steps: Sequence[Step]) -> tuple[dict[str, int], int]:

@@ -62,9 +62,20 @@ class Weights:
         data, high = self._data.read(at), self._high.read(at) if self._high is not None else []
         each, more = len(data) // self.at_once, len(high) // self.at_once
         return [
-            Group(self, row, first + i, data[i * each : (i + 1) * each], high[i * more : (i + 1) * more])
+            Group(
+                self,
+                data[i * each : (i + 1) * each],
+                high[i * more : (i + 1) * more],
+                self.scale(row, first + i),
+                self.shift(row, first + i) if self.summed else None,
+            )
             for i in range(self.at_once)
         ]
+
+    @property
+    def n_words(self) -> int:
+        """Words that a group is stored in."""
+        return (self._data.n_words + (self._high.n_words if self._high else 0)) // self.at_once
 
     def scale(self, row: Expr, group: Expr) -> Expr:
         return self.k.bind(tirx.Cast("float32", self._scale[row, of_scale(self.form, group)]))
@@ -88,10 +99,19 @@ class Weights:
 class Group:
     """32 columns of a row, in registers. scale: float32. shift: int32, None where Σ a is not needed."""
 
-    def __init__(self, weights: Weights, row: Expr, group: Expr, data: list[Expr], high: list[Expr]) -> None:
+    def __init__(self, weights: Weights, data: list[Expr], high: list[Expr], scale: Expr, shift: Expr | None) -> None:
         self._weights, self._data, self._high = weights, data, high
-        self.scale = weights.scale(row, group)
-        self.shift = weights.shift(row, group) if weights.summed else None
+        self.scale, self.shift = scale, shift
+
+    def stored(self) -> list[Expr]:
+        """The words as they are in memory."""
+        return [*self._data, *self._high]
+
+    @classmethod
+    def of(cls, weights: Weights, stored: list[Expr], scale: Expr, shift: Expr | None) -> Group:
+        """The group with these words, scale and shift."""
+        count = weights._data.n_words // weights.at_once
+        return cls(weights, stored[:count], stored[count:], scale, shift)
 
     def words(self) -> list[Expr]:
         """Four columns each, as signed bytes, in order: to be multiplied as they are."""

@@ -20,8 +20,10 @@ CAPABILITIES = {
     "GroupNonUniformArithmetic": 63,
     "StorageBuffer16BitAccess": 4433,
     "StorageBuffer8BitAccess": 4448,
+    "VulkanMemoryModel": 5345,
     "DotProductInput4x8BitPacked": 6018,
     "DotProduct": 6019,
+    "CooperativeMatrixKHR": 6022,
 }
 """Names to numbers, as in the SPIR-V specification's table of capabilities."""
 
@@ -29,10 +31,15 @@ EXTENSIONS = {
     "StorageBuffer8BitAccess": "SPV_KHR_8bit_storage",
     "DotProduct": "SPV_KHR_integer_dot_product",
     "DotProductInput4x8BitPacked": "SPV_KHR_integer_dot_product",
+    "VulkanMemoryModel": "SPV_KHR_vulkan_memory_model",
+    "CooperativeMatrixKHR": "SPV_KHR_cooperative_matrix",
 }
 """What SPIR-V 1.3 must declare for a capability of a later version."""
 
 FLOOR = ("Shader", "GroupNonUniform", "StorageBuffer16BitAccess", "StorageBuffer8BitAccess")
+
+MATRIX_UNITS = ("Float16", "VulkanMemoryModel", "CooperativeMatrixKHR")
+"""What kernels for matrix units declare: products of f16 matrices, summed in f32, by a subgroup together."""
 
 
 MOST_BUFFERS = 12
@@ -47,6 +54,8 @@ class Gpu:
     invocations     most of a workgroup; shared_bytes: its shared memory
     buffers         storage buffers of a kernel; binding_bytes: the largest part of a buffer that one can be
     schedule        its class in crosscompile/gpu/schedules.py
+    subgroup        invocations of a subgroup, where matrix units depend on it; 0: it has none, or they are not used
+    matrix          rows and columns of the matrices that a subgroup multiplies
     """
 
     capabilities: tuple[str, ...] = FLOOR
@@ -55,6 +64,8 @@ class Gpu:
     buffers: int = 8
     binding_bytes: int = 128 << 20
     schedule: str = "desktop"
+    subgroup: int = 0
+    matrix: int = 16
 
     def has(self, *names: str) -> bool:
         """Whether kernels may use all of these capabilities."""

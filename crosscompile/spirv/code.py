@@ -17,8 +17,9 @@ ORDERED = 0x48
 class Code:
     """Instructions of the function. Values are ids; `label` is the block that is being written."""
 
-    def __init__(self, module: Module) -> None:
-        self.module = module
+    def __init__(self, module: Module, edge: int = 0) -> None:
+        """edge: rows and columns of the matrices of a subgroup, if there are any."""
+        self.module, self.edge = module, edge
         self.words: list[int] = []
         self.variables: list[int] = []
         self.label = 0

@@ -5,11 +5,16 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
+from crosscompile.spirv.capabilities import Gpu
+
 MAGIC = b"ELLMSPV1"
 
 
-def pack_modules(modules: Mapping[str, bytes]) -> bytes:
-    """The file's bytes. modules: SPIR-V by the kernel's name; equal ones are stored once."""
+def pack_modules(modules: Mapping[str, bytes], gpu: Gpu | None = None) -> bytes:
+    """The file's bytes. modules: SPIR-V by the kernel's name; equal ones are stored once.
+
+    gpu: for whose subgroups and matrices they were made, if they depend on them.
+    """
     head = len(MAGIC) + 8 + 16 * len(modules)
     names, table, code = b"", [], b""
     places: dict[bytes, int] = {}
@@ -22,6 +27,7 @@ def pack_modules(modules: Mapping[str, bytes]) -> bytes:
         raw = name.encode()
         table.append((head + len(names), len(raw), places[module], len(module)))
         names += raw
+    matrices = gpu.subgroup | gpu.matrix << 8 if gpu is not None and gpu.subgroup else 0
     entries = b"".join(struct.pack("<4I", *entry) for entry in table)
-    body = MAGIC + struct.pack("<2I", len(modules), 0) + entries + names
+    body = MAGIC + struct.pack("<2I", len(modules), matrices) + entries + names
     return body + b"\0" * (start - len(body)) + code

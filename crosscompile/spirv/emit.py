@@ -12,6 +12,7 @@ from tvm.tirx.buffer import is_buffer_var
 from crosscompile.errors import CodegenError
 from crosscompile.spirv.capabilities import Needs
 from crosscompile.spirv.code import Code
+from crosscompile.spirv.matrices import MATRIX_EDGE
 from crosscompile.spirv.memory import Memory, stored_lanes
 from crosscompile.spirv.module import PUSH_CONSTANT, STORAGE_BUFFER, Module
 from crosscompile.spirv.scalars import split
@@ -45,8 +46,9 @@ def emit(function: tirx.PrimFunc, scalars: tuple[str, ...] = ()) -> Shader:
     CodegenError for a node that is not supported.
     """
     name = str(function.attrs["global_symbol"])
-    module = Module()
-    code = Code(module)
+    edge = int(function.attrs.get(MATRIX_EDGE, 0))
+    module = Module(ordered=edge > 0)
+    code = Code(module, edge)
     statements = Statements(code)
     buffers = [parameter for parameter in function.params if is_buffer_var(parameter)]
     if len(buffers) != len(function.params):

@@ -10,6 +10,7 @@ import tvm
 from crosscompile.errors import CodegenError
 from crosscompile.spirv.code import Code
 from crosscompile.spirv.intrinsics import MATH, WORDS, math
+from crosscompile.spirv.matrices import Matrices
 from crosscompile.spirv.memory import Memory
 from crosscompile.spirv.scalars import BINARY, binary, computed, convert, reinterpret, split
 
@@ -36,6 +37,7 @@ class Expressions:
         self.code = code
         self.variables: dict[Any, list[int]] = {}
         self.buffers: dict[Any, Memory] = {}
+        self.matrices = Matrices(code)
 
     def scalar(self, expr: Any) -> int:
         values = self.value(expr)
@@ -143,6 +145,9 @@ class Expressions:
             name = str(first.value)
             if name == "ellm.atomic_add":
                 return [self._atomic_add(*args)]
+            if name.startswith("ellm.matrix_"):
+                self._matrix(name.removeprefix("ellm.matrix_"), args)
+                return []
             if name not in WORDS and name not in _CONTROL:
                 raise CodegenError(f"SPIR-V: the external function {name} is not supported")
         if name in _CONTROL:
@@ -157,9 +162,23 @@ class Expressions:
 
     def _atomic_add(self, address: Any, value: Any) -> int:
         """address: of an element of a buffer of int32."""
+        memory, place = self._reach(address)
+        return self.code.atomic_add(memory.pointer(self.code, place), self.scalar(value))
+
+    def _reach(self, address: Any) -> tuple[Memory, int]:
+        """The buffer and place of an element whose address it is."""
         element = address.args[0]
         (place,) = self.place(element.indices)
-        return self.code.atomic_add(self.memory(element.source).pointer(self.code, place), self.scalar(value))
+        return self.memory(element.source), place
+
+    def _matrix(self, word: str, args: list[Any]) -> None:
+        """One of crosscompile/gpu/build.py's words for matrices."""
+        names = [str(arg.value) for arg in args if type(arg).__name__ == "StringImm"]
+        if word in ("load", "store"):
+            memory, place = self._reach(args[1])
+            getattr(self.matrices, word)(*names, memory, place, self.scalar(args[2]))
+        else:
+            getattr(self.matrices, word)(*names)
 
     def _guarded(self, expr: Any, base: str) -> list[int]:
         condition, yes, no = expr.args

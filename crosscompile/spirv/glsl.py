@@ -17,8 +17,10 @@ from tvm import tirx
 from tvm.tirx.buffer import is_buffer_var
 
 from crosscompile.errors import CodegenError
+from crosscompile.spirv import glsl_matrices
 from crosscompile.spirv.emit import coherent_buffers, used_scalars
 from crosscompile.spirv.expressions import dtype_of
+from crosscompile.spirv.matrices import MATRIX_EDGE
 from crosscompile.spirv.memory import stored_lanes
 from crosscompile.spirv.scalars import computed, split
 
@@ -58,7 +60,7 @@ _WORDS = {
     "ellm.dot4": "dot4({}, {})",
     "ellm.half_low": "unpackHalf2x16({}).x",
     "ellm.half_high": "unpackHalf2x16({}).y",
-}
+} | glsl_matrices.WORDS
 _FENCE = "memoryBarrierBuffer();"
 _CONTROL = {
     "tvm_storage_sync": ["barrier();"],
@@ -117,6 +119,8 @@ class _Printer:
         self.arrays: dict[Any, tuple[str, str, int]] = {}
         self.shared: list[str] = []
         self.local = [1, 1, 1]
+        self.matrices: dict[str, None] = {}
+        self.edge = 0
 
     def print(self, function: tirx.PrimFunc, scalars: tuple[str, ...]) -> str:
         buffers = [parameter for parameter in function.params if is_buffer_var(parameter)]
@@ -134,12 +138,15 @@ class _Printer:
         if used:
             fields = " ".join(f"int {self.values[variable][0]};" for variable in used)
             head.append(f"layout(push_constant) uniform Scalars {{ {fields} }};")
+        self.edge = int(function.attrs.get(MATRIX_EDGE, 0))
         self.statement(function.body)
         x, y, z = self.local
         size = f"layout(local_size_x = {x}, local_size_y = {y}, local_size_z = {z}) in;"
         body = "\n".join(self.lines)
         extensions = _HEAD + (_SUBGROUPS if "ubgroup" in body else "")
-        return "\n".join((extensions + size, *head, *self.shared, _FUNCTIONS, "void main() {", body, "}", ""))
+        extensions += glsl_matrices.EXTENSIONS if self.edge else ""
+        start = ["void main() {", *(f"    {each}" for each in glsl_matrices.declarations(self.matrices, self.edge))]
+        return "\n".join((extensions + size, *head, *self.shared, _FUNCTIONS, *start, body, "}", ""))
 
     # ---- words
 
@@ -373,6 +380,9 @@ class _Printer:
             name, args = str(args[0].value), args[1:]
         if name == "ellm.atomic_add":
             return [self._atomic_add(*args)]
+        if name.startswith("ellm.matrix_"):
+            self._matrix(name.removeprefix("ellm.matrix_"), args)
+            return []
         if name in _CONTROL:
             self.lines += ["    " * self.depth + line for line in _CONTROL[name]]
             return []
@@ -391,6 +401,15 @@ class _Printer:
         before = self.keep("int32", f"atomicAdd({place}, {by})", "before")
         self.line(_FENCE)
         return before
+
+    def _matrix(self, word: str, args: list[Any]) -> None:
+        names = [str(arg.value) for arg in args if type(arg).__name__ == "StringImm"]
+        self.matrices.update(dict.fromkeys(names))
+        place: tuple[str, ...] = ()
+        if word in ("load", "store"):
+            element = args[1].args[0]
+            place = self.arrays[element.source][0], self.scalar(element.indices[0]), self.scalar(args[2])
+        self.line(glsl_matrices.statement(word, names, place, self.edge))
 
     def _guarded(self, node: Any) -> list[str]:
         """A branch, for what is not taken may not be evaluated: it may lie outside of its buffer."""

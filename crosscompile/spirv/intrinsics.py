@@ -82,6 +82,26 @@ def _half(code: Code, operands: list[int], which: int) -> int:
     return code.make(81, module.type("float32"), both, which)
 
 
+def _halves(opcode: int) -> Callable[[Code, list[int]], int]:
+    """An operation on two float16 in a word, uint32, and two in another."""
+
+    def compute(code: Code, operands: list[int]) -> int:
+        module = code.module
+        module.need("Float16")
+        pair = module.vector("float16", 2)
+        made = code.make(opcode, pair, *(code.make(124, pair, each) for each in operands))
+        return code.make(124, module.type("uint32"), made)
+
+    return compute
+
+
+def _both_halves(code: Code, operands: list[int]) -> int:
+    """A float32 as float16, twice in a word."""
+    module = code.module
+    pair = code.make(80, module.vector("float32", 2), *operands, *operands)
+    return code.make(12, module.type("uint32"), module.math, 58, pair)  # PackHalf2x16
+
+
 WORDS: dict[str, Callable[[Code, list[int]], int]] = {
     "ellm.subgroup_sum": _reduce(350, "float32"),
     "ellm.subgroup_max": _reduce(358, "float32"),
@@ -91,5 +111,8 @@ WORDS: dict[str, Callable[[Code, list[int]], int]] = {
     "ellm.dot4": _dot4,
     "ellm.half_low": _half_low,
     "ellm.half_high": _half_high,
+    "ellm.add_halves": _halves(129),
+    "ellm.times_halves": _halves(133),
+    "ellm.both_halves": _both_halves,
 }
 """External functions that stand for instructions."""

@@ -5,13 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from crosscompile.spirv.code import Code
-from crosscompile.spirv.module import STORAGE_BUFFER
+from crosscompile.spirv.module import STORAGE_BUFFER, WORKGROUP
 from crosscompile.spirv.scalars import loaded, stored
 
 
 def stored_lanes(lanes: int) -> int:
     """Lanes of a vector that SPIR-V has; 1 where an element is as many scalars."""
     return lanes if lanes <= 4 else 1
+
+
+_AVAILABLE, _VISIBLE, _NOT_PRIVATE = 0x8, 0x10, 0x20
+_WORKGROUP_SCOPE = 2
+
+
+def seen(code: Code, storage: int, written: bool) -> tuple[int, ...]:
+    """Operands of an access: what a workgroup shares is seen behind the next barrier, which GLSL's model implies."""
+    if not code.module.ordered or storage != WORKGROUP:
+        return ()
+    return _NOT_PRIVATE | (_AVAILABLE if written else _VISIBLE), code.module.constant("uint32", _WORKGROUP_SCOPE)
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,10 @@ class Memory:
             scalar = replace(self, lanes=1)
             return [lane for place in self._scalars(code, index) for lane in scalar.load(code, place)]
         module, place = code.module, self.pointer(code, index)
+        how = seen(code, self.storage, written=False)
         if self.lanes == 1:
-            return [loaded(code, self.dtype, code.make(61, module.type(self.dtype), place))]
-        whole = code.make(61, module.vector(self.dtype, self.lanes), place)
+            return [loaded(code, self.dtype, code.make(61, module.type(self.dtype), place, *how))]
+        whole = code.make(61, module.vector(self.dtype, self.lanes), place, *how)
         lanes = [code.make(81, module.type(self.dtype), whole, lane) for lane in range(self.lanes)]
         return [loaded(code, self.dtype, lane) for lane in lanes]
 
@@ -69,4 +81,4 @@ class Memory:
         narrow = [stored(code, self.dtype, value) for value in values]
         if self.lanes > 1:
             narrow = [code.make(80, code.module.vector(self.dtype, self.lanes), *narrow)]
-        code.do(62, self.pointer(code, index), narrow[0])
+        code.do(62, self.pointer(code, index), narrow[0], *seen(code, self.storage, written=True))

@@ -29,7 +29,9 @@ def kind_of(dtype: str) -> str:
 class Module:
     """Sections as lists of words. Types and constants are made once, by what they are."""
 
-    def __init__(self) -> None:
+    def __init__(self, ordered: bool = False) -> None:
+        """ordered: Vulkan's memory model, in which each access says who sees it."""
+        self.ordered = ordered
         self._next = 1
         self._known: dict[Any, int] = {}
         self.capabilities: dict[str, None] = {"Shader": None}
@@ -37,6 +39,8 @@ class Module:
         self.declarations: list[int] = []
         self.interface: list[int] = []
         self.math = self.id()
+        if ordered:
+            self.need("VulkanMemoryModel")
 
     def id(self) -> int:
         self._next += 1
@@ -85,6 +89,11 @@ class Module:
 
     def pointer(self, storage: int, to: int) -> int:
         return self._once(("pointer", storage, to), 32, storage, to)
+
+    def matrix(self, dtype: str, use: int, edge: int) -> int:
+        """A square matrix of a subgroup. use: 0 and 1 for the factors, 2 for their product."""
+        scope, size, what = (self.constant("uint32", each) for each in (3, edge, use))
+        return self._once(("matrix", dtype, use), 4456, self.type(dtype), scope, size, size, what)
 
     def function_type(self) -> int:
         return self._once("function", 33, self.type("void"))
@@ -165,7 +174,7 @@ class Module:
         for extension in sorted({EXTENSIONS[name] for name in self.capabilities if name in EXTENSIONS}):
             self.instruction(words, 10, *_text(extension))
         self.instruction(words, 11, self.math, *_text("GLSL.std.450"))
-        self.instruction(words, 14, 0, 1)  # logical addressing, GLSL450 memory model
+        self.instruction(words, 14, 0, 3 if self.ordered else 1)  # logical addressing; the model of Vulkan or GLSL450
         self.instruction(words, 15, 5, main, *_text("main"), *self.interface)
         self.instruction(words, 16, main, 17, *local_size)
         words += self.decorations + self.declarations

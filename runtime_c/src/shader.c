@@ -21,15 +21,18 @@ enum { op_entry_point = 15, op_execution_mode = 16, op_capability = 17, op_funct
 enum { model_compute = 5, mode_local_size = 17, decoration_binding = 33, decoration_set = 34 };
 
 static const struct {
-    uint32_t number, needs;
+    uint16_t number, needs;
 } capabilities[] = {
-    {1, 0}, /* Shader */
+    {1, 0},                 /* Shader */
+    {9, ELLM_NEEDS_MATRIX}, /* Float16 */
     {61, ELLM_NEEDS_GROUP},
     {63, ELLM_NEEDS_GROUP | ELLM_NEEDS_SUMS},
     {4433, ELLM_NEEDS_16BIT},
     {4448, ELLM_NEEDS_8BIT},
+    {5345, ELLM_NEEDS_MATRIX}, /* VulkanMemoryModel */
     {6018, ELLM_NEEDS_DOT},
     {6019, ELLM_NEEDS_DOT},
+    {6022, ELLM_NEEDS_MATRIX},
 };
 
 static ellm_status bad(ellm_error *error, const char *name, const char *reason) {
@@ -50,7 +53,7 @@ static const char *take_capability(ellm_shader *shader, uint32_t number) {
             return NULL;
         }
     }
-    return "it asks for a capability that no kernel has";
+    return "it asks for what no kernel needs";
 }
 
 static const char *take_local(ellm_shader *shader, const uint32_t *operands) {
@@ -129,6 +132,7 @@ static ellm_status read_entry(const uint8_t *data, size_t n_bytes, const uint8_t
     shader->code = (const uint32_t *)(const void *)(data + code); /* mapped files begin at a page */
     shader->n_bytes = size;
     const char *wrong = check_module(shader);
+    shader->needs |= word_at(data + 12) << 16;
     return wrong != NULL ? bad(error, shader->name, wrong) : ELLM_OK;
 }
 

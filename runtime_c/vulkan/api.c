@@ -75,6 +75,8 @@ ellm_status ellm_vulkan_load(ellm_vulkan_api *api, ellm_error *error) {
     }
     ELLM_VULKAN_INSTANCE(LOAD)
 #undef LOAD
+    api->GetMatrices = (PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR)find(
+        api->instance, "vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR");
     return ELLM_OK;
 }
 

@@ -7,6 +7,28 @@
 
 #include "edgellm.h"
 
+#ifndef VK_KHR_cooperative_matrix /* newer than the headers here */
+enum {
+    ELLM_VULKAN_MATRIX_FEATURES = 1000506000,
+    ELLM_VULKAN_MATRIX_PROPERTIES = 1000506001,
+};
+typedef struct VkPhysicalDeviceCooperativeMatrixFeaturesKHR {
+    VkStructureType sType;
+    void *pNext;
+    VkBool32 cooperativeMatrix, cooperativeMatrixRobustBufferAccess;
+} VkPhysicalDeviceCooperativeMatrixFeaturesKHR;
+typedef struct VkCooperativeMatrixPropertiesKHR { /* as Vulkan has it: NOLINT(*Padding) */
+    VkStructureType sType;
+    void *pNext;
+    uint32_t MSize, NSize, KSize;
+    uint32_t AType, BType, CType, ResultType; /* 0: float16, 1: float32 */
+    VkBool32 saturatingAccumulation;
+    uint32_t scope; /* 3: a subgroup */
+} VkCooperativeMatrixPropertiesKHR;
+typedef VkResult(VKAPI_PTR *PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR)(VkPhysicalDevice, uint32_t *,
+                                                                                   VkCooperativeMatrixPropertiesKHR *);
+#endif
+
 #define ELLM_VULKAN_INSTANCE(X)                                                                                        \
     X(DestroyInstance)                                                                                                 \
     X(EnumeratePhysicalDevices)                                                                                        \
@@ -69,6 +91,7 @@
 typedef struct ellm_vulkan_api {
     void *library; /* NULL: not loaded */
     VkInstance instance;
+    PFN_vkGetPhysicalDeviceCooperativeMatrixPropertiesKHR GetMatrices; /* NULL: no driver has matrices */
 #define ELLM_VULKAN_MEMBER(name) PFN_vk##name name;
     ELLM_VULKAN_INSTANCE(ELLM_VULKAN_MEMBER)
     ELLM_VULKAN_DEVICE(ELLM_VULKAN_MEMBER)

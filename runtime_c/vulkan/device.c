@@ -4,7 +4,7 @@
 #include "error.h"
 #include "parts.h"
 
-enum { most_devices = 16, most_families = 32 };
+enum { most_devices = 16, most_families = 32, most_matrices = 64 };
 
 /* What a device has, as the structures that are asked for and enabled. */
 struct features {
@@ -12,10 +12,25 @@ struct features {
     VkPhysicalDevice16BitStorageFeatures storage16;
     VkPhysicalDevice8BitStorageFeatures storage8;
     VkPhysicalDeviceShaderIntegerDotProductFeatures dot;
-    const char *extensions[3];
+    VkPhysicalDeviceShaderFloat16Int8Features half;
+    VkPhysicalDeviceVulkanMemoryModelFeatures model;
+    VkPhysicalDeviceSubgroupSizeControlFeatures sizes;
+    VkPhysicalDeviceCooperativeMatrixFeaturesKHR matrix;
+    const char *extensions[4];
     uint32_t n_extensions;
-    bool has_import;
+    bool has_import, has_matrix;
 };
+
+static const char matrix_extension[] = "VK_KHR_cooperative_matrix";
+
+/* What products of matrices need, one behind the other. */
+static VkPhysicalDeviceShaderFloat16Int8Features *link_matrix(struct features *f) {
+    f->half.pNext = &f->model;
+    f->model.pNext = &f->sizes;
+    f->sizes.pNext = &f->matrix;
+    f->matrix.pNext = NULL;
+    return &f->half;
+}
 
 static bool has_extension(const VkExtensionProperties *list, uint32_t n, const char *name) {
     for (uint32_t i = 0; i < n; i++) {
@@ -38,7 +53,11 @@ static bool read_features(ellm_gpu *gpu, VkPhysicalDevice device, uint32_t versi
     *f = (struct features){.all = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2},
                            .storage16 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES},
                            .storage8 = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_8BIT_STORAGE_FEATURES},
-                           .dot = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES}};
+                           .dot = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES},
+                           .half = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_FLOAT16_INT8_FEATURES},
+                           .model = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES},
+                           .sizes = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES},
+                           .matrix = {.sType = (VkStructureType)ELLM_VULKAN_MATRIX_FEATURES}};
     void **next = &f->all.pNext;
     *next = &f->storage16;
     next = &f->storage16.pNext;
@@ -53,14 +72,49 @@ static bool read_features(ellm_gpu *gpu, VkPhysicalDevice device, uint32_t versi
         && (version >= VK_API_VERSION_1_3
             || has_extension(list, n, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME))) {
         *next = &f->dot;
+        next = &f->dot.pNext;
         if (version < VK_API_VERSION_1_3) {
             f->extensions[f->n_extensions++] = VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME;
         }
+    }
+    f->has_matrix = good && version >= VK_API_VERSION_1_3 && has_extension(list, n, matrix_extension);
+    if (f->has_matrix) {
+        *next = link_matrix(f);
     }
     f->has_import = good && has_extension(list, n, VK_EXT_EXTERNAL_MEMORY_HOST_EXTENSION_NAME);
     gpu->api.GetPhysicalDeviceFeatures2(device, &f->all);
     ellm_region_free(&scratch);
     return good;
+}
+
+static bool can_size(const VkPhysicalDeviceSubgroupSizeControlProperties *sizes) {
+    return (sizes->requiredSubgroupSizeStages & VK_SHADER_STAGE_COMPUTE_BIT) != 0;
+}
+
+/* Whether subgroups of the size in `needs` multiply matrices of its rows and columns, of f16 to sums of f32. */
+static bool multiplies(const ellm_gpu *gpu, VkPhysicalDevice device, const struct features *f,
+                       const VkPhysicalDeviceSubgroupSizeControlProperties *sizes, uint32_t needs) {
+    const uint32_t edge = needs >> 24, size = needs >> 16 & 255;
+    VkCooperativeMatrixPropertiesKHR list[most_matrices];
+    uint32_t n = most_matrices;
+    if (!f->has_matrix || f->half.shaderFloat16 == VK_FALSE || f->model.vulkanMemoryModel == VK_FALSE
+        || f->sizes.computeFullSubgroups == VK_FALSE || f->matrix.cooperativeMatrix == VK_FALSE
+        || sizes->minSubgroupSize > size || sizes->maxSubgroupSize < size
+        || (!can_size(sizes) && sizes->minSubgroupSize < sizes->maxSubgroupSize) || gpu->api.GetMatrices == NULL) {
+        return false;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        list[i] = (VkCooperativeMatrixPropertiesKHR){.sType = (VkStructureType)ELLM_VULKAN_MATRIX_PROPERTIES};
+    }
+    bool found = false;
+    n = gpu->api.GetMatrices(device, &n, list) >= VK_SUCCESS ? n : 0;
+    for (uint32_t i = 0; i < n; i++) {
+        const VkCooperativeMatrixPropertiesKHR *m = &list[i];
+        found = found
+                || (m->MSize == edge && m->NSize == edge && m->KSize == edge && m->AType == 0 && m->BType == 0
+                    && m->CType == 1 && m->ResultType == 1 && m->scope == 3 && m->saturatingAccumulation == VK_FALSE);
+    }
+    return found;
 }
 
 /* What of `needs` a device lacks, in words; NULL if nothing. */
@@ -136,6 +190,12 @@ static ellm_status create(ellm_gpu *gpu, struct features *f, uint32_t needs, ell
                                                         .pNext = f->storage8.pNext,
                                                         .storageBuffer8BitAccess = (needs & ELLM_NEEDS_8BIT) != 0};
     f->dot.shaderIntegerDotProduct = (needs & ELLM_NEEDS_DOT) != 0;
+    if ((needs & ELLM_NEEDS_MATRIX) != 0) {
+        f->half.shaderInt8 = f->model.vulkanMemoryModelDeviceScope = VK_FALSE;
+        f->model.vulkanMemoryModelAvailabilityVisibilityChains = VK_FALSE;
+        f->matrix.cooperativeMatrixRobustBufferAccess = VK_FALSE;
+        f->extensions[f->n_extensions++] = matrix_extension;
+    }
     const float priority = 1;
     const VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
                                            .queueFamilyIndex = gpu->family,
@@ -175,8 +235,10 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error) {
     int best = -1;
     struct features chosen = {.n_extensions = 0};
     for (uint32_t i = 0; i < n; i++) {
-        VkPhysicalDeviceMaintenance3Properties sizes = {.sType =
-                                                            VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
+        VkPhysicalDeviceSubgroupSizeControlProperties subgroups = {
+            .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_PROPERTIES};
+        VkPhysicalDeviceMaintenance3Properties sizes = {
+            .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES, .pNext = &subgroups};
         VkPhysicalDeviceSubgroupProperties subgroup = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_PROPERTIES,
                                                        .pNext = &sizes};
         VkPhysicalDeviceProperties2 about = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2,
@@ -189,6 +251,9 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error) {
         lack = lack == NULL && !find_family(gpu, devices[i], &family, &timestamp_bits) ? "a queue for computing" : lack;
         lack = lack == NULL && !read_features(gpu, devices[i], p->apiVersion, &f) ? "a list of extensions" : lack;
         lack = lack == NULL ? lacking(&f, &subgroup, needs) : lack;
+        if (lack == NULL && (needs & ELLM_NEEDS_MATRIX) != 0 && !multiplies(gpu, devices[i], &f, &subgroups, needs)) {
+            lack = "the matrix units that the bundle is compiled for";
+        }
         if (lack != NULL) {
             int more = snprintf(lacks + written, sizeof lacks - written, "%s%.80s lacks %s", written > 0 ? ", " : "",
                                 p->deviceName, lack);
@@ -203,6 +268,7 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error) {
             gpu->kind = p->deviceID;
             memcpy(gpu->cache_uuid, p->pipelineCacheUUID, sizeof gpu->cache_uuid);
             gpu->most_allocation = sizes.maxMemoryAllocationSize;
+            gpu->sizes_subgroups = can_size(&subgroups);
             gpu->info.is_processor = p->deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
             memcpy(gpu->info.name, p->deviceName, sizeof gpu->info.name);
             chosen = f;
@@ -227,8 +293,12 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error) {
     chosen.storage8.pNext = NULL;
     if ((needs & ELLM_NEEDS_DOT) != 0) {
         *next = &chosen.dot;
+        next = &chosen.dot.pNext;
     }
     chosen.dot.pNext = NULL;
+    if ((needs & ELLM_NEEDS_MATRIX) != 0) {
+        *next = link_matrix(&chosen);
+    }
     gpu->api.GetPhysicalDeviceMemoryProperties(gpu->physical, &gpu->memories);
     enable_import(gpu, &chosen);
     return create(gpu, &chosen, needs, error);

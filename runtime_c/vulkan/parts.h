@@ -48,6 +48,7 @@ struct ellm_gpu {
     uint32_t vendor, kind; /* who made it, and what it is: of a pipeline cache, too */
     uint8_t cache_uuid[VK_UUID_SIZE];
     VkDeviceSize most_allocation;
+    bool sizes_subgroups; /* kernels may say how large one is */
     VkPhysicalDeviceMemoryProperties memories;
     PFN_vkGetMemoryHostPointerPropertiesEXT get_host_pointer; /* NULL: it imports nothing */
     VkDeviceSize import_alignment;

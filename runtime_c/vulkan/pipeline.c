@@ -66,8 +66,15 @@ static ellm_status build(ellm_gpu *gpu, const ellm_plan_kernel *kernel, VkPipeli
     if (result != VK_SUCCESS) {
         return ellm_vulkan_failed(result, "compiling kernels", error);
     }
+    const bool is_sized = (shader->needs & ELLM_NEEDS_MATRIX) != 0;
+    VkPipelineShaderStageRequiredSubgroupSizeCreateInfo size = {
+        .sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_REQUIRED_SUBGROUP_SIZE_CREATE_INFO,
+        .requiredSubgroupSize = shader->needs >> 16 & 255};
+    const VkPipelineShaderStageCreateFlags whole = VK_PIPELINE_SHADER_STAGE_CREATE_REQUIRE_FULL_SUBGROUPS_BIT;
     const VkComputePipelineCreateInfo info = {.sType = VK_STRUCTURE_TYPE_COMPUTE_PIPELINE_CREATE_INFO,
                                               .stage = {.sType = VK_STRUCTURE_TYPE_PIPELINE_SHADER_STAGE_CREATE_INFO,
+                                                        .pNext = is_sized && gpu->sizes_subgroups ? &size : NULL,
+                                                        .flags = is_sized ? whole : 0,
                                                         .stage = VK_SHADER_STAGE_COMPUTE_BIT,
                                                         .module = module,
                                                         .pName = "main"},

@@ -1,4 +1,4 @@
-"""What `--board local` concludes of what Vulkan says, whatever a driver's answer is: printed here by a stand-in for Python.
+"""What `--board local` concludes of a driver's answer, which a stand-in for Python prints here.
 
 How a real driver is asked: tests/compile/test_vulkan.py and test_vulkan_matrix.py.
 """

@@ -32,7 +32,7 @@ from edgellm.precision import Options
 from tests.compile.test_vulkan import modules, run
 from tests.compile.test_vulkan_kinds import weights
 from tests.server import MODEL
-from tests.shaders import DESKTOP, ELSEWHERE, build_runner, elsewhere, lavapipe, run_shader, validate
+from tests.shaders import DESKTOP, ELSEWHERE, elsewhere, lavapipe, run_shader, validate
 
 CAPABILITY = 6022  # CooperativeMatrixKHR
 EXTENSION = "GL_KHR_cooperative_matrix"
@@ -195,11 +195,6 @@ def test_a_driver_without_them_is_named(made: tuple[Path, Path]) -> None:
 
 
 # ---- what a driver says and computes
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_runner(tmp_path_factory.mktemp("runner"))
 
 
 def compute(

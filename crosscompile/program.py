@@ -55,10 +55,19 @@ class Ladder:
 FULL_LADDER = Ladder((1, 2, 4, 8, 32, 64), (1, 2, 4, 8))
 GPU_LADDER = Ladder((1, 8, 32, 128), (1, 8))
 """What a GPU gets: a few rows while weights pass by, and tiles that fill it."""
+MATRIX_LADDER = Ladder((*GPU_LADDER.body, 512), GPU_LADDER.head)
+"""With matrix units, which take more to be filled."""
 SPLIT_LADDER = Ladder((1, 8, 32, 64), (1, 8))
 """What both halves get where layers are split between a GPU and the processor."""
 SHORT_LADDER = Ladder((1, 8), (1,))
 """Quick to compile: for golden prompts on the host."""
+
+
+def ladder_for(target: Target) -> Ladder:
+    """What a whole network gets."""
+    if target.gpu is None:
+        return FULL_LADDER
+    return MATRIX_LADDER if target.gpu.has_matrices else GPU_LADDER
 
 
 Layers = tuple[int, int | None]

@@ -171,13 +171,13 @@ def _outline(source: Checkpoint, request: dict[str, Any]) -> dict[str, Any]:
 
 def _compile(source: Checkpoint, request: dict[str, Any], channel: Channel) -> tuple[CompiledModel, dict[str, Any]]:
     """(what is compiled now, its scheme)."""
-    from crosscompile.program import FULL_LADDER, GPU_LADDER, SHORT_LADDER, SPLIT_LADDER, compile_model, outline
+    from crosscompile.program import SHORT_LADDER, SPLIT_LADDER, compile_model, ladder_for, outline
 
     scheme = _scheme(request)
     target = target_of(request)
     dump = Path(request["dump"]) if request["dump"] else None
     layers = tuple(request["layers"]) if request.get("layers") is not None else None
-    ladder = SPLIT_LADDER if layers is not None else GPU_LADDER if target.gpu is not None else FULL_LADDER
+    ladder = SPLIT_LADDER if layers is not None else ladder_for(target)
     ladder = SHORT_LADDER if request.get("short") else ladder
     parameters, states = outline(source.config, target, scheme, layers)
     check_sources(source, parameters)

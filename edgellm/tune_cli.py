@@ -30,8 +30,8 @@ from edgellm.tune_builder import Builder
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-LADDERS = {"cpu": (1, 2, 4, 8, 32, 64), "vulkan": (1, 8, 32, 128)}
-"""By device: FULL_LADDER.body and GPU_LADDER.body of crosscompile.program."""
+LADDERS = {"cpu": (1, 2, 4, 8, 32, 64), "vulkan": (1, 8, 32, 128, 512)}
+"""By device: FULL_LADDER.body and MATRIX_LADDER.body of crosscompile.program."""
 
 ROWS = {"cpu": (1, 8, 32, 64), "vulkan": (1, 8, 32, 128)}
 """What is tuned where nobody says otherwise."""

@@ -109,12 +109,11 @@ class GpuBuilder:
 def opened(request: dict[str, Any]) -> tuple[Any, Target, Any, Any]:
     """(config, target, scheme, ladder) of a request to open."""
     from crosscompile.models.architecture import scheme_for  # from here on TVM is loaded
-    from crosscompile.program import FULL_LADDER, GPU_LADDER, Ladder
+    from crosscompile.program import Ladder, ladder_for
 
     scheme = scheme_for(request["scheme"], request["embedding"], request["head"], request["kv"])
     target = target_of(request)
-    whole = FULL_LADDER if target.gpu is None else GPU_LADDER
-    body = tuple(n for n in whole.body if n in request["rows"]) or (1,)
+    body = tuple(n for n in ladder_for(target).body if n in request["rows"]) or (1,)
     config = checkpoint.load(request["checkpoint"]).config
     return config, target, scheme, Ladder(body, (1,))  # prompts need the logits of one row
 

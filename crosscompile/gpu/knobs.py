@@ -19,7 +19,7 @@ from crosscompile.kernels.build import divisor
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.kernels.linear import Tuned
 from crosscompile.packing import GROUP, Packing
-from crosscompile.spirv.capabilities import MATRIX_UNITS, Gpu
+from crosscompile.spirv.capabilities import Gpu
 
 if TYPE_CHECKING:
     from crosscompile.gpu.linear import Linear
@@ -59,7 +59,7 @@ def way_of(work: Linear, gpu: Gpu) -> str:
             return "alone"
         if work.n <= FEW_ROWS:
             return "few"
-        return "matrices" if gpu.subgroup and gpu.has(*MATRIX_UNITS) and matrix_knobs(work, gpu) else "tiles"
+        return "matrices" if gpu.has_matrices and matrix_knobs(work, gpu) else "tiles"
     return "narrow" if work.columns % 8 else "float"
 
 
@@ -144,7 +144,7 @@ def tile_bytes(rows: int, tile: int) -> int:
 
 # ---- matrix units
 
-_CUTS = ((128, 128, 4), (64, 128, 4), (64, 64, 4), (32, 64, 4), (32, 32, 4), (16, 32, 2))
+_CUTS = ((128, 128, 8), (64, 128, 8), (64, 64, 4), (32, 64, 4), (32, 32, 4), (16, 32, 2))
 """(tile, rows, subgroups) of the matrix units' kernel, the largest first."""
 _BUSY = 96
 """Workgroups that keep a large GPU busy."""

@@ -71,6 +71,11 @@ class Gpu:
         """Whether kernels may use all of these capabilities."""
         return set(names) <= set(self.capabilities)
 
+    @property
+    def has_matrices(self) -> bool:
+        """Whether kernels may use matrix units."""
+        return self.subgroup > 0 and self.has(*MATRIX_UNITS)
+
 
 PUSH_BYTES = 128
 """Push constants that every driver has (Vulkan specification, required limits)."""

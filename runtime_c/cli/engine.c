@@ -11,7 +11,7 @@
 #include "stops.h"
 #include "trust.h"
 
-enum { prefill_rows = 128, most_text_per_token = 4096 };
+enum { most_step_rows = 1024, most_text_per_token = 4096 }; /* rows: no plan has more */
 
 static ellm_status open_context(void *user, const settings *s, const ellm_model *model, bool real_gpu,
                                 ellm_context **context, ellm_error *error) {
@@ -138,8 +138,8 @@ ellm_status engine_prefill(engine *e, const int32_t *ids, size_t n, engine_poll 
     e->n_held = same;
     *n_reused = same;
     for (size_t done = same; done < n;) {
-        ellm_row rows[prefill_rows];
-        size_t count = n - done < prefill_rows ? n - done : prefill_rows;
+        ellm_row rows[most_step_rows];
+        size_t left = n - done, most = (size_t)e->info.step_rows, count = left < most ? left : most;
         for (size_t i = 0; i < count; i++) {
             e->held[done + i] = ids[done + i];
             rows[i] =

@@ -54,8 +54,8 @@ static ellm_status check(engine *e, const settings *s, const ellm_json *entry, u
             } else if (a.ids[i] != tokens[i]) {
                 status =
                     ellm_fail(error, ELLM_KERNEL_FAILED,
-                              "golden prompt %u: token %zu is %d instead of %d; this machine computes differently, so "
-                              "do not trust its answers: compile and deploy again, and report it if that does not help",
+                              "golden prompt %u: token %zu is %d instead of %d; this machine computes differently: "
+                              "trust no answer, compile and deploy again, and report it if that does not help",
                               number, i + 1, (int)a.ids[i], (int)tokens[i]);
             }
         }

@@ -114,7 +114,7 @@ static const option options[] = {
      "answers that may wait for a session; beyond that, 503 (default 32)"},
     {"grace", 0, "S", REAL, SERVE, FIELD(grace), 0, 3600, "finish answers for so long when told to stop (default 10)"},
     {"keep", 0, "DIR", TEXT, SERVE, FIELD(keep), 0, 0,
-     "leave what sessions hold there at the end, and begin with it the next time (conversations lie on the disk then)"},
+     "leave what sessions hold there at the end, and begin with it the next time (conversations are on the disk then)"},
     {"name", 0, "NAME", TEXT, SERVE, FIELD(name), 0, 0, "the model's name in the API (default: its own)"},
     {"attached", 0, "", FLAG, SERVE, FIELD(attached), 0, 0, "end when standard input ends"},
     {"log", 0, "", FLAG, SERVE, FIELD(log), 0, 0, "a line on standard error for each request"},

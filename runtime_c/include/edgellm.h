@@ -122,6 +122,7 @@ typedef struct ellm_model_info {
     int32_t vocab_size;
     int32_t context_length; /* largest position + 1 the model was compiled for */
     int32_t sliding_window; /* positions visible to attention, 0: all */
+    int32_t step_rows;      /* of a prompt, that are computed at once at most */
     uint64_t weight_bytes, arena_bytes, kv_bytes_per_token;
     uint64_t state_bytes_per_session; /* besides: the same however long a session is; such a session cannot be cut */
     uint64_t decrypted_bytes, locked_bytes; /* weights decrypted to memory, and how much of that never gets to swap */

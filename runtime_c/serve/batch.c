@@ -10,7 +10,6 @@
 #include "program.h"
 
 enum {
-    step_rows = 64,  /* of prompts, while nobody waits for his next token */
     mixed_rows = 32, /* all rows of a step that somebody waits for */
     none = -2,       /* no session, and not ELLM_PREFIX either */
 };
@@ -28,6 +27,7 @@ struct batch {
     ellm_context *context;
     const ellm_model *model;
     int32_t context_length, vocab;
+    size_t step_rows; /* of prompts, while nobody waits for his next token */
     batch_options options;
     seat *seats;
     float *logits;  /* (sessions, vocab) */
@@ -181,7 +181,7 @@ static size_t gather(batch *b) {
             n = put_row(b, n, s, s->next, true);
         }
     }
-    size_t most = n == 0 ? step_rows : n < mixed_rows / 2 ? mixed_rows : n + mixed_rows / 2;
+    size_t most = n == 0 ? b->step_rows : n < mixed_rows / 2 ? mixed_rows : n + mixed_rows / 2;
     for (int32_t k = 0; k < n_seats && n < most; k++) {
         int32_t i = (b->turn + k) % n_seats;
         seat *s = &b->seats[i];
@@ -289,7 +289,7 @@ static bool embed_piece(batch *b) {
     }
     generation *g = s->who;
     int32_t slot = (int32_t)(s - b->seats);
-    size_t at = (size_t)s->n_done, left = g->ends[g->n_embedded] - at, n = left < step_rows ? left : step_rows;
+    size_t at = (size_t)s->n_done, left = g->ends[g->n_embedded] - at, n = left < b->step_rows ? left : b->step_rows;
     begin_step(b);
     if (at == 0 || at == g->ends[g->n_embedded > 0 ? g->n_embedded - 1 : 0]) {
         (void)ellm_session_truncate(b->context, slot, 0);
@@ -375,11 +375,12 @@ ellm_status batch_open(ellm_context *context, const ellm_model *model, const bat
     b->options = *options;
     b->context_length = ellm_context_length(context);
     b->vocab = info.vocab_size;
+    b->step_rows = (size_t)(info.step_rows > mixed_rows ? info.step_rows : mixed_rows);
     b->stats.n_sessions = options->n_sessions;
     b->waiting_cap = options->n_sessions + options->n_waiting;
     b->waiting = calloc((size_t)b->waiting_cap, sizeof(generation *));
     b->seats = calloc(n, sizeof *b->seats);
-    b->rows = calloc(step_rows + n, sizeof *b->rows);
+    b->rows = calloc(b->step_rows + n, sizeof *b->rows);
     b->logits = calloc(n * (size_t)b->vocab, sizeof *b->logits);
     bool good = b->waiting != NULL && b->seats != NULL && b->rows != NULL && b->logits != NULL;
     for (size_t i = 0; i < n && good; i++) {

@@ -10,8 +10,7 @@ ellm_status ellm_gpu_open(const ellm_gpu_source *source, ellm_gpu **gpu, ellm_er
     *gpu = NULL;
     return ellm_fail(
         error, ELLM_GPU_MISSING,
-        "the bundle computes on a GPU, and this runtime was built without Vulkan (static builds cannot load "
-        "a driver); compile with --device cpu");
+        "the bundle computes on a GPU, and a static runtime cannot load a driver; compile with --device cpu");
 }
 
 void ellm_gpu_close(ellm_gpu *gpu) {

@@ -452,6 +452,7 @@ void ellm_model_get_info(const ellm_model *model, ellm_model_info *info) {
                               .vocab_size = manifest->vocab_size,
                               .context_length = manifest->context_length,
                               .sliding_window = manifest->sliding_window,
+                              .step_rows = ellm_ladder_rows(&model->plan.body),
                               .weight_bytes = manifest->weight_bytes,
                               .arena_bytes = model->plan.arena_bytes,
                               .kv_bytes_per_token = token_bytes,

@@ -23,7 +23,7 @@ value ellm_vm_fail(machine *vm, const char *format, ...) {
 value ellm_vm_limit(machine *vm) {
     if (vm->status == ELLM_OK) {
         vm->status = ellm_fail(vm->error, ELLM_TEMPLATE_LIMIT,
-                               "chat template, line %u: it needs too much time, memory or depth; shorten the "
+                               "chat template, line %u: too much time, memory or depth; shorten the "
                                "conversation or simplify the template",
                                (unsigned)vm->line);
     }

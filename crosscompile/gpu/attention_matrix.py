@@ -243,36 +243,32 @@ class _Tile:
         mine = self.edge // tile.across  # queries that a subgroup converts
         most = k.local(1)
 
-        def each(query: Expr, begin: int, end: int) -> Iterator[tuple[Expr, Expr]]:
-            """(word, its two numbers' place) of a lane, of the words from begin to end."""
+        def some(begin: int, end: int) -> Iterator[Expr]:
+            """A lane's words of a query, of those from begin to end."""
             for step in range(begin, end, size):
                 at = self.lane + step
-                yield at if step + size <= end else tirx.Min(at, i32(end - 1)), i32(0)
+                yield k.bind(at if step + size <= end else tirx.Min(at, i32(end - 1)))
 
         def read(query: Expr, word: Expr) -> list[Expr]:
             m = tirx.Min(self._row(query), i32(self.n - 1))
             place = k.bind(self._query_head(query) * self.dim + 2 * word)
             return [k.bind(self.layer.q[m, place + i]) for i in range(2)]
 
-        def queries() -> Any:
-            return k.loop(0, mine)
-
-        with queries() as i:
+        with k.loop(0, mine) as i:
             query = k.bind(self.my_query + self.column * mine + i)
             k.store(most, f32(0.0), 0)
-            for word, _ in each(query, 0, words):
-                for value in read(query, k.bind(word)):
+            for word in some(0, words):
+                for value in read(query, word):
                     k.store(most, tirx.Max(most[0], magnitude(value)), 0)
             largest = k.bind(tirx.call_extern("float32", "ellm.subgroup_max", most[0]))
             bits = tirx.Max(tirx.reinterpret("uint32", largest) & u32(0x7F800000), u32(_LEAST))
             k.store(self.scales, tirx.reinterpret("float32", bits - u32(_ROOM)), query)
         for begin in range(0, words, KV_BLOCK):
             end = min(words, begin + KV_BLOCK)
-            with queries() as i:
+            with k.loop(0, mine) as i:
                 query = k.bind(self.my_query + self.column * mine + i)
                 shrink = k.bind(f32(1.0) / self.scales[query])
-                for word, _ in each(query, begin, end):
-                    word = k.bind(word)
+                for word in some(begin, end):
                     low, high = read(query, word)
                     k.store(self.lines, k.two_halves(low * shrink, high * shrink), query * LINE + word - begin)
             k.barrier()
@@ -436,9 +432,8 @@ class _Tile:
             k.barrier()
         k.matrix_store(f"c{sums}", self.lines, line, LINE)
         k.barrier()
-        with k.strided(self.thread, tile.slots) as query:
-            with k.when(self.positions[query] >= i32(0)):
-                m, head = k.bind(self._row(query)), k.bind(self._query_head(query))
-                total = tirx.reinterpret("float32", self.lines[query * LINE])
-                k.store(parts, self.largest[query], m, head, self.split, self.dim)
-                k.store(parts, total, m, head, self.split, self.dim + 1)
+        with k.strided(self.thread, tile.slots) as query, k.when(self.positions[query] >= i32(0)):
+            m, head = k.bind(self._row(query)), k.bind(self._query_head(query))
+            total = tirx.reinterpret("float32", self.lines[query * LINE])
+            k.store(parts, self.largest[query], m, head, self.split, self.dim)
+            k.store(parts, total, m, head, self.split, self.dim + 1)

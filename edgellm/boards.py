@@ -30,6 +30,8 @@ ARCHES = ("aarch64", "armv7", "x86_64")
 SYSTEMS = ("linux", "android")
 FOUND = "found"
 """Of a GPU's schedule: that of this machine's."""
+SUBGROUPS = (8, 16, 32, 64, 128)
+"""Invocations that they have, of GPUs with matrix units."""
 
 
 @dataclass(frozen=True)
@@ -367,6 +369,11 @@ def _check(board: Board, path: Path) -> None:
         ),
         ("target.clock_hz", (target.clock_hz or 1) > 0, "must be positive"),
         ("memory.page_bytes", memory.page_bytes in (4096, 16384, 65536), "must be 4096, 16384 or 65536"),
+        (
+            "vulkan.subgroup",
+            board.vulkan is None or board.vulkan.subgroup in (0, *SUBGROUPS),
+            f"must be one of {', '.join(map(str, SUBGROUPS))}; leave it out where the driver has no matrix units",
+        ),
         ("runtime.threads_decode", 0 < (board.runtime.threads_decode or 1) <= target.n_cores, "must be 1 to n_cores"),
         ("runtime.threads_prefill", 0 < (board.runtime.threads_prefill or 1) <= target.n_cores, "must be 1 to n_cores"),
     )

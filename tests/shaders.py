@@ -6,6 +6,7 @@ import contextlib
 import glob
 import json
 import os
+import shlex
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,16 @@ LAYERS = {
     "VK_LAYER_ENABLES": "VK_VALIDATION_FEATURE_ENABLE_SYNCHRONIZATION_VALIDATION_EXT",
 }
 """Environment that turns the Khronos validation layers on; they print what they find to standard output."""
+
+
+ELSEWHERE = "EDGELLM_VULKAN_COMMAND"
+"""Environment: a command that runs a program where Vulkan has matrix units, as lavapipe has not before Mesa 26. `env`
+takes whatever driver this machine has."""
+
+
+def elsewhere() -> list[str]:
+    """That command; nothing where there is none, which means lavapipe."""
+    return shlex.split(os.environ.get(ELSEWHERE, ""))
 
 
 def lavapipe() -> dict[str, str]:

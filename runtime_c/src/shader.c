@@ -92,7 +92,7 @@ static const char *take(ellm_shader *shader, uint32_t opcode, const uint32_t *op
     }
 }
 
-static const char *check_module(ellm_shader *shader) {
+static const char *check_module(ellm_shader *shader, uint32_t matrices) {
     size_t n_words = shader->n_bytes / 4;
     const uint32_t *code = shader->code;
     if (n_words < module_head_words || code[0] != spirv_magic || code[1] > most_version) {
@@ -103,7 +103,7 @@ static const char *check_module(ellm_shader *shader) {
     for (size_t at = module_head_words; at < n_words;) {
         uint32_t length = code[at] >> 16, opcode = code[at] & 0xffff;
         if (length == 0 || length > n_words - at) {
-            return "an instruction is longer than the module";
+            return "an instruction is malformed";
         }
         in_functions = in_functions || opcode == op_function;
         const char *wrong = in_functions ? NULL : take(shader, opcode, code + at + 1, length - 1, &entries);
@@ -112,7 +112,11 @@ static const char *check_module(ellm_shader *shader) {
         }
         at += length;
     }
-    return entries != 1 || shader->local[0] == 0 ? "it lacks an entry point or a workgroup's size" : NULL;
+    shader->needs |= matrices << 16;
+    /* subgroups are a power of two, and a workgroup consists of whole ones */
+    const uint32_t size = matrices & 255, local = shader->local[0];
+    const bool is_odd = (shader->needs & ELLM_NEEDS_MATRIX) != 0 && ((size | local) & (size - 1)) != 0;
+    return entries != 1 || local == 0 || is_odd ? "it lacks an entry point or a workgroup's size" : NULL;
 }
 
 static ellm_status read_entry(const uint8_t *data, size_t n_bytes, const uint8_t *entry, ellm_region *region,
@@ -131,8 +135,7 @@ static ellm_status read_entry(const uint8_t *data, size_t n_bytes, const uint8_t
     }
     shader->code = (const uint32_t *)(const void *)(data + code); /* mapped files begin at a page */
     shader->n_bytes = size;
-    const char *wrong = check_module(shader);
-    shader->needs |= word_at(data + 12) << 16;
+    const char *wrong = check_module(shader, word_at(data + 12));
     return wrong != NULL ? bad(error, shader->name, wrong) : ELLM_OK;
 }
 
@@ -143,7 +146,7 @@ static int compare(const void *a, const void *b) {
 ellm_status ellm_shaders_read(const uint8_t *data, size_t n_bytes, ellm_region *region, ellm_shaders *shaders,
                               ellm_error *error) {
     *shaders = (ellm_shaders){0};
-    if (n_bytes < head_bytes || memcmp(data, magic, 8) != 0) {
+    if (n_bytes < head_bytes || memcmp(data, magic, 8) != 0 || word_at(data + 12) >> 16 != 0) {
         return bad(error, "", "it does not begin as such a file does");
     }
     uint32_t n = word_at(data + 8);

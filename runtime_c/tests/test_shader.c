@@ -72,6 +72,43 @@ static void refused(uint32_t word, uint32_t value) {
     ellm_region_free(&region);
 }
 
+/* The file whose module asks for this capability, with byte 12 and a workgroup as given. */
+static image asking(uint32_t capability, uint32_t matrices, uint32_t local) {
+    image file = good();
+    file.words[15] = capability;
+    file.words[3] = matrices;
+    file.words[24] = local;
+    return file;
+}
+
+static void needed(uint32_t capability, uint32_t needs) {
+    const image file = asking(capability, 0x0804, 8);
+    ellm_shaders shaders;
+    ellm_region region;
+    CHECK(read(&file, sizeof file, &shaders, &region) == ELLM_OK);
+    CHECK(shaders.all[0].needs == (0x08040000 | needs));
+    ellm_region_free(&region);
+}
+
+static bool is_possible(uint32_t subgroup, uint32_t local) {
+    return subgroup != 0 && (subgroup & (subgroup - 1)) == 0 && local % subgroup == 0;
+}
+
+/* Byte 12, which untrusted files have as they like: what a driver is asked for is a power of two, and whole. */
+static void matrices(uint32_t local) {
+    for (uint32_t value = 0; value <= 0xffff; value++) {
+        const image file = asking(6022, value, local), other = asking(61, value, local);
+        ellm_shaders shaders;
+        ellm_region region;
+        const bool good = is_possible(value & 255, local);
+        CHECK(read(&file, sizeof file, &shaders, &region) == (good ? ELLM_OK : ELLM_KERNEL_INVALID));
+        CHECK(!good || shaders.all[0].needs == (value << 16 | ELLM_NEEDS_MATRIX));
+        ellm_region_free(&region);
+        CHECK(read(&other, sizeof other, &shaders, &region) == ELLM_OK); /* it has no matrices */
+        ellm_region_free(&region);
+    }
+}
+
 int main(void) {
     image file = good();
     ellm_shaders shaders;
@@ -86,7 +123,23 @@ int main(void) {
         CHECK(read(&file, n, &shaders, &region) == ELLM_KERNEL_INVALID);
         ellm_region_free(&region);
     }
+    needed(1, 0);
+    needed(9, ELLM_NEEDS_MATRIX);
+    needed(61, ELLM_NEEDS_GROUP);
+    needed(63, ELLM_NEEDS_GROUP | ELLM_NEEDS_SUMS);
+    needed(4433, ELLM_NEEDS_16BIT);
+    needed(4448, ELLM_NEEDS_8BIT);
+    needed(5345, ELLM_NEEDS_MATRIX);
+    needed(6018, ELLM_NEEDS_DOT);
+    needed(6019, ELLM_NEEDS_DOT);
+    needed(6022, ELLM_NEEDS_MATRIX);
+    matrices(8);
+    matrices(96);
+    matrices(1024);
+
     refused(0, 0); /* magic */
+    refused(3, 0x10000);
+    refused(3, 0xffffffff);
     refused(2, 0); /* no kernel */
     refused(2, 2); /* a table longer than the file, or an entry of rubbish */
     refused(2, 0xffffffff);

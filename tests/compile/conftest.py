@@ -1,4 +1,4 @@
-"""The demo model's bundle, compiled once, and a server of it with a client for each module that wants them."""
+"""The demo model's bundle and the program that runs kernels, made once, and a server for each module that wants it."""
 
 from __future__ import annotations
 
@@ -9,11 +9,18 @@ import openai
 import pytest
 
 from tests.server import Server, compile_demo
+from tests.shaders import build_runner
 
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What runs kernels on a GPU, one after the other (tests/shaders.py)."""
+    return build_runner(tmp_path_factory.mktemp("runner"))
 
 
 @pytest.fixture(scope="module")

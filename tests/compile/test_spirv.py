@@ -23,7 +23,7 @@ from crosscompile.spirv.emit import emit
 from crosscompile.spirv.glsl import print_glsl
 from crosscompile.target import Target, gpu_tier
 from tests.campaigns import shaders
-from tests.shaders import DESKTOP, build_runner, compile_glsl, run_shaders, validate
+from tests.shaders import DESKTOP, compile_glsl, run_shaders, validate
 
 TARGET = Target("aarch64", "linux", gpu_tier("aarch64"))
 
@@ -86,7 +86,7 @@ def test_a_gpu_without_subgroups_or_dot_products_gets_kernels_without(tmp_path: 
 
 
 @pytest.mark.parametrize("as_glsl", [False, True])
-def test_the_last_workgroup_sees_what_all_others_wrote(as_glsl: bool, tmp_path: Path):
+def test_the_last_workgroup_sees_what_all_others_wrote(as_glsl: bool, program: Path, tmp_path: Path):
     """Each of 61 leaves a number in memory and counts itself; the last adds up, whichever it is, and sets back."""
 
     def clear(k: GpuBuilder) -> None:
@@ -114,7 +114,7 @@ def test_the_last_workgroup_sees_what_all_others_wrote(as_glsl: bool, tmp_path: 
                 with k.when(tirx.EQ(thread, i32(0))):
                     k.store(turns, i32(0), 2)
 
-    program, shaders = build_runner(tmp_path), []
+    shaders = []
     for each in (clear, body):
         function = flat("kernel", gpu_kernel("kernel", Gpu(), each))
         shader = emit(function)

@@ -20,7 +20,7 @@ from crosscompile.kernels.rows import Form
 from crosscompile.packing import GROUP
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.emit import Shader, emit
-from tests.shaders import DESKTOP, build_runner, run_shader, run_shaders, validate
+from tests.shaders import DESKTOP, run_shader, run_shaders, validate
 
 CLASSES = {
     "desktop": DESKTOP,
@@ -128,11 +128,6 @@ def compare(gpu_class: str, heads: Heads, rows: Rows, program: Path, folder: Pat
     (raw,) = run_shader(program, folder, second, [parts, positions], [q.nbytes])
     right = expected(q, heads, rows, pool)
     np.testing.assert_allclose(np.frombuffer(raw, np.float32).reshape(q.shape), right, rtol=0, atol=2e-5)
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_runner(tmp_path_factory.mktemp("runner"))
 
 
 GROUPED, LONE, WIDE = Heads(8, 2, 64, "f16", 0), Heads(3, 3, 96, "f32", 0), Heads(4, 1, 256, "f16", 0)

@@ -16,14 +16,9 @@ from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.emit import emit
 from crosscompile.target import gpu_tier
 from tests.compile.test_vulkan_kinds import CLASSES
-from tests.shaders import build_runner, run_shader, validate
+from tests.shaders import run_shader, validate
 
 TOTAL, OUT, COLUMNS = 5, 96, 64
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_runner(tmp_path_factory.mktemp("runner"))
 
 
 def table_of(ids: np.ndarray, groups: Groups) -> np.ndarray:

@@ -97,11 +97,6 @@ def check_quantized(q: bytes, scale: np.ndarray, expected: np.ndarray, form: For
     assert (errors <= 0.51 * largest / 127 + 1e-5 * largest.max()).all()
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_runner(tmp_path_factory.mktemp("runner"))
-
-
 Compare = Callable[[str, str, int, int, float | None, Path, Path], None]
 
 

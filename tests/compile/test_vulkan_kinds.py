@@ -29,7 +29,7 @@ from crosscompile.rounding import Rounded
 from crosscompile.spirv.capabilities import Gpu, check
 from crosscompile.spirv.emit import emit
 from crosscompile.target import Target, gpu_tier
-from tests.shaders import DESKTOP, build_runner, run_shader, validate
+from tests.shaders import DESKTOP, run_shader, validate
 
 CLASSES = {
     "desktop": DESKTOP,
@@ -41,11 +41,6 @@ ROWS, COLUMNS = 10, 256
 SAMPLE = [
     (kind.name, list(CLASSES)[i % 3], n) for i, kind in enumerate(BASES) for n in ((1, 12) if i % 3 < 2 else (3,))
 ]
-
-
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_runner(tmp_path_factory.mktemp("runner"))
 
 
 def weights(

@@ -3,6 +3,7 @@
 import pytest
 
 from crosscompile.data import data_path
+from crosscompile.spirv.capabilities import MATRIX_UNITS
 from edgellm.boards import Board, find_board, find_type, list_boards, load_board
 from edgellm.errors import BoardError
 from edgellm.instances import Instance, add_instance, instances_path, read_instances, remove_instance
@@ -98,6 +99,16 @@ def test_describe_keeps_only_features_that_every_core_has():
         ("n_cores = 2", "n_cores = 2\nandroid_api = 24", "target.android_api", 'belongs to os = "android"'),
         ("n_cores = 2", 'n_cores = 2\nos = "android"', "target.android_api", "21 or more"),
         ("[memory]", '[virtual]\nlike = "x"\n[memory]', "target", "unknown"),
+        *(
+            ("[memory]", f'[vulkan]\ndevice = "GPU"\nsubgroup = {value}\n[memory]', "vulkan.subgroup", reason)
+            for value, reason in (
+                ("48", "must be one of 8, 16, 32, 64, 128; leave it out where the driver has no matrix units"),
+                ("-32", "must be one of"),
+                ("256", "must be one of"),
+                ('"32"', "must be int, not str"),
+                ("true", "must be int, not bool"),
+            )
+        ),
     ],
 )
 def test_wrong_manifest_is_refused_with_file_key_and_reason(tmp_path, old, new, key, reason):
@@ -110,6 +121,16 @@ def test_wrong_manifest_is_refused_with_file_key_and_reason(tmp_path, old, new, 
     assert str(path) in message
     assert key in message
     assert reason in message
+
+
+@pytest.mark.parametrize("subgroup", [0, 8, 32, 128])
+def test_matrix_units_follow_from_the_subgroup(tmp_path, subgroup):
+    table = f'[vulkan]\ndevice = "GPU"\nshared_bytes = 49152\nsubgroup = {subgroup}\n'
+    (tmp_path / "large.toml").write_text(GOOD + table)
+    gpu = load_board("large", tmp_path).gpu_target().gpu
+    assert gpu is not None
+    assert (gpu.subgroup, gpu.matrix, gpu.shared_bytes) == (subgroup, 16, 49152)
+    assert gpu.has(*MATRIX_UNITS) == (subgroup > 0)
 
 
 def test_virtual_board_must_stand_for_hardware(tmp_path):

@@ -13,7 +13,8 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.gpu.attention_alone import merge_alone, parts_alone, splits_alone
-from crosscompile.gpu.attention_matrix import MatrixTile, matrix_kernel
+from crosscompile.gpu.attention_cuts import MatrixTile
+from crosscompile.gpu.attention_matrix import matrix_kernel
 from crosscompile.gpu.attention_merge import merge_rows
 from crosscompile.gpu.attention_rows import heads_at_once, rows_kernel
 from crosscompile.gpu.attention_tiles import Tile, tiles_kernel

@@ -12,12 +12,15 @@ PROCESSOR, DESKTOP = "processor", "desktop"
 
 _CPU = 4  # VK_PHYSICAL_DEVICE_TYPE_CPU
 # in VkPhysicalDeviceProperties, which has 824 bytes
-_TYPE_AT, _NAME_AT, _LIMITS_AT = 16, 20, 296
+_VENDOR_AT, _TYPE_AT, _NAME_AT, _LIMITS_AT = 8, 16, 20, 296
 _RANGE_AT, _BUFFERS_AT, _SHARED_AT, _INVOCATIONS_AT, _WIDTH_AT = (_LIMITS_AT + at for at in (28, 76, 216, 232, 236))
 _PROPERTIES_BYTES = 1024
 _MOST, _MOST_MATRICES = 16, 64
 _EXTENSION_BYTES = 260  # VkExtensionProperties
 _VERSION_1_3 = 1 << 22 | 3 << 12
+_NVIDIA = 0x10DE
+"""Whose matrix units are used unasked. Drivers of AMD and Intel also multiply matrices on GPUs that have no such units
+(llama.cpp, pull request 10597), and nobody has measured theirs here; a board's manifest may name them."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +175,11 @@ def _ask() -> list[_Device]:
         properties = ctypes.create_string_buffer(_PROPERTIES_BYTES)
         vulkan.vkGetPhysicalDeviceProperties(ctypes.c_void_p(device), properties)
         name = properties.raw[_NAME_AT:].partition(b"\0")[0].decode("utf-8", "replace")
-        places = _TYPE_AT, _INVOCATIONS_AT, _WIDTH_AT, _SHARED_AT, _BUFFERS_AT, _RANGE_AT
-        kind, invocations, width, shared, buffers, binding = (
+        places = 0, _VENDOR_AT, _TYPE_AT, _INVOCATIONS_AT, _WIDTH_AT, _SHARED_AT, _BUFFERS_AT, _RANGE_AT
+        version, vendor, kind, invocations, width, shared, buffers, binding = (
             ctypes.c_uint32.from_buffer(properties, at).value for at in places
         )
-        subgroup = _subgroup(vulkan, instance, ctypes.c_void_p(device), ctypes.c_uint32.from_buffer(properties).value)
+        subgroup = _subgroup(vulkan, instance, ctypes.c_void_p(device), version) if vendor == _NVIDIA else 0
         limits = Limits(min(invocations, width), shared, buffers, binding, subgroup)
         made.append(_Device(kind, limits, " ".join(name.split())))
     return made

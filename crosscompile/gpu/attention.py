@@ -1,7 +1,8 @@
 """Attention on a GPU in two kernels: parts of the context by workgroups of their own, then all parts of a row together.
 
-The first one is by tiles of queries (attention_tiles.py), for a single row by its heads (attention_rows.py), and where
-threads share nothing by threads (attention_alone.py). A single row's is one kernel where a GPU binds enough buffers
+The first one is by tiles of queries, on matrix units where a GPU has them (attention_matrix.py), else by threads that
+share what they read (attention_tiles.py); for a single row by its heads (attention_rows.py), and where threads share
+nothing by threads (attention_alone.py). A single row's is one kernel where a GPU binds enough buffers
 (attention_whole.py).
 """
 
@@ -12,6 +13,8 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.gpu.attention_alone import merge_alone, parts_alone, splits_alone
+from crosscompile.gpu.attention_cuts import MatrixTile
+from crosscompile.gpu.attention_matrix import matrix_kernel
 from crosscompile.gpu.attention_merge import merge_rows
 from crosscompile.gpu.attention_rows import heads_at_once, rows_kernel
 from crosscompile.gpu.attention_tiles import Tile, tiles_kernel
@@ -87,6 +90,9 @@ def parts_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx
         return parts_alone(name, gpu, n, heads, splits)
     if n == 1:
         return rows_kernel(name, gpu, n, heads, splits)
+    matrix = MatrixTile.choose(n, heads, gpu)
+    if matrix is not None:
+        return matrix_kernel(name, gpu, n, heads, splits, matrix)
     return tiles_kernel(name, gpu, n, heads, splits, Tile.choose(n, heads, schedule))
 
 

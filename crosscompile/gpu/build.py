@@ -121,7 +121,7 @@ class Builder:
         there = T.address_of(buffer[index if len(index) > 1 else index[0]])
         return self.bind(tirx.call_extern("int32", "ellm.atomic_add", there, value))
 
-    # ---- matrices that a subgroup holds: "a0", "a1", … times "b0", …, added to "c0", … (spirv/matrices.py)
+    # ---- matrices that a subgroup holds: "a0", "a1", … times "b0", … or "r0", …, added to "c0", … (spirv/matrices.py)
 
     def matrix_clear(self, c: str) -> None:
         self._matrix("clear", c)
@@ -272,6 +272,10 @@ class Builder:
     def both_halves(self, value: Expr) -> Expr:
         """A float32 as float16, twice in a uint32."""
         return self.bind(tirx.call_pure_extern("uint32", "ellm.both_halves", value))
+
+    def two_halves(self, low: Expr, high: Expr) -> Expr:
+        """Two float32 as float16 in a uint32."""
+        return self.bind(tirx.call_pure_extern("uint32", "ellm.two_halves", low, high))
 
     def add_halves(self, a: Expr, b: Expr) -> Expr:
         """The sums of two float16 in a uint32 and two in another."""

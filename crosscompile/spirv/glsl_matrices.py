@@ -14,11 +14,13 @@ EXTENSIONS = """\
 WORDS = {
     "ellm.add_halves": "packFloat2x16(unpackFloat2x16({}) + unpackFloat2x16({}))",
     "ellm.times_halves": "packFloat2x16(unpackFloat2x16({}) * unpackFloat2x16({}))",
+    "ellm.two_halves": "packHalf2x16(vec2({}, {}))",
     "ellm.both_halves": "packHalf2x16(vec2({0}, {0}))",
 }
 _TYPES = {
     "a": "coopmat<float16_t, gl_ScopeSubgroup, {0}, {0}, gl_MatrixUseA>",
     "b": "coopmat<float16_t, gl_ScopeSubgroup, {0}, {0}, gl_MatrixUseB>",
+    "r": "coopmat<float16_t, gl_ScopeSubgroup, {0}, {0}, gl_MatrixUseB>",
     "c": "coopmat<float, gl_ScopeSubgroup, {0}, {0}, gl_MatrixUseAccumulator>",
 }
 

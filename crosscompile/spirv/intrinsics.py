@@ -97,8 +97,13 @@ def _halves(opcode: int) -> Callable[[Code, list[int]], int]:
 
 def _both_halves(code: Code, operands: list[int]) -> int:
     """A float32 as float16, twice in a word."""
+    return _two_halves(code, operands * 2)
+
+
+def _two_halves(code: Code, operands: list[int]) -> int:
+    """Two float32 as float16 in a word, the first one low."""
     module = code.module
-    pair = code.make(80, module.vector("float32", 2), *operands, *operands)
+    pair = code.make(80, module.vector("float32", 2), *operands)
     return code.make(12, module.type("uint32"), module.math, 58, pair)  # PackHalf2x16
 
 
@@ -113,6 +118,7 @@ WORDS: dict[str, Callable[[Code, list[int]], int]] = {
     "ellm.half_high": _half_high,
     "ellm.add_halves": _halves(129),
     "ellm.times_halves": _halves(133),
+    "ellm.two_halves": _two_halves,
     "ellm.both_halves": _both_halves,
 }
 """External functions that stand for instructions."""

@@ -1,7 +1,7 @@
 """Matrices that a subgroup holds together and multiplies (SPV_KHR_cooperative_matrix): f16 factors, f32 products.
 
-A kernel names them by a letter and a number, "a0" or "b3" the factors and "c5" the sums; each is a variable of the
-function, which drivers keep in registers.
+A kernel names them by a letter and a number, "a0" or "b3" the factors and "c5" the sums; "r1" is a second factor, as b,
+that lies in memory row by row. Each is a variable of the function, which drivers keep in registers.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from crosscompile.spirv.memory import Memory, seen
 MATRIX_EDGE = "ellm.matrix_edge"
 """Attribute of a function that has matrices: their rows and columns."""
 
-_DTYPES = {"a": "float16", "b": "float16", "c": "float32"}
-_USES = {"a": 0, "b": 1, "c": 2}
-BY_COLUMNS = {"a": 0, "b": 1, "c": 0}
+_DTYPES = {"a": "float16", "b": "float16", "r": "float16", "c": "float32"}
+_USES = {"a": 0, "b": 1, "r": 1, "c": 2}
+BY_COLUMNS = {"a": 0, "b": 1, "r": 0, "c": 0}
 """Whether a matrix lies in memory column by column: of a and b, sums run along what is contiguous."""
 
 Reach = Callable[[Any], tuple[Memory, int]]

@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.gpu.attention_alone import merge_alone, parts_alone, splits_alone
-from crosscompile.gpu.attention_cuts import MatrixTile
+from crosscompile.gpu.attention_cuts import FEW, MatrixTile
 from crosscompile.gpu.attention_matrix import matrix_kernel
 from crosscompile.gpu.attention_merge import merge_rows
 from crosscompile.gpu.attention_rows import heads_at_once, rows_kernel
@@ -90,8 +90,7 @@ def parts_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx
         return parts_alone(name, gpu, n, heads, splits)
     if n == 1:
         return rows_kernel(name, gpu, n, heads, splits)
-    matrix = MatrixTile.choose(n, heads, gpu)
-    if matrix is not None:
+    if n > FEW and (matrix := MatrixTile.choose(n, heads, gpu)):
         return matrix_kernel(name, gpu, n, heads, splits, matrix)
     return tiles_kernel(name, gpu, n, heads, splits, Tile.choose(n, heads, schedule))
 

@@ -8,8 +8,8 @@ from crosscompile.kernels.build import divisor
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.spirv.capabilities import Gpu
 
-FEW = 8
-"""So many rows, or fewer, are not worth a matrix."""
+FEW = 32
+"""So many rows, or fewer, are mostly single ones of several sessions, which tiles of threads know how to compute."""
 WIDE = 128
 """Dimensions of 16 queries that a subgroup sums up in registers."""
 LEADERS = 8
@@ -41,8 +41,7 @@ class MatrixTile:
         """None where matrix units do not fit."""
         edge = gpu.matrix
         if (
-            n <= FEW
-            or heads.dtype != "f16"
+            heads.dtype != "f16"
             or not gpu.has_matrices
             or not gpu.has("GroupNonUniformArithmetic")
             or heads.dim % max(edge, 16)

@@ -14,6 +14,7 @@ import pytest
 from crosscompile.codegen import SCALARS
 from crosscompile.gpu.attention import merge_kernel, parts_kernel, splits_for
 from crosscompile.gpu.attention_cuts import MatrixTile
+from crosscompile.gpu.attention_matrix import matrix_kernel
 from crosscompile.gpu.choose import flat
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.kernels.kv_cache import Heads
@@ -31,7 +32,12 @@ SMALL = Heads(6, 2, 16, "f16", 50)
 
 
 def shader_of(n: int, heads: Heads, gpu: Gpu, splits: int) -> Shader:
-    shader = emit(flat("kernel", parts_kernel("kernel", gpu, n, heads, splits)), SCALARS)
+    """As it is chosen."""
+    return emitted(parts_kernel("kernel", gpu, n, heads, splits), gpu)
+
+
+def emitted(function: object, gpu: Gpu) -> Shader:
+    shader = emit(flat("kernel", function), SCALARS)
     check("kernel", shader.needs, gpu)
     return shader
 
@@ -42,15 +48,15 @@ def test_prompts_take_them(dim: int, per_kv: int) -> None:
     """Within the shared memory that the tile says, which is what the GPU has."""
     heads = Heads(2 * per_kv, 2, dim, "f16", 0)
     for gpu in (LARGE, SIZES["8x8"]):
-        for n in (9, 32, 128):
+        for n in (16, 33, 128):
             tile = MatrixTile.choose(n, heads, gpu)
             if tile is None:
                 assert (gpu, dim) == (SIZES["8x8"], 256)  # which has 32 KiB
                 continue
             assert tile.shared_bytes(heads) <= gpu.shared_bytes
             assert tile.rows * tile.heads <= tile.slots
-    shader = shader_of(32, heads, LARGE, 2)
-    tile = MatrixTile.choose(32, heads, LARGE)
+    shader = shader_of(128, heads, LARGE, 2)
+    tile = MatrixTile.choose(128, heads, LARGE)
     assert tile is not None
     assert CAPABILITY in capabilities_of(shader.code)
     assert shader.needs.shared_bytes == tile.shared_bytes(heads)
@@ -58,13 +64,13 @@ def test_prompts_take_them(dim: int, per_kv: int) -> None:
 
 def test_other_rows_heads_and_gpus_do_not() -> None:
     heads = Heads(8, 2, 64, "f16", 0)
-    for few in (2, 8):
-        assert MatrixTile.choose(few, heads, LARGE) is None
+    for few in (2, 8, 32):
+        assert CAPABILITY not in capabilities_of(shader_of(few, heads, LARGE, 2).code)
     for other in (replace(heads, dtype="f32"), replace(heads, dtype="i8"), replace(heads, dim=72)):
         assert MatrixTile.choose(32, other, LARGE) is None
     for name, gpu in UNSUITABLE.items():
         gpu = replace(gpu, shared_bytes=max(gpu.shared_bytes, Gpu.shared_bytes))
-        assert CAPABILITY not in capabilities_of(shader_of(32, replace(heads, dim=128), gpu, 2).code), name
+        assert CAPABILITY not in capabilities_of(shader_of(128, replace(heads, dim=128), gpu, 2).code), name
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +110,9 @@ def test_attention(
     splits = splits or splits_for(n, heads, SCHEDULES[gpu.schedule])
     slots = np.array([session for session, _ in rows], np.int32) * np.int32(pool.table.shape[1])
     positions = np.array([position for _, position in rows], np.int32)
-    first = shader_of(n, heads, gpu, splits)
-    assert CAPABILITY in capabilities_of(first.code)
+    tile = MatrixTile.choose(n, heads, gpu)
+    assert tile is not None
+    first = emitted(matrix_kernel("kernel", gpu, n, heads, splits, tile), gpu)
     inputs = [q, positions, slots, pool.table, pool.stored_keys, pool.stored_values]
     shape = (n, heads.query, splits, heads.dim + 2)
     (raw,) = run_shader(program, tmp_path, first, inputs, [4 * int(np.prod(shape))], gpu, elsewhere())

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crosscompile.runtime import has_agent
+from crosscompile.target import Target
 from edgellm import board_gpu, cache, hub, tuned
 from edgellm.boards import Board, find_board
 from edgellm.compile_cli import add_scheme_arguments, options_of
@@ -30,8 +31,10 @@ from edgellm.tune_builder import Builder
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-LADDERS = {"cpu": (1, 2, 4, 8, 32, 64), "vulkan": (1, 8, 32, 128, 512)}
-"""By device: FULL_LADDER.body and MATRIX_LADDER.body of crosscompile.program."""
+LADDERS = {"cpu": (1, 2, 4, 8, 32, 64), "vulkan": (1, 8, 32, 128)}
+"""By device: FULL_LADDER.body and GPU_LADDER.body of crosscompile.program."""
+MATRIX_ROWS = 512
+"""Besides, of a GPU with matrix units: MATRIX_LADDER's."""
 
 ROWS = {"cpu": (1, 8, 32, 64), "vulkan": (1, 8, 32, 128)}
 """What is tuned where nobody says otherwise."""
@@ -63,21 +66,22 @@ def _rows(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def rows_of(args: argparse.Namespace) -> tuple[int, ...]:
-    """The row counts to tune. Raises UsageError for one that the device's plans do not have."""
-    rows: tuple[int, ...] = args.rows or ROWS[args.device]
-    known = LADDERS[args.device]
+def rows_of(args: argparse.Namespace, target: Target) -> tuple[int, ...]:
+    """The row counts to tune. Raises UsageError for one that the plans of the board's device do not have."""
+    more = (MATRIX_ROWS,) if target.gpu is not None and target.gpu.has_matrices else ()
+    rows: tuple[int, ...] = args.rows or (*ROWS[args.device], *more)
+    known = (*LADDERS[args.device], *more)
     if set(rows) - set(known):
         raise UsageError(f"--rows: with --device {args.device}, row counts are of {', '.join(map(str, known))}")
-    if args.device != "cpu" and args.threads is not None:
-        raise UsageError("--threads is for the processor; leave it out with --device vulkan")
     return rows
 
 
 def main(args: argparse.Namespace) -> int:
-    rows = rows_of(args)
+    if args.device != "cpu" and args.threads is not None:
+        raise UsageError("--threads is for the processor; leave it out with --device vulkan")
     board = find_board(args.board, args.host)
     target = board.gpu_target() if args.device == "vulkan" else board.target()
+    rows = rows_of(args, target)
     if target.gpu is not None:
         if not has_agent(target):
             raise UnsuitableError(f"{board.label} runs {board.os}: no agent that could measure runs there")

@@ -38,18 +38,19 @@ class Limits:
 
 
 def found(least: Limits) -> tuple[str, Limits]:
-    """(class in crosscompile/gpu/schedules.py, what all devices allow, which is `least` or more).
+    """(class in crosscompile/gpu/schedules.py, what all GPUs allow, which is `least` or more).
 
-    The class is "processor" where Vulkan finds nothing but processors. A driver that crashes or does not answer counts
-    as a GPU's, which allows the least. Matrices are those of all GPUs, whatever processors do that imitate one.
+    The class is "processor" where Vulkan finds nothing but processors that imitate a GPU: beside a GPU they do not count,
+    as the runtime does not take them then. A driver that crashes or does not answer counts as a GPU's, which allows the
+    least.
     """
     devices = _devices()
-    kinds = {device.kind for device in devices}
-    subgroups = {device.limits.subgroup for device in devices if device.kind != _CPU}
+    gpus = [device for device in devices if device.kind != _CPU]
+    subgroups = {gpu.limits.subgroup for gpu in gpus}
     matrices = subgroups.pop() if len(subgroups) == 1 else 0
-    allowed = [astuple(device.limits) for device in devices] or [astuple(least)]
+    allowed = [astuple(device.limits) for device in gpus or devices] or [astuple(least)]
     limits = (max(own, min(theirs)) for own, theirs in zip(astuple(least), zip(*allowed, strict=True), strict=True))
-    return PROCESSOR if kinds == {_CPU} else DESKTOP, replace(Limits(*limits), subgroup=matrices)
+    return PROCESSOR if devices and not gpus else DESKTOP, replace(Limits(*limits), subgroup=matrices)
 
 
 def names() -> str:

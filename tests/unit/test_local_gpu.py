@@ -46,12 +46,12 @@ def test_a_gpu_without_has_no_subgroup(answers: Answers):
     assert local_gpu.found(LEAST) == (DESKTOP, Limits(1024, 49152, 16, 4294967295, 0))
 
 
-def test_a_processors_matrices_do_not_count(answers: Answers):
-    """Neither its own, which are slow, nor its lack of them; its limits do, as the runtime may take it."""
+def test_a_processor_counts_only_where_there_is_no_gpu(answers: Answers):
+    """And its matrices never do: they are slow."""
     answers(f"{CPU} 8 llvmpipe")
     assert local_gpu.found(LEAST) == (PROCESSOR, Limits(1024, 32768, 32, 134217728, 0))
     answers(f"{GPU} 32 One", f"{CPU} 0 llvmpipe")
-    assert local_gpu.found(LEAST) == (DESKTOP, Limits(1024, 32768, 16, 134217728, 32))
+    assert local_gpu.found(LEAST) == (DESKTOP, Limits(1024, 49152, 16, 4294967295, 32))
     assert local_gpu.names() == "One"
 
 

@@ -40,9 +40,9 @@ class Limits:
 def found(least: Limits) -> tuple[str, Limits]:
     """(class in crosscompile/gpu/schedules.py, what all GPUs allow, which is `least` or more).
 
-    The class is "processor" where Vulkan finds nothing but processors that imitate a GPU: beside a GPU they do not count,
-    as the runtime does not take them then. A driver that crashes or does not answer counts as a GPU's, which allows the
-    least.
+    The class is "processor" where Vulkan finds nothing but processors that imitate a GPU: beside a GPU they do not
+    count, as the runtime does not take them then. A driver that crashes or does not answer counts as a GPU's, which
+    allows the least.
     """
     devices = _devices()
     gpus = [device for device in devices if device.kind != _CPU]

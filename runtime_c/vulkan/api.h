@@ -13,12 +13,12 @@ enum {
     ELLM_VULKAN_MATRIX_PROPERTIES = 1000506001,
 };
 typedef struct VkPhysicalDeviceCooperativeMatrixFeaturesKHR {
-    VkStructureType sType;
+    uint32_t sType;
     void *pNext;
     VkBool32 cooperativeMatrix, cooperativeMatrixRobustBufferAccess;
 } VkPhysicalDeviceCooperativeMatrixFeaturesKHR;
 typedef struct VkCooperativeMatrixPropertiesKHR { /* as Vulkan has it: NOLINT(*Padding) */
-    VkStructureType sType;
+    uint32_t sType;
     void *pNext;
     uint32_t MSize, NSize, KSize;
     uint32_t AType, BType, CType, ResultType; /* 0: float16, 1: float32 */

@@ -57,7 +57,7 @@ static bool read_features(ellm_gpu *gpu, VkPhysicalDevice device, uint32_t versi
                            .half = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_FLOAT16_INT8_FEATURES},
                            .model = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_VULKAN_MEMORY_MODEL_FEATURES},
                            .sizes = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SUBGROUP_SIZE_CONTROL_FEATURES},
-                           .matrix = {.sType = (VkStructureType)ELLM_VULKAN_MATRIX_FEATURES}};
+                           .matrix = {.sType = ELLM_VULKAN_MATRIX_FEATURES}};
     void **next = &f->all.pNext;
     *next = &f->storage16;
     next = &f->storage16.pNext;
@@ -104,7 +104,7 @@ static bool multiplies(const ellm_gpu *gpu, VkPhysicalDevice device, const struc
         return false;
     }
     for (uint32_t i = 0; i < n; i++) {
-        list[i] = (VkCooperativeMatrixPropertiesKHR){.sType = (VkStructureType)ELLM_VULKAN_MATRIX_PROPERTIES};
+        list[i] = (VkCooperativeMatrixPropertiesKHR){.sType = ELLM_VULKAN_MATRIX_PROPERTIES};
     }
     bool found = false;
     n = gpu->api.GetMatrices(device, &n, list) >= VK_SUCCESS ? n : 0;

@@ -201,7 +201,6 @@ class Board:
         unknown = sorted(set(section.capabilities) - set(CAPABILITIES))
         if unknown:
             raise BoardError(f"{self.id}.toml: vulkan.capabilities: {', '.join(unknown)} is not known here")
-        capabilities = (*FLOOR, *(name for name in section.capabilities if name not in FLOOR))
         limits = local_gpu.Limits(
             section.invocations, section.shared_bytes, section.storage_buffers, section.binding_bytes, section.subgroup
         )
@@ -210,7 +209,8 @@ class Board:
             schedule, limits = local_gpu.found(limits)
         if schedule not in SCHEDULES:
             raise BoardError(f"{self.id}.toml: vulkan.schedule: {schedule} is none of {', '.join(SCHEDULES)}")
-        capabilities += MATRIX_UNITS if limits.subgroup else ()
+        more = (*section.capabilities, *(MATRIX_UNITS if limits.subgroup else ()))
+        capabilities = tuple(dict.fromkeys((*FLOOR, *more)))
         cpu = Target(self.arch, self.os, gpu_tier(self.arch), self.target_section.android_api)
         return cpu.on_gpu(Gpu(capabilities, **asdict(limits), schedule=schedule))
 

@@ -46,7 +46,7 @@ def found(least: Limits) -> tuple[str, Limits]:
     """
     devices = _devices()
     gpus = [device for device in devices if device.kind != _CPU]
-    subgroups = {gpu.limits.subgroup for gpu in gpus}
+    subgroups = {gpu.limits.subgroup if gpu.vendor == _NVIDIA else 0 for gpu in gpus}
     matrices = subgroups.pop() if len(subgroups) == 1 else 0
     allowed = [astuple(device.limits) for device in gpus or devices] or [astuple(least)]
     limits = (max(own, min(theirs)) for own, theirs in zip(astuple(least), zip(*allowed, strict=True), strict=True))
@@ -62,14 +62,15 @@ def names() -> str:
 
 @dataclass(frozen=True)
 class _Device:
-    """kind: VkPhysicalDeviceType."""
+    """kind: VkPhysicalDeviceType. limits: as the driver says, its subgroup too."""
 
     kind: int
+    vendor: int
     limits: Limits
     name: str
 
 
-_NUMBERS = 1 + len(fields(Limits))
+_NUMBERS = 2 + len(fields(Limits))
 
 
 def _devices() -> list[_Device]:
@@ -83,8 +84,8 @@ def _devices() -> list[_Device]:
     for line in done.stdout.splitlines() if done.returncode == 0 else []:
         *numbers, name = line.split(" ", _NUMBERS)
         if len(numbers) == _NUMBERS and all(number.isdecimal() for number in numbers):
-            kind, *limits = map(int, numbers)
-            read.append(_Device(kind, Limits(*limits), name))
+            kind, vendor, *limits = map(int, numbers)
+            read.append(_Device(kind, vendor, Limits(*limits), name))
     return read
 
 
@@ -180,12 +181,12 @@ def _ask() -> list[_Device]:
         version, vendor, kind, invocations, width, shared, buffers, binding = (
             ctypes.c_uint32.from_buffer(properties, at).value for at in places
         )
-        subgroup = _subgroup(vulkan, instance, ctypes.c_void_p(device), version) if vendor == _NVIDIA else 0
+        subgroup = _subgroup(vulkan, instance, ctypes.c_void_p(device), version)
         limits = Limits(min(invocations, width), shared, buffers, binding, subgroup)
-        made.append(_Device(kind, limits, " ".join(name.split())))
+        made.append(_Device(kind, vendor, limits, " ".join(name.split())))
     return made
 
 
 if __name__ == "__main__":
     for each in _ask():
-        sys.stdout.write(" ".join(map(str, (each.kind, *astuple(each.limits), each.name))) + "\n")
+        sys.stdout.write(" ".join(map(str, (each.kind, each.vendor, *astuple(each.limits), each.name))) + "\n")

@@ -43,7 +43,6 @@ class MatrixTile:
         if (
             heads.dtype != "f16"
             or not gpu.has_matrices
-            or not gpu.has("GroupNonUniformArithmetic")
             or heads.dim % max(edge, 16)
             or edge > KV_BLOCK // 2
             or KV_BLOCK % (2 * gpu.subgroup)

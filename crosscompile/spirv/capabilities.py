@@ -38,7 +38,7 @@ EXTENSIONS = {
 
 FLOOR = ("Shader", "GroupNonUniform", "StorageBuffer16BitAccess", "StorageBuffer8BitAccess")
 
-MATRIX_UNITS = ("Float16", "VulkanMemoryModel", "CooperativeMatrixKHR")
+MATRIX_UNITS = ("Float16", "VulkanMemoryModel", "CooperativeMatrixKHR", "GroupNonUniformArithmetic")
 """What kernels for matrix units declare: products of f16 matrices, summed in f32, by a subgroup together."""
 
 

@@ -158,6 +158,13 @@ def test_many_workgroups_get_large_tiles_and_few_small_ones() -> None:
     assert small.tile == 16
 
 
+def told(through: list[str], env: dict[str, str] | None) -> set[int]:
+    """Subgroups that multiply 16 x 16 matrices, as drivers say, by another program than the runtime."""
+    command = [*through, sys.executable, "-IS", local_gpu.__file__]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
+    return {int(line.split(" ", 7)[6]) for line in done.stdout.splitlines()}
+
+
 # ---- a bundle for a GPU that has them, where the only GPU has none
 
 
@@ -186,9 +193,10 @@ def test_a_bundles_prompts_take_them_and_dumps_say_so(made: tuple[Path, Path]) -
 
 
 def test_a_driver_without_them_is_named(made: tuple[Path, Path]) -> None:
-    done = run(made[0], "run", str(made[0]), "-p", "Hello!", "-n", "1")
-    if done.returncode == 0:
+    if 32 in told([], lavapipe()):
         pytest.skip("this lavapipe multiplies matrices of 16 x 16: nothing here refuses them")
+    done = run(made[0], "run", str(made[0]), "-p", "Hello!", "-n", "1")
+    assert done.returncode != 0
     assert "GPU_MISSING" in done.stderr or "no GPU here can run the bundle" in done.stderr
     assert LACKING in done.stderr
     assert "update its driver, or compile with --device cpu" in done.stderr
@@ -306,11 +314,9 @@ def test_other_numbers_in_kernels_spv_are_refused(subgroup: int, matrix: int, pr
 
 def test_boards_local_is_told_what_the_runtime_finds(program: Path, tmp_path: Path) -> None:
     """Subgroups that multiply 16 x 16 matrices, of each device: what kernels for them, opened, say too."""
-    command, env = [*elsewhere(), sys.executable, "-IS", local_gpu.__file__], None if elsewhere() else lavapipe()
-    done = subprocess.run(command, capture_output=True, text=True, check=True, env=env)
-    told = {int(line.split(" ", 6)[5]) for line in done.stdout.splitlines()}
+    found = told(elsewhere(), None if elsewhere() else lavapipe())
     for subgroup in (8, 16, 32, 64):
-        assert (subgroup in told) == opens(replace(LARGE, subgroup=subgroup), program, tmp_path)
+        assert (subgroup in found) == opens(replace(LARGE, subgroup=subgroup), program, tmp_path)
 
 
 @pytest.mark.parametrize("size", SIZES)

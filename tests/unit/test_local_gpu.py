@@ -17,8 +17,9 @@ from edgellm.local_gpu import DESKTOP, PROCESSOR, Limits
 
 Answers = Callable[..., None]
 LEAST = Limits(256, 16384, 8, 128 << 20)
-# type of device, then Limits but for the subgroup
-GPU, OTHER, CPU = "2 1024 49152 16 4294967295", "1 512 32768 12 1073741824", "4 1024 32768 32 134217728"
+# type of device and vendor, then Limits but for the subgroup
+GPU, OTHER = "2 4318 1024 49152 16 4294967295", "1 4318 512 32768 12 1073741824"
+AMD, CPU = "2 4098 1024 49152 16 4294967295", "4 65541 1024 32768 32 134217728"
 
 
 @pytest.fixture
@@ -53,6 +54,12 @@ def test_a_processor_counts_only_where_there_is_no_gpu(answers: Answers):
     answers(f"{GPU} 32 One", f"{CPU} 0 llvmpipe")
     assert local_gpu.found(LEAST) == (DESKTOP, Limits(1024, 49152, 16, 4294967295, 32))
     assert local_gpu.names() == "One"
+
+
+def test_matrices_of_others_than_nvidia_are_not_used_unasked(answers: Answers):
+    """Their drivers multiply them on GPUs that have no units for it, too."""
+    answers(f"{AMD} 64 AMD Radeon")
+    assert local_gpu.found(LEAST) == (DESKTOP, Limits(1024, 49152, 16, 4294967295, 0))
 
 
 def test_gpus_that_differ_get_none(answers: Answers):

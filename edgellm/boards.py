@@ -6,9 +6,10 @@ unknown or of the wrong type is refused with the file, the key and the reason.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -19,7 +20,9 @@ from crosscompile.spirv.capabilities import CAPABILITIES, FLOOR, MATRIX_UNITS, G
 from crosscompile.target import Target, gpu_tier, target_for
 from edgellm import local_gpu
 from edgellm.errors import BoardError
+from edgellm.gpu_facts import FOUND, SUBGROUPS, VulkanSection
 from edgellm.instances import Instance, read_instances
+from edgellm.remembered import recall_gpu, state_path
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,10 +31,6 @@ else:
 
 ARCHES = ("aarch64", "armv7", "x86_64")
 SYSTEMS = ("linux", "android")
-FOUND = "found"
-"""Of a GPU's schedule: that of this machine's."""
-SUBGROUPS = (8, 16, 32, 64, 128)
-"""Invocations that they have, of GPUs with matrix units."""
 
 
 @dataclass(frozen=True)
@@ -82,33 +81,6 @@ class RuntimeSection:
 
     threads_decode: int | None = None
     threads_prefill: int | None = None
-
-
-@dataclass(frozen=True)
-class VulkanSection:
-    """The GPU, and what its driver allows kernels; what is not said is the least that all have (spirv/capabilities.py).
-
-    api             the newest Vulkan version its driver is conformant with
-    capabilities    of SPIR-V, besides that least
-    invocations     most in a workgroup; shared_bytes: its shared memory
-    storage_buffers of one kernel; binding_bytes: the largest part of a buffer that one can be
-    schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine, for these
-                    limits too
-    subgroup        invocations of a subgroup, where it multiplies 16 x 16 matrices of f16 and sums them in f32: its
-                    matrix units (VK_KHR_cooperative_matrix) read prompts
-    times_slower    than the board's own CPU, where that is known
-    """
-
-    device: str
-    api: str | None = None
-    capabilities: tuple[str, ...] = ()
-    invocations: int = Gpu.invocations
-    shared_bytes: int = Gpu.shared_bytes
-    storage_buffers: int = Gpu.buffers
-    binding_bytes: int = Gpu.binding_bytes
-    schedule: str = Gpu.schedule
-    subgroup: int = Gpu.subgroup
-    times_slower: int | None = None
 
 
 @dataclass(frozen=True)
@@ -191,8 +163,11 @@ class Board:
         """What crosscompile needs to know of this board. Raises TargetError if no tier fits its CPU."""
         return target_for(self.arch, self.cpu_features, self.os, self.target_section.android_api)
 
-    def gpu_target(self) -> Target:
-        """The same where the GPU computes. Raises BoardError if none is known."""
+    def gpu(self) -> VulkanSection:
+        """Its GPU: as the manifest or the board's driver says; of `local`, its driver is asked now.
+
+        Raises BoardError if none is known.
+        """
         section = self.vulkan
         if section is None:
             raise BoardError(
@@ -201,18 +176,30 @@ class Board:
         unknown = sorted(set(section.capabilities) - set(CAPABILITIES))
         if unknown:
             raise BoardError(f"{self.id}.toml: vulkan.capabilities: {', '.join(unknown)} is not known here")
-        limits = local_gpu.Limits(
-            section.invocations, section.shared_bytes, section.storage_buffers, section.binding_bytes, section.subgroup
+        if section.schedule == FOUND:
+            return local_gpu.found(section, self._gpu_half().on_gpu(Gpu()))
+        if section.schedule not in SCHEDULES:
+            raise BoardError(f"{self.id}.toml: vulkan.schedule: {section.schedule} is none of {', '.join(SCHEDULES)}")
+        return section
+
+    def gpu_target(self) -> Target:
+        """What crosscompile needs to know where the GPU computes. Raises BoardError if none is known."""
+        section = self.gpu()
+        more = (*section.capabilities, *(MATRIX_UNITS if section.subgroup else ()))
+        gpu = Gpu(
+            capabilities=tuple(dict.fromkeys((*FLOOR, *more))),
+            invocations=section.invocations,
+            shared_bytes=section.shared_bytes,
+            buffers=section.storage_buffers,
+            binding_bytes=section.binding_bytes,
+            schedule=section.schedule,
+            subgroup=section.subgroup,
         )
-        schedule = section.schedule
-        if schedule == FOUND:
-            schedule, limits = local_gpu.found(limits)
-        if schedule not in SCHEDULES:
-            raise BoardError(f"{self.id}.toml: vulkan.schedule: {schedule} is none of {', '.join(SCHEDULES)}")
-        more = (*section.capabilities, *(MATRIX_UNITS if limits.subgroup else ()))
-        capabilities = tuple(dict.fromkeys((*FLOOR, *more)))
-        cpu = Target(self.arch, self.os, gpu_tier(self.arch), self.target_section.android_api)
-        return cpu.on_gpu(Gpu(capabilities, **asdict(limits), schedule=schedule))
+        return self._gpu_half().on_gpu(gpu)
+
+    def _gpu_half(self) -> Target:
+        """The processor beside a GPU."""
+        return Target(self.arch, self.os, gpu_tier(self.arch), self.target_section.android_api)
 
 
 _SECTIONS: dict[str, tuple[str, type[Any]]] = {
@@ -298,6 +285,12 @@ def find_board(name: str, host: str | None = None, choose: Chooser | None = None
 
 
 def _at(board: Board, instance: Instance) -> Board:
+    """The board at an address, with what its GPU's driver said when it was asked last (edgellm.board_gpu)."""
+    said = recall_gpu(instance.name) if board.vulkan is not None else None
+    if said is not None:
+        with contextlib.suppress(BoardError):  # of another version, or edited; the next deploy asks again
+            known = {key: value for key, value in said.items() if value is not None}
+            board = replace(board, vulkan=_section(known, VulkanSection, state_path(), f"{instance.name}.gpu"))
     return replace(board, instance=instance.name, host=instance.host, port=instance.port)
 
 

@@ -143,6 +143,8 @@ def main(args: argparse.Namespace) -> int:
         lack = board_gpu.check(remote, wanted)  # likewise
         if app is not None:
             app_install.look(remote, facts, app)  # likewise
+        if wanted != "cpu" and lack is None and not is_compiled(args.model):
+            board = board_gpu.ask(board, remote, wanted, lambda text: say(args, "GPU", text))
         bundle = trust.applied(bundle_for(args, board, stack), stack, quiet=args.json)
         device = bundle.manifest["target"].get("device", "cpu")
         if device != wanted:  # a finished bundle
@@ -234,6 +236,12 @@ def installed(
     sent = f"{size(done.sent_bytes)} sent" if done.sent_bytes else "it was there already"
     say(args, "app", f"{app.name}: {sent}, opened all its engines with Python {done.python}; {done.kind} service")
     return asdict(done)
+
+
+def is_compiled(model: str) -> bool:
+    """Whether MODEL is a bundle, or a file of `edgellm export`."""
+    path = Path(model)
+    return (path / MANIFEST).is_file() or (path.is_file() and path.suffix == archive.SUFFIX)
 
 
 def bundle_for(args: argparse.Namespace, board: Board | None, stack: ExitStack) -> Bundle:

@@ -1,4 +1,5 @@
-"""What was deployed last to each board, so that `edgellm chat --board B` needs neither --host nor --model.
+"""What was deployed last to each board, so that `edgellm chat --board B` needs neither --host nor --model, and what the
+driver of its GPU said.
 
 Kept in deployments.json of the user's state directory (XDG_STATE_HOME). Losing it loses only convenience.
 """
@@ -11,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from edgellm.files import write_atomically
+from edgellm.gpu_facts import VulkanSection
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,23 @@ def recall(label: str) -> Remembered:
 
 def remember(label: str, what: Remembered) -> None:
     """Records a deployment, in place of the board's last one."""
-    write_atomically(state_path(), json.dumps({**_read(), label: asdict(what)}, indent=1).encode())
+    _add(label, asdict(what))
+
+
+def remember_gpu(label: str, section: VulkanSection) -> None:
+    """Records what a board's driver said, in place of what it said before."""
+    _add(label, {"gpu": asdict(section)})
+
+
+def recall_gpu(label: str) -> dict[str, object] | None:
+    """What a board's driver said when it was asked last, as it was recorded: not checked. None: never asked."""
+    found = _read().get(label, {}).get("gpu")
+    return found if isinstance(found, dict) else None
+
+
+def _add(label: str, values: dict[str, object]) -> None:
+    known = _read()
+    write_atomically(state_path(), json.dumps({**known, label: {**known.get(label, {}), **values}}, indent=1).encode())
 
 
 def _read() -> dict[str, dict[str, object]]:

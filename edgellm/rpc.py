@@ -19,28 +19,18 @@ import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from crosscompile.runtime import build_runtime, has_agent
-from edgellm import cache
+from edgellm import cache, side_program
 from edgellm.boards import Board
-from edgellm.errors import RemoteError, UnsuitableError
+from edgellm.errors import UnsuitableError
 from edgellm.forward import Forwarder
 from edgellm.local_remote import LocalRemote
 from edgellm.remote import Remote
 from edgellm.runtime_program import PROGRAM, announced, ended
-from edgellm.terminal import one_line
 
 _START_S = 30.0
 _END_S = 5.0
-_FOLDER = ".edgellm/agents"
-_PREPARE = """\
-mkdir -p "$HOME/$1"; cd "$HOME/$1"; pwd
-if [ -x edgellm-rt ]; then echo there; fi
-find . -name 'edgellm-rpc-*' -mtime +1 -exec rm -rf {} + >/dev/null 2>&1 || true
-"""
-"""Says where the agent belongs and whether it is there; what one left that lost its power goes after a day."""
-_FINISH = 'cd "$1"; chmod 755 edgellm-rt.part; mv edgellm-rt.part edgellm-rt\n'
 
 
 @dataclass(frozen=True)
@@ -64,7 +54,7 @@ def serve(board: Board, remote: Remote, threads: int | None = None, device: str 
     if not has_agent(target):
         raise UnsuitableError(f"{board.label} runs {board.os}: there the runtime is static and cannot load uploads")
     program = build_runtime(target, cache=cache.root() / "runtime")
-    folder = _install(remote, program)
+    folder = side_program.install(remote, program)
     key = secrets.token_hex(16)
     options = ["--threads", str(threads)] if threads else []
     argv = [posixpath.join(folder, PROGRAM), "rpc", "--work", folder, *options]
@@ -80,15 +70,3 @@ def serve(board: Board, remote: Remote, threads: int | None = None, device: str 
                     yield Agent(remote.name, forwarder.port, key)
         finally:
             ended(process, _END_S)
-
-
-def _install(remote: Remote, program: Path) -> str:
-    """Puts the program into a folder of its own on the board, unless it is there. Returns the folder."""
-    answer = remote.script(_PREPARE, f"{_FOLDER}/{program.parent.name}").text.split("\n")
-    folder = answer[0]
-    if not folder.startswith("/"):
-        raise RemoteError(f"{remote.name}: the board does not say where its home is: {one_line(folder, 80)}")
-    if "there" not in answer[1:]:
-        remote.put(program, posixpath.join(folder, f"{PROGRAM}.part"))
-        remote.script(_FINISH, folder)
-    return folder

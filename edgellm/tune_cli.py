@@ -80,13 +80,14 @@ def main(args: argparse.Namespace) -> int:
     if args.device != "cpu" and args.threads is not None:
         raise UsageError("--threads is for the processor; leave it out with --device vulkan")
     board = find_board(args.board, args.host)
-    target = board.gpu_target() if args.device == "vulkan" else board.target()
-    rows = rows_of(args, target)
-    if target.gpu is not None:
-        if not has_agent(target):
+    if args.device == "vulkan":
+        if not has_agent(board.gpu_target()):
             raise UnsuitableError(f"{board.label} runs {board.os}: no agent that could measure runs there")
         with connect(board, args.host) as remote:
             board_gpu.check(remote, args.device)
+            board = board_gpu.ask(board, remote, args.device, lambda text: print(f"GPU: {text}", file=sys.stderr))
+    target = board.gpu_target() if args.device == "vulkan" else board.target()
+    rows = rows_of(args, target)
     path, name = hub.resolve(args.model, lambda stage, done, total: None)
     journal = Journal(_journal_path(board, args, path))
     outcomes: list[Outcome] = []

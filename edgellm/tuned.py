@@ -17,13 +17,12 @@ import importlib.metadata
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from crosscompile.data import data_path
-from edgellm import local_gpu
-from edgellm.boards import FOUND, Board
+from edgellm.boards import Board
 from edgellm.errors import BoardError
 from edgellm.files import write_atomically
 
@@ -75,14 +74,14 @@ AnyKey = Key | GpuKey
 
 def gpu_key_for(board: Board) -> GpuKey:
     """The key of results that are found now for a board's GPU. Raises BoardError if none is known."""
-    gpu = board.gpu_target().gpu
+    board = replace(board, vulkan=board.gpu())
+    gpu, section = board.gpu_target().gpu, board.vulkan
     assert gpu is not None
-    assert board.vulkan is not None
-    name = local_gpu.names() if board.vulkan.schedule == FOUND else board.vulkan.device
+    assert section is not None
     numbers = (gpu.invocations, gpu.shared_bytes, gpu.buffers, gpu.binding_bytes)
     limits = " ".join([*sorted(gpu.capabilities), *map(str, numbers)])
     tvm = importlib.metadata.version("apache-tvm")
-    return GpuKey(name, gpu.schedule, limits, GPU_TEMPLATE_REVISION, tvm)
+    return GpuKey(section.device, gpu.schedule, limits, GPU_TEMPLATE_REVISION, tvm)
 
 
 def key_for(board: Board, threads: int) -> Key:

@@ -64,13 +64,19 @@ static const command commands[] = {
      "any code here. The key is the first line of standard input, and the end of standard input ends the agent.\n\n"
      "Prints JSON lines: {\"type\":\"ready\",\"port\":N,...}, and {\"type\":\"ended\",\"how\":...} after each "
      "session.\n"},
+#ifdef ELLM_VULKAN
+    {"gpus", GPUS, gpus_main, "what Vulkan finds here (no DIR)",
+     "A JSON object per device, in the order in which one is taken, with what its driver allows kernels: what a "
+     "board's\n"
+     "[vulkan] section holds. `edgellm deploy` asks this, and compiles for the answer.\n"},
+#endif
 };
 enum { n_commands = sizeof commands / sizeof *commands };
 
 static void print_help(void) {
     printf("edgellm-rt: run a compiled language model.\n\n");
     for (int i = 0; i < n_commands; i++) {
-        printf("  edgellm-rt %-7s %s   %s\n", commands[i].name, commands[i].id == RPC ? "   " : "DIR",
+        printf("  edgellm-rt %-7s %s   %s\n", commands[i].name, (commands[i].id & NO_DIRECTORY) != 0 ? "   " : "DIR",
                commands[i].summary);
     }
     printf(
@@ -112,7 +118,8 @@ int main(int argc, char **argv) {
             settings s;
             ellm_status status = options_parse(c->id, c->name, argc - 2, argv + 2, &s, &error);
             if (status == ELLM_OK && s.help) {
-                printf("edgellm-rt %s [DIR] [options]: %s\n\n%s\noptions:\n", c->name, c->summary, c->text);
+                printf("edgellm-rt %s [%soptions]: %s\n\n%s\noptions:\n", c->name,
+                       (c->id & NO_DIRECTORY) != 0 ? "" : "DIR] [", c->summary, c->text);
                 options_print(c->id);
                 return 0;
             }

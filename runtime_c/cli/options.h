@@ -36,6 +36,7 @@ typedef enum command_id {
     VERIFY = 8,
     INFO = 16,
     GOLDEN = 32,
+    GPUS = 64,
     RPC = 128,
     PROFILE = 256,
     TRACE = 512,
@@ -43,6 +44,7 @@ typedef enum command_id {
     SERVE = 2048,
     PREFIX = 4096
 } command_id;
+enum { NO_DIRECTORY = RPC | GPUS }; /* of no bundle */
 
 /* Parses what follows the command's name. USAGE says what is wrong and how to learn more. */
 ellm_status options_parse(command_id command, const char *name, int argc, char **argv, settings *s, ellm_error *error);

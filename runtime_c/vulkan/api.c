@@ -47,7 +47,7 @@ ellm_status ellm_vulkan_load(ellm_vulkan_api *api, ellm_error *error) {
         api->library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL);
     }
     if (api->library == NULL) {
-        return ellm_fail(error, ELLM_GPU_MISSING, "the bundle computes on a GPU, and there is no Vulkan here (%s); %s",
+        return ellm_fail(error, ELLM_GPU_MISSING, "there is no Vulkan here (%s), which GPUs are reached through; %s",
                          names[0], install);
     }
     PFN_vkGetInstanceProcAddr find =

@@ -1,0 +1,156 @@
+"""What is known of a board's GPU: its manifest's [vulkan] section or, in its place, what its driver says there.
+
+A driver is asked by `edgellm-rt gpus` on the board, so by the program that will open the GPU, and in the order in which
+it takes devices. What it prints is untrusted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from crosscompile.spirv.capabilities import Gpu
+from edgellm.errors import CommandError
+from edgellm.terminal import one_line
+
+FOUND = "found"
+"""Of a GPU's schedule: that of this machine's."""
+SUBGROUPS = (8, 16, 32, 64, 128)
+"""Invocations that they have, of GPUs with matrix units."""
+
+PROCESSOR, DESKTOP = "processor", "desktop"
+_CLASSES = {0x5143: "adreno", 0x13B5: "mali", 0x14E4: "v3d"}
+"""Of schedules, by the maker: Qualcomm, Arm, Broadcom. Others are as desktops' are."""
+_NVIDIA = 0x10DE
+"""Whose matrix units are used unasked. Drivers of AMD and Intel also multiply matrices on GPUs that have no such units
+(llama.cpp, pull request 10597), and nobody has measured theirs here; a board's manifest may name them."""
+
+SUMS, DOT = ("GroupNonUniformArithmetic",), ("DotProduct", "DotProductInput4x8BitPacked")
+_MOST_DEVICES, _MOST_TEXT, _MOST_NUMBER = 64, 256, (1 << 32) - 1
+
+
+@dataclass(frozen=True)
+class VulkanSection:
+    """The GPU, and what its driver allows kernels; what is not said is the least that all have (spirv/capabilities.py).
+
+    api             the newest Vulkan version its driver is conformant with
+    capabilities    of SPIR-V, besides that least
+    invocations     most in a workgroup; shared_bytes: its shared memory
+    storage_buffers of one kernel; binding_bytes: the largest part of a buffer that one can be
+    schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine, for these
+                    limits too
+    subgroup        invocations of a subgroup, where it multiplies 16 x 16 matrices of f16 and sums them in f32: its
+                    matrix units (VK_KHR_cooperative_matrix) read prompts
+    times_slower    than the board's own CPU, where that is known
+    """
+
+    device: str
+    api: str | None = None
+    capabilities: tuple[str, ...] = ()
+    invocations: int = Gpu.invocations
+    shared_bytes: int = Gpu.shared_bytes
+    storage_buffers: int = Gpu.buffers
+    binding_bytes: int = Gpu.binding_bytes
+    schedule: str = Gpu.schedule
+    subgroup: int = Gpu.subgroup
+    times_slower: int | None = None
+
+
+@dataclass(frozen=True)
+class Device:
+    """One that Vulkan finds, in the words of its driver; numbers as in VulkanSection.
+
+    kind             discrete, integrated, virtual, other, or processor: a program that imitates a GPU
+    lacks            what it has not that every bundle needs; None: nothing
+    vendor           PCI's number of the maker, or Khronos's
+    sums             it adds over subgroups
+    dot              it has integer dot products; dot_accelerated: as an instruction, for four signed bytes
+    matrices         a subgroup multiplies the matrices of kernels
+    """
+
+    name: str
+    kind: str
+    driver: str
+    version: str
+    lacks: str | None
+    vulkan: str
+    vendor: int
+    invocations: int
+    shared_bytes: int
+    storage_buffers: int
+    binding_bytes: int
+    subgroup: int
+    sums: bool
+    dot: bool
+    dot_accelerated: bool
+    matrices: bool
+
+    @property
+    def imitates(self) -> bool:
+        """Whether it is a program."""
+        return self.kind == PROCESSOR
+
+
+def read(text: str, where: str) -> list[Device]:
+    """The devices that `edgellm-rt gpus` printed. Raises CommandError, with the field, if that makes no sense."""
+    return [_device(line, where) for line in text.splitlines()[:_MOST_DEVICES] if line.strip()]
+
+
+def _device(line: str, where: str) -> Device:
+    wrong = f"{where}: edgellm-rt gpus: "
+    try:
+        document = json.loads(line)
+    except ValueError as error:
+        raise CommandError(f"{wrong}{one_line(line, 80)!r} is no JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise CommandError(f"{wrong}{one_line(line, 80)!r} is no object")
+    values: dict[str, Any] = {}
+    for member in fields(Device):
+        value = document.get(member.name)
+        kind = {"int": int, "bool": bool}.get(str(member.type), str)
+        good = type(value) is kind or (value is None and member.name == "lacks")
+        if not good or (isinstance(value, int) and not 0 <= value <= _MOST_NUMBER):
+            raise CommandError(f"{wrong}{member.name} is {one_line(repr(value), 80)}")
+        values[member.name] = one_line(value, _MOST_TEXT) if isinstance(value, str) else value
+    return Device(**values)
+
+
+def chosen(devices: Sequence[Device]) -> Device | None:
+    """The GPU that the runtime takes of these; None where there is none, but perhaps what imitates one."""
+    return next((device for device in devices if device.lacks is None and not device.imitates), None)
+
+
+def asked(section: VulkanSection, device: Device) -> VulkanSection:
+    """The section with what the driver says in the manifest's place; no limit is less than all drivers have.
+
+    What it only emulates (dot products) is not used, nor are matrix units whose speed nobody vouches for.
+    """
+    dot = device.dot and (device.dot_accelerated or device.imitates)
+    has_matrices = device.matrices and not device.imitates and device.subgroup in SUBGROUPS
+    vouched = device.vendor == _NVIDIA or section.subgroup == device.subgroup
+    return replace(
+        section,
+        device=device.name,
+        api=None,
+        capabilities=(*(SUMS if device.sums else ()), *(DOT if dot else ())),
+        invocations=max(device.invocations, Gpu.invocations),
+        shared_bytes=max(device.shared_bytes, Gpu.shared_bytes),
+        storage_buffers=max(device.storage_buffers, Gpu.buffers),
+        binding_bytes=max(device.binding_bytes, Gpu.binding_bytes),
+        schedule=PROCESSOR if device.imitates else _CLASSES.get(device.vendor, DESKTOP),
+        subgroup=device.subgroup if has_matrices and vouched else 0,
+    )
+
+
+def describe(section: VulkanSection) -> str:
+    """What kernels are made for, in a line."""
+    can = [
+        f"{section.storage_buffers if section.storage_buffers < 1000 else '1000+'} buffers",
+        f"{section.invocations} threads and {section.shared_bytes // 1024} KiB",
+        *(["sums of subgroups"] if set(SUMS) <= set(section.capabilities) else []),
+        *(["dot products"] if set(DOT) <= set(section.capabilities) else []),
+        *(["matrix units"] if section.subgroup else []),
+    ]
+    return f"{section.device}, class {section.schedule}: {', '.join(can)}"

@@ -92,7 +92,7 @@ def ask(board: Board, remote: Remote, device: str, tell: Callable[[str], None]) 
     program = build_runtime(board.gpu_target(), cache=cache.root() / "runtime")
     folder = side_program.install(remote, program)
     done = remote.run([posixpath.join(folder, PROGRAM), "gpus"])
-    said = f"kernels are made for what boards/{board.id}.toml says"
+    said = f"kernels are made for what boards/{board.virtual or board.id}.toml says"
     if done.status != 0:
         tell(f"its driver could not be asked ({one_line(done.stderr.strip(), 200)}); {said}")
         return board

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 from crosscompile.target import Target
 from edgellm import gpu_facts
@@ -26,16 +27,23 @@ def found(section: VulkanSection, target: Target) -> VulkanSection:
     return gpu_facts.asked(section, device)
 
 
+def program(target: Target) -> Path:
+    """The runtime for `target`, built if it is not in the cache."""
+    from crosscompile.runtime import build_runtime
+    from edgellm import cache
+
+    return build_runtime(target, cache=cache.root() / "runtime")
+
+
 def _devices(target: Target) -> list[Device]:
     """What there is; nothing where the driver does not answer."""
-    from crosscompile.runtime import build_runtime, has_vulkan
-    from edgellm import cache
+    from crosscompile.runtime import has_vulkan
 
     if not has_vulkan(target):
         return []
-    program = build_runtime(target, cache=cache.root() / "runtime")
+    argv = [program(target), "gpus"]
     try:
-        done = subprocess.run([program, "gpus"], capture_output=True, check=False, timeout=_TIMEOUT_S)
+        done = subprocess.run(argv, capture_output=True, check=False, timeout=_TIMEOUT_S)
         return gpu_facts.read(done.stdout.decode("utf-8", "replace"), "local") if done.returncode == 0 else []
     except (OSError, subprocess.TimeoutExpired, CommandError):
         return []

@@ -4,6 +4,7 @@
  *   FAULT=features:1:0         no device has 16-bit storage
  *   FAULT=clock:1:0            no queue has timestamps
  *   FAULT=apart:1:0            the processor does not see the memory of the device
+ *   FAULT=vendor:1:20803       Qualcomm made the device
  *   FAULT_COUNTS=FILE          how often each call was made, a line each, at the end
  *
  * Built as libvulkan.so.1 with REAL="the real one's path". */
@@ -97,8 +98,12 @@ static PFN_vkGetDeviceProcAddr real_device_function;
 static PFN_vkGetInstanceProcAddr real_instance_function;
 
 static void properties(VkPhysicalDevice device, VkPhysicalDeviceProperties2 *about) {
+    VkResult vendor;
     real_properties(device, about);
     about->properties.deviceType = VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
+    if (is_due("vendor", 1, &vendor)) {
+        about->properties.vendorID = (uint32_t)vendor;
+    }
 }
 
 static void features(VkPhysicalDevice device, VkPhysicalDeviceFeatures2 *about) {

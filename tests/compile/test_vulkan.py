@@ -7,7 +7,7 @@ import json
 import shutil
 import struct
 import subprocess
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,7 @@ import pytest
 
 from crosscompile.gpu.schedules import SCHEDULES
 from edgellm import bundle as bundles
-from edgellm import hub, local_gpu
+from edgellm import hub
 from edgellm.boards import find_board, list_boards
 from edgellm.compile import build, compile_model
 from edgellm.errors import BoardError
@@ -184,22 +184,6 @@ def test_the_classes_of_boards_are_known():
             gpu = board.gpu_target().gpu
             assert gpu is not None
             assert gpu.schedule in SCHEDULES
-
-
-LEAST = local_gpu.Limits(256, 16384, 8, 128 << 20)
-
-
-def test_this_machines_class_is_what_vulkan_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with lavapipe_alone():
-        schedule, limits = local_gpu.found(LEAST)
-        assert schedule == "processor"
-        assert all(own > least for own, least in zip(astuple(limits)[:3], astuple(LEAST), strict=False))
-        assert limits.binding_bytes == 128 << 20
-        more = replace(LEAST, invocations=1 << 20)
-        assert local_gpu.found(more)[1].invocations == 1 << 20
-    for name in ("VK_ICD_FILENAMES", "VK_DRIVER_FILES"):
-        monkeypatch.setenv(name, str(tmp_path / "none.json"))
-    assert local_gpu.found(LEAST) == ("desktop", LEAST)
 
 
 def test_every_module_is_valid_spirv(on_gpu: Path, tmp_path: Path):

@@ -41,7 +41,7 @@ def _devices(target: Target) -> list[Device]:
 
     if not has_vulkan(target):
         return []
-    argv = [program(target), "gpus"]
+    argv = [str(program(target)), "gpus"]
     try:
         done = subprocess.run(argv, capture_output=True, check=False, timeout=_TIMEOUT_S)
         return gpu_facts.read(done.stdout.decode("utf-8", "replace"), "local") if done.returncode == 0 else []

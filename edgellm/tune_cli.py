@@ -66,12 +66,15 @@ def _rows(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
-def rows_of(args: argparse.Namespace, target: Target) -> tuple[int, ...]:
-    """The row counts to tune. Raises UsageError for one that the plans of the board's device do not have."""
+def rows_of(args: argparse.Namespace, target: Target, perhaps: tuple[int, ...] = ()) -> tuple[int, ...]:
+    """The row counts to tune. Raises UsageError for one that the plans of the board's device do not have.
+
+    perhaps: counts that they may have, which is not known yet.
+    """
     more = (MATRIX_ROWS,) if target.gpu is not None and target.gpu.has_matrices else ()
     rows: tuple[int, ...] = args.rows or (*ROWS[args.device], *more)
     known = (*LADDERS[args.device], *more)
-    if set(rows) - set(known):
+    if set(rows) - {*known, *perhaps}:
         raise UsageError(f"--rows: with --device {args.device}, row counts are of {', '.join(map(str, known))}")
     return rows
 
@@ -81,6 +84,7 @@ def main(args: argparse.Namespace) -> int:
         raise UsageError("--threads is for the processor; leave it out with --device vulkan")
     board = find_board(args.board, args.host)
     if args.device == "vulkan":
+        rows_of(args, board.gpu_target(), (MATRIX_ROWS,))
         if not has_agent(board.gpu_target()):
             raise UnsuitableError(f"{board.label} runs {board.os}: no agent that could measure runs there")
         with connect(board, args.host) as remote:

@@ -98,7 +98,7 @@ def test_what_the_agent_says_of_a_gpu_is_checked():
 @pytest.mark.parametrize(
     ("board", "arguments", "says"),
     [
-        ("orangepi5", ["--device", "vulkan", "--rows", "512"], "row counts are of 1, 8, 32, 128\n"),
+        ("orangepi5", ["--device", "vulkan", "--rows", "256"], "row counts are of 1, 8, 32, 128\n"),
         ("rpi2", ["--rows", "128"], "row counts are of 1, 2, 4, 8, 32, 64"),
         ("rpi2", ["--device", "vulkan", "--threads", "2"], "--threads is for the processor"),
         ("rpi2", ["--device", "vulkan"], "rpi2 has no GPU that is known"),

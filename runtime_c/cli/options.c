@@ -306,7 +306,9 @@ ellm_status options_parse(command_id command, const char *name, int argc, char *
             return status;
         }
     }
-    return s->help || s->bandwidth || s->directory != NULL || (command & NO_DIRECTORY) != 0 ? ELLM_OK : own_directory(name, s, error);
+    return s->help || s->bandwidth || s->directory != NULL || (command & NO_DIRECTORY) != 0
+               ? ELLM_OK
+               : own_directory(name, s, error);
 }
 
 ellm_status options_ids(const char *shown, const char *text, int32_t **ids, size_t *n, ellm_error *error) {

@@ -77,8 +77,8 @@ static bool read_features(const ellm_vulkan_api *api, VkPhysicalDevice device, u
 static void read_properties(const ellm_vulkan_api *api, ellm_vulkan_device *device) {
     VkPhysicalDeviceMaintenance3Properties sizes = {.sType =
                                                         VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_MAINTENANCE_3_PROPERTIES};
-    device->driver = (VkPhysicalDeviceDriverProperties){.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES,
-                                                        .pNext = &sizes};
+    device->driver.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_DRIVER_PROPERTIES;
+    device->driver.pNext = &sizes;
     device->dot = (VkPhysicalDeviceShaderIntegerDotProductProperties){
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES, .pNext = &device->driver};
     device->sizes = (VkPhysicalDeviceSubgroupSizeControlProperties){

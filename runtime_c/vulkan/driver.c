@@ -90,6 +90,7 @@ static void read_properties(const ellm_vulkan_api *api, ellm_vulkan_device *devi
     api->GetPhysicalDeviceProperties2(device->physical, &about);
     device->properties = about.properties;
     device->most_allocation = sizes.maxMemoryAllocationSize;
+    device->driver.pNext = NULL; /* it led to what ends here */
 }
 
 bool ellm_vulkan_can_size(const ellm_vulkan_device *device) {

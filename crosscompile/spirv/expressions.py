@@ -14,6 +14,9 @@ from crosscompile.spirv.matrices import Matrices
 from crosscompile.spirv.memory import Memory
 from crosscompile.spirv.scalars import BINARY, binary, computed, convert, reinterpret, split
 
+NAMED = "ellm.named"
+"""An external function that gives its argument (crosscompile/gpu/build.py, Builder.bind)."""
+
 
 def dtype_of(expr: Any) -> str:
     """TVM's type of an expression, such as float32x4."""
@@ -143,6 +146,8 @@ class Expressions:
         elif name in ("call_pure_extern", "call_extern"):
             first, *args = args
             name = str(first.value)
+            if name == NAMED:
+                return self.value(args[0])
             if name == "ellm.atomic_add":
                 return [self._atomic_add(*args)]
             if name.startswith("ellm.matrix_"):

@@ -19,7 +19,7 @@ from tvm.tirx.buffer import is_buffer_var
 from crosscompile.errors import CodegenError
 from crosscompile.spirv import glsl_matrices
 from crosscompile.spirv.emit import coherent_buffers, used_scalars
-from crosscompile.spirv.expressions import dtype_of
+from crosscompile.spirv.expressions import NAMED, dtype_of
 from crosscompile.spirv.matrices import MATRIX_EDGE
 from crosscompile.spirv.memory import stored_lanes
 from crosscompile.spirv.scalars import computed, split
@@ -378,6 +378,8 @@ class _Printer:
             args = args[1:]
         elif name in ("call_pure_extern", "call_extern"):
             name, args = str(args[0].value), args[1:]
+        if name == NAMED:
+            return self.value(args[0])
         if name == "ellm.atomic_add":
             return [self._atomic_add(*args)]
         if name.startswith("ellm.matrix_"):

@@ -152,8 +152,8 @@ class Builder:
     # ---- statements
 
     def bind(self, value: Expr) -> Expr:
-        """Names a value. What is no index is hidden from TVM, which would put it into all that uses it and simplify that:
-        as measured, most of the time that a GPU's kernels took to compile."""
+        """Names a value. What is no index is hidden from TVM, which would put it where it is used and simplify that: as
+        measured, most of the time that a GPU's kernels took to compile."""
         dtype = dtype_of(value)
         return T.bind(value if dtype == "int32" else tirx.call_extern(dtype, NAMED, value))
 

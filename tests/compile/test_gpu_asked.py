@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from crosscompile.spirv.capabilities import Gpu
-from edgellm import board_gpu, local_gpu
+from edgellm import board_gpu, deploy_cli, local_gpu
 from edgellm.boards import Board, find_board, load_board
+from edgellm.cli import main
 from edgellm.compile import compile_model
 from edgellm.errors import UnsuitableError
 from edgellm.gpu_facts import DOT, FOUND, SUMS, VulkanSection
@@ -71,6 +72,20 @@ def test_a_driver_decides_class_and_limits_and_kernels_are_made_for_them(own_hom
         assert done.status == 0, done.stderr
         ids.append(json.loads(done.text)["ids"])
     assert ids[0] == ids[1]
+
+
+def test_a_deployment_asks_compiles_and_tries(own_home: Path, loader: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """All but the way to the board is as it is for a real one."""
+    board = board_of()
+    monkeypatch.setattr(deploy_cli, "find_board", lambda name, host: board)
+    monkeypatch.setattr(deploy_cli, "connect", lambda board, host: machine(own_home, loader, MALI))
+    arguments = ["deploy", str(MODEL), "--board", "local", "--device", "vulkan", "--scheme", "w4a8"]
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert "class mali: 32 buffers" in said
+    assert "tokens/s on the GPU" in said
+    assert main([*arguments, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["unchanged"]
 
 
 def test_a_gpu_that_lacks_what_all_need_is_named_before_anything_is_compiled(own_home: Path, loader: Path):

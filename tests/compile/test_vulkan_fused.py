@@ -17,14 +17,8 @@ from crosscompile.codegen import SCALARS
 from crosscompile.gpu.attention_whole import counters
 from crosscompile.gpu.build import Builder, gpu_kernel
 from crosscompile.gpu.choose import flat
-from crosscompile.gpu.fused import (
-    Source,
-    gated_kernel,
-    normed_kernel,
-    rotated_kernel,
-    scaled_kernel,
-    supports,
-)
+from crosscompile.gpu.fused import Source, supports
+from crosscompile.gpu.fused_kernels import gated_kernel, normed_kernel, rotated_kernel, scaled_kernel
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.kernels.rows import Form
 from crosscompile.kinds import KINDS

@@ -24,7 +24,7 @@ _ROWS = {
 """Of the weight, that a workgroup has, by what declares the layer: powers of two."""
 _TEAM, _LOADS = 32, 8
 _TEAMS = (16, 32, 64)
-"""Candidates. Threads of a team that is larger than a row has groups of columns do nothing."""
+"""Candidates. Of a team that is larger than a row has groups of columns, some threads do nothing."""
 _THREADS, _MANY_THREADS, _FEW_WORKGROUPS = 256, 1024, 256
 """Of a workgroup; and where there are so few of these that each needs more loads under way."""
 _ROTATED_THREADS = 128
@@ -113,8 +113,9 @@ def fused_candidates(work: Fused, gpu: Gpu) -> tuple[FusedKnobs, ...]:
         return knobs.threads, knobs.team, min(groups_at_once(work, knobs), turns)
 
     found = {kernel(default): default}
+    teams = [team for team in _TEAMS if team == _TEAMS[0] or team // 2 < work.source.blocks]
     for threads in (128, 256, 512, 1024):
-        for team in (team for team in _TEAMS if team <= max(work.source.blocks, _TEAMS[0])):
+        for team in teams:
             for loads in (4, 8, 16):
                 knobs = FusedKnobs(threads, team, loads)
                 if (

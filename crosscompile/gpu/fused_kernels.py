@@ -16,7 +16,7 @@ from crosscompile.gpu.attention_whole import clear, counters
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, packed
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.fused import ROTATED_PAIRS, Source
-from crosscompile.gpu.fused_knobs import Fused, FusedKnobs, default_fused, groups_at_once, rows_of
+from crosscompile.gpu.fused_knobs import Fused, FusedKnobs, default_fused, groups_at_once, rows_of, rows_of_a_team
 from crosscompile.gpu.linear import group_dot, group_sum
 from crosscompile.gpu.weights import Weights
 from crosscompile.kernels.kv_cache import Heads
@@ -35,7 +35,7 @@ class Rows:
         self.k, self.source, self.count = k, work.source, rows_of(work.kind)
         chosen = knobs or default_fused(work, k.gpu)
         self.threads, self.team = chosen.threads, chosen.team
-        self.together, self.at_once = self.count * self.team // self.threads, groups_at_once(work, chosen)
+        self.together, self.at_once = rows_of_a_team(work, chosen), groups_at_once(work, chosen)
         source = work.source
         self.a = k.quads("a", source.columns)
         self.scale_a = k.buffer("scale_a", (1, source.scales), "float32")

@@ -87,10 +87,11 @@ def rows_of(kind: str) -> int:
 
 def groups_at_once(work: Fused, knobs: FusedKnobs) -> int:
     """Groups of columns of each of its rows that a thread reads before it uses the first."""
-    return max(1, knobs.loads // _rows_of_a_team(work, knobs))
+    return max(1, knobs.loads // rows_of_a_team(work, knobs))
 
 
-def _rows_of_a_team(work: Fused, knobs: FusedKnobs) -> int:
+def rows_of_a_team(work: Fused, knobs: FusedKnobs) -> int:
+    """Rows of the weight that a team has of its workgroup's."""
     return _ROWS[work.kind] * knobs.team // knobs.threads
 
 
@@ -120,7 +121,7 @@ def fused_candidates(work: Fused, gpu: Gpu) -> tuple[FusedKnobs, ...]:
                 knobs = FusedKnobs(threads, team, loads)
                 if (
                     rows <= threads <= min(gpu.invocations, rows * team)
-                    and _rows_of_a_team(work, knobs) <= min(loads, _ROWS_OF_A_TEAM)
+                    and rows_of_a_team(work, knobs) <= min(loads, _ROWS_OF_A_TEAM)
                     and shared_bytes(work, knobs) <= gpu.shared_bytes
                 ):
                     found.setdefault(kernel(knobs), knobs)

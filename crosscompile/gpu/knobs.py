@@ -2,6 +2,7 @@
 
 The defaults follow from the table of classes (schedules.py). What was found on a board comes as a mapping from a
 kernel's key to its knobs; anything that is not among the kernel's candidates is an error, for it could be wrong code.
+A row's fused layers have knobs of their own (fused_knobs.py).
 """
 
 from __future__ import annotations

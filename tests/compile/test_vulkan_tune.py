@@ -217,7 +217,7 @@ def test_a_gpu_that_is_lost_costs_one_trial(model: Path, tmp_path: Path, monkeyp
         outcome, n_connected = search(board, builder, tmp_path)
     assert outcome.best_us < math.inf
     assert outcome.n_trials >= 10
-    assert n_connected > 4
+    assert n_connected >= 4  # ten trials, if the default is found to be the best, in sessions of three
 
 
 def test_an_imitation_is_not_taken_for_a_boards_gpu(model: Path, tmp_path: Path) -> None:

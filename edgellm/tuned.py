@@ -34,7 +34,7 @@ GPU_TEMPLATE_REVISION = 2
 """crosscompile.gpu.knobs.TEMPLATE_REVISION, likewise."""
 
 _KNOBS = ("tokens", "groups", "ahead", "block")
-_GPU_KNOBS = (("threads", "rows", "tile"), ("splits",))
+_GPU_KNOBS = (("threads", "rows", "tile"), ("threads", "team", "loads"), ("splits",))
 _MOST = 4096
 
 

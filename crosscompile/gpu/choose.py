@@ -15,7 +15,19 @@ from tvm.tirx.buffer import is_buffer_var
 
 from crosscompile.codegen import SCALARS, Signature, lowering, placement, replace_range
 from crosscompile.errors import CodegenError
-from crosscompile.gpu import attention, attention_whole, embed, experts, fused, norms, recurrent, rotary, rows, rwkv
+from crosscompile.gpu import (
+    attention,
+    attention_whole,
+    embed,
+    experts,
+    fused_kernels,
+    norms,
+    recurrent,
+    rotary,
+    rows,
+    rwkv,
+)
+from crosscompile.gpu.fused_knobs import Fused, chosen_fused
 from crosscompile.gpu.grouped import group_rows_kernel
 from crosscompile.gpu.grouped_linear import grouped_kernel
 from crosscompile.gpu.knobs import chosen_knobs
@@ -37,10 +49,10 @@ _MAKERS: dict[str, Maker] = {
     "rms_norm": rows.rms_norm,
     "layer_norm": rows.layer_norm,
     "gather": rows.gather,
-    "gated_linear": fused.gated_kernel,
-    "normed_linear": fused.normed_kernel,
-    "scaled_linear": fused.scaled_kernel,
-    "rotated_linear": fused.rotated_kernel,
+    "gated_linear": fused_kernels.gated_kernel,
+    "normed_linear": fused_kernels.normed_kernel,
+    "scaled_linear": fused_kernels.scaled_kernel,
+    "rotated_linear": fused_kernels.rotated_kernel,
     "embed": embed.embed,
     "embed_part": embed.embed,
     "attention_parts": attention.parts_kernel,
@@ -74,9 +86,12 @@ _MAKERS: dict[str, Maker] = {
 """Functions that take what the CPU's of the same name take. None: there is no kernel of the GPU's own for that."""
 
 
-def _from_origin(name: str, origin: Origin, gpu: Gpu) -> tirx.PrimFunc | None:
+def _from_origin(name: str, origin: Origin, gpu: Gpu, tuned: Tuned) -> tirx.PrimFunc | None:
     """The GPU's kernel for one of ours; None where there is none."""
     arguments = origin.arguments
+    fused = Fused.of(origin)
+    if fused is not None:
+        return _MAKERS[origin.name](name, gpu, **arguments, knobs=chosen_fused(fused, gpu, tuned))
     if origin.name in _MAKERS:
         return _MAKERS[origin.name](name, gpu, **arguments)
     if origin.name in ("add", "add_bias"):
@@ -154,7 +169,7 @@ def gpu_function(
 ) -> tirx.PrimFunc:
     """The GPU's function for one kernel of a program, with flat buffers. tuned: knobs by kernel (knobs.py)."""
     origin = origin_of(function)
-    made = _from_origin(name, origin, gpu) if origin is not None else None
+    made = _from_origin(name, origin, gpu, tuned or {}) if origin is not None else None
     work = linear_work(name, function, target) if made is None else None
     if work is not None:
         made = linear_kernel(name, gpu, work, chosen_knobs(work, gpu, tuned or {}))

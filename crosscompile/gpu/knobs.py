@@ -2,12 +2,14 @@
 
 The defaults follow from the table of classes (schedules.py). What was found on a board comes as a mapping from a
 kernel's key to its knobs; anything that is not among the kernel's candidates is an error, for it could be wrong code.
+A row's fused layers have knobs of their own (fused_knobs.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from crosscompile.errors import CodegenError
 from crosscompile.gpu.attention import splits_for
@@ -23,6 +25,9 @@ from crosscompile.spirv.capabilities import Gpu
 
 if TYPE_CHECKING:
     from crosscompile.gpu.linear import Linear
+
+Knobs = TypeVar("Knobs", bound=Any)
+"""A dataclass of whole numbers, one of those that a kind of kernels has."""
 
 TEMPLATE_REVISION = 2
 """Raised with every change to the kernels, or to what is searched, that makes earlier results worth nothing."""
@@ -201,13 +206,18 @@ def key_of(work: Linear) -> str:
 
 def chosen_knobs(work: Linear, gpu: Gpu, tuned: Tuned) -> LinearKnobs:
     """What was found for a linear layer, or the default. CodegenError if that is no schedule of it."""
-    found = tuned.get(key_of(work))
+    return chosen(key_of(work), candidates(work, gpu), tuned)
+
+
+def chosen(key: str, options: Sequence[Knobs], tuned: Tuned) -> Knobs:
+    """What was found for a kernel, or the first of its candidates, the default. CodegenError if it is none of them."""
+    found = tuned.get(key)
     if found is None:
-        return default_knobs(work, gpu)
-    for knobs in candidates(work, gpu):
+        return options[0]
+    for knobs in options:
         if asdict(knobs) == found:
             return knobs
-    raise _foreign(key_of(work), found)
+    raise _foreign(key, found)
 
 
 def _foreign(key: str, found: object) -> CodegenError:

@@ -18,10 +18,11 @@ from crosscompile.codegen import Signature
 from crosscompile.gpu import attention
 from crosscompile.gpu.attention_whole import attention_row, clear_turns
 from crosscompile.gpu.choose import compile_shaders, linear_work
+from crosscompile.gpu.fused_knobs import Fused, fused_candidates
 from crosscompile.gpu.knobs import attention_key, candidates, key_of, splits_of
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.gpu.split import split_large
-from crosscompile.kernels.build import origin_of
+from crosscompile.kernels.build import Origin, origin_of
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads, state_bytes
 from crosscompile.kernels.rows import Form
 from crosscompile.lower import lower
@@ -46,11 +47,13 @@ class Step:
     """A call in a trial: a kernel, by its symbol in the program, and what it binds.
 
     bound: ("w", bytes of a weight), ("s", bytes of a state's block), ("i", input) or ("x", name of scratch memory).
+    changed: which of these the kernel reads and writes.
     """
 
     symbol: str
     function: Any
     bound: tuple[tuple[str, Any], ...]
+    changed: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class Tunable(ABC):
 
 @dataclass(frozen=True)
 class TunableLinear(Tunable):
-    """A linear layer with what is added to it. step: as in the program."""
+    """A linear layer with what is added to it, or with more around it (fused.py). step: as in the program."""
 
     step: Step
 
@@ -172,16 +175,31 @@ def _tunable(
         n_bytes = 2 * state_bytes(heads) * -(-max(position, 1) // KV_BLOCK)
         key, form = attention_key(n, heads), merge.arguments["form"]
         return TunableAttention(key, n, 0, n_bytes, options, max(position, 0), heads, form, in_one)
-    work = linear_work(symbol, kernel, target)
-    if work is None:
+    fused, work = Fused.of(origin), linear_work(symbol, kernel, target)
+    knobs: Sequence[Any]
+    if fused is not None:
+        key, n, knobs = fused.key, 1, fused_candidates(fused, gpu)
+    elif work is not None:
+        key, n, knobs = key_of(work), work.n, candidates(work, gpu)
+    else:
         return None
     bound = tuple(
-        ("w", sizes[value]) if kind == "w" else ("x", buffer.name)
+        _of_trial(kind, value, buffer.name, sizes, origin)
         for (kind, value), buffer in zip(args, kernel.params, strict=True)
     )
-    options = tuple(asdict(each) for each in candidates(work, gpu))
     n_bytes = sum(value for kind, value in bound if kind == "w")
-    return TunableLinear(key_of(work), work.n, 0, n_bytes, options, 0, Step(symbol, kernel, bound))
+    step = Step(symbol, kernel, bound, kernels.inplace.get(symbol, ()))
+    return TunableLinear(key, n, 0, n_bytes, tuple(map(asdict, knobs)), 0, step)
+
+
+def _of_trial(kind: str, value: Any, name: str, sizes: Sequence[int], origin: Origin | None) -> tuple[str, Any]:
+    """What a trial binds for an argument of a program; sizes: of its weights, in bytes."""
+    if kind == "w":
+        return kind, sizes[value]
+    if kind == "s":
+        assert origin is not None
+        return kind, state_bytes(origin.arguments["heads"])
+    return (kind, value) if kind == "i" else ("x", name)
 
 
 @dataclass(frozen=True)
@@ -213,6 +231,7 @@ def build_trial(tunable: Tunable, knobs: Sequence[Knobs], target: Target, copies
     first = [(step.symbol, _arguments(step, step.symbol, offsets, weights, states)) for step in before]
     for i, (each, steps) in enumerate(zip(knobs, steps_of, strict=True)):
         named = {f"k{i}_{step.symbol}": step.function for step in steps}
+        kernels.inplace.update({name: step.changed for name, step in zip(named, steps, strict=True)})
         compiled(named, {tunable.key: each})
         calls = [
             (name, _arguments(step, f"{step.symbol}.{copy}", offsets, weights, states))

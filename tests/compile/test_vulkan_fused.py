@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +14,13 @@ import pytest
 from tvm import tirx
 
 from crosscompile.codegen import SCALARS
+from crosscompile.errors import CodegenError
 from crosscompile.gpu.attention_whole import counters
 from crosscompile.gpu.build import Builder, gpu_kernel
 from crosscompile.gpu.choose import flat
-from crosscompile.gpu.fused import (
-    Source,
-    gated_kernel,
-    normed_kernel,
-    rotated_kernel,
-    scaled_kernel,
-    supports,
-)
+from crosscompile.gpu.fused import Source, supports
+from crosscompile.gpu.fused_kernels import gated_kernel, normed_kernel, rotated_kernel, scaled_kernel
+from crosscompile.gpu.fused_knobs import Fused, FusedKnobs, chosen_fused, default_fused, fused_candidates
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.kernels.rows import Form
 from crosscompile.kinds import KINDS
@@ -45,8 +41,10 @@ CLASSES = {
     "v3d": Gpu(schedule="v3d", buffers=16),
     "small": Gpu(schedule="mali", invocations=128, buffers=16),
     "mali": Gpu(schedule="mali", invocations=384, buffers=16),
+    "roomy": replace(DESKTOP, invocations=1024, buffers=16, shared_bytes=32768),
 }
-"""With as many threads as these kernels use, the floor's, the fewest that Vulkan allows, and no power of two."""
+"""With as many threads as these kernels use, the floor's, the fewest that Vulkan allows, no power of two; and memory
+for the widest teams."""
 EPSILON = 0.25
 """Large enough to be seen in the result."""
 BLOCKS, TABLE = 4, np.array([[2, 0], [3, 1]], np.int32)
@@ -97,11 +95,18 @@ def check_quantized(q: bytes, scale: np.ndarray, expected: np.ndarray, form: For
     assert (errors <= 0.51 * largest / 127 + 1e-5 * largest.max()).all()
 
 
-Compare = Callable[[str, str, int, int, float | None, Path, Path], None]
+Compare = Callable[[str, str, int, int, float | None, Path, Path, FusedKnobs | None], None]
 
 
 def compare_gated(
-    kind: str, gpu_class: str, rows: int, columns: int, epsilon: float | None, program: Path, folder: Path
+    kind: str,
+    gpu_class: str,
+    rows: int,
+    columns: int,
+    epsilon: float | None,
+    program: Path,
+    folder: Path,
+    knobs: FusedKnobs | None = None,
 ) -> None:
     gpu, layer, form, half = (
         CLASSES[gpu_class],
@@ -109,14 +114,21 @@ def compare_gated(
         Form(shrink=1 / 16),
         rows // 2,
     )
-    shader = made(gated_kernel("kernel", gpu, layer.source, "silu", form), gpu, folder)
+    shader = made(gated_kernel("kernel", gpu, layer.source, "silu", form, knobs), gpu, folder)
     q, scale = run_shader(program, folder, shader, layer.inputs, [half, half // GROUP * 4])
     gate, up = layer.product[:half], layer.product[half:]
     check_quantized(q, np.frombuffer(scale, np.float32), gate / (1 + np.exp(-gate)) * up, form)
 
 
 def compare_normed(
-    kind: str, gpu_class: str, rows: int, columns: int, epsilon: float | None, program: Path, folder: Path
+    kind: str,
+    gpu_class: str,
+    rows: int,
+    columns: int,
+    epsilon: float | None,
+    program: Path,
+    folder: Path,
+    knobs: FusedKnobs | None = None,
 ) -> None:
     gpu, layer, form, rng = (
         CLASSES[gpu_class],
@@ -126,7 +138,7 @@ def compare_normed(
     )
     residual = rng.standard_normal((1, rows)).astype(np.float32)
     weight = (1 + 0.3 * rng.standard_normal(rows)).astype(np.float32)
-    shader = made(normed_kernel("kernel", gpu, layer.source, form), gpu, folder)
+    shader = made(normed_kernel("kernel", gpu, layer.source, form, knobs), gpu, folder)
     inputs, blocks = [*layer.inputs, residual, weight], rows // GROUP
     raw, q, scales = run_shader(program, folder, shader, inputs, [rows * 4, rows, 2 * blocks * 4])
     total, expected = np.frombuffer(raw, np.float32), layer.product + residual[0]
@@ -137,13 +149,20 @@ def compare_normed(
 
 
 def compare_scaled(
-    kind: str, gpu_class: str, rows: int, columns: int, epsilon: float | None, program: Path, folder: Path
+    kind: str,
+    gpu_class: str,
+    rows: int,
+    columns: int,
+    epsilon: float | None,
+    program: Path,
+    folder: Path,
+    knobs: FusedKnobs | None = None,
 ) -> None:
     """With a bias and without."""
     gpu, layer = CLASSES[gpu_class], Layer.random(kind, rows, columns, epsilon)
     bias = np.linspace(-1, 2, rows, dtype=np.float32) * np.float32(np.abs(layer.product).max())
     for more in ((), (bias,)):
-        shader = made(scaled_kernel("kernel", gpu, layer.source, bool(more)), gpu, folder)
+        shader = made(scaled_kernel("kernel", gpu, layer.source, bool(more), knobs), gpu, folder)
         (raw,) = run_shader(program, folder, shader, [*layer.inputs, *more], [rows * 4])
         errors = np.abs(np.frombuffer(raw, np.float32) - sum(more, layer.product))
         assert errors.max() < 1e-5 * np.abs(layer.product).max()
@@ -167,7 +186,7 @@ COMPARE: dict[str, Compare] = {"gated": compare_gated, "normed": compare_normed,
 def test_a_layer_and_what_is_behind_it(
     what: str, kind: str, gpu_class: str, rows: int, columns: int, epsilon: float | None, program: Path, tmp_path: Path
 ) -> None:
-    COMPARE[what](kind, gpu_class, rows, columns, epsilon, program, tmp_path)
+    COMPARE[what](kind, gpu_class, rows, columns, epsilon, program, tmp_path, None)
 
 
 @pytest.mark.oracle
@@ -177,7 +196,47 @@ def test_a_layer_and_what_is_behind_it(
 def test_every_count_of_columns(what: str, gpu_class: str, columns: int, program: Path, tmp_path: Path) -> None:
     """Fewer groups than a team has threads, as many, one more, and more than are read at once."""
     for kind, epsilon in (("w4", EPSILON), ("w8", None)):
-        COMPARE[what](kind, gpu_class, 128, columns, epsilon, program, tmp_path)
+        COMPARE[what](kind, gpu_class, 128, columns, epsilon, program, tmp_path, None)
+
+
+PACKING = gpu_tier("x86_64").packing("w4")
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "columns", "knobs"),
+    [
+        ("gated", "w4", 2112, FusedKnobs(512, 64, 8)),
+        ("normed", "u4", 1056, FusedKnobs(128, 16, 16)),
+        ("scaled", "w8", 4128, FusedKnobs(1024, 64, 4)),
+        *(
+            pytest.param(what, kind, 4128, knobs, marks=pytest.mark.oracle)
+            for what, kind in (("gated", "w8"), ("normed", "w4"), ("scaled", "u4"))
+            for knobs in fused_candidates(Fused(f"{what}_linear", Source(64, 4128, PACKING)), CLASSES["roomy"])
+        ),
+    ],
+)
+def test_what_tuning_may_choose(
+    what: str, kind: str, columns: int, knobs: FusedKnobs, program: Path, tmp_path: Path
+) -> None:
+    work = Fused(f"{what}_linear", Source(64, columns, gpu_tier("x86_64").packing(kind), EPSILON))
+    assert knobs in fused_candidates(work, CLASSES["roomy"])
+    COMPARE[what](kind, "roomy", 64, columns, EPSILON, program, tmp_path, knobs)
+
+
+@pytest.mark.parametrize("gpu_class", CLASSES)
+@pytest.mark.parametrize(("rows", "columns"), [(64, 64), (12288, 4096), (16512, 96)])
+def test_candidates(gpu_class: str, rows: int, columns: int) -> None:
+    """The default comes first, nothing twice, and whatever else is found is an error."""
+    gpu = CLASSES[gpu_class]
+    for kind in ("gated_linear", "normed_linear", "scaled_linear", "rotated_linear"):
+        work = Fused(kind, Source(rows, columns, PACKING, EPSILON), ("silu",))
+        first, *others = fused_candidates(work, gpu)
+        assert first == default_fused(work, gpu) == chosen_fused(work, gpu, {})
+        assert others
+        assert len({first, *others}) == 1 + len(others) <= 28
+        assert chosen_fused(work, gpu, {work.key: asdict(others[-1])}) == others[-1]
+        with pytest.raises(CodegenError, match=re.escape(work.key) + r".* is no schedule of this kernel; remove"):
+            chosen_fused(work, gpu, {work.key: {**asdict(first), "threads": 2048}})
 
 
 SUPPORTED = [kind for kind in KINDS if supports(64, 1152, gpu_tier("x86_64").packing(kind))]
@@ -220,12 +279,13 @@ def turned(heads: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarra
 
 
 @pytest.mark.parametrize(
-    ("kind", "gpu_class", "heads", "columns", "epsilon", "clears"),
+    ("kind", "gpu_class", "heads", "columns", "epsilon", "clears", "knobs"),
     [
-        ("w4", "desktop", Heads(8, 2, 64, "f16", 0), 1056, EPSILON, True),
-        ("u4", "v3d", Heads(4, 1, 128, "f32", 0), 64, None, False),
+        ("w4", "desktop", Heads(8, 2, 64, "f16", 0), 1056, EPSILON, True, None),
+        ("u4", "v3d", Heads(4, 1, 128, "f32", 0), 64, None, False, None),
+        ("w4", "roomy", Heads(2, 1, 64, "f16", 0), 2112, EPSILON, True, FusedKnobs(1024, 64, 4)),
         *(
-            pytest.param(*each, marks=pytest.mark.oracle)
+            pytest.param(*each, None, marks=pytest.mark.oracle)
             for each in (
                 ("w8", "v3d", Heads(8, 2, 128, "f16", 0), 2112, EPSILON, True),
                 ("w8", "desktop", Heads(8, 2, 64, "f32", 0), 64, None, True),
@@ -233,6 +293,10 @@ def turned(heads: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarra
                 ("w4", "v3d", Heads(8, 2, 32, "f32", 0), 4128, None, False),
                 ("w4", "desktop", Heads(40, 8, 128, "f16", 0), 9248, EPSILON, True),
             )
+        ),
+        *(
+            pytest.param("w8", "roomy", Heads(2, 1, 64, "f16", 0), 4128, EPSILON, True, each, marks=pytest.mark.oracle)
+            for each in fused_candidates(Fused("rotated_linear", Source(256, 4128, PACKING)), CLASSES["roomy"])
         ),
     ],
 )
@@ -243,6 +307,7 @@ def test_queries_keys_and_values(
     columns: int,
     epsilon: float | None,
     clears: bool,
+    knobs: FusedKnobs | None,
     program: Path,
     tmp_path: Path,
 ) -> None:
@@ -255,7 +320,7 @@ def test_queries_keys_and_values(
     shapes = {"k": (BLOCKS, heads.kv, dim, KV_BLOCK), "v": (BLOCKS, heads.kv, KV_BLOCK, dim)}
     before = {name: rng.standard_normal(shape).astype(dtype) for name, shape in shapes.items()}
     before["turns"] = np.full(counters(heads), 7, np.int32)
-    kernel = made(rotated_kernel("kernel", gpu, layer.source, heads, clears), gpu, tmp_path)
+    kernel = made(rotated_kernel("kernel", gpu, layer.source, heads, clears, knobs), gpu, tmp_path)
     copies = {name: made(copying(gpu, each.nbytes), gpu, tmp_path) for name, each in before.items()}
 
     calls = [(1, 70), (0, 63), (0, -1)]

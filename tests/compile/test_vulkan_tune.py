@@ -16,7 +16,7 @@ import pytest
 
 from crosscompile.errors import CodegenError
 from edgellm import cli, hub, tune, tune_layer, tuned
-from edgellm.boards import Board, find_board, load_board
+from edgellm.boards import FOUND, Board, find_board, load_board
 from edgellm.compile import compile_model
 from edgellm.connection import connect
 from edgellm.errors import UnsuitableError
@@ -105,13 +105,14 @@ def test_the_command_searches_and_goes_on_where_it_stopped(model: Path, capfd: p
         ("desktop", 8, "linear.*n8", "linear"),
         ("desktop", 9, "attention.*n1:", "attention_(parts|merge)"),
         ("desktop", 10, "attention.*n1:", "attention_row|clear_turns"),
+        ("desktop", 12, "rotated_linear.*scaled", "linear_w4_rope"),
         ("processor", 10, "attention.*n8", "attention_(parts|merge)"),
     ],
 )
 def test_every_class_of_gpus_has_something_to_search(
     model: Path, tmp_path: Path, schedule: str, buffers: int, key: str, calls: str
 ) -> None:
-    """Attention of a row is one kernel where a GPU binds ten buffers, and threads share."""
+    """Where threads share, attention of a row is one kernel on GPUs that bind ten buffers, rotation fused on twelve."""
     board = local(schedule, buffers)
     with Builder(model, Options("w4a8"), board.gpu_target(), [1, 8]) as builder:
         assert {layer.n for layer in builder.layers} == {1, 8}
@@ -123,16 +124,34 @@ def test_every_class_of_gpus_has_something_to_search(
     assert 0 < outcome.best_us <= outcome.default_us < math.inf
 
 
-def test_what_was_measured_is_compiled_and_answers_stay_within_the_tolerance(model: Path, tmp_path: Path) -> None:
-    """Every kernel gets its last candidate, which is none of the defaults; the processor's half gets none of it."""
-    board = find_board("local")
-    with Builder(model, Options("w4a8"), board.gpu_target(), [1, 8, 32, 128]) as builder:
+@pytest.mark.parametrize(
+    ("schedule", "buffers", "rows", "lengths", "kinds"),
+    [
+        (FOUND, 8, [1, 8, 32, 128], [130, 1, 9], set()),
+        pytest.param(
+            *("desktop", 9, [1], [1, 6, 1, 1], {"gated_linear", "normed_linear", "scaled_linear"}),
+            marks=pytest.mark.oracle,
+        ),
+        ("desktop", 12, [1], [1, 6, 1, 1], {"gated_linear", "normed_linear", "rotated_linear"}),
+    ],
+)
+def test_what_was_measured_is_compiled_and_answers_stay_within_the_tolerance(
+    model: Path, tmp_path: Path, schedule: str, buffers: int, rows: list[int], lengths: list[int], kinds: set[str]
+) -> None:
+    """Every kernel gets its last candidate, which is none of the defaults; the processor's half gets none of it.
+
+    Not compiled is the kernel that clears the counters of attention that is measured.
+    """
+    board = local(schedule, buffers)
+    with Builder(model, Options("w4a8"), board.gpu_target(), rows) as builder:
+        assert {layer.key.split(".")[0] for layer in builder.layers} == kinds | {"linear", "attention"}
         found = {layer.key: layer.candidates[-1] for layer in builder.layers}
 
         def built(layers: Sequence[Layer], candidate: int) -> set[bytes]:
             """The modules that would be measured."""
             made = (builder.build(layer, [layer.candidates[candidate]], 1) for layer in layers)
-            return {code for each in made for code in modules_of(each.data).values()}
+            codes = (modules_of(each.data) for each in made)
+            return {code for each in codes for name, code in each.items() if name != "clear_turns"}
 
         measured, default = built(builder.layers, -1), built(builder.layers[:3], 0)
     store = tuned.user_folder() / "local.json"
@@ -144,7 +163,7 @@ def test_what_was_measured_is_compiled_and_answers_stay_within_the_tolerance(mod
     make("build/libedgellm.so")
     library = RUNTIME_C / "build" / "libedgellm.so"
     on_cpu, on_gpu = (Model(library, both, 512, device) for device in (CPU, GPU))
-    assert compare(on_cpu, on_gpu, [130, 1, 9]) < 0.05
+    assert compare(on_cpu, on_gpu, lengths) < 0.05
     on_cpu.close()
     on_gpu.close()
 
@@ -198,7 +217,7 @@ def test_a_gpu_that_is_lost_costs_one_trial(model: Path, tmp_path: Path, monkeyp
         outcome, n_connected = search(board, builder, tmp_path)
     assert outcome.best_us < math.inf
     assert outcome.n_trials >= 10
-    assert n_connected > 4
+    assert n_connected >= 4  # ten trials, if the default is found to be the best, in sessions of three
 
 
 def test_an_imitation_is_not_taken_for_a_boards_gpu(model: Path, tmp_path: Path) -> None:

@@ -99,8 +99,8 @@ def test_what_was_found_on_another_gpu_does_not_count(user, change):
 @pytest.mark.parametrize(
     ("knobs", "says"),
     [
-        (KNOBS, "knobs must be threads, rows, tile or splits"),
-        ({**GPU_KNOBS, "splits": 2}, "knobs must be threads, rows, tile or splits"),
+        (KNOBS, "knobs must be threads, rows, tile or threads, team, loads or splits"),
+        ({**GPU_KNOBS, "splits": 2}, "knobs must be threads, rows, tile or threads, team, loads or splits"),
         ({**GPU_KNOBS, "tile": 0}, "tile: 0 is out of range"),
         ({"splits": 1e9}, "splits: 1000000000.0 is out of range"),
     ],

@@ -1,0 +1,353 @@
+/* golden on a GPU: its logits must be the processor's within a tolerance.
+ *
+ * Each golden prompt is computed as a whole, then the expected tokens one by one whatever the GPU would have said, so
+ * that kernels of many rows and of one are used, and one near tie does not spoil the rest. At each token some logits are
+ * compared with the processor's: those in the manifest, or, where the bundle is for both, what the processor computes
+ * here. Then it also answers a prompt that is long enough for the kernels of the most rows and for several blocks of the
+ * KV cache. */
+#include "posix.h"
+
+#include "golden_gpu.h"
+
+#ifdef ELLM_VULKAN
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "bundle.h"
+#include "device.h"
+#include "engine.h"
+#include "gpu_note.h"
+#include "json.h"
+#include "trust.h"
+
+enum {
+    n_spread = 16,             /* logits that are compared: of these ids */
+    n_compared = n_spread + 1, /* and of the expected token */
+    beyond_step = 22,          /* rows of the long prompt behind those of the largest function */
+    n_long_tokens = 16,
+    region_limit = 256 << 20,
+};
+/* Of the largest of a position's compared logits. Which share of all positions, and of each prompt's, must be within it:
+ * a mixture's ties move single tokens further (docs/vulkan.md). */
+static const double tolerance = 0.1, least_share = 0.9, least_share_of_prompt = 0.75;
+
+typedef struct golden_text {
+    const int32_t *prompt;
+    int32_t *tokens;
+    float *logits; /* (n_tokens, n_compared); NULL: not known */
+    size_t n_prompt, n_tokens;
+} golden_text;
+
+typedef struct judgement {
+    size_t n_tokens, n_near, n_same, n_finite, n_known;
+    unsigned worst_prompt; /* the first with too few near ones, else 0 */
+    size_t worst_near, worst_tokens;
+    double farthest, ms; /* of the tokens that were computed one by one, n_single */
+    size_t n_single;
+} judgement;
+
+static int32_t spread_id(size_t k, int32_t vocab) {
+    return (int32_t)(7919 * (int64_t)(k + 1) % vocab);
+}
+
+/* ---- prompts ---- */
+
+static ellm_status no_memory(ellm_error *error) {
+    return ellm_fail(error, ELLM_NO_MEMORY, "no memory for the golden prompts");
+}
+
+/* The manifest's ids, which were checked when it was opened. */
+static int32_t *read_ids(const ellm_json *list, ellm_region *region, size_t *n) {
+    int32_t *ids = ellm_region_alloc(region, list->count, sizeof *ids);
+    *n = 0;
+    for (const ellm_json *id = list->first; id != NULL && ids != NULL; id = id->next) {
+        ids[(*n)++] = (int32_t)id->integer;
+    }
+    return ids;
+}
+
+static ellm_status read_logits(const ellm_json *rows, ellm_region *region, golden_text *text, ellm_error *error) {
+    float *to = text->logits = ellm_region_alloc(region, text->n_tokens * n_compared, sizeof *to);
+    const float *end = to == NULL ? NULL : to + text->n_tokens * n_compared;
+    bool good = rows->kind == ELLM_JSON_ARRAY;
+    for (const ellm_json *row = good ? rows->first : NULL; row != NULL && good && to != NULL; row = row->next) {
+        good = row->kind == ELLM_JSON_ARRAY && row->count == n_compared && to < end;
+        for (const ellm_json *each = good ? row->first : NULL; each != NULL && good; each = each->next) {
+            double value = 0;
+            good = ellm_json_real(each, &value) && isfinite((float)value);
+            *to++ = (float)value;
+        }
+    }
+    if (end == NULL) {
+        return no_memory(error);
+    }
+    return good && to == end ? ELLM_OK
+                             : ellm_fail(error, ELLM_BUNDLE_FORMAT,
+                                         "manifest.json: golden: logits: not %d numbers for each of tokens; compile "
+                                         "the bundle again",
+                                         n_compared);
+}
+
+/* The manifest's prompts, and room for one more. */
+static ellm_status read_texts(const ellm_bundle *bundle, ellm_region *region, golden_text **texts, size_t *n,
+                              ellm_error *error) {
+    ellm_json *manifest = NULL;
+    ellm_status status =
+        ellm_json_read(bundle->text, bundle->text_bytes, region, ELLM_BUNDLE_FORMAT, "manifest.json", &manifest, error);
+    const ellm_json *golden = status == ELLM_OK ? ellm_json_get(manifest, "golden") : NULL;
+    *n = 0;
+    *texts = golden != NULL ? ellm_region_alloc(region, (size_t)golden->count + 1, sizeof **texts) : NULL;
+    if (status == ELLM_OK && *texts == NULL) {
+        return no_memory(error);
+    }
+    for (const ellm_json *entry = golden != NULL ? golden->first : NULL; status == ELLM_OK && entry != NULL;
+         entry = entry->next) {
+        const ellm_json *logits = ellm_json_get(entry, "logits");
+        golden_text *text = &(*texts)[(*n)++];
+        text->prompt = read_ids(ellm_json_get(entry, "prompt"), region, &text->n_prompt);
+        text->tokens = read_ids(ellm_json_get(entry, "tokens"), region, &text->n_tokens);
+        if (text->prompt == NULL || text->tokens == NULL) {
+            status = no_memory(error);
+        } else if (text->n_prompt == 0 || text->n_tokens == 0) {
+            status = ellm_fail(error, ELLM_BUNDLE_FORMAT, "manifest.json: golden: prompt and tokens are lists of ids");
+        } else if (logits != NULL) {
+            status = read_logits(logits, region, text, error);
+        }
+    }
+    return status;
+}
+
+/* Arbitrary ids for the largest function and some more rows; the tokens are still to be found. */
+static ellm_status make_long(const ellm_model_info *info, ellm_region *region, golden_text *text, ellm_error *error) {
+    size_t most = (size_t)info->context_length, n = (size_t)info->step_rows + beyond_step;
+    *text = (golden_text){.n_tokens = most > 2 * n_long_tokens ? n_long_tokens : 1};
+    text->n_prompt = n + text->n_tokens <= most ? n : most > text->n_tokens ? most - text->n_tokens : 1;
+    int32_t *prompt = ellm_region_alloc(region, text->n_prompt, sizeof *prompt);
+    text->tokens = ellm_region_alloc(region, text->n_tokens, sizeof *text->tokens);
+    for (size_t i = 0; prompt != NULL && i < text->n_prompt; i++) {
+        prompt[i] = spread_id(i, info->vocab_size);
+    }
+    text->prompt = prompt;
+    return prompt != NULL && text->tokens != NULL ? ELLM_OK : no_memory(error);
+}
+
+/* ---- on the processor ---- */
+
+static int32_t likeliest(const float *logits, size_t vocab) {
+    size_t best = 0;
+    for (size_t i = 1; i < vocab; i++) {
+        best = logits[i] > logits[best] ? i : best;
+    }
+    return (int32_t)best;
+}
+
+static void compared(const float *logits, int32_t vocab, int32_t token, float to[n_compared]) {
+    for (size_t k = 0; k < n_spread; k++) {
+        to[k] = logits[spread_id(k, vocab)];
+    }
+    to[n_spread] = logits[token];
+}
+
+/* Feeds a prompt and its tokens; `each` sees the logits of every token before it is fed. */
+typedef ellm_status token_run(void *user, engine *e, golden_text *text, size_t i);
+
+static ellm_status feed(engine *e, golden_text *text, token_run *each, void *user, double *ms, ellm_error *error) {
+    size_t n_reused;
+    ellm_status status = engine_prefill(e, text->prompt, text->n_prompt, NULL, NULL, &n_reused, error);
+    if (status == ELLM_OK && text->n_prompt + text->n_tokens > (size_t)e->context_length) {
+        return ellm_fail(error, ELLM_CONTEXT_FULL, "golden prompts need a context of %zu; raise --context",
+                         text->n_prompt + text->n_tokens);
+    }
+    for (size_t i = 0; i < text->n_tokens && status == ELLM_OK; i++) {
+        if (i > 0) {
+            double start = clock_ms();
+            status = ellm_session_eval(e->context, 0, &text->tokens[i - 1], 1, e->logits);
+            *ms += clock_ms() - start;
+        }
+        status = status == ELLM_OK ? each(user, e, text, i)
+                                   : ellm_fail(error, status, "golden prompts: %s", ellm_status_text(status));
+    }
+    return status;
+}
+
+/* Notes what the processor computes; user: the text whose tokens are its own choice. */
+static ellm_status learn(void *user, engine *e, golden_text *text, size_t i) {
+    if (text == user) {
+        text->tokens[i] = likeliest(e->logits, (size_t)e->info.vocab_size);
+    }
+    compared(e->logits, e->info.vocab_size, text->tokens[i], text->logits + i * n_compared);
+    return ELLM_OK;
+}
+
+/* What the processor says to all texts; the last one's tokens are to be found. */
+static ellm_status ask_processor(const settings *s, golden_text *texts, size_t n, ellm_region *region,
+                                 ellm_error *error) {
+    engine e;
+    settings cpu = *s;
+    cpu.device = "cpu";
+    double ms = 0;
+    ellm_status status = engine_open(&e, &cpu, ELLM_LOOKUP_OFF, error);
+    for (size_t i = 0; i < n && status == ELLM_OK; i++) {
+        texts[i].logits = ellm_region_alloc(region, texts[i].n_tokens * n_compared, sizeof *texts[i].logits);
+        status = texts[i].logits == NULL ? no_memory(error) : feed(&e, &texts[i], learn, &texts[n - 1], &ms, error);
+    }
+    engine_close(&e);
+    return status;
+}
+
+/* ---- on the GPU ---- */
+
+static ellm_status compare(void *user, engine *e, golden_text *text, size_t i) {
+    judgement *j = user;
+    const size_t vocab = (size_t)e->info.vocab_size;
+    const float *expected = text->logits != NULL ? text->logits + i * n_compared : NULL;
+    bool finite = true;
+    for (size_t k = 0; k < vocab; k++) {
+        finite = finite && isfinite(e->logits[k]);
+    }
+    const int32_t found = likeliest(e->logits, vocab);
+    if (expected == NULL) {
+        text->tokens[i] = finite ? found : 0;
+    }
+    float now[n_compared];
+    compared(e->logits, e->info.vocab_size, text->tokens[i], now);
+    double off = 0, largest = 0;
+    for (size_t k = 0; k < n_compared && expected != NULL; k++) {
+        off = fmax(off, fabs((double)now[k] - (double)expected[k]));
+        largest = fmax(largest, fabs((double)expected[k]));
+    }
+    off = largest > 0 ? off / largest : off;
+    j->n_tokens++;
+    j->n_single += i > 0;
+    j->n_finite += finite;
+    j->n_known += expected != NULL;
+    j->n_near += finite && off <= tolerance;
+    j->n_same += finite && found == text->tokens[i] && expected != NULL;
+    j->farthest = finite ? fmax(j->farthest, off) : INFINITY;
+    return ELLM_OK;
+}
+
+static ellm_status judge(const engine *e, const judgement *j, bool is_both, ellm_error *error) {
+    ellm_device_info device;
+    (void)ellm_context_get_device(e->context, &device);
+    const char *remedy = is_both ? "update its driver, or let the processor compute (--device cpu)"
+                                 : "update its driver, or compile with --device cpu";
+    if (j->n_finite < j->n_tokens) {
+        return ellm_fail(error, ELLM_KERNEL_FAILED,
+                         "%.100s computes wrongly: %zu of %zu golden tokens have logits that are no numbers; %s",
+                         device.name, j->n_tokens - j->n_finite, j->n_tokens, remedy);
+    }
+    if ((double)j->n_near < least_share * (double)j->n_tokens || j->worst_prompt != 0) {
+        return ellm_fail(error, ELLM_KERNEL_FAILED,
+                         "%.100s computes wrongly: the logits of %zu of %zu golden tokens are more than %g of the "
+                         "largest off the processor's, the farthest by %.2g; %s",
+                         device.name, j->n_tokens - j->n_near, j->n_tokens, tolerance, j->farthest, remedy);
+    }
+    return ELLM_OK;
+}
+
+static void print(const settings *s, const engine *e, const judgement *j, size_t n_prompts, double ms) {
+    ellm_device_info device;
+    buffer name = {0};
+    (void)ellm_context_get_device(e->context, &device);
+    if (s->json) {
+        buffer_put_json(&name, device.name, strlen(device.name));
+        printf("{\"golden\":true,\"prompts\":%zu,\"tokens\":%zu,\"ms\":%.1f,\"name\":%s,\"same\":%zu,\"farthest\":"
+               "%.4f,\"decode_tok_s\":%.3f}\n",
+               n_prompts, j->n_known, ms, name.data, j->n_same, j->farthest,
+               j->ms > 0 ? (double)j->n_single * 1e3 / j->ms : 0);
+        buffer_free(&name);
+    } else if (j->n_known > 0) {
+        printf(
+            "%s: %zu golden prompts, %zu of %zu tokens as on the processor; logits at most %.2g of the largest off\n",
+            device.name, n_prompts, j->n_same, j->n_known, j->farthest);
+    } else {
+        printf("%s: there are no golden prompts; it computes numbers\n", device.name);
+    }
+}
+
+static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_both, ellm_region *region,
+                       ellm_error *error) {
+    engine e;
+    judgement j = {0};
+    double start = clock_ms();
+    ellm_status status = engine_open(&e, s, ELLM_LOOKUP_OFF, error);
+    size_t n_prompts = n;
+    if (status == ELLM_OK && n == 0) { /* nobody knows what should come out, but something should */
+        status = make_long(&e.info, region, &texts[n++], error);
+    }
+    for (size_t i = 0; i < n && status == ELLM_OK; i++) {
+        judgement before = j;
+        status = feed(&e, &texts[i], compare, &j, &j.ms, error);
+        size_t near = j.n_near - before.n_near;
+        if ((double)near < least_share_of_prompt * (double)texts[i].n_tokens && j.worst_prompt == 0) {
+            j.worst_prompt = (unsigned)i + 1;
+        }
+    }
+    status = status == ELLM_OK ? judge(&e, &j, is_both, error) : status;
+    if (status == ELLM_OK) {
+        print(s, &e, &j, n_prompts, clock_ms() - start);
+    }
+    engine_close(&e);
+    return status;
+}
+
+/* How many rows the largest function of the GPU's has, which its driver is not asked for. */
+static ellm_status long_text(const settings *s, const ellm_trust *keys, ellm_region *region, golden_text *text,
+                             ellm_error *error) {
+    ellm_model *model = NULL;
+    ellm_model_info info;
+    ellm_status status = ellm_model_open_on(s->directory, keys, ELLM_DEVICE_GPU, &model, error);
+    if (status == ELLM_OK) {
+        ellm_model_get_info(model, &info);
+        status = make_long(&info, region, text, error);
+    }
+    ellm_model_close(model);
+    return status;
+}
+
+ellm_status golden_gpu(const settings *s, bool *is_gpus, ellm_error *error) {
+    trust t;
+    ellm_bundle bundle;
+    ellm_device device;
+    *is_gpus = false;
+    ellm_status status = trust_find(&t, error);
+    status = status == ELLM_OK ? device_wanted(s, ELLM_DEVICE_CPU_FIRST, &device, error) : status;
+    status = status == ELLM_OK ? ellm_bundle_open_trusted(s->directory, &t.files, &bundle, error) : status;
+    if (status != ELLM_OK) {
+        return status;
+    }
+    const ellm_manifest *manifest = &bundle.manifest;
+    const bool is_both = manifest->has_gpu && manifest->has_cpu;
+    *is_gpus = manifest->has_gpu && device != ELLM_DEVICE_CPU && (device == ELLM_DEVICE_GPU || !is_both);
+    if (*is_gpus) {
+        ellm_region region;
+        ellm_region_init(&region, region_limit);
+        golden_text *texts = NULL;
+        size_t n = 0;
+        if (is_both) { /* stays where a driver takes the program down with it */
+            gpu_note_write(bundle.directory, bundle.sha256, "the GPU was tried, and nobody heard how that ended");
+        }
+        status = read_texts(&bundle, &region, &texts, &n, error);
+        if (status == ELLM_OK && is_both) {
+            status = long_text(s, &t.files, &region, &texts[n], error);
+            status = status == ELLM_OK ? ask_processor(s, texts, ++n, &region, error) : status;
+        }
+        status = status == ELLM_OK ? run(s, texts, n, is_both, &region, error) : status;
+        if (is_both && status == ELLM_OK) {
+            gpu_note_clear(bundle.directory);
+        } else if (is_both) {
+            gpu_note_write(bundle.directory, bundle.sha256, error->text);
+        }
+        ellm_region_free(&region);
+    }
+    ellm_bundle_close(&bundle);
+    return status;
+}
+
+#else
+typedef int golden_gpu_none; /* ISO C forbids an empty file */
+#endif

@@ -99,8 +99,7 @@ typedef struct proof {
     uint64_t peak_rss_bytes, most_rss_bytes;
     double decode_tok_s, least_decode_tok_s, prefill_tok_s, least_prefill_tok_s; /* least: 0 if the card has none */
     char throttled[160];                                                         /* why the processor is slowed now */
-    char gpu[256], gpu_error[512]; /* its name, or why the processor computes; both empty: not the bundle's */
-    double gpu_tok_s, cpu_tok_s;   /* of a short answer, where there is a GPU */
+    char gpu[2048], gpu_error[512]; /* what it proved, a JSON object, or why the processor computes; else empty */
 } proof;
 
 /* Runs the slot's own program on its golden prompts, and measures where the manifest has a card. KERNEL_FAILED and

@@ -256,6 +256,7 @@ static bool is_unchanged(const promotion *p, int n_beside, char **beside) {
         return false;
     }
     bool sound = strcmp(bundle.sha256, p->sha256) == 0 && beside_is_same(bundle.directory, n_beside, beside)
+                 && faccessat(bundle.directory, ".gpu", F_OK, 0) != 0 /* a GPU that failed may do better now */
                  && ellm_bundle_check_files(&bundle, false, NULL, NULL, NULL) == ELLM_OK;
     ellm_bundle_close(&bundle);
     return sound;

@@ -30,9 +30,9 @@ enum {
     n_long_tokens = 16,
     region_limit = 256 << 20,
 };
-/* Of the largest of a position's compared logits. Which share of all positions, and of each prompt's, must be within it:
- * a mixture's ties move single tokens further (docs/vulkan.md). */
-static const double tolerance = 0.1, least_share = 0.9, least_share_of_prompt = 0.75;
+/* How far logits may be off, of the largest one that is compared at a position: half of each prompt's tokens by what the
+ * tests allow every logit, nine tenths of all by twice that, and none by more than a mixture's ties do (docs/vulkan.md). */
+static const double usual = 0.05, near = 0.1, most_off = 0.5, least_near = 0.9;
 
 typedef struct golden_text {
     const int32_t *prompt;
@@ -41,12 +41,16 @@ typedef struct golden_text {
     size_t n_prompt, n_tokens;
 } golden_text;
 
+/* How long tokens took that were computed one by one. */
+typedef struct pace {
+    double ms;
+    size_t n;
+} pace;
+
 typedef struct judgement {
-    size_t n_tokens, n_near, n_same, n_finite, n_known;
-    unsigned worst_prompt; /* the first with too few near ones, else 0 */
-    size_t worst_near, worst_tokens;
-    double farthest, ms; /* of the tokens that were computed one by one, n_single */
-    size_t n_single;
+    size_t n_tokens, n_known, n_finite, n_usual, n_near, n_same;
+    bool is_prompt_off;
+    double farthest;
 } judgement;
 
 static int32_t spread_id(size_t k, int32_t vocab) {
@@ -154,7 +158,7 @@ static void compared(const float *logits, int32_t vocab, int32_t token, float to
 /* Feeds a prompt and its tokens; `each` sees the logits of every token before it is fed. */
 typedef ellm_status token_run(void *user, engine *e, golden_text *text, size_t i);
 
-static ellm_status feed(engine *e, golden_text *text, token_run *each, void *user, double *ms, ellm_error *error) {
+static ellm_status feed(engine *e, golden_text *text, token_run *each, void *user, pace *took, ellm_error *error) {
     size_t n_reused;
     ellm_status status = engine_prefill(e, text->prompt, text->n_prompt, NULL, NULL, &n_reused, error);
     if (status == ELLM_OK && text->n_prompt + text->n_tokens > (size_t)e->context_length) {
@@ -165,7 +169,8 @@ static ellm_status feed(engine *e, golden_text *text, token_run *each, void *use
         if (i > 0) {
             double start = clock_ms();
             status = ellm_session_eval(e->context, 0, &text->tokens[i - 1], 1, e->logits);
-            *ms += clock_ms() - start;
+            took->ms += clock_ms() - start;
+            took->n++;
         }
         status = status == ELLM_OK ? each(user, e, text, i)
                                    : ellm_fail(error, status, "golden prompts: %s", ellm_status_text(status));
@@ -183,16 +188,15 @@ static ellm_status learn(void *user, engine *e, golden_text *text, size_t i) {
 }
 
 /* What the processor says to all texts; the last one's tokens are to be found. */
-static ellm_status ask_processor(const settings *s, golden_text *texts, size_t n, ellm_region *region,
+static ellm_status ask_processor(const settings *s, golden_text *texts, size_t n, ellm_region *region, pace *took,
                                  ellm_error *error) {
     engine e;
     settings cpu = *s;
     cpu.device = "cpu";
-    double ms = 0;
     ellm_status status = engine_open(&e, &cpu, ELLM_LOOKUP_OFF, error);
     for (size_t i = 0; i < n && status == ELLM_OK; i++) {
         texts[i].logits = ellm_region_alloc(region, texts[i].n_tokens * n_compared, sizeof *texts[i].logits);
-        status = texts[i].logits == NULL ? no_memory(error) : feed(&e, &texts[i], learn, &texts[n - 1], &ms, error);
+        status = texts[i].logits == NULL ? no_memory(error) : feed(&e, &texts[i], learn, &texts[n - 1], took, error);
     }
     engine_close(&e);
     return status;
@@ -221,10 +225,10 @@ static ellm_status compare(void *user, engine *e, golden_text *text, size_t i) {
     }
     off = largest > 0 ? off / largest : off;
     j->n_tokens++;
-    j->n_single += i > 0;
     j->n_finite += finite;
     j->n_known += expected != NULL;
-    j->n_near += finite && off <= tolerance;
+    j->n_usual += finite && off <= usual;
+    j->n_near += finite && off <= near;
     j->n_same += finite && found == text->tokens[i] && expected != NULL;
     j->farthest = finite ? fmax(j->farthest, off) : INFINITY;
     return ELLM_OK;
@@ -240,25 +244,29 @@ static ellm_status judge(const engine *e, const judgement *j, bool is_both, ellm
                          "%.100s computes wrongly: %zu of %zu golden tokens have logits that are no numbers; %s",
                          device.name, j->n_tokens - j->n_finite, j->n_tokens, remedy);
     }
-    if ((double)j->n_near < least_share * (double)j->n_tokens || j->worst_prompt != 0) {
+    if ((double)j->n_near < least_near * (double)j->n_tokens || j->farthest > most_off || j->is_prompt_off) {
         return ellm_fail(error, ELLM_KERNEL_FAILED,
                          "%.100s computes wrongly: the logits of %zu of %zu golden tokens are more than %g of the "
                          "largest off the processor's, the farthest by %.2g; %s",
-                         device.name, j->n_tokens - j->n_near, j->n_tokens, tolerance, j->farthest, remedy);
+                         device.name, j->n_tokens - j->n_usual, j->n_tokens, usual, j->farthest, remedy);
     }
     return ELLM_OK;
 }
 
-static void print(const settings *s, const engine *e, const judgement *j, size_t n_prompts, double ms) {
+static double rate(const pace *took) {
+    return took->ms > 0 ? (double)took->n * 1e3 / took->ms : 0;
+}
+
+static void print(const settings *s, const engine *e, const judgement *j, size_t n_prompts, double ms, const pace *gpu,
+                  const pace *cpu) {
     ellm_device_info device;
     buffer name = {0};
     (void)ellm_context_get_device(e->context, &device);
     if (s->json) {
         buffer_put_json(&name, device.name, strlen(device.name));
         printf("{\"golden\":true,\"prompts\":%zu,\"tokens\":%zu,\"ms\":%.1f,\"name\":%s,\"same\":%zu,\"farthest\":"
-               "%.4f,\"decode_tok_s\":%.3f}\n",
-               n_prompts, j->n_known, ms, name.data, j->n_same, j->farthest,
-               j->ms > 0 ? (double)j->n_single * 1e3 / j->ms : 0);
+               "%.4f,\"decode_tok_s\":%.3f,\"cpu_decode_tok_s\":%.3f}\n",
+               n_prompts, j->n_known, ms, name.data, j->n_same, j->farthest, rate(gpu), rate(cpu));
         buffer_free(&name);
     } else if (j->n_known > 0) {
         printf(
@@ -269,10 +277,11 @@ static void print(const settings *s, const engine *e, const judgement *j, size_t
     }
 }
 
-static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_both, ellm_region *region,
-                       ellm_error *error) {
+static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_both, const pace *cpu,
+                       ellm_region *region, ellm_error *error) {
     engine e;
     judgement j = {0};
+    pace gpu = {0};
     double start = clock_ms();
     ellm_status status = engine_open(&e, s, ELLM_LOOKUP_OFF, error);
     size_t n_prompts = n;
@@ -280,16 +289,13 @@ static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_
         status = make_long(&e.info, region, &texts[n++], error);
     }
     for (size_t i = 0; i < n && status == ELLM_OK; i++) {
-        judgement before = j;
-        status = feed(&e, &texts[i], compare, &j, &j.ms, error);
-        size_t near = j.n_near - before.n_near;
-        if ((double)near < least_share_of_prompt * (double)texts[i].n_tokens && j.worst_prompt == 0) {
-            j.worst_prompt = (unsigned)i + 1;
-        }
+        size_t before = j.n_usual;
+        status = feed(&e, &texts[i], compare, &j, &gpu, error);
+        j.is_prompt_off = j.is_prompt_off || 2 * (j.n_usual - before) < texts[i].n_tokens;
     }
     status = status == ELLM_OK ? judge(&e, &j, is_both, error) : status;
     if (status == ELLM_OK) {
-        print(s, &e, &j, n_prompts, clock_ms() - start);
+        print(s, &e, &j, n_prompts, clock_ms() - start, &gpu, cpu);
     }
     engine_close(&e);
     return status;
@@ -328,15 +334,16 @@ ellm_status golden_gpu(const settings *s, bool *is_gpus, ellm_error *error) {
         ellm_region_init(&region, region_limit);
         golden_text *texts = NULL;
         size_t n = 0;
+        pace cpu = {0};
         if (is_both) { /* stays where a driver takes the program down with it */
             gpu_note_write(bundle.directory, bundle.sha256, "the GPU was tried, and nobody heard how that ended");
         }
         status = read_texts(&bundle, &region, &texts, &n, error);
         if (status == ELLM_OK && is_both) {
             status = long_text(s, &t.files, &region, &texts[n], error);
-            status = status == ELLM_OK ? ask_processor(s, texts, ++n, &region, error) : status;
+            status = status == ELLM_OK ? ask_processor(s, texts, ++n, &region, &cpu, error) : status;
         }
-        status = status == ELLM_OK ? run(s, texts, n, is_both, &region, error) : status;
+        status = status == ELLM_OK ? run(s, texts, n, is_both, &cpu, &region, error) : status;
         if (is_both && status == ELLM_OK) {
             gpu_note_clear(bundle.directory);
         } else if (is_both) {

@@ -132,7 +132,7 @@ static ellm_status make_long(const ellm_model_info *info, ellm_region *region, g
     int32_t *prompt = ellm_region_alloc(region, text->n_prompt, sizeof *prompt);
     text->tokens = ellm_region_alloc(region, text->n_tokens, sizeof *text->tokens);
     for (size_t i = 0; prompt != NULL && i < text->n_prompt; i++) {
-        prompt[i] = spread_id(i, info->vocab_size);
+        prompt[i] = spread_id(i + n_spread, info->vocab_size); /* not as another golden prompt begins */
     }
     text->prompt = prompt;
     return prompt != NULL && text->tokens != NULL ? ELLM_OK : no_memory(error);
@@ -140,12 +140,12 @@ static ellm_status make_long(const ellm_model_info *info, ellm_region *region, g
 
 /* ---- on the processor ---- */
 
-static int32_t likeliest(const float *logits, size_t vocab) {
-    size_t best = 0;
-    for (size_t i = 1; i < vocab; i++) {
+static int32_t likeliest(const float *logits, int32_t vocab) {
+    int32_t best = 0;
+    for (int32_t i = 1; i < vocab; i++) {
         best = logits[i] > logits[best] ? i : best;
     }
-    return (int32_t)best;
+    return best;
 }
 
 static void compared(const float *logits, int32_t vocab, int32_t token, float to[n_compared]) {
@@ -156,7 +156,7 @@ static void compared(const float *logits, int32_t vocab, int32_t token, float to
 }
 
 /* Feeds a prompt and its tokens; `each` sees the logits of every token before it is fed. */
-typedef ellm_status token_run(void *user, engine *e, golden_text *text, size_t i);
+typedef void token_run(void *user, const float *logits, int32_t vocab, golden_text *text, size_t i);
 
 static ellm_status feed(engine *e, golden_text *text, token_run *each, void *user, pace *took, ellm_error *error) {
     size_t n_reused;
@@ -172,19 +172,20 @@ static ellm_status feed(engine *e, golden_text *text, token_run *each, void *use
             took->ms += clock_ms() - start;
             took->n++;
         }
-        status = status == ELLM_OK ? each(user, e, text, i)
-                                   : ellm_fail(error, status, "golden prompts: %s", ellm_status_text(status));
+        if (status != ELLM_OK) {
+            return ellm_fail(error, status, "golden prompts: %s", ellm_status_text(status));
+        }
+        each(user, e->logits, e->info.vocab_size, text, i);
     }
     return status;
 }
 
 /* Notes what the processor computes; user: the text whose tokens are its own choice. */
-static ellm_status learn(void *user, engine *e, golden_text *text, size_t i) {
+static void learn(void *user, const float *logits, int32_t vocab, golden_text *text, size_t i) {
     if (text == user) {
-        text->tokens[i] = likeliest(e->logits, (size_t)e->info.vocab_size);
+        text->tokens[i] = likeliest(logits, vocab);
     }
-    compared(e->logits, e->info.vocab_size, text->tokens[i], text->logits + i * n_compared);
-    return ELLM_OK;
+    compared(logits, vocab, text->tokens[i], text->logits + i * n_compared);
 }
 
 /* What the processor says to all texts; the last one's tokens are to be found. */
@@ -204,20 +205,19 @@ static ellm_status ask_processor(const settings *s, golden_text *texts, size_t n
 
 /* ---- on the GPU ---- */
 
-static ellm_status compare(void *user, engine *e, golden_text *text, size_t i) {
+static void compare(void *user, const float *logits, int32_t vocab, golden_text *text, size_t i) {
     judgement *j = user;
-    const size_t vocab = (size_t)e->info.vocab_size;
     const float *expected = text->logits != NULL ? text->logits + i * n_compared : NULL;
     bool finite = true;
-    for (size_t k = 0; k < vocab; k++) {
-        finite = finite && isfinite(e->logits[k]);
+    for (int32_t k = 0; k < vocab; k++) {
+        finite = finite && isfinite(logits[k]);
     }
-    const int32_t found = likeliest(e->logits, vocab);
+    const int32_t found = likeliest(logits, vocab);
     if (expected == NULL) {
         text->tokens[i] = finite ? found : 0;
     }
     float now[n_compared];
-    compared(e->logits, e->info.vocab_size, text->tokens[i], now);
+    compared(logits, vocab, text->tokens[i], now);
     double off = 0, largest = 0;
     for (size_t k = 0; k < n_compared && expected != NULL; k++) {
         off = fmax(off, fabs((double)now[k] - (double)expected[k]));
@@ -231,7 +231,28 @@ static ellm_status compare(void *user, engine *e, golden_text *text, size_t i) {
     j->n_near += finite && off <= near;
     j->n_same += finite && found == text->tokens[i] && expected != NULL;
     j->farthest = finite ? fmax(j->farthest, off) : INFINITY;
-    return ELLM_OK;
+}
+
+/* Feeds a text's tokens once more, all in one call, as those of several sessions are; a state that cannot be cut stays. */
+static ellm_status feed_at_once(engine *e, golden_text *text, judgement *j, ellm_error *error) {
+    ellm_row rows[n_long_tokens];
+    const size_t n = text->n_tokens < n_long_tokens ? text->n_tokens - 1 : n_long_tokens - 1;
+    const size_t vocab = (size_t)e->info.vocab_size;
+    if (n == 0 || ellm_session_truncate(e->context, 0, (int32_t)text->n_prompt) != ELLM_OK) {
+        return ELLM_OK;
+    }
+    for (size_t i = 0; i < n; i++) {
+        rows[i] = (ellm_row){.token = text->tokens[i], .position = (int32_t)(text->n_prompt + i), .wants_logits = true};
+    }
+    float *logits = calloc(n * vocab, sizeof *logits);
+    ellm_status status = logits == NULL ? ELLM_NO_MEMORY : ellm_context_eval(e->context, rows, n, logits);
+    const size_t before = j->n_usual;
+    for (size_t i = 0; i < n && status == ELLM_OK; i++) {
+        compare(j, logits + i * vocab, (int32_t)vocab, text, i + 1);
+    }
+    free(logits);
+    j->is_prompt_off = j->is_prompt_off || 2 * (j->n_usual - before) < n;
+    return status == ELLM_OK ? status : ellm_fail(error, status, "golden prompts: %s", ellm_status_text(status));
 }
 
 static ellm_status judge(const engine *e, const judgement *j, bool is_both, ellm_error *error) {
@@ -292,6 +313,9 @@ static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_
         size_t before = j.n_usual;
         status = feed(&e, &texts[i], compare, &j, &gpu, error);
         j.is_prompt_off = j.is_prompt_off || 2 * (j.n_usual - before) < texts[i].n_tokens;
+    }
+    if (status == ELLM_OK) {
+        status = feed_at_once(&e, &texts[n - 1], &j, error);
     }
     status = status == ELLM_OK ? judge(&e, &j, is_both, error) : status;
     if (status == ELLM_OK) {

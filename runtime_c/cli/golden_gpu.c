@@ -19,27 +19,14 @@
 #include "bundle.h"
 #include "device.h"
 #include "engine.h"
+#include "golden_text.h"
 #include "gpu_note.h"
-#include "json.h"
 #include "trust.h"
 
-enum {
-    n_spread = 16,             /* logits that are compared: of these ids */
-    n_compared = n_spread + 1, /* and of the expected token */
-    beyond_step = 22,          /* rows of the long prompt behind those of the largest function */
-    n_long_tokens = 16,
-    region_limit = 256 << 20,
-};
+enum { region_limit = 256 << 20 };
 /* How far logits may be off, of the largest one that is compared at a position: half of each prompt's tokens by what the
  * tests allow every logit, nine tenths of all by twice that, and none by more than a mixture's ties do (docs/vulkan.md). */
 static const double usual = 0.05, near = 0.1, most_off = 0.5, least_near = 0.9;
-
-typedef struct golden_text {
-    const int32_t *prompt;
-    int32_t *tokens;
-    float *logits; /* (n_tokens, n_compared); NULL: not known */
-    size_t n_prompt, n_tokens;
-} golden_text;
 
 /* How long tokens took that were computed one by one. */
 typedef struct pace {
@@ -53,91 +40,6 @@ typedef struct judgement {
     double farthest;
 } judgement;
 
-static int32_t spread_id(size_t k, int32_t vocab) {
-    return (int32_t)(7919 * (int64_t)(k + 1) % vocab);
-}
-
-/* ---- prompts ---- */
-
-static ellm_status no_memory(ellm_error *error) {
-    return ellm_fail(error, ELLM_NO_MEMORY, "no memory for the golden prompts");
-}
-
-/* The manifest's ids, which were checked when it was opened. */
-static int32_t *read_ids(const ellm_json *list, ellm_region *region, size_t *n) {
-    int32_t *ids = ellm_region_alloc(region, list->count, sizeof *ids);
-    *n = 0;
-    for (const ellm_json *id = list->first; id != NULL && ids != NULL; id = id->next) {
-        ids[(*n)++] = (int32_t)id->integer;
-    }
-    return ids;
-}
-
-static ellm_status read_logits(const ellm_json *rows, ellm_region *region, golden_text *text, ellm_error *error) {
-    float *to = text->logits = ellm_region_alloc(region, text->n_tokens * n_compared, sizeof *to);
-    const float *end = to == NULL ? NULL : to + text->n_tokens * n_compared;
-    bool good = rows->kind == ELLM_JSON_ARRAY;
-    for (const ellm_json *row = good ? rows->first : NULL; row != NULL && good && to != NULL; row = row->next) {
-        good = row->kind == ELLM_JSON_ARRAY && row->count == n_compared && to < end;
-        for (const ellm_json *each = good ? row->first : NULL; each != NULL && good; each = each->next) {
-            double value = 0;
-            good = ellm_json_real(each, &value) && isfinite((float)value);
-            *to++ = (float)value;
-        }
-    }
-    if (end == NULL) {
-        return no_memory(error);
-    }
-    return good && to == end ? ELLM_OK
-                             : ellm_fail(error, ELLM_BUNDLE_FORMAT,
-                                         "manifest.json: golden: logits: not %d numbers for each of tokens; compile "
-                                         "the bundle again",
-                                         n_compared);
-}
-
-/* The manifest's prompts, and room for one more. */
-static ellm_status read_texts(const ellm_bundle *bundle, ellm_region *region, golden_text **texts, size_t *n,
-                              ellm_error *error) {
-    ellm_json *manifest = NULL;
-    ellm_status status =
-        ellm_json_read(bundle->text, bundle->text_bytes, region, ELLM_BUNDLE_FORMAT, "manifest.json", &manifest, error);
-    const ellm_json *golden = status == ELLM_OK ? ellm_json_get(manifest, "golden") : NULL;
-    *n = 0;
-    *texts = golden != NULL ? ellm_region_alloc(region, (size_t)golden->count + 1, sizeof **texts) : NULL;
-    if (status == ELLM_OK && *texts == NULL) {
-        return no_memory(error);
-    }
-    for (const ellm_json *entry = golden != NULL ? golden->first : NULL; status == ELLM_OK && entry != NULL;
-         entry = entry->next) {
-        const ellm_json *logits = ellm_json_get(entry, "logits");
-        golden_text *text = &(*texts)[(*n)++];
-        text->prompt = read_ids(ellm_json_get(entry, "prompt"), region, &text->n_prompt);
-        text->tokens = read_ids(ellm_json_get(entry, "tokens"), region, &text->n_tokens);
-        if (text->prompt == NULL || text->tokens == NULL) {
-            status = no_memory(error);
-        } else if (text->n_prompt == 0 || text->n_tokens == 0) {
-            status = ellm_fail(error, ELLM_BUNDLE_FORMAT, "manifest.json: golden: prompt and tokens are lists of ids");
-        } else if (logits != NULL) {
-            status = read_logits(logits, region, text, error);
-        }
-    }
-    return status;
-}
-
-/* Arbitrary ids for the largest function and some more rows; the tokens are still to be found. */
-static ellm_status make_long(const ellm_model_info *info, ellm_region *region, golden_text *text, ellm_error *error) {
-    size_t most = (size_t)info->context_length, n = (size_t)info->step_rows + beyond_step;
-    *text = (golden_text){.n_tokens = most > 2 * n_long_tokens ? n_long_tokens : 1};
-    text->n_prompt = n + text->n_tokens <= most ? n : most > text->n_tokens ? most - text->n_tokens : 1;
-    int32_t *prompt = ellm_region_alloc(region, text->n_prompt, sizeof *prompt);
-    text->tokens = ellm_region_alloc(region, text->n_tokens, sizeof *text->tokens);
-    for (size_t i = 0; prompt != NULL && i < text->n_prompt; i++) {
-        prompt[i] = spread_id(i + n_spread, info->vocab_size); /* not as another golden prompt begins */
-    }
-    text->prompt = prompt;
-    return prompt != NULL && text->tokens != NULL ? ELLM_OK : no_memory(error);
-}
-
 /* ---- on the processor ---- */
 
 static int32_t likeliest(const float *logits, int32_t vocab) {
@@ -148,11 +50,11 @@ static int32_t likeliest(const float *logits, int32_t vocab) {
     return best;
 }
 
-static void compared(const float *logits, int32_t vocab, int32_t token, float to[n_compared]) {
-    for (size_t k = 0; k < n_spread; k++) {
-        to[k] = logits[spread_id(k, vocab)];
+static void compared(const float *logits, int32_t vocab, int32_t token, float to[golden_compared]) {
+    for (size_t k = 0; k < golden_spread; k++) {
+        to[k] = logits[golden_id(k, vocab)];
     }
-    to[n_spread] = logits[token];
+    to[golden_spread] = logits[token];
 }
 
 /* Feeds a prompt and its tokens; `each` sees the logits of every token before it is fed. */
@@ -185,7 +87,7 @@ static void learn(void *user, const float *logits, int32_t vocab, golden_text *t
     if (text == user) {
         text->tokens[i] = likeliest(logits, vocab);
     }
-    compared(logits, vocab, text->tokens[i], text->logits + i * n_compared);
+    compared(logits, vocab, text->tokens[i], text->logits + i * golden_compared);
 }
 
 /* What the processor says to all texts; the last one's tokens are to be found. */
@@ -196,8 +98,9 @@ static ellm_status ask_processor(const settings *s, golden_text *texts, size_t n
     cpu.device = "cpu";
     ellm_status status = engine_open(&e, &cpu, ELLM_LOOKUP_OFF, error);
     for (size_t i = 0; i < n && status == ELLM_OK; i++) {
-        texts[i].logits = ellm_region_alloc(region, texts[i].n_tokens * n_compared, sizeof *texts[i].logits);
-        status = texts[i].logits == NULL ? no_memory(error) : feed(&e, &texts[i], learn, &texts[n - 1], took, error);
+        texts[i].logits = ellm_region_alloc(region, texts[i].n_tokens * golden_compared, sizeof *texts[i].logits);
+        status =
+            texts[i].logits == NULL ? golden_no_memory(error) : feed(&e, &texts[i], learn, &texts[n - 1], took, error);
     }
     engine_close(&e);
     return status;
@@ -207,7 +110,7 @@ static ellm_status ask_processor(const settings *s, golden_text *texts, size_t n
 
 static void compare(void *user, const float *logits, int32_t vocab, golden_text *text, size_t i) {
     judgement *j = user;
-    const float *expected = text->logits != NULL ? text->logits + i * n_compared : NULL;
+    const float *expected = text->logits != NULL ? text->logits + i * golden_compared : NULL;
     bool finite = true;
     for (int32_t k = 0; k < vocab; k++) {
         finite = finite && isfinite(logits[k]);
@@ -216,10 +119,10 @@ static void compare(void *user, const float *logits, int32_t vocab, golden_text 
     if (expected == NULL) {
         text->tokens[i] = finite ? found : 0;
     }
-    float now[n_compared];
+    float now[golden_compared];
     compared(logits, vocab, text->tokens[i], now);
     double off = 0, largest = 0;
-    for (size_t k = 0; k < n_compared && expected != NULL; k++) {
+    for (size_t k = 0; k < golden_compared && expected != NULL; k++) {
         off = fmax(off, fabs((double)now[k] - (double)expected[k]));
         largest = fmax(largest, fabs((double)expected[k]));
     }
@@ -233,25 +136,42 @@ static void compare(void *user, const float *logits, int32_t vocab, golden_text 
     j->farthest = finite ? fmax(j->farthest, off) : INFINITY;
 }
 
-/* Feeds a text's tokens once more, all in one call, as those of several sessions are; a state that cannot be cut stays. */
-static ellm_status feed_at_once(engine *e, golden_text *text, judgement *j, ellm_error *error) {
-    ellm_row rows[n_long_tokens];
-    const size_t n = text->n_tokens < n_long_tokens ? text->n_tokens - 1 : n_long_tokens - 1;
-    const size_t vocab = (size_t)e->info.vocab_size;
-    if (n == 0 || ellm_session_truncate(e->context, 0, (int32_t)text->n_prompt) != ELLM_OK) {
-        return ELLM_OK;
+/* Rows of a text that is there whole, one for each token that is fed. */
+static ellm_row row_of(const golden_text *text, size_t at, size_t n_logits_before) {
+    return (ellm_row){.token = at < text->n_prompt ? text->prompt[at] : text->tokens[at - text->n_prompt],
+                      .position = (int32_t)at,
+                      .wants_logits = at >= n_logits_before && at + 1 >= text->n_prompt};
+}
+
+/* Computes the last m rows of a text in one call, as a prompt's or several sessions' are, and looks at those that say a
+ * token: what a function of m rows does wrong shows there at once, and not only in what later tokens read of it. */
+static ellm_status feed_together(engine *e, golden_text *text, size_t m, judgement *j, ellm_error *error) {
+    const size_t vocab = (size_t)e->info.vocab_size, n = text->n_prompt + text->n_tokens - 1, before = n - m;
+    const size_t first = before + 1 > text->n_prompt ? before + 1 - text->n_prompt : 0; /* token that is looked at */
+    const size_t n_looks = text->n_tokens - first;
+    ellm_row *rows = calloc(n, sizeof *rows);
+    float *logits = calloc(n_looks * vocab, sizeof *logits);
+    size_t at = before;
+    ellm_status status = rows == NULL || logits == NULL ? ELLM_NO_MEMORY : ELLM_OK;
+    if (status == ELLM_OK && ellm_session_truncate(e->context, 0, (int32_t)before) != ELLM_OK) {
+        status = ellm_session_truncate(e->context, 0, 0); /* a state that cannot be cut */
+        at = 0;
     }
-    for (size_t i = 0; i < n; i++) {
-        rows[i] = (ellm_row){.token = text->tokens[i], .position = (int32_t)(text->n_prompt + i), .wants_logits = true};
+    e->n_held = 0;
+    for (size_t i = at; i < n && status == ELLM_OK; i++) {
+        rows[i] = row_of(text, i, before);
     }
-    float *logits = calloc(n * vocab, sizeof *logits);
-    ellm_status status = logits == NULL ? ELLM_NO_MEMORY : ellm_context_eval(e->context, rows, n, logits);
-    const size_t before = j->n_usual;
-    for (size_t i = 0; i < n && status == ELLM_OK; i++) {
-        compare(j, logits + i * vocab, (int32_t)vocab, text, i + 1);
+    if (status == ELLM_OK && at < before) {
+        status = ellm_context_eval(e->context, rows + at, before - at, NULL);
     }
+    status = status == ELLM_OK ? ellm_context_eval(e->context, rows + before, m, logits) : status;
+    const size_t n_usual = j->n_usual;
+    for (size_t i = 0; i < n_looks && status == ELLM_OK; i++) {
+        compare(j, logits + i * vocab, (int32_t)vocab, text, first + i);
+    }
+    j->is_prompt_off = j->is_prompt_off || 2 * (j->n_usual - n_usual) < n_looks;
+    free(rows);
     free(logits);
-    j->is_prompt_off = j->is_prompt_off || 2 * (j->n_usual - before) < n;
     return status == ELLM_OK ? status : ellm_fail(error, status, "golden prompts: %s", ellm_status_text(status));
 }
 
@@ -298,6 +218,9 @@ static void print(const settings *s, const engine *e, const judgement *j, size_t
     }
 }
 
+/* Rows that functions exist for (crosscompile/program.py), where the GPU has them. */
+static const int32_t counts[] = {512, 128, 64, 32, 8, 0};
+
 static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_both, const pace *cpu,
                        ellm_region *region, ellm_error *error) {
     engine e;
@@ -307,15 +230,18 @@ static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_
     ellm_status status = engine_open(&e, s, ELLM_LOOKUP_OFF, error);
     size_t n_prompts = n;
     if (status == ELLM_OK && n == 0) { /* nobody knows what should come out, but something should */
-        status = make_long(&e.info, region, &texts[n++], error);
+        status = golden_text_make(&e.info, region, &texts[n++], error);
     }
     for (size_t i = 0; i < n && status == ELLM_OK; i++) {
         size_t before = j.n_usual;
         status = feed(&e, &texts[i], compare, &j, &gpu, error);
         j.is_prompt_off = j.is_prompt_off || 2 * (j.n_usual - before) < texts[i].n_tokens;
     }
-    if (status == ELLM_OK) {
-        status = feed_at_once(&e, &texts[n - 1], &j, error);
+    for (int i = 0; counts[i] != 0 && status == ELLM_OK; i++) {
+        golden_text *last = &texts[n - 1]; /* the longest */
+        if (counts[i] <= e.info.step_rows && (size_t)counts[i] < last->n_prompt + last->n_tokens) {
+            status = feed_together(&e, last, (size_t)counts[i], &j, error);
+        }
     }
     status = status == ELLM_OK ? judge(&e, &j, is_both, error) : status;
     if (status == ELLM_OK) {
@@ -333,7 +259,7 @@ static ellm_status long_text(const settings *s, const ellm_trust *keys, ellm_reg
     ellm_status status = ellm_model_open_on(s->directory, keys, ELLM_DEVICE_GPU, &model, error);
     if (status == ELLM_OK) {
         ellm_model_get_info(model, &info);
-        status = make_long(&info, region, text, error);
+        status = golden_text_make(&info, region, text, error);
     }
     ellm_model_close(model);
     return status;
@@ -362,7 +288,7 @@ ellm_status golden_gpu(const settings *s, bool *is_gpus, ellm_error *error) {
         if (is_both) { /* stays where a driver takes the program down with it */
             gpu_note_write(bundle.directory, bundle.sha256, "the GPU was tried, and nobody heard how that ended");
         }
-        status = read_texts(&bundle, &region, &texts, &n, error);
+        status = golden_texts_read(&bundle, &region, &texts, &n, error);
         if (status == ELLM_OK && is_both) {
             status = long_text(s, &t.files, &region, &texts[n], error);
             status = status == ELLM_OK ? ask_processor(s, texts, ++n, &region, &cpu, error) : status;

@@ -227,7 +227,9 @@ static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_
     judgement j = {0};
     pace gpu = {0};
     double start = clock_ms();
-    ellm_status status = engine_open(&e, s, ELLM_LOOKUP_OFF, error);
+    settings gpus = *s;
+    gpus.takes_cpu = false;
+    ellm_status status = engine_open(&e, &gpus, ELLM_LOOKUP_OFF, error);
     size_t n_prompts = n;
     if (status == ELLM_OK && n == 0) { /* nobody knows what should come out, but something should */
         status = golden_text_make(&e.info, region, &texts[n++], error);

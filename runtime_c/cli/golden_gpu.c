@@ -3,8 +3,8 @@
  * Each golden prompt is computed as a whole, then the expected tokens one by one whatever the GPU would have said, so
  * that kernels of many rows and of one are used, and one near tie does not spoil the rest. At each token some logits are
  * compared with the processor's: those in the manifest, or, where the bundle is for both, what the processor computes
- * here. Then it also answers a prompt that is long enough for the kernels of the most rows and for several blocks of the
- * KV cache. */
+ * here. The last prompt is long enough for the kernels of the most rows and for several blocks of the KV cache; its last
+ * rows are computed again in calls of as many as there are functions for. */
 #include "posix.h"
 
 #include "golden_gpu.h"
@@ -147,10 +147,9 @@ static ellm_row row_of(const golden_text *text, size_t at, size_t n_logits_befor
  * token: what a function of m rows does wrong shows there at once, and not only in what later tokens read of it. */
 static ellm_status feed_together(engine *e, golden_text *text, size_t m, judgement *j, ellm_error *error) {
     const size_t vocab = (size_t)e->info.vocab_size, n = text->n_prompt + text->n_tokens - 1, before = n - m;
-    const size_t first = before + 1 > text->n_prompt ? before + 1 - text->n_prompt : 0; /* token that is looked at */
-    const size_t n_looks = text->n_tokens - first;
-    ellm_row *rows = calloc(n, sizeof *rows);
-    float *logits = calloc(n_looks * vocab, sizeof *logits);
+    const size_t n_looks = m < text->n_tokens ? m : text->n_tokens, first = text->n_tokens - n_looks;
+    ellm_row *rows = calloc(n + 1, sizeof *rows);
+    float *logits = calloc(n_looks * vocab + 1, sizeof *logits);
     size_t at = before;
     ellm_status status = rows == NULL || logits == NULL ? ELLM_NO_MEMORY : ELLM_OK;
     if (status == ELLM_OK && ellm_session_truncate(e->context, 0, (int32_t)before) != ELLM_OK) {

@@ -50,6 +50,10 @@ static int32_t likeliest(const float *logits, int32_t vocab) {
     return best;
 }
 
+static double larger(double a, double b) {
+    return a > b ? a : b;
+}
+
 static void compared(const float *logits, int32_t vocab, int32_t token, float to[golden_compared]) {
     for (size_t k = 0; k < golden_spread; k++) {
         to[k] = logits[golden_id(k, vocab)];
@@ -123,8 +127,8 @@ static void compare(void *user, const float *logits, int32_t vocab, golden_text 
     compared(logits, vocab, text->tokens[i], now);
     double off = 0, largest = 0;
     for (size_t k = 0; k < golden_compared && expected != NULL; k++) {
-        off = fmax(off, fabs((double)now[k] - (double)expected[k]));
-        largest = fmax(largest, fabs((double)expected[k]));
+        off = larger(off, fabs((double)now[k] - (double)expected[k]));
+        largest = larger(largest, fabs((double)expected[k]));
     }
     off = largest > 0 ? off / largest : off;
     j->n_tokens++;
@@ -133,7 +137,7 @@ static void compare(void *user, const float *logits, int32_t vocab, golden_text 
     j->n_usual += finite && off <= usual;
     j->n_near += finite && off <= near;
     j->n_same += finite && found == text->tokens[i] && expected != NULL;
-    j->farthest = finite ? fmax(j->farthest, off) : INFINITY;
+    j->farthest = finite ? larger(j->farthest, off) : INFINITY;
 }
 
 /* Rows of a text that is there whole, one for each token that is fed. */

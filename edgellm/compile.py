@@ -311,10 +311,9 @@ class _Job:
         _check_space(partial, self.source)
         self._texts(partial)
         host = golden.host_target()
-        # a GPU's answers may differ by rounding: it is not asked for the very same tokens
-        exact = self.target.gpu is None and self.layers is None
-        native = exact and host is not None and (host.arch, host.tier) == (self.target.arch, self.target.tier)
-        twin = partial / ".golden" if exact and host is not None and not native else None
+        alone = self.target.gpu is None and self.layers is None  # a processor runs all of it
+        native = alone and host is not None and (host.arch, host.tier) == (self.target.arch, self.target.tier)
+        twin = partial / ".golden" if host is not None and not native else None
         with ThreadPoolExecutor(2) as pool, contextlib.ExitStack() as stack:
             stack.callback(self.processes.stop)  # after an error, before the pool waits for what still runs
             runtime = pool.submit(_runtime, partial, self.target)
@@ -326,13 +325,15 @@ class _Job:
             self.show("golden prompts", 0, 0)
             at = time.monotonic()
             seconds = dict(result["seconds"])
-            answers: list[dict[str, list[int]]] = []
+            answers: list[golden.Answer] = []
             if native:
                 bundles.seal(partial, manifest)
                 answers = golden.answers(partial, self.source)
             elif other is not None and twin is not None and host is not None:
                 bundles.seal(twin, self._manifest(other.result(), content, host))
                 answers = golden.answers(twin, self.source)
+                if not alone:
+                    answers = golden.for_gpu(twin, answers, golden.largest_rows(partial / "plan.json"))
                 shutil.rmtree(twin)
             seconds["golden prompts"] = time.monotonic() - at
         self.show("checksums", 0, 0)
@@ -371,7 +372,8 @@ class _Job:
             if (original / name).is_file():
                 shutil.copyfile(original / name, directory / name)
         _runtime(directory, host)
-        return self._worker(directory, host, None, lambda stage, done, total: None, None, short=True)
+        whole = replace(self, layers=None)
+        return whole._worker(directory, host, None, lambda stage, done, total: None, None, short=True)
 
     def _worker(
         self,

@@ -355,7 +355,8 @@ def show(made: Compilation, elapsed_s: float, signed_by: str | None) -> None:
         n_bytes = next(file.n_bytes for file in made.bundle.files if file.path == shipped["file"])
         table.add_row("prefix", f"{shipped['tokens']} tokens of {what}, {size(n_bytes)}")
     if manifest["golden"]:
-        table.add_row("golden", f"{len(manifest['golden'])} prompts that the board must answer exactly")
+        how = "within a tolerance" if "logits" in manifest["golden"][0] else "exactly"
+        table.add_row("golden", f"{len(manifest['golden'])} prompts that the board must answer {how}")
     if made.cached:
         table.add_row("time", f"{elapsed_s:.1f} s, from the cache")
     else:

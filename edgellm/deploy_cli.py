@@ -333,11 +333,13 @@ def gpu_proven(done: Deployment) -> str:
         return ""
     if "error" in gpu:
         return one_line(f"the processor computes: {gpu['error']}")
-    speeds = [gpu.get("decode_tok_s"), gpu.get("cpu_decode_tok_s")]
-    named = [
-        f"{speed:.1f} tokens/s on the {what}" for speed, what in zip(speeds, ("GPU", "processor"), strict=True) if speed
-    ]
-    return f"{one_line(str(gpu.get('name')))}: {', '.join(named)}"
+    n_tokens = count_of(gpu, "tokens")
+    same = f"{count_of(gpu, 'same')} of {n_tokens} golden tokens as on the processor"
+    words = [same if n_tokens else "it has no golden prompts to prove itself with"]
+    for key, what in (("decode_tok_s", "GPU"), ("cpu_decode_tok_s", "processor")):
+        if isinstance(speed := gpu.get(key), (int, float)) and speed > 0:
+            words.append(f"{speed:.1f} tokens/s on the {what}")
+    return f"{one_line(str(gpu.get('name')))}: {', '.join(words)}"
 
 
 @contextmanager

@@ -99,12 +99,11 @@ typedef struct proof {
     uint64_t peak_rss_bytes, most_rss_bytes;
     double decode_tok_s, least_decode_tok_s, prefill_tok_s, least_prefill_tok_s; /* least: 0 if the card has none */
     char throttled[160];                                                         /* why the processor is slowed now */
-    char gpu[256], gpu_error[512]; /* its name, or why the processor computes; both empty: not the bundle's */
-    double gpu_tok_s, cpu_tok_s;   /* of a short answer, where there is a GPU */
+    char gpu[2048], gpu_error[512]; /* what it proved, a JSON object, or why the processor computes; else empty */
 } proof;
 
-/* Runs the slot's own program on its golden prompts, and measures where the manifest has a card. KERNEL_FAILED and
- * the like as the program says; BOARD_REFUSED, with the numbers, if it is too slow or too large. */
+/* Runs the slot's own program on its golden prompts, on each device, and measures where the manifest has a card. Where the
+ * processor can do without the GPU, gpu_error says why it has to. KERNEL_FAILED and the like as the program says; BOARD_REFUSED, with the numbers, if it is too slow or too large. */
 ellm_status proof_take(const char *slot_path, const ellm_bundle *bundle, proof *p, ellm_error *error);
 void proof_print(const proof *p, buffer *json); /* "golden":{…},… without braces around them */
 /* What slows the processor now, from the sysfs at `sys`; empty if nothing does, or nobody knows. */

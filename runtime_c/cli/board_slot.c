@@ -251,11 +251,13 @@ static bool is_current(const char *folder, const char *slot) {
 /* Whether this is in use already, and sound as far as its stamp tells. */
 static bool is_unchanged(const promotion *p, int n_beside, char **beside) {
     ellm_bundle bundle;
+    struct stat note;
     if (!is_current(p->folder, p->slot)
         || ellm_bundle_open_trusted(p->slot_path, &p->trust.files, &bundle, NULL) != ELLM_OK) {
         return false;
     }
     bool sound = strcmp(bundle.sha256, p->sha256) == 0 && beside_is_same(bundle.directory, n_beside, beside)
+                 && fstatat(bundle.directory, ".gpu", &note, 0) != 0 /* a GPU that failed may do better now */
                  && ellm_bundle_check_files(&bundle, false, NULL, NULL, NULL) == ELLM_OK;
     ellm_bundle_close(&bundle);
     return sound;

@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "error.h"
+#include "gpu_note.h"
+#include "model.h"
 
 ellm_status device_wanted(const settings *s, ellm_device otherwise, ellm_device *device, ellm_error *error) {
     const bool is_cpu = s->device != NULL && strcmp(s->device, "cpu") == 0;
@@ -55,7 +57,14 @@ ellm_status device_open(const settings *s, const ellm_trust *trust, device_opene
 #endif
     const bool may_change = info.is_both && info.on_gpu && device != ELLM_DEVICE_GPU;
     ellm_error why = {{0}};
-    if (may_change && info.gpu_times_slower > 0) {
+#ifdef ELLM_VULKAN
+    char note[gpu_note_cap];
+    if (may_change && gpu_note_read(ellm_model_directory(*model), ellm_model_sha256(*model), note)) {
+        status =
+            ellm_fail(&why, ELLM_GPU_MISSING, "%.300s (`edgellm-rt golden DIR --device vulkan` tries it again)", note);
+    } else
+#endif
+        if (may_change && info.gpu_times_slower > 0) {
         status = ellm_fail(&why, ELLM_GPU_MISSING,
                            "this board's GPU takes about %.3g times as long; --device vulkan uses it nevertheless",
                            info.gpu_times_slower);

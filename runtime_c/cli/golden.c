@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "engine.h"
+#include "golden_gpu.h"
 #include "json.h"
 
 enum { region_limit = 64 << 20 };
@@ -76,6 +77,13 @@ ellm_status golden_main(const settings *s, ellm_error *error) {
     unsigned number = 0;
     double start = clock_ms();
     interrupts_catch();
+#ifdef ELLM_VULKAN
+    bool is_gpus;
+    ellm_status judged = golden_gpu(s, &is_gpus, error);
+    if (judged != ELLM_OK || is_gpus) {
+        return judged;
+    }
+#endif
     ellm_status status = engine_open(&e, s, ELLM_LOOKUP_OFF, error);
     if (status == ELLM_OK) {
         status = ellm_json_read(e.info.manifest, e.info.manifest_bytes, &region, ELLM_BUNDLE_FORMAT, "manifest.json",

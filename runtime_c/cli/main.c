@@ -37,7 +37,8 @@ static const command commands[] = {
      "Afterwards the bundle opens without hashing its weights, until one of them changes.\n"},
     {"info", INFO, info_main, "what the bundle is and whether it runs here", "Opens the bundle with all its checks.\n"},
     {"golden", GOLDEN, golden_main, "answer the golden prompts, which must come out exactly",
-     "The manifest holds greedy answers that every machine must reproduce token by token.\n"},
+     "The manifest holds greedy answers that every machine must reproduce token by token, and a GPU (--device vulkan)\n"
+     "with logits close to the processor's.\n"},
     {"profile", PROFILE, profile_main, "time every step of the plan",
      "One JSON object per line: a phase (decode, prefill), its steps with their times, the sums. Runs with and "
      "without\n"

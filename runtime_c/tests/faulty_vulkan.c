@@ -5,6 +5,7 @@
  *   FAULT=clock:1:0            no queue has timestamps
  *   FAULT=apart:1:0            the processor does not see the memory of the device
  *   FAULT=vendor:1:20803       Qualcomm made the device
+ *   FAULT=wrong:40:0           the 40th dispatch that is recorded is left out: it computes, and wrongly
  *   FAULT_COUNTS=FILE          how often each call was made, a line each, at the end
  *
  * Built as libvulkan.so.1 with REAL="the real one's path". */
@@ -155,6 +156,17 @@ static VkResult allocate(VkDevice device, const VkMemoryAllocateInfo *info, cons
     return truly_allocate(device, &first, callbacks, memory);
 }
 
+static PFN_vkCmdDispatch truly_dispatch;
+
+static void dispatch(VkCommandBuffer commands, uint32_t x, uint32_t y, uint32_t z) {
+    static unsigned n;
+    unsigned left_out = 0;
+    const char *told = getenv("FAULT");
+    if (told == NULL || sscanf(told, "wrong:%u", &left_out) != 1 || ++n != left_out) {
+        truly_dispatch(commands, x, y, z);
+    }
+}
+
 /* The wrapper of a function, if it has one. */
 static PFN_vkVoidFunction wrapped(const char *name, PFN_vkVoidFunction function) {
 #define FIND(wanted, parameters, arguments)                                                                            \
@@ -173,6 +185,10 @@ static PFN_vkVoidFunction device_function(VkDevice device, const char *name) {
     if (strcmp(name, "vkAllocateMemory") == 0 && is_due("apart", 1, &result)) {
         truly_allocate = (PFN_vkAllocateMemory)function;
         function = (PFN_vkVoidFunction)allocate;
+    }
+    if (strcmp(name, "vkCmdDispatch") == 0) {
+        truly_dispatch = (PFN_vkCmdDispatch)function;
+        return (PFN_vkVoidFunction)dispatch;
     }
     if (strcmp(name, "vkGetBufferMemoryRequirements") == 0) {
         real_requirements = (PFN_vkGetBufferMemoryRequirements)function;

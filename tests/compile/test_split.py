@@ -65,6 +65,14 @@ def test_answers_are_those_of_the_processor(split: Path, plain: Path):
     assert "llvmpipe" in json.loads(shown.stdout)["gpu"]["name"]
 
 
+def test_its_gpu_proves_itself_by_the_processors_logits(split: Path):
+    done = call(split, "golden", "--json")
+    assert done.returncode == 0, done.stderr
+    proven = json.loads(done.stdout)
+    assert proven["same"] == proven["tokens"] > 60
+    assert proven["farthest"] < 1e-4
+
+
 def test_it_is_whole(split: Path, plain: Path):
     assert call(split, "verify").returncode == 0
     assert f"a GPU for the first {ON_GPU} layers" in call(split, "info").stdout

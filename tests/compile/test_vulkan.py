@@ -15,12 +15,14 @@ import pytest
 
 from crosscompile.gpu.schedules import SCHEDULES
 from edgellm import bundle as bundles
-from edgellm import hub
+from edgellm import cache, hub
 from edgellm.boards import find_board, list_boards
+from edgellm.cli import main
 from edgellm.compile import build, compile_model
 from edgellm.errors import BoardError
 from edgellm.precision import Options
 from tests.compile.logits import Model, compare
+from tests.compile.test_vulkan_faults import faulty_loader
 from tests.server import MODEL
 from tests.shaders import LAYERS, build_runner, compile_glsl, lavapipe, lavapipe_alone, validate
 from tests.vulkan_layer import build_layer, count
@@ -78,6 +80,54 @@ def modules_of(data: bytes) -> dict[str, bytes]:
 def test_greedy_tokens_equal_the_processors(on_gpu: Path, bundle: Path):
     for prompt in PROMPTS:
         assert greedy(on_gpu, prompt) == greedy(bundle, prompt)
+
+
+def test_it_has_golden_prompts_and_one_that_fills_its_largest_function(on_gpu: Path):
+    golden = bundles.read(on_gpu).manifest["golden"]
+    assert len(golden) == 4
+    assert len(golden[-1]["prompt"]) > 128
+    assert all(len(row) == 17 for entry in golden for row in entry["logits"])
+    done = run(on_gpu, "golden", str(on_gpu), "--json")
+    assert done.returncode == 0, done.stderr
+    proven = json.loads(done.stdout)
+    assert proven["same"] == proven["tokens"] > 60
+    assert proven["farthest"] < 0.05
+
+
+def test_golden_prompts_that_are_damaged_are_named(on_gpu: Path, tmp_path: Path):
+    for i, logits in enumerate(([[1.0]], "none", [[1.0] * 16 + ["x"]] * 16, [])):
+        copy = shutil.copytree(on_gpu, tmp_path / str(i))
+        manifest = {k: v for k, v in bundles.read(copy).manifest.items() if k not in ("format", "files")}
+        manifest["golden"][0]["logits"] = logits
+        bundles.seal(copy, manifest)
+        done = run(copy, "golden", str(copy))
+        assert done.returncode == 22
+        assert "BUNDLE_FORMAT: manifest.json: golden: logits" in done.stderr
+
+
+def test_a_gpu_that_computes_wrongly_is_not_put_in_use(
+    on_gpu: Path, bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    loader = tmp_path / "loader"
+    loader.mkdir()
+    known = {"EDGELLM_CACHE": str(cache.root()), "HOME": str(tmp_path), "LD_LIBRARY_PATH": str(faulty_loader(loader))}
+    for name, value in {**lavapipe(), **known, "FAULT": "wrong:20:0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    command = ["deploy", "--board", "local", "--name", "ember"]
+    assert main([*command, str(bundle)]) == 0
+    (slot,) = (tmp_path / ".edgellm" / "models").glob("*/current")
+    before = slot.resolve()
+    capsys.readouterr()
+    assert main([*command, str(on_gpu)]) == 1
+    error = capsys.readouterr().err
+    assert "KERNEL_FAILED" in error
+    assert "computes wrongly" in error
+    assert slot.resolve() == before
+    monkeypatch.setenv("FAULT", "")
+    assert main([*command, str(on_gpu)]) == 0
+    assert "golden tokens as on the processor" in capsys.readouterr().out
+    assert slot.resolve() != before
 
 
 def test_logits_are_the_processors_within_the_tolerance(on_gpu: Path, bundle: Path, tmp_path: Path):

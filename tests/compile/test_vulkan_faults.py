@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from edgellm import cache
+from edgellm.cli import main
 from edgellm.compile import compile_model
 from tests.server import MODEL
 from tests.shaders import LAYERS, RUNTIME_C, lavapipe
@@ -139,3 +141,86 @@ def test_what_fails_in_the_middle_of_an_answer_is_named(name: str, both: Path, l
         done = run(both, loader, f"vk{name}:{counts[name]}:{code}")
         assert done.returncode > 0, done.stderr
         assert f"edgellm-rt: {NAMES[code]}: while computing" in done.stderr
+
+
+WRONG = {"one row": 20, "32 rows": 140, "128 rows": 200, "rows of a head": 253}
+"""Dispatches of the demo model's plan, in the order in which functions are recorded; each is left out alone."""
+
+
+def golden(bundle: Path, loader: Path, fault: str) -> subprocess.CompletedProcess[str]:
+    argv = [str(bundle / "edgellm-rt"), "golden", str(bundle), "--device", "vulkan", "--json"]
+    env = {**lavapipe(), "LD_LIBRARY_PATH": str(loader), "FAULT": fault}
+    return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=120, check=False)
+
+
+def test_a_gpu_that_computes_wrongly_is_found_out_and_not_used_until_it_proves_itself(both: Path, loader: Path):
+    note, expected = both / ".gpu", json.loads(run(both, loader, "", "--device", "cpu").stdout)["ids"]
+    for what, nth in WRONG.items():
+        found = golden(both, loader, f"wrong:{nth}:0")
+        assert found.returncode == 27, what
+        assert "edgellm-rt: KERNEL_FAILED: llvmpipe" in found.stderr
+        assert "computes wrongly" in found.stderr
+        assert "update its driver" in found.stderr
+    assert "computes wrongly" in note.read_text()
+    free = run(both, loader, "")
+    assert json.loads(free.stdout)["ids"] == expected
+    assert "note: the processor computes: llvmpipe" in free.stderr
+    assert "golden DIR --device vulkan` tries it again" in free.stderr
+    assert "processor computes" not in run(both, loader, "", "--device", "vulkan").stderr
+    lost = golden(both, loader, f"vkQueueSubmit:3:{LOST}")
+    assert lost.returncode == 81
+    assert "the GPU" in note.read_text()
+    done = golden(both, loader, "")
+    assert done.returncode == 0, done.stderr
+    proven = json.loads(done.stdout)
+    assert proven["same"] == proven["tokens"] > 60
+    assert proven["farthest"] < 0.05
+    assert not note.exists()
+    assert "the processor computes" not in run(both, loader, "").stderr
+
+
+def test_a_note_of_another_manifest_or_none_at_all_is_not_heeded_and_no_terminal_obeys_it(both: Path, loader: Path):
+    note, first = both / ".gpu", "edgellm-gpu 1 " + (both / "manifest.sha256").read_text().split()[0]
+    try:
+        for text in (
+            "",
+            "edgellm-gpu 1",
+            first,
+            f"edgellm-gpu 1 {'0' * 64}\nwhy\n",
+            first.replace(" 1 ", " 2 ") + "\n",
+        ):
+            note.write_text(text)
+            assert "the processor computes" not in run(both, loader, "").stderr, text
+        note.write_bytes(first.encode() + b"\n\x1b[2J \xff" + b"x" * 5000)
+        said = run(both, loader, "").stderr
+        assert "the processor computes: ?[2J ?xxx" in said
+        assert len(said) < 800
+    finally:
+        note.unlink()
+
+
+def test_a_deployment_finds_a_wrong_gpu_out_and_the_next_one_clears_it(
+    both: Path, loader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    known = {"EDGELLM_CACHE": str(cache.root()), "HOME": str(tmp_path), "LD_LIBRARY_PATH": str(loader)}
+    for name, value in {**lavapipe(), **known, "FAULT": "wrong:20:0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("XDG_STATE_HOME", raising=False)
+    command = ["deploy", "--board", "local", str(both)]
+    assert main(command) == 0
+    assert "the processor computes: llvmpipe" in (said := capsys.readouterr().out)
+    assert "computes wrongly" in said
+    (slot,) = (tmp_path / ".edgellm" / "models").glob("*/current")
+    assert (slot / ".gpu").exists()
+    assert "note: the processor computes: llvmpipe" in run(slot, loader, "").stderr
+    monkeypatch.setenv("FAULT", "")
+    assert main([*command, "--json"]) == 0
+    done = json.loads(capsys.readouterr().out)
+    gpu = done["proof"]["gpu"]
+    assert gpu["same"] == gpu["tokens"]
+    assert gpu["decode_tok_s"] > 0
+    assert gpu["cpu_decode_tok_s"] > 0
+    assert not (slot / ".gpu").exists()
+    assert "the processor computes" not in run(slot, loader, "").stderr
+    assert main(command) == 0
+    assert "on local already" in capsys.readouterr().out

@@ -242,7 +242,7 @@ static ellm_status judge(const proof *p, ellm_error *error) {
 static ellm_status try_gpu(const char *slot, bool has_cpu, ellm_region *region, proof *p, ellm_error *error) {
     ellm_error why = {{0}};
     reply r;
-    char *prove[] = {"golden", "--device", "vulkan", "--json", NULL};
+    char *prove[] = {"golden", "--device", "auto", "--json", NULL};
     ellm_status status = ask(slot, prove, "trying the GPU", region, &r, has_cpu ? &why : error);
     if (status == ELLM_OK && r.text != NULL) {
         snprintf(p->gpu, sizeof p->gpu, "%.*s", (int)strcspn(r.text, "\n"), r.text); /* the host reads lines */

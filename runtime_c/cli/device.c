@@ -10,10 +10,11 @@
 ellm_status device_wanted(const settings *s, ellm_device otherwise, ellm_device *device, ellm_error *error) {
     const bool is_cpu = s->device != NULL && strcmp(s->device, "cpu") == 0;
     const bool is_gpu = s->device != NULL && strcmp(s->device, "vulkan") == 0;
+    const bool is_told = s->device != NULL && strcmp(s->device, "auto") != 0;
     *device = is_cpu ? ELLM_DEVICE_CPU : is_gpu ? ELLM_DEVICE_GPU : otherwise;
-    return s->device == NULL || is_cpu || is_gpu
+    return !is_told || is_cpu || is_gpu
                ? ELLM_OK
-               : ellm_fail(error, ELLM_USAGE, "--device is cpu or vulkan, not '%.40s'", s->device);
+               : ellm_fail(error, ELLM_USAGE, "--device is cpu, vulkan or auto, not '%.40s'", s->device);
 }
 
 /* Whether a failure to open a GPU is a reason to take the processor. */

@@ -20,6 +20,7 @@
 #include "device.h"
 #include "engine.h"
 #include "golden_text.h"
+#include "gpu.h"
 #include "gpu_note.h"
 #include "trust.h"
 
@@ -27,6 +28,10 @@ enum { region_limit = 256 << 20 };
 /* How far logits may be off, of the largest one that is compared at a position: half of each prompt's tokens by what the
  * tests allow every logit, nine tenths of all by twice that, and none by more than a mixture's ties do (docs/vulkan.md). */
 static const double usual = 0.05, near = 0.1, most_off = 0.5, least_near = 0.9;
+
+/* No text is begun, and none goes on beyond a few tokens, behind so long: a slow device is judged by less. */
+static const double patience_ms = 60000;
+enum { least_tokens = 4 };
 
 /* How long tokens took that were computed one by one. */
 typedef struct pace {
@@ -61,10 +66,12 @@ static void compared(const float *logits, int32_t vocab, int32_t token, float to
     to[golden_spread] = logits[token];
 }
 
-/* Feeds a prompt and its tokens; `each` sees the logits of every token before it is fed. */
+/* Feeds a prompt and its tokens; `each` sees the logits of every token before it is fed. Behind `until`, the text ends
+ * where it is. */
 typedef void token_run(void *user, const float *logits, int32_t vocab, golden_text *text, size_t i);
 
-static ellm_status feed(engine *e, golden_text *text, token_run *each, void *user, pace *took, ellm_error *error) {
+static ellm_status feed(engine *e, golden_text *text, token_run *each, void *user, pace *took, double until,
+                        ellm_error *error) {
     size_t n_reused;
     ellm_status status = engine_prefill(e, text->prompt, text->n_prompt, NULL, NULL, &n_reused, error);
     if (status == ELLM_OK && text->n_prompt + text->n_tokens > (size_t)e->context_length) {
@@ -72,6 +79,10 @@ static ellm_status feed(engine *e, golden_text *text, token_run *each, void *use
                          text->n_prompt + text->n_tokens);
     }
     for (size_t i = 0; i < text->n_tokens && status == ELLM_OK; i++) {
+        if (i >= least_tokens && clock_ms() > until) {
+            text->n_tokens = i;
+            break;
+        }
         if (i > 0) {
             double start = clock_ms();
             status = ellm_session_eval(e->context, 0, &text->tokens[i - 1], 1, e->logits);
@@ -94,17 +105,23 @@ static void learn(void *user, const float *logits, int32_t vocab, golden_text *t
     compared(logits, vocab, text->tokens[i], text->logits + i * golden_compared);
 }
 
-/* What the processor says to all texts; the last one's tokens are to be found. */
-static ellm_status ask_processor(const settings *s, golden_text *texts, size_t n, ellm_region *region, pace *took,
+/* What the processor says to texts, to fewer where it is slow; the last one's tokens are to be found. */
+static ellm_status ask_processor(const settings *s, golden_text *texts, size_t *n, ellm_region *region, pace *took,
                                  ellm_error *error) {
     engine e;
     settings cpu = *s;
+    golden_text *last = &texts[*n - 1];
+    const double until = clock_ms() + patience_ms;
     cpu.device = "cpu";
     ellm_status status = engine_open(&e, &cpu, ELLM_LOOKUP_OFF, error);
-    for (size_t i = 0; i < n && status == ELLM_OK; i++) {
+    for (size_t i = 0; i < *n && status == ELLM_OK; i++) {
+        if (i > 0 && clock_ms() > until) {
+            *n = i;
+            break;
+        }
         texts[i].logits = ellm_region_alloc(region, texts[i].n_tokens * golden_compared, sizeof *texts[i].logits);
         status =
-            texts[i].logits == NULL ? golden_no_memory(error) : feed(&e, &texts[i], learn, &texts[n - 1], took, error);
+            texts[i].logits == NULL ? golden_no_memory(error) : feed(&e, &texts[i], learn, last, took, until, error);
     }
     engine_close(&e);
     return status;
@@ -232,17 +249,22 @@ static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_
     double start = clock_ms();
     settings gpus = *s;
     gpus.takes_cpu = false;
+    gpus.device = "vulkan";
     ellm_status status = engine_open(&e, &gpus, ELLM_LOOKUP_OFF, error);
-    size_t n_prompts = n;
-    if (status == ELLM_OK && n == 0) { /* nobody knows what should come out, but something should */
+    const bool knows = n > 0;
+    if (status == ELLM_OK && !knows) { /* nobody knows what should come out, but something should */
         status = golden_text_make(&e.info, region, &texts[n++], error);
     }
     for (size_t i = 0; i < n && status == ELLM_OK; i++) {
         size_t before = j.n_usual;
-        status = feed(&e, &texts[i], compare, &j, &gpu, error);
+        if (i > 0 && clock_ms() > start + patience_ms) {
+            n = i;
+            break;
+        }
+        status = feed(&e, &texts[i], compare, &j, &gpu, start + patience_ms, error);
         j.is_prompt_off = j.is_prompt_off || 2 * (j.n_usual - before) < texts[i].n_tokens;
     }
-    for (int i = 0; counts[i] != 0 && status == ELLM_OK; i++) {
+    for (int i = 0; counts[i] != 0 && status == ELLM_OK && clock_ms() < start + patience_ms; i++) {
         golden_text *last = &texts[n - 1]; /* the longest */
         if (counts[i] <= e.info.step_rows && (size_t)counts[i] < last->n_prompt + last->n_tokens) {
             status = feed_together(&e, last, (size_t)counts[i], &j, error);
@@ -250,7 +272,7 @@ static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_
     }
     status = status == ELLM_OK ? judge(&e, &j, is_both, error) : status;
     if (status == ELLM_OK) {
-        print(s, &e, &j, n_prompts, clock_ms() - start, &gpu, cpu);
+        print(s, &e, &j, knows ? n : 0, clock_ms() - start, &gpu, cpu);
     }
     engine_close(&e);
     return status;
@@ -283,8 +305,13 @@ ellm_status golden_gpu(const settings *s, bool *is_gpus, ellm_error *error) {
     }
     const ellm_manifest *manifest = &bundle.manifest;
     const bool is_both = manifest->has_gpu && manifest->has_cpu;
-    *is_gpus = manifest->has_gpu && device != ELLM_DEVICE_CPU && (device == ELLM_DEVICE_GPU || !is_both);
-    if (*is_gpus) {
+    const bool is_auto = s->device != NULL && strcmp(s->device, "auto") == 0;
+    *is_gpus = manifest->has_gpu && device != ELLM_DEVICE_CPU && (device == ELLM_DEVICE_GPU || !is_both || is_auto);
+    if (*is_gpus && is_both && is_auto && manifest->times_slower > 0) {
+        status =
+            ellm_fail(error, ELLM_GPU_MISSING, "this board's GPU takes about %.3g times as long, and was not tried",
+                      manifest->times_slower);
+    } else if (*is_gpus) {
         ellm_region region;
         ellm_region_init(&region, region_limit);
         golden_text *texts = NULL;
@@ -293,10 +320,11 @@ ellm_status golden_gpu(const settings *s, bool *is_gpus, ellm_error *error) {
         if (is_both) { /* stays where a driver takes the program down with it */
             gpu_note_write(bundle.directory, bundle.sha256, "the GPU was tried, and nobody heard how that ended");
         }
-        status = golden_texts_read(&bundle, &region, &texts, &n, error);
+        status = ellm_gpu_find(is_both && is_auto, error);
+        status = status == ELLM_OK ? golden_texts_read(&bundle, &region, &texts, &n, error) : status;
         if (status == ELLM_OK && is_both) {
-            status = long_text(s, &t.files, &region, &texts[n], error);
-            status = status == ELLM_OK ? ask_processor(s, texts, ++n, &region, &cpu, error) : status;
+            status = long_text(s, &t.files, &region, &texts[n++], error);
+            status = status == ELLM_OK ? ask_processor(s, texts, &n, &region, &cpu, error) : status;
         }
         status = status == ELLM_OK ? run(s, texts, n, is_both, &cpu, &region, error) : status;
         if (is_both && status == ELLM_OK) {

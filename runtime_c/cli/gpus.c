@@ -8,7 +8,7 @@
 #include "driver.h"
 #include "shader.h"
 
-enum { edge = 16, floor_needs = ELLM_NEEDS_16BIT | ELLM_NEEDS_8BIT | ELLM_NEEDS_GROUP };
+enum { edge = 16 };
 
 static const char *kind_of(VkPhysicalDeviceType type) {
     switch (type) {
@@ -72,7 +72,7 @@ ellm_status gpus_main(const settings *s, ellm_error *error) {
     for (int rank = 4; rank >= 0 && status == ELLM_OK; rank--) { /* as one is taken */
         for (uint32_t i = 0; i < n; i++) {
             ellm_vulkan_device device;
-            const char *lack = ellm_vulkan_look(&api, devices[i], floor_needs, &device);
+            const char *lack = ellm_vulkan_look(&api, devices[i], ELLM_NEEDS_FLOOR, &device);
             if (ellm_vulkan_rank(&device) == rank) {
                 put_device(&json, &api, &device, lack);
             }

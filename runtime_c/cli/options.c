@@ -88,7 +88,7 @@ static const option options[] = {
     {"lookup", 0, "WHEN", LOOKUP, RUN | CHAT | BENCH, FIELD(lookup), 0, 0,
      "guess tokens from earlier text: on, off or auto, where it is faster (default; bench: off)"},
     {"device", 0, "NAME", TEXT, COMPUTES, FIELD(device), 0, 0,
-     "cpu or vulkan (default: the GPU, where it works and is faster)"},
+     "cpu, vulkan or auto (default): the GPU, where it works and is faster"},
     {"context", 0, "N", COUNT, COMPUTES, FIELD(context), 1, 1 << 24,
      "positions to make room for (default: the model's, at most 4096)"},
     {"session", 0, "FILE", TEXT, CHAT, FIELD(session), 0, 0,

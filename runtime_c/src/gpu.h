@@ -27,6 +27,8 @@ typedef struct ellm_gpu_info {
 /* Picks a device, copies the weights to it, and records every function. GPU_MISSING, GPU_LOST, NO_MEMORY. */
 ellm_status ellm_gpu_open(const ellm_gpu_source *source, ellm_gpu **gpu, ellm_error *error);
 void ellm_gpu_close(ellm_gpu *gpu);
+/* Whether there is a GPU that bundles could run on; `real`: no program that imitates one. GPU_MISSING says what is not. */
+ellm_status ellm_gpu_find(bool real, ellm_error *error);
 void ellm_gpu_get_info(const ellm_gpu *gpu, ellm_gpu_info *info);
 
 /* Runs the body function with this index after whatever was asked for before, with the inputs as they are now. It need

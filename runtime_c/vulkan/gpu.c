@@ -57,6 +57,23 @@ ellm_status ellm_gpu_open(const ellm_gpu_source *source, ellm_gpu **result, ellm
     return ELLM_OK;
 }
 
+ellm_status ellm_gpu_find(bool real, ellm_error *error) {
+    ellm_gpu *gpu = calloc(1, sizeof *gpu);
+    if (gpu == NULL) {
+        return ellm_fail(error, ELLM_NO_MEMORY, "no memory for a GPU");
+    }
+    gpu->source.real = real;
+    ellm_status status = ellm_vulkan_load(&gpu->api, error);
+    status = status == ELLM_OK ? ellm_vulkan_pick(gpu, ELLM_NEEDS_FLOOR, error) : status;
+    if (gpu->device != NULL && gpu->api.DestroyDevice != NULL) {
+        gpu->api.DestroyDevice(gpu->device, NULL);
+    }
+    gpu->api.library = NULL; /* it stays: what comes next opens it, and drivers may not like to be loaded twice */
+    ellm_vulkan_unload(&gpu->api);
+    free(gpu);
+    return status;
+}
+
 void ellm_gpu_close(ellm_gpu *gpu) {
     if (gpu == NULL) {
         return;

@@ -93,6 +93,9 @@ def test_a_board_whose_gpu_is_slower_says_by_how_much_and_does_not_open_it(both:
     assert "takes about 10 times as long" in notes(done)[0]
     assert "llvmpipe" not in done.stderr
     assert not notes(call(slow, "run", *PROMPT, "--device", "vulkan"))
+    untried = call(slow, "golden", "--device", "auto")
+    assert "takes about 10 times as long, and was not tried" in untried.stderr
+    assert not (slow / ".gpu").exists()
 
 
 def test_what_only_the_processor_can_takes_it_without_a_word(both: Path, tmp_path: Path):
@@ -127,7 +130,7 @@ def test_a_device_that_a_bundle_is_not_for_is_refused(both: Path, bundle: Path):
     done = call(bundle, "run", *PROMPT, "--device", "vulkan")
     assert "USAGE" in done.stderr
     assert "compile it with --device vulkan, or both" in done.stderr
-    assert "--device is cpu or vulkan, not 'gpu'" in call(both, "run", *PROMPT, "--device", "gpu").stderr
+    assert "--device is cpu, vulkan or auto, not 'gpu'" in call(both, "run", *PROMPT, "--device", "gpu").stderr
 
 
 def test_a_server_for_both_says_who_computes(both: Path, tmp_path: Path):

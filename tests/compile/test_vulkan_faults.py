@@ -147,8 +147,8 @@ WRONG = {"one row": 20, "32 rows": 140, "128 rows": 200, "rows of a head": 253}
 """Dispatches of the demo model's plan, in the order in which functions are recorded; each is left out alone."""
 
 
-def golden(bundle: Path, loader: Path, fault: str) -> subprocess.CompletedProcess[str]:
-    argv = [str(bundle / "edgellm-rt"), "golden", str(bundle), "--device", "vulkan", "--json"]
+def golden(bundle: Path, loader: Path, fault: str, device: str = "vulkan") -> subprocess.CompletedProcess[str]:
+    argv = [str(bundle / "edgellm-rt"), "golden", str(bundle), "--device", device, "--json"]
     env = {**lavapipe(), "LD_LIBRARY_PATH": str(loader), "FAULT": fault}
     return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=120, check=False)
 
@@ -170,7 +170,10 @@ def test_a_gpu_that_computes_wrongly_is_found_out_and_not_used_until_it_proves_i
     lost = golden(both, loader, f"vkQueueSubmit:3:{LOST}")
     assert lost.returncode == 81
     assert "the GPU" in note.read_text()
-    done = golden(both, loader, "")
+    imitation = golden(both, Path("none"), "", "auto")
+    assert imitation.returncode == 80
+    assert "the only GPU that Vulkan finds is llvmpipe" in note.read_text()
+    done = golden(both, loader, "", "auto")
     assert done.returncode == 0, done.stderr
     proven = json.loads(done.stdout)
     assert proven["same"] == proven["tokens"] > 60

@@ -41,10 +41,7 @@ def test_a_deployed_model_runs_on_the_boards_gpu_with_the_processors_tokens(both
     assert main(["deploy", str(both), "--board", BOARD, "--json"]) == 0
     done = json.loads(capsys.readouterr().out)
     assert done["proof"]["golden"]["prompts"] == 3
-    gpu = done["proof"]["gpu"]
-    assert "llvmpipe" in gpu["name"]
-    assert gpu["decode_tok_s"] > 0
-    assert gpu["cpu_decode_tok_s"] > 0
+    assert "the only GPU that Vulkan finds is llvmpipe" in done["proof"]["gpu"]["error"]
     with SshRemote(start_board(BOARD)) as remote:
         slot = done["path"]
         command = [f"{slot}/edgellm-rt", "run", slot, "--tokens", TOKENS, "-n", "6", "--temperature", "0", "--json"]

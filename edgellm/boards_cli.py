@@ -12,6 +12,7 @@ from typing import Any
 from crosscompile.errors import TargetError
 from edgellm.boards import Board, Chooser, find_board, list_boards, load_board
 from edgellm.errors import BoardError
+from edgellm.gpu_facts import FOUND
 from edgellm.instances import Instance, add_instance, read_instances, remove_instance
 
 _EPILOG = """\
@@ -157,6 +158,8 @@ def describe(board: Board) -> dict[str, Any]:
 
 
 def _show(board: Board, as_json: bool) -> None:
+    if board.vulkan is not None and board.vulkan.schedule == FOUND:
+        board = dataclasses.replace(board, vulkan=board.gpu())
     values = describe(board)
     if as_json:
         print(json.dumps(values, indent=2))

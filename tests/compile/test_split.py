@@ -23,6 +23,7 @@ from tests.compile.test_device_both import PROMPT, call, changed, ids, without_a
 from tests.compile.test_model import host_tiers
 from tests.compile.test_vulkan_families import logits as run_on
 from tests.compile.test_vulkan_families import prepare
+from tests.compile.test_vulkan_faults import faulty_loader
 from tests.compiling import compile_forked
 from tests.emulated.test_bits import make_bundle
 from tests.oracle.family_configurations import FAMILIES
@@ -178,7 +179,9 @@ def test_every_family_is_split_alike(name: str, tmp_path: Path):
 def test_deploying_measures_both_devices_and_takes_the_split(
     split: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    for name, value in {**lavapipe(), "EDGELLM_CACHE": str(cache.root()), "HOME": str(tmp_path)}.items():
+    (tmp_path / "loader").mkdir()
+    real = {"LD_LIBRARY_PATH": str(faulty_loader(tmp_path / "loader"))}  # a program that imitates a GPU gets no layers
+    for name, value in {**lavapipe(), **real, "EDGELLM_CACHE": str(cache.root()), "HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(layer_split, "best", lambda n_layers, cpu, gpu: ON_GPU)  # lavapipe would never get a layer
     assert main(["deploy", "--board", "local", "--gpu-layers", "auto", "--scheme", "f32", str(MODEL)]) == 0

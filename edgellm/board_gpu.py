@@ -106,7 +106,7 @@ def ask(board: Board, remote: Remote, device: str, tell: Callable[[str], None]) 
         asked = gpu_facts.asked(section, gpu)
         tell(gpu_facts.describe(asked))
         if board.instance is not None:
-            remember_gpu(board.instance, asked)
+            remember_gpu(board.instance, board.whereabouts, asked)
         return replace(board, vulkan=asked)
     lacking = ", ".join(f"{each.name} lacks {each.lacks}" for each in devices if each.lacks is not None)
     if lacking and device in ONLY_GPU:

@@ -6,7 +6,6 @@ unknown or of the wrong type is refused with the file, the key and the reason.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -129,6 +128,11 @@ class Board:
     def label(self) -> str:
         """What messages call the board: the instance's name, or the type's id."""
         return self.instance or self.id
+
+    @property
+    def whereabouts(self) -> str:
+        """Which board its instance's name means."""
+        return f"{self.id} {self.host} {self.port}"
 
     @property
     def arch(self) -> str:
@@ -286,12 +290,19 @@ def find_board(name: str, host: str | None = None, choose: Chooser | None = None
 
 def _at(board: Board, instance: Instance) -> Board:
     """The board at an address, with what its GPU's driver said when it was asked last (edgellm.board_gpu)."""
-    said = recall_gpu(instance.name) if board.vulkan is not None else None
-    if said is not None:
-        with contextlib.suppress(BoardError):  # of another version, or edited; the next deploy asks again
-            known = {key: value for key, value in said.items() if value is not None}
-            board = replace(board, vulkan=_section(known, VulkanSection, state_path(), f"{instance.name}.gpu"))
-    return replace(board, instance=instance.name, host=instance.host, port=instance.port)
+    board = replace(board, instance=instance.name, host=instance.host, port=instance.port)
+    said = recall_gpu(instance.name, board.whereabouts) if board.vulkan is not None else None
+    if board.vulkan is None or said is None:
+        return board
+    known = {key: value for key, value in said.items() if value is not None}
+    try:
+        section = _section(known, VulkanSection, state_path(), f"{instance.name}.gpu")
+        asked = replace(board, vulkan=replace(section, times_slower=board.vulkan.times_slower))
+        _check(asked, state_path())
+        asked.gpu()
+    except BoardError:  # of another version, or edited; the next deploy asks again
+        return board
+    return asked
 
 
 def _manifests(directory: Path | None) -> list[Path]:
@@ -362,6 +373,18 @@ def _check(board: Board, path: Path) -> None:
         ),
         ("target.clock_hz", (target.clock_hz or 1) > 0, "must be positive"),
         ("memory.page_bytes", memory.page_bytes in (4096, 16384, 65536), "must be 4096, 16384 or 65536"),
+        (
+            "vulkan",
+            board.vulkan is None
+            or min(
+                board.vulkan.invocations,
+                board.vulkan.shared_bytes,
+                board.vulkan.storage_buffers,
+                board.vulkan.binding_bytes,
+            )
+            > 0,
+            "limits must be positive",
+        ),
         (
             "vulkan.subgroup",
             board.vulkan is None or board.vulkan.subgroup in (0, *SUBGROUPS),

@@ -139,7 +139,12 @@ def main(args: argparse.Namespace) -> int:
         if app is not None:
             app_install.look(remote, facts, app)  # likewise
         if wanted != "cpu" and lack is None and not is_compiled(args.model):
-            board = board_gpu.ask(board, remote, wanted, lambda text: say(args, "GPU", text))
+            said: list[str] = []
+            with StageDisplay(quiet=args.json) as display:
+                display.update("asking the GPU's driver", 0, 0)
+                board = board_gpu.ask(board, remote, wanted, said.append)
+            for text in said:
+                say(args, "GPU", text)
         bundle = trust.applied(bundle_for(args, board, stack), stack, quiet=args.json)
         device = bundle.manifest["target"].get("device", "cpu")
         if device != wanted:  # a finished bundle

@@ -40,15 +40,19 @@ def remember(label: str, what: Remembered) -> None:
     _add(label, asdict(what))
 
 
-def remember_gpu(label: str, section: VulkanSection) -> None:
-    """Records what a board's driver said, in place of what it said before."""
-    _add(label, {"gpu": asdict(section)})
+def remember_gpu(label: str, where: str, section: VulkanSection) -> None:
+    """Records what a board's driver said, in place of what it said before. where: which board that is."""
+    _add(label, {"gpu": asdict(section), "asked": where})
 
 
-def recall_gpu(label: str) -> dict[str, object] | None:
-    """What a board's driver said when it was asked last, as it was recorded: not checked. None: never asked."""
-    found = _read().get(label, {}).get("gpu")
-    return found if isinstance(found, dict) else None
+def recall_gpu(label: str, where: str) -> dict[str, object] | None:
+    """What a board's driver said when it was asked last, as it was recorded: not checked.
+
+    None: never, or the name was another board's then.
+    """
+    entry = _read().get(label, {})
+    found = entry.get("gpu")
+    return found if isinstance(found, dict) and entry.get("asked") == where else None
 
 
 def _add(label: str, values: dict[str, object]) -> None:

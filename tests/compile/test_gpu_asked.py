@@ -113,20 +113,31 @@ def test_where_no_gpu_answers_the_manifest_counts_and_a_line_says_so(own_home: P
 def test_a_board_with_a_name_keeps_what_its_driver_said(own_home: Path, loader: Path):
     add_instance(Instance.at("kitchen", "orangepi5", "pi@kitchen.local"))
     assert find_board("kitchen").gpu().schedule == "mali"
-    named = replace(board_of(), instance="kitchen")
+    there = find_board("kitchen")
+    named = replace(board_of(), id=there.id, instance="kitchen", host=there.host, port=there.port)
     remember("kitchen", Remembered("pi@kitchen.local", "assistant"))
     asked = board_gpu.ask(named, machine(own_home, loader, ADRENO), "both", lambda text: None)
     found = find_board("kitchen")
-    assert found.gpu() == asked.gpu()
+    slower = found.gpu().times_slower  # what is no driver's to say is the manifest's
+    assert replace(found.gpu(), times_slower=2) == asked.gpu()
+    assert slower == load_board("orangepi5").gpu().times_slower
     assert found.gpu_target().gpu is not None
     assert recall("kitchen").model == "assistant"
     remember("kitchen", Remembered("pi@kitchen.local", "other"))
-    assert find_board("kitchen").gpu() == asked.gpu()
+    assert find_board("kitchen").gpu() == found.gpu()
     assert load_board("orangepi5").gpu().schedule == "mali"  # the type is what its manifest says
     known = json.loads(state_path().read_text())
-    for nonsense in ("adreno", {"device": 3}, {"device": "x", "invocations": "many"}, {"device": "x", "more": 1}):
+    whole = known["kitchen"]["gpu"]
+    for nonsense in (
+        *("adreno", {"device": 3}, {"device": "x", "invocations": "many"}, {"device": "x", "more": 1}),
+        *({**whole, "schedule": "none"}, {**whole, "invocations": -1}, {**whole, "capabilities": ["Magic"]}),
+    ):
         state_path().write_text(json.dumps({**known, "kitchen": {**known["kitchen"], "gpu": nonsense}}))
         assert find_board("kitchen").gpu().schedule == "mali"
+    state_path().write_text(json.dumps(known))
+    assert find_board("kitchen").gpu().schedule == "adreno"
+    add_instance(Instance.at("kitchen", "orangepi5", "pi@other.local"), replace=True)
+    assert find_board("kitchen").gpu().schedule == "mali"  # another board of that name
 
 
 def test_this_machines_driver_is_asked_alike(loader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

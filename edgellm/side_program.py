@@ -15,8 +15,10 @@ _PREPARE = """\
 mkdir -p "$HOME/$1"; cd "$HOME/$1"; pwd
 if [ -x edgellm-rt ]; then echo there; fi
 find . -name 'edgellm-rpc-*' -mtime +1 -exec rm -rf {} + >/dev/null 2>&1 || true
+find .. -mindepth 1 -maxdepth 1 ! -name "${PWD##*/}" -mtime +30 -exec rm -rf {} + >/dev/null 2>&1 || true
 """
-"""Says where the program belongs and whether it is there; what one left that lost its power goes after a day."""
+"""Says where the program belongs and whether it is there; what one left that lost its power goes after a day, programs
+of other versions after a month."""
 _FINISH = 'cd "$1"; chmod 755 edgellm-rt.part; mv edgellm-rt.part edgellm-rt\n'
 
 

@@ -5,6 +5,7 @@ lavapipe, and a loader before it that calls it a GPU of some maker's (runtime_c/
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -54,7 +55,13 @@ def board_of(schedule: str = "desktop") -> Board:
 def test_a_driver_decides_class_and_limits_and_kernels_are_made_for_them(own_home: Path, loader: Path):
     said: list[str] = []
     remote = machine(own_home, loader, ADRENO)
+    old, recent = (own_home / ".edgellm" / "agents" / name for name in ("old", "recent"))
+    for folder in (old, recent):
+        folder.mkdir(parents=True)
+    os.utime(old, (0, 0))
     board = board_gpu.ask(board_of(), remote, "vulkan", said.append)
+    assert recent.exists()
+    assert not old.exists()  # a program of an earlier version
     assert board.vulkan is not None
     assert board.vulkan.schedule == "adreno"
     assert board.vulkan.storage_buffers > 8

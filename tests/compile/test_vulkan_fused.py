@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -87,47 +88,35 @@ def check_quantized(q: bytes, scale: np.ndarray, expected: np.ndarray, form: For
     assert (errors <= 0.51 * largest / 127 + 1e-5 * largest.max()).all()
 
 
-Compare = Callable[[str, str, int, int, float | None, Path, Path, FusedKnobs | None], None]
+class Case(NamedTuple):
+    """A layer on a class of GPUs; epsilon: of the norm before it, if there is one."""
+
+    kind: str
+    gpu_class: str
+    rows: int
+    columns: int
+    epsilon: float | None
 
 
-def compare_gated(
-    kind: str,
-    gpu_class: str,
-    rows: int,
-    columns: int,
-    epsilon: float | None,
-    program: Path,
-    folder: Path,
-    knobs: FusedKnobs | None = None,
-) -> None:
-    gpu, layer, form, half = (
-        CLASSES[gpu_class],
-        Layer.random(kind, rows, columns, epsilon),
-        Form(shrink=1 / 16),
-        rows // 2,
-    )
+Compare = Callable[[Case, Path, Path, FusedKnobs | None], None]
+
+
+def of_case(case: Case) -> tuple[Gpu, Layer]:
+    return CLASSES[case.gpu_class], Layer.random(case.kind, case.rows, case.columns, case.epsilon)
+
+
+def compare_gated(case: Case, program: Path, folder: Path, knobs: FusedKnobs | None = None) -> None:
+    gpu, layer = of_case(case)
+    form, half = Form(shrink=1 / 16), case.rows // 2
     shader = made(gated_kernel("kernel", gpu, layer.source, "silu", form, knobs), gpu, folder)
     q, scale = run_shader(program, folder, shader, layer.inputs, [half, half // GROUP * 4])
     gate, up = layer.product[:half], layer.product[half:]
     check_quantized(q, np.frombuffer(scale, np.float32), gate / (1 + np.exp(-gate)) * up, form)
 
 
-def compare_normed(
-    kind: str,
-    gpu_class: str,
-    rows: int,
-    columns: int,
-    epsilon: float | None,
-    program: Path,
-    folder: Path,
-    knobs: FusedKnobs | None = None,
-) -> None:
-    gpu, layer, form, rng = (
-        CLASSES[gpu_class],
-        Layer.random(kind, rows, columns, epsilon),
-        Form(),
-        np.random.default_rng(5),
-    )
+def compare_normed(case: Case, program: Path, folder: Path, knobs: FusedKnobs | None = None) -> None:
+    gpu, layer = of_case(case)
+    form, rng, rows = Form(), np.random.default_rng(5), case.rows
     residual = rng.standard_normal((1, rows)).astype(np.float32)
     weight = (1 + 0.3 * rng.standard_normal(rows)).astype(np.float32)
     shader = made(normed_kernel("kernel", gpu, layer.source, form, knobs), gpu, folder)
@@ -140,18 +129,9 @@ def compare_normed(
     np.testing.assert_allclose(squares, (expected**2).reshape(blocks, GROUP).sum(1), rtol=1e-4)
 
 
-def compare_scaled(
-    kind: str,
-    gpu_class: str,
-    rows: int,
-    columns: int,
-    epsilon: float | None,
-    program: Path,
-    folder: Path,
-    knobs: FusedKnobs | None = None,
-) -> None:
+def compare_scaled(case: Case, program: Path, folder: Path, knobs: FusedKnobs | None = None) -> None:
     """With a bias and without."""
-    gpu, layer = CLASSES[gpu_class], Layer.random(kind, rows, columns, epsilon)
+    (gpu, layer), rows = of_case(case), case.rows
     bias = np.linspace(-1, 2, rows, dtype=np.float32) * np.float32(np.abs(layer.product).max())
     for more in ((), (bias,)):
         shader = made(scaled_kernel("kernel", gpu, layer.source, bool(more), knobs), gpu, folder)
@@ -178,7 +158,7 @@ COMPARE: dict[str, Compare] = {"gated": compare_gated, "normed": compare_normed,
 def test_a_layer_and_what_is_behind_it(
     what: str, kind: str, gpu_class: str, rows: int, columns: int, epsilon: float | None, program: Path, tmp_path: Path
 ) -> None:
-    COMPARE[what](kind, gpu_class, rows, columns, epsilon, program, tmp_path, None)
+    COMPARE[what](Case(kind, gpu_class, rows, columns, epsilon), program, tmp_path, None)
 
 
 @pytest.mark.oracle
@@ -188,7 +168,7 @@ def test_a_layer_and_what_is_behind_it(
 def test_every_count_of_columns(what: str, gpu_class: str, columns: int, program: Path, tmp_path: Path) -> None:
     """Fewer groups than a team has threads, as many, one more, and more than are read at once."""
     for kind, epsilon in (("w4", EPSILON), ("w8", None)):
-        COMPARE[what](kind, gpu_class, 128, columns, epsilon, program, tmp_path, None)
+        COMPARE[what](Case(kind, gpu_class, 128, columns, epsilon), program, tmp_path, None)
 
 
 PACKING = gpu_tier("x86_64").packing("w4")
@@ -212,7 +192,7 @@ def test_what_tuning_may_choose(
 ) -> None:
     work = Fused(f"{what}_linear", Source(64, columns, gpu_tier("x86_64").packing(kind), EPSILON))
     assert knobs in fused_candidates(work, CLASSES["roomy"])
-    COMPARE[what](kind, "roomy", 64, columns, EPSILON, program, tmp_path, knobs)
+    COMPARE[what](Case(kind, "roomy", 64, columns, EPSILON), program, tmp_path, knobs)
 
 
 @pytest.mark.parametrize("gpu_class", CLASSES)
@@ -243,14 +223,14 @@ def test_kinds_that_are_read_16_bytes_at_a_time() -> None:
 @pytest.mark.parametrize("kind", SUPPORTED)
 def test_every_kind(kind: str, program: Path, tmp_path: Path) -> None:
     for gpu_class in ("desktop", "v3d"):
-        compare_scaled(kind, gpu_class, 64, 1152, EPSILON, program, tmp_path)
-        compare_gated(kind, gpu_class, 64, 1152, None, program, tmp_path)
+        compare_scaled(Case(kind, gpu_class, 64, 1152, EPSILON), program, tmp_path)
+        compare_gated(Case(kind, gpu_class, 64, 1152, None), program, tmp_path)
 
 
 @pytest.mark.oracle
 def test_more_workgroups_than_have_many_threads(program: Path, tmp_path: Path) -> None:
-    compare_normed("w4", "desktop", 8256, 96, EPSILON, program, tmp_path)
-    compare_gated("w4", "desktop", 16512, 96, None, program, tmp_path)
+    compare_normed(Case("w4", "desktop", 8256, 96, EPSILON), program, tmp_path)
+    compare_gated(Case("w4", "desktop", 16512, 96, None), program, tmp_path)
 
 
 def copying(gpu: Gpu, n_bytes: int) -> tirx.PrimFunc:

@@ -40,9 +40,7 @@ static void note_imitation(const ellm_context *context) {
 ellm_status device_open(const settings *s, const ellm_trust *trust, device_opener *open, void *user, ellm_model **model,
                         ellm_context **context, ellm_error *error) {
     ellm_device device;
-    const bool is_processors = s->takes_cpu || s->session != NULL || s->keep != NULL;
-    ellm_status status =
-        device_wanted(s, is_processors ? ELLM_DEVICE_CPU_FIRST : ELLM_DEVICE_GPU_FIRST, &device, error);
+    ellm_status status = device_wanted(s, s->takes_cpu ? ELLM_DEVICE_CPU_FIRST : ELLM_DEVICE_GPU_FIRST, &device, error);
     status = status == ELLM_OK ? ellm_model_open_on(s->directory, trust, device, model, error) : status;
     if (status != ELLM_OK) {
         return status;

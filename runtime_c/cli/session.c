@@ -43,10 +43,14 @@ static ellm_status take_up(chat *c, const ellm_saved *saved, const char *path, e
     const int32_t *tokens;
     size_t n = ellm_saved_tokens(saved, &tokens);
     if (n == 0) {
-        return c->notice(c, "another version of the model wrote this session: it is computed anew", error);
+        return c->notice(c, "another version of the model, or device, wrote this session: it is computed anew", error);
     }
-    if (ellm_session_restore(e->context, 0, saved) != ELLM_OK) {
+    status = ellm_session_restore(e->context, 0, saved);
+    if (status == ELLM_CONTEXT_FULL) {
         return c->notice(c, "this session is longer than the context now: it is computed anew", error);
+    }
+    if (status != ELLM_OK) {
+        return ellm_fail(error, status, "%.200s: %s", path, ellm_status_text(status));
     }
     memcpy(e->held, tokens, n * sizeof *tokens);
     e->n_held = n;

@@ -58,7 +58,7 @@ static int32_t prefix_length(const ellm_context *context) {
     const ellm_file *file;
     const ellm_state *prefix = ellm_model_prefix(context->model, &file);
     int32_t most = context->context_length;
-    if (prefix == NULL || context->on_gpu) {
+    if (prefix == NULL) {
         return 0;
     }
     most = context->plan->n_fixed > 0 && prefix->n_tokens > most ? 0 : most; /* such a state cannot be cut */
@@ -69,7 +69,7 @@ static int32_t prefix_length(const ellm_context *context) {
 static void map_prefix(ellm_context *context) {
     const ellm_file *file;
     const ellm_state *prefix = ellm_model_prefix(context->model, &file);
-    if (prefix != NULL && !context->on_gpu) { /* where that fails, it is empty, and prompts are computed */
+    if (prefix != NULL) { /* where that fails, it is empty, and prompts are computed */
         (void)ellm_state_put(prefix, file, &context->kv, context->n_sessions, prefix_length(context));
     }
 }
@@ -115,10 +115,6 @@ static ellm_status read_options(ellm_context *context, const ellm_context_option
     return ELLM_OK;
 }
 
-static bool copy_states(void *user, ellm_symbol what, int32_t from, int32_t to) {
-    return ellm_gpu_copy(user, what, from, to) == ELLM_OK;
-}
-
 ellm_status ellm_context_open(const ellm_model *model, const ellm_context_options *options, ellm_context **result,
                               ellm_error *error) {
     *result = NULL;
@@ -145,7 +141,7 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
     symbols[ELLM_SYMBOL_ONE] = 1;
     symbols[ELLM_SYMBOL_BLOCKS] = (uint64_t)kv->n_blocks;
     symbols[ELLM_SYMBOL_TABLE_CAP] = (uint64_t)kv->table_cap;
-    symbols[ELLM_SYMBOL_SESSIONS] = (uint64_t)context->n_sessions;
+    symbols[ELLM_SYMBOL_SESSIONS] = (uint64_t)kv->n_sessions; /* the prefix's, too */
     symbols[ELLM_SYMBOL_TABLE] = symbols[ELLM_SYMBOL_SESSIONS] * symbols[ELLM_SYMBOL_TABLE_CAP];
     if (status == ELLM_OK) {
         status = ellm_plan_check(context->plan, symbols, error);
@@ -168,8 +164,10 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
                                         .real = options != NULL && options->real_gpu,
                                         .directory = ellm_model_directory(model)};
         status = ellm_gpu_open(&source, &context->gpu, error);
-        context->kv.copy = copy_states;
-        context->kv.user = context->gpu;
+#ifdef ELLM_VULKAN
+        context->kv.gpu = context->gpu;
+        context->kv.first = gpu_plan != context->plan ? gpu_plan : NULL;
+#endif
     }
     if (status == ELLM_OK
         && (!ellm_ladder_bind(&context->plan->body, &buffers, &context->region, &context->body)

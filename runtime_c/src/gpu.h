@@ -40,7 +40,13 @@ ellm_status ellm_gpu_head(ellm_gpu *gpu, uint32_t index, const uint8_t **logits)
 ellm_status ellm_gpu_finish(ellm_gpu *gpu);
 /* Runs one function alone and notes how long each of its steps took. */
 ellm_status ellm_gpu_timed(ellm_gpu *gpu, bool is_head, uint32_t index, int64_t *ns);
-/* Copies a block of every state that is in blocks, or, of ELLM_SYMBOL_SESSIONS, all that a session keeps besides. */
+/* Copies a block of every state that is in blocks, or, of ELLM_SYMBOL_SESSIONS, all that a session keeps besides. Only with
+ * ELLM_VULKAN, like the two below. */
 ellm_status ellm_gpu_copy(ellm_gpu *gpu, ellm_symbol what, int32_t from, int32_t to);
+/* Some of a state's blocks, or of what sessions keep of it: those at n places, one after another in `data`. Writing them
+ * waits for what was asked for before, and reading for all of it. */
+ellm_status ellm_gpu_write(ellm_gpu *gpu, uint32_t state, const int32_t *places, size_t n, const uint8_t *data);
+/* `n`: in, how many are wanted, at least one; out, how many of them there are now, valid until the next call. */
+ellm_status ellm_gpu_read(ellm_gpu *gpu, uint32_t state, const int32_t *places, size_t *n, const uint8_t **data);
 
 #endif

@@ -42,9 +42,4 @@ ellm_status ellm_gpu_timed(ellm_gpu *gpu, bool is_head, uint32_t index, int64_t 
     return ELLM_INTERNAL;
 }
 
-ellm_status ellm_gpu_copy(ellm_gpu *gpu, ellm_symbol what, int32_t from, int32_t to) {
-    (void)gpu, (void)what, (void)from, (void)to;
-    return ELLM_INTERNAL;
-}
-
 #endif

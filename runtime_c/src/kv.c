@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "gpu.h"
+
 int32_t ellm_kv_session_blocks(int32_t context_length, int32_t window, int32_t step_rows) {
     int32_t all = (context_length + ELLM_BLOCK - 1) / ELLM_BLOCK;
     if (window == 0) {
@@ -20,6 +22,16 @@ static uint32_t n_caches(const ellm_kv *kv) {
 /* Whether what a session holds can be taken as `length` positions. */
 static bool can_cut(const ellm_kv *kv, int32_t slot, int32_t length) {
     return kv->plan->n_fixed == 0 || length == 0 || length == kv->lengths[slot];
+}
+
+/* Copies what a GPU has of a block, or of a session. */
+static bool copy_on_gpu(const ellm_kv *kv, ellm_symbol what, int32_t from, int32_t to) {
+#ifdef ELLM_VULKAN
+    return kv->gpu == NULL || ellm_gpu_copy(kv->gpu, what, from, to) == ELLM_OK;
+#else
+    (void)kv, (void)what, (void)from, (void)to;
+    return true;
+#endif
 }
 
 /* The first block that a row at `position` or later can see. */
@@ -83,7 +95,7 @@ bool ellm_kv_reserve(ellm_kv *kv, int32_t slot, int32_t position) {
     *entry = block;
     if (shared >= 0) {
         kv->n_users[shared]--;
-        if (kv->copy != NULL && !kv->copy(kv->user, ELLM_SYMBOL_BLOCKS, shared, block)) {
+        if (!copy_on_gpu(kv, ELLM_SYMBOL_BLOCKS, shared, block)) {
             return false;
         }
         for (uint32_t i = 0; i < n_caches(kv) && kv->states != NULL; i++) {
@@ -107,7 +119,7 @@ bool ellm_kv_share(ellm_kv *kv, int32_t from, int32_t to, int32_t length) {
         }
     }
     const bool has_more = kv->plan->n_fixed > 0 && length > 0;
-    if (has_more && kv->copy != NULL && !kv->copy(kv->user, ELLM_SYMBOL_SESSIONS, from, to)) {
+    if (has_more && !copy_on_gpu(kv, ELLM_SYMBOL_SESSIONS, from, to)) {
         return false;
     }
     for (uint32_t i = n_caches(kv); i < kv->plan->n_states && has_more && kv->states != NULL; i++) {

@@ -16,10 +16,10 @@ typedef struct ellm_kv {
     int32_t *free_blocks;                    /* blocks used before and free again, n_free of them */
     int32_t *n_users;                        /* (n_blocks,) sessions that have the block in their tables */
     int32_t n_free, n_touched;               /* blocks from n_touched on were never used and are zero */
-    /* NULL, unless a GPU keeps states: all of them where `states` is NULL, else those of its layers. Its kernels read only
-     * what was written. */
-    bool (*copy)(void *user, ellm_symbol what, int32_t from, int32_t to);
-    void *user;
+    /* NULL, unless a GPU keeps states: those of `first`, the plan of its layers, or, where that is NULL, all of them, and
+     * there are no `states`. Its kernels read only what was written. Only with ELLM_VULKAN. */
+    struct ellm_gpu *gpu;
+    const ellm_plan *first;
 } ellm_kv;
 
 /* Blocks one session can hold at once. Sliding windows free what no row sees any more; step_rows rows may be under

@@ -12,6 +12,7 @@
 #include "object.h"
 #include "plan.h"
 #include "safetensors.h"
+#include "sha256.h"
 #include "shader.h"
 #include "state.h"
 #include "template.h"
@@ -31,6 +32,9 @@ struct ellm_model {
     ellm_state prefix;            /* without tokens: none */
     const ellm_file *prefix_file; /* its shard, which stays open */
     bool on_gpu;
+#ifdef ELLM_VULKAN
+    char computer[65]; /* of a GPU's states */
+#endif
 };
 
 /* Maps a file that the manifest must list. */
@@ -64,6 +68,18 @@ static ellm_status choose(ellm_model *model, ellm_device device, ellm_error *err
     }
     return ELLM_OK;
 }
+
+#ifdef ELLM_VULKAN
+/* A GPU's numbers are not the processor's: the digits of the manifest, and who computed. */
+static void name_computer(ellm_model *model) {
+    static const char who[] = "vulkan";
+    ellm_sha256 sha;
+    ellm_sha256_init(&sha);
+    ellm_sha256_update(&sha, model->bundle.sha256, sizeof model->computer - 1);
+    ellm_sha256_update(&sha, who, sizeof who - 1);
+    ellm_sha256_hex(&sha, model->computer);
+}
+#endif
 
 /* A bundle for both has a second plan, and what the GPU needs packed otherwise in shards of its own. */
 static bool is_gpus_half(const ellm_model *model) {
@@ -284,7 +300,10 @@ static ellm_status resolve_weights(ellm_plan *plan, ellm_tensor *tensors, size_t
 /* The state that the bundle ships, among the tensors of all shards. */
 static ellm_status find_prefix(ellm_model *model, const tensor_list *list, ellm_error *error) {
     const ellm_manifest *manifest = &model->bundle.manifest;
-    const ellm_kv kv = {.plan = &model->plan, .window = manifest->sliding_window};
+    ellm_kv kv = {.plan = &model->plan, .window = manifest->sliding_window};
+#ifdef ELLM_VULKAN
+    kv.first = ellm_model_first_plan(model);
+#endif
     ellm_status status = ellm_state_read(list->tensors, list->n, &kv, manifest->vocab_size, manifest->prefix_file,
                                          &model->bundle.region, &model->prefix, error);
     if (status == ELLM_OK && model->prefix.n_tokens > manifest->context_length) {
@@ -348,7 +367,7 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
     if (status == ELLM_OK) {
         status = resolve_weights(&model->plan, list.n > 0 ? list.tensors + n_first : NULL, list.n - n_first, error);
     }
-    if (status == ELLM_OK && manifest->prefix_file != NULL && !model->on_gpu) {
+    if (status == ELLM_OK && manifest->prefix_file != NULL) {
         status = find_prefix(model, &list, error);
     }
     if (status == ELLM_OK && !model->plan.in_memory) {
@@ -405,6 +424,9 @@ ellm_status ellm_model_open_on(const char *path, const ellm_trust *trust, ellm_d
     status = status != ELLM_OK ? status : ellm_bundle_check_files(&model->bundle, false, NULL, NULL, error);
     status = status != ELLM_OK ? status : choose(model, device, error);
     status = status != ELLM_OK ? status : open_plan(model, error);
+#ifdef ELLM_VULKAN
+    name_computer(model);
+#endif
     status = status != ELLM_OK ? status : open_kernels(model, error);
     status = status != ELLM_OK ? status : open_weights(model, error);
     ellm_secret_wipe(&model->bundle.secret);
@@ -516,6 +538,21 @@ const ellm_plan *ellm_model_plan(const ellm_model *model) {
 
 const ellm_plan *ellm_model_gpu_plan(const ellm_model *model) {
     return model->on_gpu ? &model->plan : is_split(model) ? &model->first : NULL;
+}
+
+#ifdef ELLM_VULKAN
+const ellm_plan *ellm_model_first_plan(const ellm_model *model) {
+    return is_split(model) ? &model->first : NULL;
+}
+#endif
+
+const char *ellm_model_computer(const ellm_model *model) {
+#ifdef ELLM_VULKAN
+    if (ellm_model_gpu_plan(model) != NULL) {
+        return model->computer;
+    }
+#endif
+    return model->bundle.sha256;
 }
 
 int ellm_model_directory(const ellm_model *model) {

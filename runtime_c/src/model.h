@@ -22,10 +22,14 @@ const ellm_template *ellm_model_template(const ellm_model *model);
 const struct ellm_plan *ellm_model_plan(const ellm_model *model);
 /* What a GPU runs: the model's plan, a plan of its first layers, or NULL: nothing. */
 const struct ellm_plan *ellm_model_gpu_plan(const ellm_model *model);
+/* The latter's layers, where the processor has the others; NULL: it has none. Only with ELLM_VULKAN. */
+const struct ellm_plan *ellm_model_first_plan(const ellm_model *model);
 /* The state that the bundle ships, and the file it is in; NULL if there is none. */
 const ellm_state *ellm_model_prefix(const ellm_model *model, const ellm_file **file);
 /* The bundle's directory, a descriptor that stays open, and the SHA-256 of its manifest in hexadecimal. */
 int ellm_model_directory(const ellm_model *model);
 const char *ellm_model_sha256(const ellm_model *model);
+/* 64 digits that say which of the bundle's plans computes (FORMAT.md, kv.bundle): what another one kept is not for it. */
+const char *ellm_model_computer(const ellm_model *model);
 
 #endif

@@ -120,12 +120,8 @@ ellm_status ellm_session_save(ellm_context *context, int32_t slot, const int32_t
     if (ellm_session_length(context, slot) < 1 || note_bytes > most_note_bytes) {
         return ellm_fail(error, ELLM_USAGE, "%.200s: there is nothing to save, or a note of more than 16 MiB", path);
     }
-    if (ellm_context_kv(context)->copy != NULL) {
-        return ellm_fail(error, ELLM_USAGE,
-                         "%.200s: what a GPU computed cannot be saved yet; use a bundle for the processor", path);
-    }
     return ellm_state_write(path, ellm_context_kv(context), slot, tokens,
-                            ellm_model_sha256(ellm_context_model(context)), note, note_bytes, error);
+                            ellm_model_computer(ellm_context_model(context)), note, note_bytes, error);
 }
 
 static ellm_status read_saved(const ellm_model *model, ellm_saved *saved, const char *path, ellm_error *error) {
@@ -145,9 +141,12 @@ static ellm_status read_saved(const ellm_model *model, ellm_saved *saved, const 
         status = ELLM_BUNDLE_FORMAT;
     }
     const char *bundle = saved->state.bundle;
-    saved->is_foreign = bundle == NULL || memcmp(bundle, ellm_model_sha256(model), 64) != 0;
+    saved->is_foreign = bundle == NULL || memcmp(bundle, ellm_model_computer(model), 64) != 0;
     if (status == ELLM_OK && !saved->is_foreign) {
         kv.plan = ellm_model_plan(model);
+#ifdef ELLM_VULKAN
+        kv.first = ellm_model_first_plan(model);
+#endif
         status = ellm_state_read(tensors, n, &kv, info.vocab_size, path, &saved->region, &saved->state, error);
     }
     return status == ELLM_OK || status == ELLM_NO_MEMORY
@@ -196,5 +195,5 @@ ellm_status ellm_session_restore(ellm_context *context, int32_t slot, const ellm
     }
     int32_t n = saved->state.n_tokens;
     bool fits = n <= ellm_context_length(context);
-    return fits && ellm_state_put(&saved->state, NULL, ellm_context_kv(context), slot, n) ? ELLM_OK : ELLM_CONTEXT_FULL;
+    return fits ? ellm_state_put(&saved->state, NULL, ellm_context_kv(context), slot, n) : ELLM_CONTEXT_FULL;
 }

@@ -16,7 +16,7 @@ typedef struct ellm_state {
     const uint8_t *note; /* the caller's own bytes */
     uint64_t note_bytes;
     const uint8_t *
-        *blocks; /* by state of the plan: the blocks that are visible at position n_tokens, one after another */
+        *blocks; /* by state of the file: the blocks that are visible at position n_tokens, one after another */
 } ellm_state;
 
 /* Finds a state among the tensors of a file and checks that it fits: BUNDLE_FORMAT says what does not. Without kv.plan,
@@ -24,12 +24,14 @@ typedef struct ellm_state {
 ellm_status ellm_state_read(const ellm_tensor *tensors, size_t n_tensors, const ellm_kv *kv, int32_t vocab_size,
                             const char *path, ellm_region *region, ellm_state *state, ellm_error *error);
 /* Makes an empty session hold the first `length` positions of a state: by mapping the file's pages into the cache, where
- * `file` is open, pages are no larger than its alignment and the session gets the pool's first blocks; else by copying. */
-bool ellm_state_put(const ellm_state *state, const ellm_file *file, ellm_kv *kv, int32_t slot, int32_t length);
+ * `file` is open, pages are no larger than its alignment and the session gets the pool's first blocks; else by copying.
+ * CONTEXT_FULL where they do not fit, or what a GPU says; the session is empty then. */
+ellm_status ellm_state_put(const ellm_state *state, const ellm_file *file, ellm_kv *kv, int32_t slot, int32_t length);
 /* Whether the file, its header and data, is as it was written. */
 bool ellm_state_is_whole(const ellm_file *file);
 
-/* Writes a session to `path`, anew and at once. bundle: as above, or NULL. Only kv's contents are read. */
+/* Writes a session to `path`, anew and at once. bundle: as above, or NULL. Only kv's contents are read. IO, NO_MEMORY, or
+ * what a GPU says. */
 ellm_status ellm_state_write(const char *path, const ellm_kv *kv, int32_t slot, const int32_t *tokens,
                              const char *bundle, const void *note, size_t note_bytes, ellm_error *error);
 

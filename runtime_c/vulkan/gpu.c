@@ -151,8 +151,7 @@ static ellm_status submit(ellm_gpu *gpu, VkCommandBuffer last, ellm_error *error
     return status;
 }
 
-/* Everything asked for before is done. */
-static ellm_status settle(ellm_gpu *gpu, ellm_error *error) {
+ellm_status ellm_vulkan_settle(ellm_gpu *gpu, ellm_error *error) {
     ellm_status status = wait(gpu, error);
     status = status == ELLM_OK ? submit(gpu, NULL, error) : status;
     return status == ELLM_OK ? wait(gpu, error) : status;
@@ -169,7 +168,7 @@ static void copy_input(ellm_gpu *gpu, ellm_input input, uint64_t bytes) {
 }
 
 ellm_status ellm_gpu_body(ellm_gpu *gpu, uint32_t index) {
-    ellm_status status = settle(gpu, NULL);
+    ellm_status status = ellm_vulkan_settle(gpu, NULL);
     if (status != ELLM_OK) {
         return status;
     }
@@ -205,7 +204,7 @@ ellm_status ellm_gpu_timed(ellm_gpu *gpu, bool is_head, uint32_t index, int64_t 
     uint32_t n = function->source->n_steps;
     ellm_status status;
     if (is_head) {
-        status = settle(gpu, NULL);
+        status = ellm_vulkan_settle(gpu, NULL);
         copy_input(gpu, ELLM_INPUT_ROWS, (uint64_t)function->source->n * 4);
     } else {
         status = ellm_gpu_body(gpu, index);
@@ -230,29 +229,4 @@ ellm_status ellm_gpu_timed(ellm_gpu *gpu, bool is_head, uint32_t index, int64_t 
     }
     free(ticks);
     return status;
-}
-
-ellm_status ellm_gpu_copy(ellm_gpu *gpu, ellm_symbol what, int32_t from, int32_t to) {
-    const ellm_plan *plan = gpu->source.plan;
-    VkCommandBuffer commands = gpu->copying;
-    ellm_status status = settle(gpu, NULL);
-    status = status == ELLM_OK ? ellm_vulkan_begin(gpu, commands, true, NULL) : status;
-    if (status != ELLM_OK) {
-        return status;
-    }
-    const VkAccessFlags written = VK_ACCESS_SHADER_WRITE_BIT | VK_ACCESS_TRANSFER_WRITE_BIT;
-    ellm_vulkan_barrier(gpu, commands, VK_PIPELINE_STAGE_COMPUTE_SHADER_BIT | VK_PIPELINE_STAGE_TRANSFER_BIT, written,
-                        VK_PIPELINE_STAGE_TRANSFER_BIT, VK_ACCESS_TRANSFER_READ_BIT | VK_ACCESS_TRANSFER_WRITE_BIT);
-    for (uint32_t i = 0; i < plan->n_states; i++) {
-        const ellm_vulkan_place *place = &gpu->states[i];
-        VkDeviceSize bytes = plan->state_bytes[i];
-        if (ellm_plan_state_count(plan, i) != what) {
-            continue;
-        }
-        const VkBufferCopy copy = {.srcOffset = place->offset + bytes * (VkDeviceSize)from,
-                                   .dstOffset = place->offset + bytes * (VkDeviceSize)to,
-                                   .size = bytes};
-        gpu->api.CmdCopyBuffer(commands, place->buffer->buffer, place->buffer->buffer, 1, &copy);
-    }
-    return ellm_vulkan_run_once(gpu, commands, NULL);
 }

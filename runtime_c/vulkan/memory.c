@@ -11,85 +11,6 @@ static VkDeviceSize aligned(VkDeviceSize bytes) {
     return (bytes + alignment - 1) / alignment * alignment;
 }
 
-/* The first memory type among `allowed` that has all of `wanted` and nothing of `unwanted`; -1 if there is none. */
-static int find_memory(const ellm_gpu *gpu, uint32_t allowed, VkMemoryPropertyFlags wanted,
-                       VkMemoryPropertyFlags unwanted) {
-    for (uint32_t i = 0; i < gpu->memories.memoryTypeCount; i++) {
-        VkMemoryPropertyFlags flags = gpu->memories.memoryTypes[i].propertyFlags;
-        if ((allowed >> i & 1) != 0 && (flags & wanted) == wanted && (flags & unwanted) == 0) {
-            return (int)i;
-        }
-    }
-    return -1;
-}
-
-enum kind { KIND_DEVICE, KIND_WRITTEN, KIND_READ }; /* by the GPU alone; by the processor; read by it */
-
-static int choose_memory(const ellm_gpu *gpu, uint32_t allowed, enum kind kind) {
-    const VkMemoryPropertyFlags device = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT,
-                                cached = VK_MEMORY_PROPERTY_HOST_CACHED_BIT,
-                                host = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
-    int found = -1;
-    switch (kind) {
-    case KIND_DEVICE:
-        found = find_memory(gpu, allowed, device, VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT);
-        found = found < 0 ? find_memory(gpu, allowed, device | host, 0) : found;
-        found = found < 0 ? find_memory(gpu, allowed, device, 0) : found;
-        break;
-    case KIND_WRITTEN: found = find_memory(gpu, allowed, device | host, 0); break;
-    case KIND_READ: found = find_memory(gpu, allowed, host | cached, 0); break;
-    }
-    return found < 0 ? find_memory(gpu, allowed, host, 0) : found;
-}
-
-static ellm_status new_buffer(ellm_gpu *gpu, VkDeviceSize bytes, enum kind kind, const char *what,
-                              ellm_vulkan_buffer *made, ellm_error *error) {
-    const VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
-                                     .size = bytes,
-                                     .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT
-                                              | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
-    VkResult result = gpu->api.CreateBuffer(gpu->device, &info, NULL, &made->buffer);
-    if (result != VK_SUCCESS) {
-        made->buffer = VK_NULL_HANDLE;
-        return ellm_vulkan_failed(result, what, error);
-    }
-    VkMemoryRequirements needs;
-    gpu->api.GetBufferMemoryRequirements(gpu->device, made->buffer, &needs);
-    int type = choose_memory(gpu, needs.memoryTypeBits, kind);
-    if (type < 0) {
-        return ellm_vulkan_failed(VK_ERROR_OUT_OF_DEVICE_MEMORY, what, error);
-    }
-    const VkMemoryAllocateInfo allocation = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
-                                             .allocationSize = needs.size,
-                                             .memoryTypeIndex = (uint32_t)type};
-    result = gpu->api.AllocateMemory(gpu->device, &allocation, NULL, &made->memory);
-    if (result != VK_SUCCESS) {
-        made->memory = VK_NULL_HANDLE;
-        return ellm_vulkan_failed(result, what, error);
-    }
-    result = gpu->api.BindBufferMemory(gpu->device, made->buffer, made->memory, 0);
-    VkMemoryPropertyFlags flags = gpu->memories.memoryTypes[type].propertyFlags;
-    const VkMemoryPropertyFlags reachable = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
-    if (result == VK_SUCCESS && (flags & reachable) == reachable) {
-        void *mapped = NULL;
-        result = gpu->api.MapMemory(gpu->device, made->memory, 0, VK_WHOLE_SIZE, 0, &mapped);
-        made->mapped = mapped;
-        made->cached = (flags & VK_MEMORY_PROPERTY_HOST_CACHED_BIT) != 0;
-    }
-    made->bytes = bytes;
-    return result == VK_SUCCESS ? ELLM_OK : ellm_vulkan_failed(result, what, error);
-}
-
-void ellm_vulkan_free_buffer(ellm_gpu *gpu, ellm_vulkan_buffer *buffer) {
-    if (buffer->buffer != VK_NULL_HANDLE) {
-        gpu->api.DestroyBuffer(gpu->device, buffer->buffer, NULL);
-    }
-    if (buffer->memory != VK_NULL_HANDLE) {
-        gpu->api.FreeMemory(gpu->device, buffer->memory, NULL);
-    }
-    *buffer = (ellm_vulkan_buffer){0};
-}
-
 /* ---- weights and states, in few large buffers ---- */
 
 /* One thing to be placed: a weight or a state. */
@@ -133,7 +54,7 @@ static ellm_status place_items(ellm_gpu *gpu, struct item *items, size_t n, ellm
     ellm_status status = lay_out(gpu, items, n, sizes, &n_chunks, error);
     gpu->n_chunks += n_chunks;
     for (uint32_t i = 0; i < n_chunks && status == ELLM_OK; i++) {
-        status = new_buffer(gpu, sizes[i], KIND_DEVICE, "weights and KV cache", &chunks[i], error);
+        status = ellm_vulkan_new_buffer(gpu, sizes[i], ELLM_VULKAN_DEVICE, "weights and KV cache", &chunks[i], error);
     }
     for (size_t i = 0; i < n && status == ELLM_OK; i++) {
         items[i].place->buffer = &chunks[items[i].chunk];
@@ -240,7 +161,8 @@ static ellm_status copy_staged(ellm_gpu *gpu, struct stage *stage, const uint8_t
 
 static ellm_status open_stage(ellm_gpu *gpu, struct stage *stage, ellm_error *error) {
     const VkFenceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-    ellm_status status = new_buffer(gpu, 2 * stage_bytes, KIND_READ, "copying weights", &stage->buffer, error);
+    ellm_status status =
+        ellm_vulkan_new_buffer(gpu, 2 * stage_bytes, ELLM_VULKAN_READ, "copying weights", &stage->buffer, error);
     for (int i = 0; i < 2 && status == ELLM_OK; i++) {
         status = ellm_vulkan_commands(gpu, &stage->commands[i], error);
         VkResult result =
@@ -311,11 +233,13 @@ ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error) {
     VkDeviceSize arena = plan->arena_bytes > 0 ? plan->arena_bytes : 4;
     gpu->info.other_bytes = arena + inputs;
     ellm_status status = place_all(gpu, error);
-    status = status == ELLM_OK ? new_buffer(gpu, arena, KIND_DEVICE, "the arena", &gpu->arena, error) : status;
-    status = status == ELLM_OK ? new_buffer(gpu, inputs, KIND_WRITTEN, "inputs", &gpu->inputs, error) : status;
+    status = status == ELLM_OK ? ellm_vulkan_new_buffer(gpu, arena, ELLM_VULKAN_DEVICE, "the arena", &gpu->arena, error)
+                               : status;
+    status = status == ELLM_OK ? ellm_vulkan_new_buffer(gpu, inputs, ELLM_VULKAN_WRITTEN, "inputs", &gpu->inputs, error)
+                               : status;
     if (status == ELLM_OK && !gpu->arena.cached) {
         gpu->info.other_bytes += logits;
-        status = new_buffer(gpu, logits, KIND_READ, "logits", &gpu->logits, error);
+        status = ellm_vulkan_new_buffer(gpu, logits, ELLM_VULKAN_READ, "logits", &gpu->logits, error);
     }
     if (status == ELLM_OK && (gpu->inputs.mapped == NULL || (!gpu->arena.cached && gpu->logits.mapped == NULL))) {
         status = ellm_fail(error, ELLM_GPU_MISSING, "%.80s has no memory that the processor sees", gpu->info.name);
@@ -330,4 +254,5 @@ void ellm_vulkan_free(ellm_gpu *gpu) {
     ellm_vulkan_free_buffer(gpu, &gpu->arena);
     ellm_vulkan_free_buffer(gpu, &gpu->inputs);
     ellm_vulkan_free_buffer(gpu, &gpu->logits);
+    ellm_vulkan_free_buffer(gpu, &gpu->stage);
 }

@@ -19,6 +19,9 @@ typedef struct ellm_vulkan_buffer {
     bool imported; /* its memory is the process's own (import.c) */
 } ellm_vulkan_buffer;
 
+/* Who uses a buffer: the GPU alone; the processor writes it; it reads it. */
+typedef enum ellm_vulkan_kind { ELLM_VULKAN_DEVICE, ELLM_VULKAN_WRITTEN, ELLM_VULKAN_READ } ellm_vulkan_kind;
+
 /* A part of a buffer. */
 typedef struct ellm_vulkan_place {
     const ellm_vulkan_buffer *buffer;
@@ -74,10 +77,11 @@ struct ellm_gpu {
     /* gpu.c */
     VkFence fence;
     VkCommandBuffer pending; /* recorded, not yet submitted */
-    VkCommandBuffer copying; /* of blocks */
+    VkCommandBuffer copying; /* of states */
     bool in_flight;
-    ellm_status lost; /* what went wrong once stays wrong */
-    bool is_stuck;    /* it did not answer: whatever it was given may still be in use */
+    ellm_vulkan_buffer stage; /* transfer.c; none before it is needed */
+    ellm_status lost;         /* what went wrong once stays wrong */
+    bool is_stuck;            /* it did not answer: whatever it was given may still be in use */
 };
 
 /* Picks a device that can do what `needs` says, the most capable kind first. GPU_MISSING names what each lacks. */
@@ -86,6 +90,9 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error);
 /* Allocates everything, and copies the weights that cannot be imported. */
 ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error);
 void ellm_vulkan_free(ellm_gpu *gpu);
+/* what: in messages. A buffer that was not made whole is to be freed, too. */
+ellm_status ellm_vulkan_new_buffer(ellm_gpu *gpu, VkDeviceSize bytes, ellm_vulkan_kind kind, const char *what,
+                                   ellm_vulkan_buffer *made, ellm_error *error);
 void ellm_vulkan_free_buffer(ellm_gpu *gpu, ellm_vulkan_buffer *buffer);
 
 /* Gives weights their place in the process's own memory, those that the driver takes there. */
@@ -109,6 +116,8 @@ ellm_status ellm_vulkan_begin(ellm_gpu *gpu, VkCommandBuffer commands, bool once
 /* Everything before is done, and seen, by everything behind. */
 void ellm_vulkan_barrier(const ellm_gpu *gpu, VkCommandBuffer commands, VkPipelineStageFlags from,
                          VkAccessFlags written, VkPipelineStageFlags to, VkAccessFlags read);
+/* Everything asked for before is done. */
+ellm_status ellm_vulkan_settle(ellm_gpu *gpu, ellm_error *error);
 /* Ends, submits and waits. */
 ellm_status ellm_vulkan_run_once(ellm_gpu *gpu, VkCommandBuffer commands, ellm_error *error);
 

@@ -15,12 +15,19 @@ from edgellm.runtime_program import InstalledModel
 from tests.server import QUESTIONS, SYSTEM, Server
 
 
-def talk(bundle: Path, session: Path | None, *messages: dict[str, Any], expect: int = 0) -> list[dict[str, Any]]:
+def talk(
+    bundle: Path,
+    session: Path | None,
+    *messages: dict[str, Any],
+    expect: int = 0,
+    options: tuple[str, ...] = (),
+    env: dict[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """What a run of `edgellm-rt chat --jsonl` says to some messages."""
     argv = [str(bundle / "edgellm-rt"), "chat", str(bundle), "--jsonl", "--temperature", "0", "--system", SYSTEM]
-    argv += ["-n", "24", *(("--session", str(session)) if session is not None else ())]
+    argv += ["-n", "24", *(("--session", str(session)) if session is not None else ()), *options]
     text = "".join(json.dumps(message) + "\n" for message in messages)
-    done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(argv, input=text, capture_output=True, text=True, timeout=300, check=False, env=env)
     assert done.returncode == expect, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 

@@ -114,8 +114,6 @@ def build(
     show("reading the checkpoint", 0, 0)
     source = checkpoint.load(path, lora)
     name = name if lora is None else f"{name}-{lora.resolve().name}"
-    if prefix is not None and (target.gpu is not None or is_split):
-        raise UnsuitableError("a prefix is a state of the processor's; leave it out, or use --device cpu")
     if prefix is not None:
         prefixes.check(prefix, source.chat_template)
     if is_split and gate is not None:
@@ -141,12 +139,6 @@ def build(
         from edgellm.quality import judged
 
         made = replace(made, bundle=judged(made.bundle, source, name, options, rounding, gate, show))
-    if prefix is not None:
-
-        def twin(host: Target) -> Bundle:
-            return compile_checkpoint(source, name, host, options, progress=show, rounding=rounding).bundle
-
-        made = replace(made, bundle=prefixes.ship(made.bundle, prefix, twin, show))
     if device == "both" or is_split:
         slower = board.vulkan.times_slower if board.vulkan is not None else None
         both = gpu_half.add(
@@ -163,6 +155,13 @@ def build(
             gpu_layers=gpu_layers,
         )
         made = replace(made, bundle=both)
+    if prefix is not None:
+
+        def twin(host: Target) -> Bundle:
+            return compile_checkpoint(source, name, host, options, progress=show, rounding=rounding).bundle
+
+        needs_gpu = target.gpu is not None or is_split
+        made = replace(made, bundle=prefixes.ship(made.bundle, prefix, twin, show, needs_gpu=needs_gpu))
     if output is not None:
         show("copying", 0, 0)
         made = replace(made, bundle=bundles.copy(made.bundle, Path(output)))

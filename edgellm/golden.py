@@ -60,7 +60,7 @@ def output_of(command: Sequence[str], what: str, timeout_s: float) -> str:
 
 def _run(directory: Path, *arguments: str) -> Answer:
     command = [str(directory / "edgellm-rt"), "run", str(directory), *arguments]
-    command += ["-n", str(N_TOKENS), "--temperature", "0", "--json"]
+    command += ["-n", str(N_TOKENS), "--temperature", "0", "--json", "--device", "cpu"]
     answer = json.loads(output_of(command, "golden prompts", TIMEOUT_S).splitlines()[-1])
     return {"prompt": answer["prompt_ids"], "tokens": answer["ids"]}
 
@@ -99,7 +99,12 @@ def for_gpu(directory: Path, answers: Sequence[Answer], rows: int) -> list[Answe
     vocab, most = int(model["vocab_size"]), int(model["context_length"]) - N_TOKENS
     prompt = _spread(N_SPREAD + 1, min(rows + BEYOND_ROWS, most), vocab)
     long = [{"prompt": prompt, "tokens": _beyond_ends(directory, prompt)}] if most > 0 else []
-    return [{**answer, "logits": _logits(directory, answer, vocab)} for answer in (*answers, *long)]
+    return [with_logits(directory, answer, vocab) for answer in (*answers, *long)]
+
+
+def with_logits(directory: Path, answer: Answer, vocab: int) -> Answer:
+    """An answer of the bundle in `directory`, with logits that a GPU's are compared with."""
+    return {**answer, "logits": _logits(directory, answer, vocab)}
 
 
 def _beyond_ends(directory: Path, prompt: list[int]) -> list[int]:

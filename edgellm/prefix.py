@@ -2,7 +2,9 @@
 
 The bundle gets the KV cache of these tokens as one more file (runtime_c/FORMAT.md, State files), which the board maps:
 nobody waits there for what is always the same. The arithmetic is fixed to the bit, so this machine's numbers are the
-board's; a golden prompt that begins with them proves it there.
+board's; a golden prompt that begins with them proves it there. A GPU keeps what it computed as the processor does
+(crosscompile/gpu/cache.py, crosscompile/gpu/recurrent.py), so the same file is copied to it, and its numbers are as far
+from the GPU's own as every logit may be; split bundles count all layers' states as one plan would.
 """
 
 from __future__ import annotations
@@ -90,12 +92,18 @@ def check(prefix: Prefix, template: str | None) -> None:
 
 
 def ship(
-    base: Bundle, prefix: Prefix, twin: Callable[[Target], Bundle], show: Callable[[str, int, int], None]
+    base: Bundle,
+    prefix: Prefix,
+    twin: Callable[[Target], Bundle],
+    show: Callable[[str, int, int], None],
+    *,
+    needs_gpu: bool = False,
 ) -> Bundle:
     """The bundle with the state of `prefix` in it, from the cache if it is there.
 
-    twin: the same model compiled for another target; called where this machine cannot run `base` itself. show: is told
-    the stage. Raises UnsuitableError where nothing can run here, ModelError if the runtime fails.
+    twin: the same model compiled for a processor; called where this machine's cannot run `base` itself. show: is told
+    the stage. needs_gpu: no processor runs the model alone, so its golden prompt gets logits to judge a GPU by. Raises
+    UnsuitableError where nothing can run here, ModelError if the runtime fails.
     """
     host = golden.host_target()
     if host is None:
@@ -106,7 +114,7 @@ def ship(
         if found := bundles.intact(output):
             return found
         target = base.manifest["target"]
-        is_native = (host.arch, host.tier.name) == (target["arch"], target["tier"])
+        is_native = not needs_gpu and (host.arch, host.tier.name) == (target["arch"], target["tier"])
         runs = base if is_native else twin(host)
         show("computing the prefix", 0, 0)
         with bundles.building(output) as partial:
@@ -115,7 +123,10 @@ def ship(
             (partial / FILE).chmod(0o644)  # saved sessions are private; this is as public as the weights
             answer = golden.continuation(runs.path, prompt)
             manifest: dict[str, Any] = {k: v for k, v in base.manifest.items() if k not in ("format", "files")}
-            manifest["golden"] = [*manifest["golden"], answer]
+            if needs_gpu:
+                answer = golden.with_logits(runs.path, answer, int(manifest["model"]["vocab_size"]))
+            among = manifest["golden"]  # of a GPU's, the longest stays the last one
+            manifest["golden"] = [*among[:-1], answer, *among[-1:]] if needs_gpu else [*among, answer]
             manifest["prefix"] = {"file": FILE, "tokens": tokens, "tools": prefix.tools is not None}
             if prefix.system is not None:
                 manifest["prefix"]["system"] = prefix.system

@@ -66,12 +66,22 @@ static int32_t prefix_length(const ellm_context *context) {
 }
 
 /* The prefix gets the session behind all others, and the first blocks of the pool. */
-static void map_prefix(ellm_context *context) {
+static ellm_status map_prefix(ellm_context *context, ellm_error *error) {
     const ellm_file *file;
     const ellm_state *prefix = ellm_model_prefix(context->model, &file);
-    if (prefix != NULL) { /* where that fails, it is empty, and prompts are computed */
-        (void)ellm_state_put(prefix, file, &context->kv, context->n_sessions, prefix_length(context));
+    if (prefix == NULL) {
+        return ELLM_OK;
     }
+    ellm_status status = ellm_state_put(prefix, file, &context->kv, context->n_sessions, prefix_length(context));
+#ifdef ELLM_VULKAN
+    if (status != ELLM_OK && status != ELLM_CONTEXT_FULL) {
+        return ellm_fail(error, status, "the prompts' beginning that the bundle ships does not get to the GPU: %s",
+                         ellm_status_text(status));
+    }
+#else
+    (void)status, (void)error;
+#endif
+    return ELLM_OK; /* where it does not fit, it is empty, and prompts are computed */
 }
 
 static ellm_status read_options(ellm_context *context, const ellm_context_options *options, ellm_error *error) {
@@ -176,11 +186,11 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
                 && !ellm_ladder_bind(&context->plan->norm, &buffers, &context->region, &context->norm)))) {
         status = ellm_fail(error, ELLM_NO_MEMORY, "no memory for the plan's launches");
     }
+    status = status == ELLM_OK ? map_prefix(context, error) : status;
     if (status != ELLM_OK) {
         ellm_context_close(context);
         return status;
     }
-    map_prefix(context);
     recall(context);
     if (!context->plan->in_memory && !context->reads_always && !context->on_gpu) {
         context->reader = ellm_ahead_start(context->plan);

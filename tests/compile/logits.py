@@ -32,6 +32,9 @@ class _Error(ctypes.Structure):
 CPU_FIRST, CPU, GPU = 0, 2, 3
 """Of ellm_device: the last two take no other."""
 
+PREFIX = -1
+"""ELLM_PREFIX: the session that holds what the bundle ships."""
+
 
 class Model:
     """A bundle with one context, of two sessions. library: libedgellm.so, of runtime_c/Makefile."""
@@ -81,6 +84,19 @@ class Model:
         name = str(file).encode()
         status = self.c.ellm_session_save(self.context, slot, ids, name, None, ctypes.c_size_t(0), ctypes.byref(error))
         return status, error.text.decode()
+
+    def restore(self, slot: int, file: Path) -> int:
+        """How many tokens of a saved session are the session's now; 0 where their states are not for this model."""
+        saved, ids, error = ctypes.c_void_p(), ctypes.c_void_p(), _Error()
+        name = str(file).encode()
+        status = self.c.ellm_saved_open(self.model, name, ctypes.byref(saved), ctypes.byref(error))
+        assert status == 0, error.text
+        count = self.c.ellm_saved_tokens
+        count.restype = ctypes.c_size_t
+        n = int(count(saved, ctypes.byref(ids)))
+        assert (self.c.ellm_session_restore(self.context, slot, saved) == 0) == (n > 0)
+        self.c.ellm_saved_close(saved)
+        return n
 
     def mixed(self, tokens: np.ndarray) -> np.ndarray:
         """(tokens, vocab) of two new sessions whose rows take turns in one step."""

@@ -5,6 +5,7 @@ And mixtures of experts in the kernels of other classes of GPUs than those of te
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +17,9 @@ import pytest
 from crosscompile.runtime import build_runtime
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.target import target_of_tier
-from tests.compile.logits import CPU, GPU, Model
+from edgellm import bundle as bundles
+from edgellm import prefix
+from tests.compile.logits import CPU, GPU, PREFIX, Model
 from tests.compile.test_model import host_tiers
 from tests.compile.test_vulkan import modules
 from tests.compile.test_vulkan_families import add_half, prepare
@@ -88,14 +91,53 @@ def test_a_state_is_copied_on_the_device_and_goes_its_own_way(mamba: Made) -> No
     model.close()
 
 
-def test_what_a_gpu_keeps_cannot_be_saved(mamba: Made, tmp_path: Path) -> None:
-    model = mamba.open(GPU)
-    model.logits(np.array(mamba.ids[:9]), [9])
-    status, why = model.save(0, mamba.ids[:9], tmp_path / "session")
-    assert status != 0
-    assert "what a GPU computed cannot be saved yet" in why
-    assert not (tmp_path / "session").exists()
-    model.close()
+def test_what_a_gpu_keeps_is_saved_and_goes_on_in_another_session(mamba: Made, tmp_path: Path) -> None:
+    saved_goes_on(mamba, 9, tmp_path / "session")
+
+
+def test_what_the_processor_computed_is_shipped_to_the_gpu(mamba: Made, tmp_path: Path) -> None:
+    shipped_goes_on(mamba, 9, tmp_path)
+
+
+@pytest.mark.oracle
+def test_blocks_of_a_window_are_saved_and_shipped(tmp_path: Path) -> None:
+    with lavapipe_alone():
+        made = make("mistral-window", "f32", PROCESSOR, tmp_path)
+        saved_goes_on(made, 73, tmp_path / "session")
+        shipped_goes_on(made, 73, tmp_path)
+
+
+def saved_goes_on(made: Made, n: int, file: Path) -> None:
+    """n tokens by one GPU, what follows by another: the same bits as by one. The processor does not take them up."""
+    tokens, tail = np.array(made.ids[: n + 2]), [1, 1]
+    one, other, cpu = made.open(GPU), made.open(GPU), made.open(CPU)
+    expected = one.logits(tokens, [n, *tail])[n:]
+    one.logits(tokens[:n], [n])
+    assert one.save(0, made.ids[:n], file) == (0, "")
+    other.rows(tokens[::-1], 0, 0)  # it has blocks of its own already
+    assert other.restore(1, file) == n
+    assert np.array_equal(np.concatenate([other.rows(tokens[n + i : n + i + 1], n + i, 1) for i in range(2)]), expected)
+    assert cpu.restore(0, file) == 0
+    for model in (one, other, cpu):
+        model.close()
+
+
+def shipped_goes_on(made: Made, n: int, folder: Path) -> None:
+    """n tokens by the processor, shipped with the bundle: what follows is the GPU's within the tolerance."""
+    cpu, copy, file = made.open(CPU), folder / "shipped", folder / "by-cpu"
+    expected = cpu.logits(np.array(made.ids[: n + 8]), [n, 8])
+    cpu.logits(np.array(made.ids[:n]), [n])
+    assert cpu.save(0, made.ids[:n], file) == (0, "")
+    cpu.close()
+    shutil.copytree(made.bundle, copy)
+    shutil.copyfile(file, copy / prefix.FILE)
+    manifest = {key: value for key, value in bundles.read(copy).manifest.items() if key not in ("format", "files")}
+    bundles.seal(copy, {**manifest, "prefix": {"file": prefix.FILE, "tokens": n, "tools": False}})
+    gpu = replace(made, bundle=copy).open(GPU)
+    for slot in range(2):
+        assert gpu.share(PREFIX, slot, n) == 0
+        assert off(gpu.rows(np.array(made.ids[n : n + 8]), n, slot), expected[n:]) < 1e-4
+    gpu.close()
 
 
 def watched(made: Made, **environment: str) -> subprocess.CompletedProcess[str]:

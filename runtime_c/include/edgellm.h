@@ -207,7 +207,7 @@ ellm_status ellm_session_truncate(ellm_context *context, int32_t slot, int32_t l
 ellm_status ellm_session_share(ellm_context *context, int32_t from, int32_t to, int32_t length);
 
 /* As `from` of ellm_session_share: what the bundle ships, computed when it was compiled (`edgellm compile --system-prompt`),
- * mapped when the context was opened. */
+ * mapped, or copied to the GPU, when the context was opened. */
 enum { ELLM_PREFIX = -1 };
 /* How many tokens that is, and which; 0: none. A context holds no more of them than its length. */
 size_t ellm_model_prefix_tokens(const ellm_model *model, const int32_t **tokens);
@@ -225,9 +225,11 @@ ellm_status ellm_saved_open(const ellm_model *model, const char *path, ellm_save
 void ellm_saved_close(ellm_saved *saved);
 /* The caller's own bytes, whichever bundle wrote them. */
 const void *ellm_saved_note(const ellm_saved *saved, size_t *n_bytes);
-/* The tokens whose state it has, n of them; 0 where another bundle wrote it, whose states mean nothing to this one. */
+/* The tokens whose state it has, n of them; 0 where another bundle wrote it, or another device: the processor, where a GPU
+ * computes now, or the other way round. Their states mean nothing to this one. */
 size_t ellm_saved_tokens(const ellm_saved *saved, const int32_t **tokens);
-/* Makes the session hold those tokens, in place of its own. CONTEXT_FULL, the session empty, where they do not fit. */
+/* Makes the session hold those tokens, in place of its own. CONTEXT_FULL, the session empty, where they do not fit, and
+ * NO_MEMORY or GPU_LOST where a GPU fails. */
 ellm_status ellm_session_restore(ellm_context *context, int32_t slot, const ellm_saved *saved);
 
 /* A flag another thread or a signal handler may set; eval then returns ELLM_CANCELLED between two steps of the

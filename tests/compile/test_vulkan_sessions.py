@@ -1,32 +1,35 @@
-"""Sessions and prefixes of a GPU (Mesa's lavapipe): saved, taken up and shipped as the processor's are, split bundles too."""
+"""Conversations that a GPU (Mesa's lavapipe) computes, all of it or its layers: saved and taken up again, and begun with what
+the bundle ships, as the processor's are."""
 
 from __future__ import annotations
 
-import json
-import subprocess
+import hashlib
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from edgellm.compile import build, compile_model
+from edgellm import bundle as bundles
+from edgellm.compile import build
 from edgellm.precision import Options
+from edgellm.prefix import Prefix
+from tests.compile.test_device_both import call
 from tests.compile.test_sessions import asked, talk, told
-from tests.compile.test_vulkan_faults import FAILED, LOST, NO_MEMORY, faulty_loader
+from tests.compile.test_vulkan_faults import LOST, NO_MEMORY, faulty_loader
 from tests.server import MODEL, QUESTIONS, SYSTEM, Server
 from tests.shaders import LAYERS, lavapipe
 
 BOTH, SPLIT = "both", "split"
-GPU = ("--device", "vulkan")
+GPU, CPU, FEW = ("--device", "vulkan"), ("--device", "cpu"), ("-n", "6")
+ANEW = "or device, wrote this session: it is computed anew"
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    folder = tmp_path_factory.mktemp("sessions")
-    return {
-        BOTH: compile_model(MODEL, "local", "w4a8", folder / BOTH, device="both").path,
-        SPLIT: build(MODEL, "local", Options("f32"), folder / SPLIT, gpu_layers=2).bundle.path,
-    }
+    """Bundles that ship the system prompt of these conversations."""
+    folder, wanted = tmp_path_factory.mktemp("sessions"), Prefix(SYSTEM)
+    both = build(MODEL, "local", Options("w4a8"), folder / BOTH, device="both", prefix=wanted)
+    split = build(MODEL, "local", Options("f32"), folder / SPLIT, gpu_layers=2, prefix=wanted)
+    return {BOTH: both.bundle.path, SPLIT: split.bundle.path}
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +42,100 @@ def with_fault(loader: Path, fault: str = "", **more: str) -> dict[str, str]:
     return {**lavapipe(), "LD_LIBRARY_PATH": str(loader), "FAULT": fault, **more}
 
 
-@pytest.mark.parametrize("which", [BOTH, SPLIT])
-def test_a_conversation_goes_on_without_being_computed_again(which: str, made: dict[str, Path], tmp_path: Path):
-    """The validation layers would print to the standard output, which is read as JSON."""
-    session, env = tmp_path / "work", {**lavapipe(), **LAYERS}
-    whole = talk(made[which], None, asked(QUESTIONS[0]), asked(QUESTIONS[1]), options=GPU, env=lavapipe())
-    first = talk(made[which], session, asked(QUESTIONS[0]), options=GPU, env=env)
-    second = talk(made[which], session, asked(QUESTIONS[1]), options=GPU, env=env)
+@pytest.mark.parametrize(("which", "fault"), [(BOTH, ""), (SPLIT, "apart:1:0")])
+def test_a_conversation_goes_on_without_being_computed_again(
+    which: str, fault: str, made: dict[str, Path], loader: Path, tmp_path: Path
+):
+    """Also where the processor does not see the GPU's memory. What validation layers print would be no JSON."""
+    session, env = tmp_path / "work", with_fault(loader, fault, **LAYERS)
+    options = (*GPU, *FEW)
+    whole = talk(made[which], None, asked(QUESTIONS[0]), asked(QUESTIONS[1]), options=options, env=lavapipe())
+    first = talk(made[which], session, asked(QUESTIONS[0]), options=options, env=env)
+    second = talk(made[which], session, asked(QUESTIONS[1]), options=options, env=env)
     assert told(first) + told(second) == told(whole)
-    assert second[-1]["reused_tokens"] == whole[-1]["reused_tokens"] > 40
+    assert second[-1]["reused_tokens"] == whole[-1]["reused_tokens"] > first[-1]["prompt_tokens"]
+    assert first[-1]["reused_tokens"] == bundles.read(made[which]).manifest["prefix"]["tokens"] > 30
+
+
+@pytest.mark.parametrize("which", [BOTH, SPLIT])
+def test_its_gpu_proves_itself_behind_what_is_shipped(which: str, made: dict[str, Path]):
+    manifest = bundles.read(made[which]).manifest
+    assert len(manifest["golden"]) == {BOTH: 4, SPLIT: 5}[which]
+    done = call(made[which], "golden", "--device", "vulkan", "--json")
+    assert done.returncode == 0, done.stderr
+
+
+def test_each_device_computes_anew_what_the_other_one_wrote(made: dict[str, Path], loader: Path, tmp_path: Path):
+    """The GPU computes a session, unasked, where it computes everything else."""
+    session, shipped = tmp_path / "work", bundles.read(made[BOTH]).manifest["prefix"]["tokens"]
+
+    def goes_on(*options: str, env: dict[str, str] | None = None) -> bool:
+        said = talk(made[BOTH], session, asked(QUESTIONS[1]), options=(*options, *FEW), env=env or with_fault(loader))
+        anew = any(ANEW in message.get("text", "") for message in said)
+        assert said[-1]["reused_tokens"] == shipped if anew else said[-1]["reused_tokens"] > shipped
+        assert told(said)
+        return not anew
+
+    talk(made[BOTH], session, asked(QUESTIONS[0]), options=FEW, env=with_fault(loader))
+    assert goes_on(*GPU)
+    assert not goes_on(*CPU)
+    assert goes_on(*CPU)
+    assert not goes_on(env=with_fault(loader))
+    assert goes_on()
+
+
+def test_a_damaged_one_is_refused_and_left_alone(made: dict[str, Path], tmp_path: Path):
+    """Also one that says it is whole and lacks a state of the second device."""
+    session = tmp_path / "work"
+    talk(made[SPLIT], session, asked(QUESTIONS[0]), options=FEW, env=lavapipe())
+    data = session.read_bytes()
+    head = 8 + int.from_bytes(data[:8], "little")
+    lacking = data[:head].replace(b'"kv.11"', b'"kv.99"')
+    whole = hashlib.sha256(lacking + data[head + 64 :]).hexdigest().encode()
+    assert lacking != data[:head]
+    for content in (data[:-900] + bytes([data[-900] ^ 4]) + data[-899:], lacking + whole + data[head + 64 :]):
+        session.write_bytes(content)
+        assert talk(made[SPLIT], session, expect=70, env=lavapipe()) == []
+        assert session.read_bytes() == content
+
+
+def test_a_server_s_sessions_outlive_it(made: dict[str, Path], loader: Path, tmp_path: Path):
+    def answers() -> list[tuple[str, int]]:
+        server = Server(made[BOTH], "--keep", str(tmp_path / "kept"), "--sessions", "2", env=with_fault(loader))
+        found = []
+        for question in QUESTIONS[:2]:
+            messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
+            body = {"messages": messages, "temperature": 0, "max_tokens": 6}
+            answer = server.post("/v1/chat/completions", body)[1]
+            cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"]
+            found.append((answer["choices"][0]["message"]["content"], cached))
+        assert server.stop() == 0
+        return found
+
+    before, after = answers(), answers()
+    assert [text for text, _ in before] == [text for text, _ in after]
+    assert after[0][1] > before[0][1]
+
+
+def test_a_gpu_that_fails_meanwhile_is_named(made: dict[str, Path], loader: Path, tmp_path: Path):
+    session, counted = tmp_path / "work", tmp_path / "counts"
+    talk(made[BOTH], session, asked(QUESTIONS[0]), options=(*GPU, *FEW), env=with_fault(loader, FAULT_COUNTS=str(counted)))
+    counts = {name: int(n) for name, n in (line.split() for line in counted.read_text().splitlines())}
+    saved = session.read_bytes()
+
+    def fails(fault: str, said: str, *options: str, stdin: str = "") -> None:
+        more = ("--session", str(session), "--temperature", "0", *FEW, *options)
+        done = call(made[BOTH], "chat", *more, stdin=stdin, **with_fault(loader, fault))
+        assert done.returncode > 0, fault
+        assert f"edgellm-rt: {said}" in done.stderr, fault
+
+    fails(f"vkQueueSubmit:2:{LOST}", f"GPU_LOST: {session}: ", *GPU)
+    fails(f"vkAllocateMemory:{counts['vkAllocateMemory']}:{NO_MEMORY}", "NO_MEMORY: the prompts' beginning", *GPU)
+    assert session.read_bytes() == saved
+    session.unlink()
+    question = QUESTIONS[0] + "\n"
+    fails(f"vkQueueSubmit:{counts['vkQueueSubmit']}:{LOST}", f"GPU_LOST: {session}: ", *GPU, stdin=question)
+    assert not list(tmp_path.glob("work*"))
+    free = call(made[BOTH], "run", "-p", "Hello.", "-n", "2", **with_fault(loader, f"vkQueueSubmit:1:{LOST}"))
+    assert free.returncode == 0, free.stderr
+    assert "the processor computes: the prompts' beginning" in free.stderr

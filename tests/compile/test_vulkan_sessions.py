@@ -1,9 +1,10 @@
-"""Conversations that a GPU (Mesa's lavapipe) computes, all of it or its layers: saved and taken up again, and begun with what
-the bundle ships, as the processor's are."""
+"""Conversations that a GPU (Mesa's lavapipe) computes, all of it or its layers: saved and taken up again, and begun with
+what the bundle ships, as the processor's are."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 
 import pytest
@@ -69,8 +70,8 @@ def test_each_device_computes_anew_what_the_other_one_wrote(made: dict[str, Path
     """The GPU computes a session, unasked, where it computes everything else."""
     session, shipped = tmp_path / "work", bundles.read(made[BOTH]).manifest["prefix"]["tokens"]
 
-    def goes_on(*options: str, env: dict[str, str] | None = None) -> bool:
-        said = talk(made[BOTH], session, asked(QUESTIONS[1]), options=(*options, *FEW), env=env or with_fault(loader))
+    def goes_on(*options: str) -> bool:
+        said = talk(made[BOTH], session, asked(QUESTIONS[1]), options=(*options, *FEW), env=with_fault(loader))
         anew = any(ANEW in message.get("text", "") for message in said)
         assert said[-1]["reused_tokens"] == shipped if anew else said[-1]["reused_tokens"] > shipped
         assert told(said)
@@ -79,9 +80,7 @@ def test_each_device_computes_anew_what_the_other_one_wrote(made: dict[str, Path
     talk(made[BOTH], session, asked(QUESTIONS[0]), options=FEW, env=with_fault(loader))
     assert goes_on(*GPU)
     assert not goes_on(*CPU)
-    assert goes_on(*CPU)
-    assert not goes_on(env=with_fault(loader))
-    assert goes_on()
+    assert not goes_on()
 
 
 def test_a_damaged_one_is_refused_and_left_alone(made: dict[str, Path], tmp_path: Path):
@@ -119,9 +118,11 @@ def test_a_server_s_sessions_outlive_it(made: dict[str, Path], loader: Path, tmp
 
 def test_a_gpu_that_fails_meanwhile_is_named(made: dict[str, Path], loader: Path, tmp_path: Path):
     session, counted = tmp_path / "work", tmp_path / "counts"
-    talk(made[BOTH], session, asked(QUESTIONS[0]), options=(*GPU, *FEW), env=with_fault(loader, FAULT_COUNTS=str(counted)))
+    env = with_fault(loader, FAULT_COUNTS=str(counted))
+    talk(made[BOTH], session, asked(QUESTIONS[0]), options=(*GPU, *FEW), env=env)
     counts = {name: int(n) for name, n in (line.split() for line in counted.read_text().splitlines())}
     saved = session.read_bytes()
+    n_states = len(json.loads((made[BOTH] / "plan-vulkan.json").read_text())["states"])  # each is shipped first
 
     def fails(fault: str, said: str, *options: str, stdin: str = "") -> None:
         more = ("--session", str(session), "--temperature", "0", *FEW, *options)
@@ -129,7 +130,7 @@ def test_a_gpu_that_fails_meanwhile_is_named(made: dict[str, Path], loader: Path
         assert done.returncode > 0, fault
         assert f"edgellm-rt: {said}" in done.stderr, fault
 
-    fails(f"vkQueueSubmit:2:{LOST}", f"GPU_LOST: {session}: ", *GPU)
+    fails(f"vkQueueSubmit:{n_states + 1}:{LOST}", f"GPU_LOST: {session}: ", *GPU)
     fails(f"vkAllocateMemory:{counts['vkAllocateMemory']}:{NO_MEMORY}", "NO_MEMORY: the prompts' beginning", *GPU)
     assert session.read_bytes() == saved
     session.unlink()

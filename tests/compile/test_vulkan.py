@@ -21,9 +21,10 @@ from edgellm.cli import main
 from edgellm.compile import build, compile_model
 from edgellm.errors import BoardError
 from edgellm.precision import Options
+from edgellm.prefix import Prefix
 from tests.compile.logits import Model, compare
 from tests.compile.test_vulkan_faults import faulty_loader
-from tests.server import MODEL
+from tests.server import MODEL, QUESTIONS, SYSTEM
 from tests.shaders import LAYERS, build_runner, compile_glsl, lavapipe, lavapipe_alone, validate
 from tests.vulkan_layer import build_layer, count
 
@@ -44,13 +45,14 @@ def compile_for(
     dump: Path | None = None,
     binding_bytes: int = 128 << 20,
     buffers: int = 8,
+    prefix: Prefix | None = None,
 ) -> Path:
     """A model for this machine's processor, or whatever Vulkan has here, with the kernels of a class of GPUs."""
     board = find_board("local")
     assert board.vulkan is not None
     limits = {"binding_bytes": binding_bytes, "storage_buffers": buffers}
     board = replace(board, vulkan=replace(board.vulkan, schedule=schedule, **limits))
-    return build(model, board, options, folder, device="vulkan", dump=dump).bundle.path
+    return build(model, board, options, folder, device="vulkan", dump=dump, prefix=prefix).bundle.path
 
 
 def run(bundle: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -92,6 +94,20 @@ def test_it_has_golden_prompts_and_one_that_fills_its_largest_function(on_gpu: P
     proven = json.loads(done.stdout)
     assert proven["same"] == proven["tokens"] > 60
     assert proven["farthest"] < 0.05
+
+
+def test_a_system_prompt_is_shipped_and_proven(bundle: Path, tmp_path: Path):
+    shipped = compile_for("processor", Options("w4a8"), tmp_path / "shipped", prefix=Prefix(SYSTEM))
+    manifest = bundles.read(shipped).manifest
+    n_tokens = manifest["prefix"]["tokens"]
+    assert sorted(len(entry["prompt"]) for entry in manifest["golden"])[-1] == len(manifest["golden"][-1]["prompt"])
+    done = run(shipped, "golden", str(shipped), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["prompts"] == 5
+    asked = ("-p", QUESTIONS[0], "--system", SYSTEM, "-n", "24", "--temperature", "0", "--json")
+    expected, found = (json.loads(run(each, "run", str(each), *asked).stdout) for each in (bundle, shipped))
+    assert found["ids"] == expected["ids"]
+    assert (expected["reused_tokens"], found["reused_tokens"]) == (0, n_tokens)
 
 
 def test_golden_prompts_that_are_damaged_are_named(on_gpu: Path, tmp_path: Path):

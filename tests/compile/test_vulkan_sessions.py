@@ -1,4 +1,4 @@
-"""Conversations that a GPU (Mesa's lavapipe) computes, all of it or its layers: saved and taken up again, and begun with
+"""Conversations that a GPU (Mesa's lavapipe) computes, all of it or its layers: saved, taken up again, and begun with
 what the bundle ships, as the processor's are."""
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from crosscompile.kernels.kv_cache import KV_BLOCK
 from edgellm import bundle as bundles
 from edgellm.compile import build
 from edgellm.precision import Options
@@ -50,12 +51,14 @@ def test_a_conversation_goes_on_without_being_computed_again(
     """Also where the processor does not see the GPU's memory. What validation layers print would be no JSON."""
     session, env = tmp_path / "work", with_fault(loader, fault, **LAYERS)
     options = (*GPU, *FEW)
-    whole = talk(made[which], None, asked(QUESTIONS[0]), asked(QUESTIONS[1]), options=options, env=lavapipe())
-    first = talk(made[which], session, asked(QUESTIONS[0]), options=options, env=env)
-    second = talk(made[which], session, asked(QUESTIONS[1]), options=options, env=env)
+    questions = [asked(question) for question in QUESTIONS[:3]]
+    whole = talk(made[which], None, *questions, options=options, env=lavapipe())
+    first = talk(made[which], session, *questions[:2], options=options, env=env)
+    second = talk(made[which], session, *questions[2:], options=options, env=env)
     assert told(first) + told(second) == told(whole)
-    assert second[-1]["reused_tokens"] == whole[-1]["reused_tokens"] > first[-1]["prompt_tokens"]
-    assert first[-1]["reused_tokens"] == bundles.read(made[which]).manifest["prefix"]["tokens"] > 30
+    assert second[-1]["reused_tokens"] == whole[-1]["reused_tokens"] > first[-1]["prompt_tokens"] > KV_BLOCK
+    begun = next(message for message in first if message["type"] == "done")
+    assert begun["reused_tokens"] == bundles.read(made[which]).manifest["prefix"]["tokens"] > 30
 
 
 @pytest.mark.parametrize("which", [BOTH, SPLIT])

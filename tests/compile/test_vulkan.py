@@ -96,18 +96,16 @@ def test_it_has_golden_prompts_and_one_that_fills_its_largest_function(on_gpu: P
     assert proven["farthest"] < 0.05
 
 
-def test_a_system_prompt_is_shipped_and_proven(bundle: Path, tmp_path: Path):
+def test_a_system_prompt_is_shipped_and_proven(tmp_path: Path):
     shipped = compile_for("processor", Options("w4a8"), tmp_path / "shipped", prefix=Prefix(SYSTEM))
     manifest = bundles.read(shipped).manifest
-    n_tokens = manifest["prefix"]["tokens"]
     assert sorted(len(entry["prompt"]) for entry in manifest["golden"])[-1] == len(manifest["golden"][-1]["prompt"])
     done = run(shipped, "golden", str(shipped), "--json")
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["prompts"] == 5
-    asked = ("-p", QUESTIONS[0], "--system", SYSTEM, "-n", "24", "--temperature", "0", "--json")
-    expected, found = (json.loads(run(each, "run", str(each), *asked).stdout) for each in (bundle, shipped))
-    assert found["ids"] == expected["ids"]
-    assert (expected["reused_tokens"], found["reused_tokens"]) == (0, n_tokens)
+    proven = json.loads(done.stdout)
+    assert (proven["prompts"], proven["same"]) == (5, proven["tokens"])
+    asked = run(shipped, "run", str(shipped), "-p", QUESTIONS[0], "--system", SYSTEM, "-n", "1", "--json")
+    assert json.loads(asked.stdout)["reused_tokens"] == manifest["prefix"]["tokens"]
 
 
 def test_golden_prompts_that_are_damaged_are_named(on_gpu: Path, tmp_path: Path):

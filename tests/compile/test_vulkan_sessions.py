@@ -61,12 +61,13 @@ def test_a_conversation_goes_on_without_being_computed_again(
     assert begun["reused_tokens"] == bundles.read(made[which]).manifest["prefix"]["tokens"] > 30
 
 
-@pytest.mark.parametrize("which", [BOTH, SPLIT])
-def test_its_gpu_proves_itself_behind_what_is_shipped(which: str, made: dict[str, Path]):
-    manifest = bundles.read(made[which]).manifest
-    assert len(manifest["golden"]) == {BOTH: 4, SPLIT: 5}[which]
-    done = call(made[which], "golden", "--device", "vulkan", "--json")
+def test_its_gpu_proves_itself_behind_what_is_shipped(made: dict[str, Path]):
+    """In f32: states that are not where they belong would be off by more than that."""
+    done = call(made[SPLIT], "golden", "--device", "vulkan", "--json")
     assert done.returncode == 0, done.stderr
+    proven = json.loads(done.stdout)
+    assert proven["prompts"] == len(bundles.read(made[SPLIT]).manifest["golden"]) == 5
+    assert proven["farthest"] < 1e-4
 
 
 def test_each_device_computes_anew_what_the_other_one_wrote(made: dict[str, Path], loader: Path, tmp_path: Path):
@@ -86,8 +87,8 @@ def test_each_device_computes_anew_what_the_other_one_wrote(made: dict[str, Path
     assert not goes_on()
 
 
-def test_a_damaged_one_is_refused_and_left_alone(made: dict[str, Path], tmp_path: Path):
-    """Also one that says it is whole and lacks a state of the second device."""
+def test_one_that_lacks_a_state_of_the_second_device_is_refused_and_left_alone(made: dict[str, Path], tmp_path: Path):
+    """Though it says that it is whole."""
     session = tmp_path / "work"
     talk(made[SPLIT], session, asked(QUESTIONS[0]), options=FEW, env=lavapipe())
     data = session.read_bytes()
@@ -95,10 +96,10 @@ def test_a_damaged_one_is_refused_and_left_alone(made: dict[str, Path], tmp_path
     lacking = data[:head].replace(b'"kv.11"', b'"kv.99"')
     whole = hashlib.sha256(lacking + data[head + 64 :]).hexdigest().encode()
     assert lacking != data[:head]
-    for content in (data[:-900] + bytes([data[-900] ^ 4]) + data[-899:], lacking + whole + data[head + 64 :]):
-        session.write_bytes(content)
-        assert talk(made[SPLIT], session, expect=70, env=lavapipe()) == []
-        assert session.read_bytes() == content
+    content = lacking + whole + data[head + 64 :]
+    session.write_bytes(content)
+    assert talk(made[SPLIT], session, expect=70, env=lavapipe()) == []
+    assert session.read_bytes() == content
 
 
 def test_a_server_s_sessions_outlive_it(made: dict[str, Path], loader: Path, tmp_path: Path):

@@ -56,21 +56,21 @@ N_ROWS = 75
 """More than a block of the KV cache; eight rows at a time, then what is left."""
 
 
-def prepare(folder: Path, name: str) -> list[int]:
+def prepare(folder: Path, name: str, n_rows: int = N_ROWS) -> list[int]:
     """Writes a checkpoint with a tokenizer below `folder`; returns a text's ids."""
     made = write_checkpoint(folder / "model", name)
     tokenizer, vocab = byte_tokenizer(), made["config"]["vocab_size"]
     tokenizer["added_tokens"] = []
     tokenizer["model"]["vocab"] = {symbol: i for symbol, i in tokenizer["model"]["vocab"].items() if i < vocab}
     (folder / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return text(made)[:N_ROWS]
+    return text(made)[:n_rows]
 
 
-def add_half(bundle: Path, model: Path, target: Target, scheme: str) -> None:
-    """What edgellm.gpu_half adds, with functions for few row counts."""
+def add_half(bundle: Path, model: Path, target: Target, scheme: str, short: bool = True) -> None:
+    """What edgellm.gpu_half adds. short: with functions for few row counts."""
     name, _, kv = scheme.partition(" ")
     request = {**request_of(checkpoint.load(model), target), "output": str(bundle), "dump": None, "half": True}
-    options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "tensors": (), "short": True}
+    options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "tensors": (), "short": short}
     compile_forked({**request, **options})
     manifest = {key: value for key, value in bundles.read(bundle).manifest.items() if key not in ("format", "files")}
     bundles.seal(bundle, {**manifest, "target": {**manifest["target"], "device": "both"}})

@@ -1,0 +1,65 @@
+"""Every family of which prompts are read on matrix units gives the processor's logits within the stated tolerance.
+
+Where EDGELLM_VULKAN_COMMAND (tests/shaders.py) has matrices of 8 x 8 or `env` a driver with 16 x 16; with
+`make test-full`. A prompt is computed in calls of 128 rows, so that layers and attention are multiplied there.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crosscompile.runtime import build_runtime
+from crosscompile.target import target_of_tier
+from tests.compile.routing import RoutedRunner, deviations, turn_ties
+from tests.compile.test_model import host_tiers
+from tests.compile.test_vulkan_families import MIXTURES, MOST_TIES, TOLERANCE, add_half, prepare
+from tests.compile.test_vulkan_matrix import SIZES, opens
+from tests.emulated.test_bits import make_bundle
+from tests.oracle.family_configurations import FAMILIES
+from tests.shaders import ELSEWHERE, build_runner, elsewhere, lavapipe
+
+pytestmark = pytest.mark.oracle
+N_ROWS = 150
+"""Two calls, the second with what is left; both take matrices, of layers and of attention."""
+
+
+@pytest.fixture(scope="module", params=SIZES)
+def gpu(request, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("units")
+    if not opens(SIZES[request.param], build_runner(folder), folder):
+        pytest.skip(f"{ELSEWHERE}: no driver here multiplies {request.param} matrices of f16")
+    return SIZES[request.param]
+
+
+def logits(program: Path, bundle: Path, ids: list[int], device: str) -> np.ndarray:
+    file = bundle.parent / "logits.f32"
+    argv = [str(program), "run", str(bundle), "--tokens", ",".join(map(str, ids)), "--logits", str(file)]
+    argv += ["--device", device, "--step", "128" if device == "vulkan" else "8"]
+    done = subprocess.run([*elsewhere(), *argv], capture_output=True, text=True, timeout=1200, check=False)
+    assert done.returncode == 0, done.stderr
+    return np.fromfile(file, np.float32).reshape(len(ids), -1)
+
+
+@pytest.mark.parametrize("scheme", ["w8a8", "w4a8", "w4a8 i8"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_the_processors(name, scheme, gpu, tmp_path):
+    tier = host_tiers()[-1]
+    target = target_of_tier(tier).on_gpu(gpu)
+    ids = prepare(tmp_path, name, N_ROWS)
+    bundle = make_bundle(tmp_path / "bundle", tmp_path / "model", tier, scheme, short=True, stop_id=2)
+    add_half(bundle, tmp_path / "model", target, scheme, short=False)
+    program = build_runtime(target)
+    expected, found = (logits(program, bundle, ids, device) for device in ("cpu", "vulkan"))
+    tolerance, ties = TOLERANCE[scheme.partition(" ")[0]], 0
+    if name.startswith(MIXTURES) and deviations(found, expected).max() > tolerance:
+        runner = RoutedRunner(bundle, tmp_path / "model")
+        expected = turn_ties(runner, ids, found, tolerance)
+        ties = len({token for token, _ in runner.turned})
+    off = deviations(found, expected).max()
+    print(f"\nOFF {name} {scheme}: {off:.3g}, ties {ties}")
+    assert off <= tolerance, f"{name} {scheme}: off by {off:.2g} of the largest logit"
+    assert ties <= MOST_TIES, f"{name} {scheme}: {ties} of {len(ids)} tokens go to other experts"

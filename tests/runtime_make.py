@@ -18,3 +18,9 @@ def make(*arguments: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def build(name: str) -> Path:
+    """What is made of one name, by its path in runtime_c/build, where it is kept."""
+    make(f"build/{name}")
+    return RUNTIME_C / "build" / name

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -66,12 +67,19 @@ def prepare(folder: Path, name: str, n_rows: int = N_ROWS) -> list[int]:
     return text(made)[:n_rows]
 
 
-def add_half(bundle: Path, model: Path, target: Target, scheme: str, short: bool = True) -> None:
-    """What edgellm.gpu_half adds. short: with functions for few row counts."""
+def add_half(bundle: Path, model: Path, target: Target, scheme: str, rows: Sequence[int] = ()) -> None:
+    """What edgellm.gpu_half adds, with functions for these row counts, few if none are named."""
     name, _, kv = scheme.partition(" ")
     request = {**request_of(checkpoint.load(model), target), "output": str(bundle), "dump": None, "half": True}
-    options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "tensors": (), "short": short}
-    compile_forked({**request, **options})
+    options = {
+        "scheme": name,
+        "embedding": None,
+        "head": None,
+        "kv": kv or None,
+        "tensors": (),
+        "short": [*rows] or True,
+    }
+    compile_forked({**request, **options, "short": [*rows] or True})
     manifest = {key: value for key, value in bundles.read(bundle).manifest.items() if key not in ("format", "files")}
     bundles.seal(bundle, {**manifest, "target": {**manifest["target"], "device": "both"}})
 

@@ -15,8 +15,9 @@ import pytest
 from edgellm import cache
 from edgellm.cli import main
 from edgellm.compile import compile_model
+from tests.runtime_make import RUNTIME_C
 from tests.server import MODEL
-from tests.shaders import LAYERS, RUNTIME_C, lavapipe
+from tests.shaders import LAYERS, lavapipe
 
 LOST, NO_MEMORY, FAILED, TIMEOUT = -4, -2, -3, 2  # VkResult
 AT_OPEN = (

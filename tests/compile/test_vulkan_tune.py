@@ -29,7 +29,6 @@ from tests.agent import c_library
 from tests.compile.logits import CPU, GPU, Model, compare
 from tests.compile.test_vulkan import modules, modules_of
 from tests.compile.test_vulkan_faults import faulty_loader
-from tests.runtime_make import RUNTIME_C, make
 from tests.shaders import lavapipe_alone
 
 
@@ -160,9 +159,7 @@ def test_what_was_measured_is_compiled_and_answers_stay_within_the_tolerance(
     compiled = set(modules(both).values())
     assert measured <= compiled
     assert not (default - measured) & compiled
-    make("build/libedgellm.so")
-    library = RUNTIME_C / "build" / "libedgellm.so"
-    on_cpu, on_gpu = (Model(library, both, 512, device) for device in (CPU, GPU))
+    on_cpu, on_gpu = (Model(both, 512, device) for device in (CPU, GPU))
     assert compare(on_cpu, on_gpu, lengths) < 0.05
     on_cpu.close()
     on_gpu.close()

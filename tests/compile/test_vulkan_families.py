@@ -71,14 +71,7 @@ def add_half(bundle: Path, model: Path, target: Target, scheme: str, rows: Seque
     """What edgellm.gpu_half adds, with functions for these row counts, few if none are named."""
     name, _, kv = scheme.partition(" ")
     request = {**request_of(checkpoint.load(model), target), "output": str(bundle), "dump": None, "half": True}
-    options = {
-        "scheme": name,
-        "embedding": None,
-        "head": None,
-        "kv": kv or None,
-        "tensors": (),
-        "short": [*rows] or True,
-    }
+    options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "tensors": ()}
     compile_forked({**request, **options, "short": [*rows] or True})
     manifest = {key: value for key, value in bundles.read(bundle).manifest.items() if key not in ("format", "files")}
     bundles.seal(bundle, {**manifest, "target": {**manifest["target"], "device": "both"}})

@@ -1,7 +1,9 @@
 """Every family of which prompts are read on matrix units gives the processor's logits within the stated tolerance.
 
-Where EDGELLM_VULKAN_COMMAND (tests/shaders.py) has matrices of 8 x 8 or `env` a driver with 16 x 16; with
-`make test-full`. A prompt is computed in calls of 128 rows, so that layers and attention are multiplied there.
+With `make test-full`, where EDGELLM_VULKAN_COMMAND (tests/shaders.py) has such a driver. A prompt is computed in calls of
+128 rows, so that layers and attention are multiplied there. A mixture's router decides by what lies within rounding (one
+token of ten goes elsewhere in Qwen2-MoE, on the processor too if its products are off by as much): that is what it is
+compared with.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import pytest
 
 from crosscompile.runtime import build_runtime
 from crosscompile.target import target_of_tier
-from tests.compile.routing import RoutedRunner, deviations, turn_ties
+from tests.compile.routing import RoundedRunner, deviations
 from tests.compile.test_model import host_tiers
-from tests.compile.test_vulkan_families import MIXTURES, MOST_TIES, TOLERANCE, add_half, prepare
+from tests.compile.test_vulkan_families import MIXTURES, TOLERANCE, add_half, prepare
 from tests.compile.test_vulkan_matrix import SIZES, opens
 from tests.emulated.test_bits import make_bundle
 from tests.oracle.family_configurations import FAMILIES
@@ -25,6 +27,8 @@ from tests.shaders import ELSEWHERE, build_runner, elsewhere
 pytestmark = pytest.mark.oracle
 N_ROWS = 150
 """Two calls, the second with what is left; both take matrices, of layers and of attention."""
+N_ROUNDED = 8
+"""Texts that are computed with rounding at random, to be compared with."""
 
 
 @pytest.fixture(scope="module", params=SIZES)
@@ -54,12 +58,18 @@ def test_logits_are_the_processors(name, scheme, gpu, tmp_path):
     add_half(bundle, tmp_path / "model", target, scheme, (1, 128))
     program = build_runtime(target)
     expected, found = (logits(program, bundle, ids, device) for device in ("cpu", "vulkan"))
-    tolerance, ties = TOLERANCE[scheme.partition(" ")[0]], 0
-    if name.startswith(MIXTURES) and deviations(found, expected).max() > tolerance:
-        runner = RoutedRunner(bundle, tmp_path / "model")
-        expected = turn_ties(runner, ids, found, tolerance)
-        ties = len({token for token, _ in runner.turned})
-    off = deviations(found, expected).max()
-    print(f"\nOFF {name} {scheme}: {off:.3g}, ties {ties}")
-    assert off <= tolerance, f"{name} {scheme}: off by {off:.2g} of the largest logit"
-    assert ties <= MOST_TIES, f"{name} {scheme}: {ties} of {len(ids)} tokens go to other experts"
+    tolerance, off = TOLERANCE[scheme.partition(" ")[0]], deviations(found, expected)
+    if name.startswith(MIXTURES) and off.max() > tolerance:
+        check_mixture(off, bundle, ids, expected, tolerance)
+    else:
+        assert off.max() <= tolerance, f"{name} {scheme}: off by {off.max():.2g} of the largest logit"
+
+
+def check_mixture(off: np.ndarray, bundle: Path, ids: list[int], expected: np.ndarray, tolerance: float) -> None:
+    """As many tokens go to other experts, and all others are as far off, as the processor's are by such rounding."""
+    runner = RoundedRunner(bundle, expected.shape[1])
+    rounded = [deviations(runner.logits_with(ids, seed), expected) for seed in range(N_ROUNDED)]
+    most = max(int((each > tolerance).sum()) for each in rounded)
+    farthest = max(float(np.median(each)) for each in rounded)
+    assert (off > tolerance).sum() <= 1.5 * most, f"{(off > tolerance).sum()} tokens are off, {most} by rounding"
+    assert np.median(off) <= 1.5 * farthest, f"half of all tokens are off by {np.median(off):.2g}, {farthest:.2g}"

@@ -1,9 +1,9 @@
 """Every family of which prompts are read on matrix units gives the processor's logits within the stated tolerance.
 
-With `make test-full`, where EDGELLM_VULKAN_COMMAND (tests/shaders.py) has such a driver. A prompt is computed in calls of
-128 rows, so that layers and attention are multiplied there. A mixture's router decides by what lies within rounding (one
-token of ten goes elsewhere in Qwen2-MoE, on the processor too if its products are off by as much): that is what it is
-compared with.
+With `make test-full`, where EDGELLM_VULKAN_COMMAND (tests/shaders.py) has such a driver. A prompt is computed in calls
+of 128 rows, so that layers and attention are multiplied there. A mixture's router decides by what lies within rounding
+(one token of ten goes elsewhere in Qwen2-MoE, on the processor too if its products are off by as much): that is what it
+is compared with.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ N_TOKENS = 140
 SCHEMES = ("f32", "f16", "w8a8", "w4a8", "w4a8 i8")
 """By name, and the type of the KV cache where it differs, or what embedding and head have where it is not w8a8."""
 ABOVE = ("avx512-vnni", "avx-vnni", "dotprod", "i8mm")
-"""Tiers that only multiply integers otherwise than one below them, which takes every scheme in every run of the tests."""
+"""Tiers that only multiply integers otherwise than one below them, which every run of the tests gives every scheme."""
 KINDS = tuple(f"{kind.name}a8 {kind.name}a8" for kind in BASES if kind.name not in ("w4", "w8"))
 """What makes further kinds of weights of all matrices."""
 GROUPED = tuple(f"{kind.name}a8 {kind.name}a8" for kind in ALL_KINDS.values() if kind.span > 1)

@@ -78,6 +78,15 @@ class Grouped:
     first: int
     held: int
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, experts)."""
+        return self.groups.rows, self.groups.total
+
+    @property
+    def is_whole(self) -> bool:
+        return self.held == self.groups.total * self.out
+
 
 @kernel_maker
 def group_rows(groups: Groups) -> tirx.PrimFunc:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from crosscompile import checkpoint
+from crosscompile.kernels.linear import Tuned
 from crosscompile.kinds import BASES
 from crosscompile.runtime import build_runtime
 from crosscompile.target import Target, target_of_tier
@@ -66,11 +67,12 @@ def prepare(folder: Path, name: str) -> list[int]:
     return text(made)[:N_ROWS]
 
 
-def add_half(bundle: Path, model: Path, target: Target, scheme: str) -> None:
-    """What edgellm.gpu_half adds, with functions for few row counts."""
+def add_half(bundle: Path, model: Path, target: Target, scheme: str, knobs: Tuned | None = None) -> None:
+    """What edgellm.gpu_half adds, with functions for few row counts. knobs: what tuning has found."""
     name, _, kv = scheme.partition(" ")
     request = {**request_of(checkpoint.load(model), target), "output": str(bundle), "dump": None, "half": True}
     options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "tensors": (), "short": True}
+    options["knobs"] = knobs
     compile_forked({**request, **options})
     manifest = {key: value for key, value in bundles.read(bundle).manifest.items() if key not in ("format", "files")}
     bundles.seal(bundle, {**manifest, "target": {**manifest["target"], "device": "both"}})

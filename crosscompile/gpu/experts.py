@@ -110,13 +110,18 @@ class _Strip:
             k.store(sums, f32(0.0), r)
         self.k, self.work, self.row = k, work, row
         self.first, expert = k.bind(strip * together), k.bind(ids[row])
-        self.weight = k.bind(expert * work.out + self.first - work.first)
+        self._written = None
+        if not work.is_whole:  # zeros of rows of no expert are written where the first expert's are computed
+            place = k.bind(tirx.Max(expert, i32(0)) * work.out - work.first)
+            self.first = k.bind(tirx.Max(i32(0) - place, i32(0)) + self.first)
+            self.weight = k.bind(place + self.first)
+            self._written = tirx.And(self.weight < i32(work.held), self.first < i32(work.out))
+        else:
+            self.weight = k.bind(expert * work.out + self.first - work.first)
         self.source = k.bind(tirx.truncdiv(row, i32(work.each)))
-        self.held, self._written = expert >= i32(0), None
-        if not work.is_whole:
-            below = self.weight < i32(work.held)
-            self.held = tirx.And(self.weight >= i32(0), below)
-            self._written = self.held if work.first else below  # rows of no expert are zeros, by the first part
+        self.held = expert >= i32(0)
+        if self._written is not None:
+            self.held = tirx.And(self.held, self._written)
 
     def write(self, y: Any, r: int, value: Expr) -> None:
         """The result of row r of the strip."""
@@ -137,7 +142,7 @@ def _quantized(k: Builder, work: Experts, knobs: LinearKnobs) -> None:
     a, scale_a, ids, w, y = _quantized_buffers(k, work)
     blocks, together, threads = work.blocks, knobs.rows, knobs.threads
     sums = k.local(together)
-    with k.launch((work.out // together, work.rows), threads) as (at, row, thread):
+    with k.launch((work.reach // together, work.rows), threads) as (at, row, thread):
         strip = _Strip(k, work, ids, at, row, sums, together)
         with k.when(strip.held), k.strided(thread, blocks) as b:
             source = strip.source
@@ -155,7 +160,7 @@ def _quantized_alone(k: Builder, work: Experts, knobs: LinearKnobs) -> None:
     """A thread for some rows of one expert's weights, in floats (crosscompile/gpu/linear_alone.py)."""
     a, scale_a, ids, w, y = _quantized_buffers(k, work)
     blocks, together, threads = work.blocks, knobs.rows, knobs.threads
-    strips = work.out // together
+    strips = work.reach // together
     sums = k.local(together)
     with k.launch((-(-strips // threads), work.rows), threads) as (workgroup, row, thread):
         at = k.bind(workgroup * threads + thread)
@@ -183,7 +188,7 @@ def _floats(k: Builder, work: Experts, knobs: LinearKnobs) -> None:
     a, ids, w, y = _float_buffers(k, work, half)
     units, together, threads = 1 if half else 2, knobs.rows, knobs.threads
     sums = k.local(together)
-    with k.launch((work.out // together, work.rows), threads) as (at, row, thread):
+    with k.launch((work.reach // together, work.rows), threads) as (at, row, thread):
         strip = _Strip(k, work, ids, at, row, sums, together)
         with k.when(strip.held), k.strided(thread, eights) as c:
             pair = [k.bind(a[(strip.source * eights + c) * 2 + u]) for u in range(2)]

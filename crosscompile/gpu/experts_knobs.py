@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from crosscompile.gpu.build import PART_ROWS, threads_for
-from crosscompile.gpu.grouped import Grouped
+from crosscompile.gpu.grouped import Grouped, most_of_an_expert
 from crosscompile.gpu.knobs import ALONE_SUMS, SUMS, LinearKnobs, chosen, tile_bytes
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.kernels.build import Origin, divisor
@@ -59,6 +59,11 @@ class Experts:
     @property
     def is_whole(self) -> bool:
         return self.held == self.total * self.out
+
+    @property
+    def reach(self) -> int:
+        """Rows of an expert's weight that workgroups are started for."""
+        return most_of_an_expert(self.total, self.out, self.first, self.held)
 
 
 ExpertWork = Experts | Grouped

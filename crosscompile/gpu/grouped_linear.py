@@ -42,22 +42,25 @@ class _Table:
         k.buffer("tokens", (work.n,), "int32")
 
     @contextmanager
-    def tile(self, t: Expr, row: Expr, together: int, steps: int) -> Iterator[None]:
-        """Tile t, `together` rows of its expert's weight from `row` on; nothing where there is nothing to compute.
+    def tile(self, t: Expr, row: Expr, steps: int) -> Iterator[None]:
+        """Tile t, some rows of its expert's weight from `row` on; nothing where there is nothing to compute.
 
-        steps: along the columns. Rows of no expert have none, which leaves zeros; in parts, the first one's do that.
+        row: of those that the tensor has. steps: along the columns. Rows of no expert have none, which leaves zeros; in
+        parts, where the first expert's are computed.
         """
         k, work, tiles = self.k, self.work, self.groups.tiles
         expert, self.count = k.bind(self.table[t]), k.bind(self.table[tiles + t])
         self.places = k.bind(2 * tiles + t * self.groups.tile)
         self.row = k.bind(row)
-        self.weight = k.bind(expert * work.out + self.row - work.first)
-        self.steps = k.bind(tirx.Select(expert < i32(0), i32(0), i32(steps)))
         wanted = self.count > i32(0)
-        if not work.is_whole:
-            wanted = tirx.And(wanted, self.weight < i32(work.held))
-        if work.first:
-            wanted = tirx.And(wanted, self.weight > i32(-together))
+        if work.is_whole:
+            self.weight = k.bind(expert * work.out + self.row - work.first)
+        else:
+            place = k.bind(tirx.Max(expert, i32(0)) * work.out - work.first)
+            self.row = k.bind(tirx.Max(i32(0) - place, i32(0)) + self.row)
+            self.weight = k.bind(place + self.row)
+            wanted = tirx.And(wanted, tirx.And(self.weight < i32(work.held), self.row < i32(work.out)))
+        self.steps = k.bind(tirx.Select(expert < i32(0), i32(0), i32(steps)))
         with k.when(wanted):
             yield
 
@@ -78,8 +81,6 @@ class _Table:
         inside = self.row + r < i32(self.work.out)
         if not self.work.is_whole:
             inside = tirx.And(inside, self.weight + r < i32(self.work.held))
-        if self.work.first:
-            inside = tirx.And(inside, self.weight + r >= i32(0))
         with self.k.when(inside):
             self.k.store(y, value, place, self.row + r)
 
@@ -104,8 +105,8 @@ def _quantized_tiles(k: Builder, work: Grouped, knobs: LinearKnobs) -> None:
         with k.when(m < table.count):
             table.write(y, table.place(m), r, value)
 
-    grid = (-(-work.out // knobs.rows), work.groups.tiles)
-    with k.launch(grid, sums.threads) as (strip, t, thread), table.tile(t, strip * knobs.rows, knobs.rows, blocks):
+    grid = (-(-work.reach // knobs.rows), work.groups.tiles)
+    with k.launch(grid, sums.threads) as (strip, t, thread), table.tile(t, strip * knobs.rows, blocks):
         sums.multiply(thread, table.weight_row, table.source, table.steps)(put)
 
 
@@ -122,11 +123,11 @@ def _quantized_alone(k: Builder, work: Grouped, knobs: LinearKnobs) -> None:
 def _alone(k: Builder, work: Grouped, knobs: LinearKnobs, table: _Table, steps: int, add: Any, y: Any) -> None:
     """Sums of each thread's own, which add(rows of the weight, sums) adds to, m outermost."""
     each, threads = knobs.rows, knobs.threads
-    strips = work.out // each
+    strips = -(-work.reach // each)
     sums = k.local(work.groups.tile * each)
     with k.launch((-(-strips // threads), work.groups.tiles), threads) as (workgroup, t, thread):
         strip = k.bind(workgroup * threads + thread)
-        with k.when(strip < i32(strips)), table.tile(t, strip * each, each, steps):
+        with k.when(strip < i32(strips)), table.tile(t, strip * each, steps):
             with k.loop(0, table.count * each) as i:
                 k.store(sums, f32(0.0), i)
             add([k.bind(table.weight_row(r)) for r in range(each)], sums)
@@ -173,8 +174,8 @@ def _floats(k: Builder, work: Grouped, knobs: LinearKnobs) -> None:
     f = _Floats(k, work)
     table, tile, together, threads = f.table, knobs.tile, knobs.rows, knobs.threads
     sums, shared = k.local(tile * together), k.shared(4 * threads)
-    grid = (work.out // together, work.groups.tiles)
-    with k.launch(grid, threads) as (strip, t, thread), table.tile(t, strip * together, together, f.eights):
+    grid = (-(-work.reach // together), work.groups.tiles)
+    with k.launch(grid, threads) as (strip, t, thread), table.tile(t, strip * together, f.eights):
         for i in range(tile * together):
             k.store(sums, f32(0.0), i)
         with k.when(table.steps > i32(0)), k.strided(thread, f.eights) as c:

@@ -124,8 +124,8 @@ def compare(
     for row, expert in enumerate(ids):
         if expert >= 0:
             expected[row] = w[expert * OUT : (expert + 1) * OUT] @ x[row // each].astype(np.float64)
-    # where each value of the result is from, among all experts' rows; zeros of no expert are the first part's
-    place = np.maximum(ids, 0)[:, None] * OUT + np.where(ids[:, None] >= 0, np.arange(OUT), 0)
+    # where each value of the result is from, among all experts' rows; zeros of no expert are where the first one's are
+    place = np.maximum(ids, 0)[:, None] * OUT + np.arange(OUT)
     for first in range(0, TOTAL * OUT, most):
         held = min(most, TOTAL * OUT - first)
         work = replace(whole, first=first, held=held)
@@ -167,6 +167,18 @@ def test_experts_that_are_larger_than_a_gpu_binds(
     """Parts end within an expert, and one of them has several."""
     for most in (64, 128) if rows == 28 else (128,):
         compare(kind, CLASSES[gpu_class], MIXED[:rows], 2, program, tmp_path, most)
+
+
+def test_a_part_starts_workgroups_for_no_more_rows_than_it_has_of_an_expert() -> None:
+    """Of 96 rows: all, 64, 32 of each of two, 64, all."""
+    gpu = CLASSES["desktop"]
+    for rows, each in ((6, 2), (40, 64)):
+        found = []
+        for first, held in ((0, TOTAL * OUT), (0, 64), (64, 64), (128, 64), (64, 192)):
+            work = work_of("w4", gpu, rows, 2, first, held)
+            function = (grouped_kernel if isinstance(work, Grouped) else expert_kernel)("experts", gpu, work)
+            found.append(emit(flat("experts", function)).grid[0])
+        assert found == [-(-most // each) for most in (96, 64, 32, 64, 96)]
 
 
 FEW = MIXED[:6]

@@ -183,24 +183,25 @@ def test_a_part_starts_workgroups_for_no_more_rows_than_it_has_of_an_expert() ->
 
 FEW = MIXED[:6]
 """Too few to be grouped."""
-LAYERS = [
-    ("w4", "desktop", FEW),
-    ("f16", "desktop", FEW),
-    ("u4", "processor", FEW),
-    ("u4", "v3d", MIXED),
-    ("f32", "desktop", MIXED),
-    ("w8", "processor", MIXED),
-    ("f16", "processor", MIXED),
-]
+MANY = np.tile(MIXED, 2)
+"""Enough for larger tiles."""
+LAYERS = {
+    ("w4", "desktop"): FEW,
+    ("u4", "processor"): FEW,
+    ("u4", "v3d"): MANY,
+    ("f16", "processor"): MIXED,
+}
+MORE_LAYERS = {("f16", "desktop"): FEW, ("f32", "desktop"): MANY, ("w8", "processor"): MANY}
 
 
 @pytest.mark.parametrize(
     ("kind", "gpu_class", "ids", "knobs"),
     [
-        pytest.param(kind, gpu_class, ids, knobs, marks=() if i == len(found) - 1 else pytest.mark.oracle)
-        for kind, gpu_class, ids in LAYERS
+        pytest.param(kind, gpu_class, ids, knobs, marks=pytest.mark.oracle if i or layers is MORE_LAYERS else ())
+        for layers in (LAYERS, MORE_LAYERS)
+        for (kind, gpu_class), ids in layers.items()
         for found in [expert_candidates(work_of(kind, CLASSES[gpu_class], len(ids), 2), CLASSES[gpu_class])]
-        for i, knobs in enumerate(found)
+        for i, knobs in enumerate(reversed(found))
     ],
 )
 def test_what_tuning_may_choose(

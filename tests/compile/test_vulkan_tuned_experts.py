@@ -114,3 +114,13 @@ def test_a_tile_that_only_one_layer_would_have_pays_for_its_sorting(tmp_path: Pa
         sorted_ = [args[1] for args in bound(trial, "group_rows")] if n_sorts else tables
         assert len(tables) == len(sorted_) == 4
         assert tables == sorted_
+
+
+def test_candidates_are_kernels_of_their_own(tmp_path: Path) -> None:
+    """Of those with the same tiles, too."""
+    prepare(tmp_path, MODEL)
+    target = target_of(CLASSES["desktop"])
+    for tunable in experts_of(tmp_path / "model", target, "w4a8")[::2]:
+        some = [each for each in tunable.candidates if each["tile"] == tunable.candidates[0]["tile"]][:3]
+        codes = modules_of(build_trial(tunable, some, target, 1).modules)
+        assert len({code for name, code in codes.items() if re.match("k[0-9]_", name)}) == len(some) > 1

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from crosscompile import checkpoint
+from crosscompile.kernels.linear import Tuned
 from crosscompile.kinds import BASES
 from crosscompile.runtime import build_runtime
 from crosscompile.target import Target, target_of_tier
@@ -66,12 +67,14 @@ def prepare(folder: Path, name: str, n_rows: int = N_ROWS) -> list[int]:
     return text(made)[:n_rows]
 
 
-def add_half(bundle: Path, model: Path, target: Target, scheme: str, rows: Sequence[int] = ()) -> None:
-    """What edgellm.gpu_half adds, with functions for these row counts, few if none are named."""
+def add_half(
+    bundle: Path, model: Path, target: Target, scheme: str, rows: Sequence[int] = (), knobs: Tuned | None = None
+) -> None:
+    """What edgellm.gpu_half adds. rows: of its functions; few if none are named. knobs: what tuning has found."""
     name, _, kv = scheme.partition(" ")
     request = {**request_of(checkpoint.load(model), target), "output": str(bundle), "dump": None, "half": True}
     options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "tensors": ()}
-    compile_forked({**request, **options, "short": [*rows] or True})
+    compile_forked({**request, **options, "short": [*rows] or True, "knobs": knobs})
     manifest = {key: value for key, value in bundles.read(bundle).manifest.items() if key not in ("format", "files")}
     bundles.seal(bundle, {**manifest, "target": {**manifest["target"], "device": "both"}})
 

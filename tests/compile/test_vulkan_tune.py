@@ -28,6 +28,7 @@ from edgellm.tune_builder import Builder, Knobs, Layer, Library
 from tests.agent import c_library
 from tests.compile.logits import CPU, GPU, Model, compare
 from tests.compile.test_vulkan import modules, modules_of
+from tests.compile.test_vulkan_families import prepare
 from tests.compile.test_vulkan_faults import faulty_loader
 from tests.shaders import lavapipe_alone
 
@@ -120,6 +121,19 @@ def test_every_class_of_gpus_has_something_to_search(
         assert all(re.search(calls, name) for name in modules_of(made.data))
         outcome, _ = search(board, builder, tmp_path)
     assert outcome.knobs in outcome.layer.candidates
+    assert 0 < outcome.best_us <= outcome.default_us < math.inf
+
+
+def test_a_mixtures_experts_are_searched_too(tmp_path: Path) -> None:
+    """The other candidate has rows in other tiles, for which they are sorted again."""
+    prepare(tmp_path, "olmoe-biases")
+    board = local("processor")
+    with Builder(tmp_path / "model", Options("w4a8"), board.gpu_target(), [8]) as builder:
+        keep(builder, "grouped", 2)
+        default, other = builder.layers[0].candidates
+        assert default["tile"] != other["tile"]
+        outcome, _ = search(board, builder, tmp_path)
+    assert outcome.knobs in (default, other)
     assert 0 < outcome.best_us <= outcome.default_us < math.inf
 
 

@@ -8,11 +8,13 @@ typedef struct ellm_gpu ellm_gpu;
 
 /* What it takes from a context. Everything must outlive the GPU. */
 typedef struct ellm_gpu_source {
-    const ellm_plan *plan;   /* kernels are resolved to ellm_shader */
-    const uint64_t *symbols; /* by ellm_symbol */
-    void *const *inputs;     /* by ellm_input: what the next function reads, written by the caller */
-    bool real;               /* no program that imitates one */
-    int directory;           /* where what the driver compiled is kept; -1: nowhere */
+    const ellm_plan *plan;         /* kernels are resolved to ellm_shader */
+    const uint64_t *symbols;       /* by ellm_symbol */
+    void *const *inputs;           /* by ellm_input: what the next function reads, written by the caller */
+    bool real;                     /* no program that imitates one */
+    int directory;                 /* where what the driver compiled is kept; -1: nowhere */
+    const struct ellm_file *files; /* that weights may be mapped from; read where they are open */
+    size_t n_files;
 } ellm_gpu_source;
 
 typedef struct ellm_gpu_info {
@@ -20,8 +22,10 @@ typedef struct ellm_gpu_info {
     bool is_processor;                               /* it is a program that imitates a GPU */
     uint64_t weight_bytes, state_bytes, other_bytes; /* of its memory */
     uint64_t imported_bytes;                         /* of pages with weights that stay where the process has them */
+    uint64_t uploaded_bytes;                         /* of weights that were copied */
     double upload_ms, pipelines_ms;
-    uint32_t n_dispatches, n_barriers; /* of one token: body and head of one row */
+    double upload_copy_ms, upload_wait_ms; /* of upload_ms: copying, and of that waiting for the device */
+    uint32_t n_dispatches, n_barriers;     /* of one token: body and head of one row */
 } ellm_gpu_info;
 
 /* Picks a device, copies the weights to it, and records every function. GPU_MISSING, GPU_LOST, NO_MEMORY. */

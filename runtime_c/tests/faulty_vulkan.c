@@ -3,8 +3,9 @@
  *   FAULT=vkQueueSubmit:3:-4   the third vkQueueSubmit returns VK_ERROR_DEVICE_LOST, and so does every later one
  *   FAULT=features:1:0         no device has 16-bit storage
  *   FAULT=clock:1:0            no queue has timestamps
- *   FAULT=apart:1:0            the processor does not see the memory of the device
+ *   FAULT=apart:1:0            a GPU with memory of its own, which the processor does not see
  *   FAULT=vendor:1:20803       Qualcomm made the device
+ *   FAULT=driver:1:7           the driver's version is 7
  *   FAULT=wrong:40:0           the 40th dispatch that is recorded is left out: it computes, and wrongly
  *   FAULT_COUNTS=FILE          how often each call was made, a line each, at the end
  *
@@ -99,11 +100,15 @@ static PFN_vkGetDeviceProcAddr real_device_function;
 static PFN_vkGetInstanceProcAddr real_instance_function;
 
 static void properties(VkPhysicalDevice device, VkPhysicalDeviceProperties2 *about) {
-    VkResult vendor;
+    VkResult told;
     real_properties(device, about);
-    about->properties.deviceType = VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
-    if (is_due("vendor", 1, &vendor)) {
-        about->properties.vendorID = (uint32_t)vendor;
+    about->properties.deviceType =
+        is_due("apart", 1, &told) ? VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU : VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
+    if (is_due("vendor", 1, &told)) {
+        about->properties.vendorID = (uint32_t)told;
+    }
+    if (is_due("driver", 1, &told)) {
+        about->properties.driverVersion = (uint32_t)told;
     }
 }
 

@@ -155,6 +155,7 @@ void ellm_context_get_threads(const ellm_context *context, int32_t *prefill, int
 /* The GPU that a context computes on. False where the processor does. */
 typedef struct ellm_device_info {
     char name[256];
+    char driver[64];                              /* another text for another device or version of its driver */
     bool is_processor;                            /* a program on the processor that imitates a GPU */
     uint64_t weight_bytes, kv_bytes, other_bytes; /* of its memory */
     uint64_t imported_bytes;               /* weights that stay in the page cache, with what shares their pages */

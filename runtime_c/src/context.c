@@ -225,6 +225,7 @@ bool ellm_context_get_device(const ellm_context *context, ellm_device_info *info
     ellm_gpu_info gpu;
     ellm_gpu_get_info(context->gpu, &gpu);
     memcpy(info->name, gpu.name, sizeof info->name);
+    memcpy(info->driver, gpu.driver, sizeof info->driver);
     info->is_processor = gpu.is_processor;
     info->weight_bytes = gpu.weight_bytes;
     info->kv_bytes = gpu.state_bytes;

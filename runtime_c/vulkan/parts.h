@@ -3,6 +3,7 @@
 #define ELLM_VULKAN_PARTS_H
 
 #include "api.h"
+#include "driver.h"
 #include "gpu.h"
 #include "region.h"
 #include "shader.h"
@@ -81,7 +82,9 @@ struct ellm_gpu {
 };
 
 /* Picks a device that can do what `needs` says, the most capable kind first. GPU_MISSING names what each lacks. */
-ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error);
+ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_vulkan_features *features, ellm_error *error);
+/* Opens the one that was picked, with as much of its features as is needed. */
+ellm_status ellm_vulkan_open_device(ellm_gpu *gpu, uint32_t needs, ellm_vulkan_features *features, ellm_error *error);
 
 /* Allocates everything, and copies the weights that cannot be imported. */
 ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error);

@@ -219,6 +219,7 @@ void ellm_context_get_threads(const ellm_context *context, int32_t *prefill, int
 
 bool ellm_context_get_device(const ellm_context *context, ellm_device_info *info) {
     *info = (ellm_device_info){.is_processor = false};
+#ifdef ELLM_VULKAN
     if (context->gpu == NULL) {
         return false;
     }
@@ -239,6 +240,10 @@ bool ellm_context_get_device(const ellm_context *context, ellm_device_info *info
     info->n_dispatches = gpu.n_dispatches;
     info->n_barriers = gpu.n_barriers;
     return true;
+#else
+    (void)context;
+    return false;
+#endif
 }
 
 int32_t ellm_context_length(const ellm_context *context) {

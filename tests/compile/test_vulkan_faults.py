@@ -7,6 +7,8 @@ runtime_c/tests/faulty_vulkan.c stands before the real loader and lavapipe, whic
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -180,6 +182,50 @@ def test_a_gpu_that_computes_wrongly_is_found_out_and_not_used_until_it_proves_i
     assert proven["farthest"] < 0.05
     assert not note.exists()
     assert "the processor computes" not in run(both, loader, "").stderr
+
+
+@pytest.fixture
+def fresh(both: Path, tmp_path: Path) -> Path:
+    """A copy that nobody has tried."""
+    return shutil.copytree(both, tmp_path / "fresh", ignore=shutil.ignore_patterns(".*"))
+
+
+def test_who_interrupts_the_proof_changes_nothing_and_a_crash_leaves_its_note(fresh: Path, loader: Path):
+    note = fresh / ".gpu"
+    for call, number in (("CreateComputePipelines:9", signal.SIGTERM), ("QueueSubmit:4", signal.SIGINT)):
+        stopped = golden(fresh, loader, f"vk{call}:{1000 + number}")
+        assert stopped.returncode == 43, stopped.stderr
+        assert not note.exists()
+        assert not (fresh / ".proven").exists()
+    killed = golden(fresh, loader, f"vkCreateDevice:1:{1000 + signal.SIGKILL}")
+    assert killed.returncode == -signal.SIGKILL
+    assert "nobody heard how that ended" in (before := note.read_text())
+    assert golden(fresh, loader, f"vkCreateDevice:1:{1000 + signal.SIGINT}").returncode == 43
+    assert note.read_text() == before
+    assert "note: the processor computes: the GPU was tried" in run(fresh, loader, "").stderr
+
+
+OTHER = "the GPU or its driver is another one than the one that has proven itself here"
+
+
+def test_behind_another_driver_the_gpu_proves_itself_again_before_it_computes(fresh: Path, loader: Path):
+    assert run(fresh, loader, "driver:1:7").stderr == ""  # as older programs have left it: nobody is asked
+    assert golden(fresh, loader, "").returncode == 0
+    assert run(fresh, loader, "").stderr == ""
+    forced = run(fresh, loader, "driver:1:7", "--device", "vulkan")
+    assert f"{OTHER}; `edgellm-rt golden DIR --device vulkan` tries it" in forced.stderr
+    free = run(fresh, loader, "driver:1:7")
+    assert f"{OTHER}; it does so again" in free.stderr
+    assert "the processor computes" not in free.stderr
+    assert run(fresh, loader, "driver:1:7").stderr == ""  # now this one has
+    wrong = run(fresh, loader, "vendor:1:5,wrong:20:0")
+    assert json.loads(wrong.stdout)["ids"] == json.loads(free.stdout)["ids"]
+    assert f"{OTHER}; it does so again" in wrong.stderr
+    assert "note: the processor computes: llvmpipe" in wrong.stderr
+    assert "computes wrongly" in wrong.stderr
+    later = run(fresh, loader, "vendor:1:5").stderr
+    assert "computes wrongly" in later
+    assert OTHER not in later
 
 
 def test_a_note_of_another_manifest_or_none_at_all_is_not_heeded_and_no_terminal_obeys_it(both: Path, loader: Path):

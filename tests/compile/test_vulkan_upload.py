@@ -42,7 +42,7 @@ def copier(n_bytes: int) -> Shader:
 
 
 @pytest.mark.parametrize("way", FAULTS)
-def test_every_weight_arrives_whole(way: str, program: Path, loader: Path, tmp_path: Path):
+def test_every_weight_arrives_whole(way: str, program: Path, loader: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     sizes = {**{f"w{i}": 64 for i in range(SMALL)}, "large": LARGE, "last": 64}
     weights = {name: rng.integers(0, 1 << 30, size // 4, np.int32) for name, size in sizes.items()}
@@ -55,7 +55,7 @@ def test_every_weight_arrives_whole(way: str, program: Path, loader: Path, tmp_p
 
 
 @pytest.mark.parametrize("way", FAULTS)
-def test_a_file_that_becomes_shorter_is_an_error(way: str, program: Path, loader: Path, tmp_path: Path):
+def test_a_file_that_becomes_shorter_is_an_error(way: str, program: Path, loader: Path, tmp_path: Path) -> None:
     """Where it was mapped and copied, the program was killed."""
     weight = {"w": np.zeros(1 << 20, np.int32)}
     run_shaders(program, tmp_path, [(copier(4 << 20), ["w", "y"])], weight, {"y": 4 << 20})

@@ -112,7 +112,9 @@ ellm_status device_open(const settings *s, const ellm_trust *trust, device_opene
     if (status == ELLM_OK) {
         note_imitation(*context);
 #ifdef ELLM_VULKAN
-        note_other(*model, *context);
+        if (!s->proves) {
+            note_other(*model, *context);
+        }
 #endif
         return ELLM_OK;
     }

@@ -264,6 +264,7 @@ static ellm_status run(const trial *t, golden_text *texts, size_t n, const pace 
     double start = clock_ms();
     settings gpus = *t->s;
     gpus.takes_cpu = false;
+    gpus.proves = true;
     gpus.device = "vulkan";
     ellm_status status = engine_open(&e, &gpus, ELLM_LOOKUP_OFF, error);
     const bool knows = n > 0;

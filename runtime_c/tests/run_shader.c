@@ -64,7 +64,12 @@ int main(int argc, char **argv) {
     const uint64_t symbols[ELLM_SYMBOLS] = {1, 1, 1, 1, 1};
     static int32_t input[ELLM_STEP_ROWS];
     void *const inputs[ELLM_INPUTS] = {input, input, input, input, input};
-    const ellm_gpu_source source = {.plan = &plan, .symbols = symbols, .inputs = inputs, .directory = -1, .files = files, .n_files = plan.n_weights};
+    const ellm_gpu_source source = {.plan = &plan,
+                                    .symbols = symbols,
+                                    .inputs = inputs,
+                                    .directory = -1,
+                                    .files = files,
+                                    .n_files = plan.n_weights};
     ellm_gpu *gpu;
     const uint8_t *logits;
     status = ellm_gpu_open(&source, &gpu, &error);

@@ -125,7 +125,7 @@ static ellm_status await_stage(struct upload *u, int stage, ellm_error *error) {
     VkResult result = api->WaitForFences(u->gpu->device, 1, fence, VK_TRUE, (uint64_t)120 * 1000000000);
     result = result == VK_SUCCESS ? api->ResetFences(u->gpu->device, 1, fence) : result;
     u->gpu->info.upload_wait_ms += (double)(ellm_now_ns() - start) / 1e6;
-    u->gpu->is_stuck = result != VK_SUCCESS;
+    u->gpu->is_stuck = u->gpu->is_stuck || result != VK_SUCCESS;
     return result == VK_SUCCESS ? ELLM_OK : ellm_vulkan_failed(result, doing, error);
 }
 
@@ -167,11 +167,11 @@ static ellm_status open_stages(struct upload *u, ellm_error *error) {
 }
 
 static void close_stages(struct upload *u) {
-    for (int i = 0; i < n_stages; i++) {
+    for (int i = 0; i < n_stages && !u->gpu->is_stuck; i++) {
         (void)await_stage(u, i, NULL);
-        if (u->gpu->is_stuck) { /* it may still read them: they stay until the program ends */
-            return;
-        }
+    }
+    if (u->gpu->is_stuck) { /* it may still read them: they stay until the program ends */
+        return;
     }
     for (int i = 0; i < n_stages; i++) {
         if (u->fences[i] != VK_NULL_HANDLE) {

@@ -341,7 +341,7 @@ static ellm_status try_gpu(const trial *t, bool real, ellm_error *error) {
         && !gpu_note_write(directory, sha256, "the GPU was tried, and nobody heard how that ended") && t->is_quiet) {
         return ellm_fail(error, ELLM_GPU_MISSING,
                          "its driver is another one than the GPU has proven itself with, and how it does now cannot be "
-                         "noted in this folder; deploy again");
+                         "noted in this folder; run `edgellm-rt golden DIR --device vulkan` as its owner");
     }
     ellm_status status = compare_devices(t, real, error);
     if (t->is_both && (status == ELLM_OK || (status == ELLM_CANCELLED && !had_note))) {

@@ -219,6 +219,10 @@ def test_behind_another_driver_the_gpu_proves_itself_again_before_it_computes(fr
     assert f"{OTHER}; it does so again" in free.stderr
     assert len(free.stderr.splitlines()) == 1
     assert run(fresh, loader, "driver:1:7").stderr == ""  # now this one has
+    (fresh / ".gpu.new").mkdir()  # where the note would be written; works for root, whom no mode stops
+    unnoted = run(fresh, loader, "vendor:1:5")
+    assert "the processor computes: its driver is another one" in unnoted.stderr
+    (fresh / ".gpu.new").rmdir()
     wrong = run(fresh, loader, "vendor:1:5,wrong:20:0")
     assert json.loads(wrong.stdout)["ids"] == json.loads(free.stdout)["ids"]
     assert f"{OTHER}; it does so again" in wrong.stderr

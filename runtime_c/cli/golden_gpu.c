@@ -12,6 +12,7 @@
 #ifdef ELLM_VULKAN
 
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -379,14 +380,25 @@ ellm_status golden_gpu(const settings *s, bool *is_gpus, ellm_error *error) {
 }
 
 ellm_status golden_gpu_again(const char *directory, const ellm_trust *keys, ellm_error *error) {
+    static const int stops[] = {SIGINT, SIGTERM};
     const settings s = {.directory = directory, .device = "vulkan", .lookup = -1};
+    struct sigaction before[2];
     ellm_bundle bundle;
     ellm_status status = ellm_bundle_open_trusted(directory, keys, &bundle, error);
-    if (status == ELLM_OK) {
-        const trial t = {&s, keys, &bundle, true, true};
-        status = try_gpu(&t, true, error);
-        ellm_bundle_close(&bundle);
+    if (status != ELLM_OK) {
+        return status;
     }
+    for (int i = 0; i < 2; i++) { /* a server that starts has not caught them yet */
+        sigaction(stops[i], NULL, &before[i]);
+    }
+    interrupts_catch();
+    const trial t = {&s, keys, &bundle, true, true};
+    status = try_gpu(&t, true, error);
+    status = status == ELLM_OK ? go_on(error) : status;
+    for (int i = 0; i < 2; i++) {
+        sigaction(stops[i], &before[i], NULL);
+    }
+    ellm_bundle_close(&bundle);
     return status;
 }
 

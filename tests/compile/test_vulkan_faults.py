@@ -223,6 +223,11 @@ def test_behind_another_driver_the_gpu_proves_itself_again_before_it_computes(fr
     unnoted = run(fresh, loader, "vendor:1:5")
     assert "the processor computes: its driver is another one" in unnoted.stderr
     (fresh / ".gpu.new").rmdir()
+    served = [str(fresh / "edgellm-rt"), "serve", str(fresh), "--port", "0", "--attached"]
+    fault = f"vendor:1:5,vkQueueSubmit:4:{1000 + signal.SIGTERM}"
+    env = {**lavapipe(), "LD_LIBRARY_PATH": str(loader), "FAULT": fault}
+    assert subprocess.run(served, stdin=subprocess.DEVNULL, env=env, timeout=60, check=False).returncode == 43
+    assert not (fresh / ".gpu").exists()
     wrong = run(fresh, loader, "vendor:1:5,wrong:20:0")
     assert json.loads(wrong.stdout)["ids"] == json.loads(free.stdout)["ids"]
     assert f"{OTHER}; it does so again" in wrong.stderr

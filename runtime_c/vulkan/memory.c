@@ -1,11 +1,8 @@
-#include <stdlib.h>
-#include <string.h>
-
 #include "error.h"
 #include "parts.h"
 
 enum { alignment = 256 }; /* of whatever is bound: the largest that the specification lets a device ask for */
-static const VkDeviceSize most_chunk = (VkDeviceSize)1 << 30, stage_bytes = (VkDeviceSize)32 << 20;
+static const VkDeviceSize most_chunk = (VkDeviceSize)1 << 30;
 
 static VkDeviceSize aligned(VkDeviceSize bytes) {
     return (bytes + alignment - 1) / alignment * alignment;
@@ -78,6 +75,11 @@ static ellm_status new_buffer(ellm_gpu *gpu, VkDeviceSize bytes, enum kind kind,
     }
     made->bytes = bytes;
     return result == VK_SUCCESS ? ELLM_OK : ellm_vulkan_failed(result, what, error);
+}
+
+ellm_status ellm_vulkan_new_stage(ellm_gpu *gpu, VkDeviceSize bytes, const char *what, ellm_vulkan_buffer *made,
+                                  ellm_error *error) {
+    return new_buffer(gpu, bytes, KIND_READ, what, made, error);
 }
 
 void ellm_vulkan_free_buffer(ellm_gpu *gpu, ellm_vulkan_buffer *buffer) {
@@ -167,130 +169,6 @@ static ellm_status place_all(ellm_gpu *gpu, ellm_error *error) {
     return n == 0 ? ELLM_OK : place_items(gpu, items, n, error);
 }
 
-/* ---- copying the weights ---- */
-
-/* Two halves of a buffer that take turns: one is filled while the other is copied. */
-struct stage {
-    ellm_vulkan_buffer buffer;
-    VkCommandBuffer commands[2];
-    VkFence fences[2];
-    bool busy[2];
-    int turn;
-    VkDeviceSize used; /* of the half whose turn it is */
-    bool recording;
-};
-
-static ellm_status wait_half(ellm_gpu *gpu, struct stage *stage, int half, ellm_error *error) {
-    if (!stage->busy[half]) {
-        return ELLM_OK;
-    }
-    stage->busy[half] = false;
-    VkResult result = gpu->api.WaitForFences(gpu->device, 1, &stage->fences[half], VK_TRUE, (uint64_t)120 * 1000000000);
-    result = result == VK_SUCCESS ? gpu->api.ResetFences(gpu->device, 1, &stage->fences[half]) : result;
-    return result == VK_SUCCESS ? ELLM_OK : ellm_vulkan_failed(result, "copying weights", error);
-}
-
-/* Sends off the half whose turn it is, and turns. */
-static ellm_status send_half(ellm_gpu *gpu, struct stage *stage, ellm_error *error) {
-    if (!stage->recording) {
-        return ELLM_OK;
-    }
-    VkCommandBuffer commands = stage->commands[stage->turn];
-    VkResult result = gpu->api.EndCommandBuffer(commands);
-    const VkSubmitInfo submit = {
-        .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &commands};
-    result = result == VK_SUCCESS ? gpu->api.QueueSubmit(gpu->queue, 1, &submit, stage->fences[stage->turn]) : result;
-    if (result != VK_SUCCESS) {
-        return ellm_vulkan_failed(result, "copying weights", error);
-    }
-    stage->busy[stage->turn] = true;
-    stage->recording = false;
-    stage->used = 0;
-    stage->turn ^= 1;
-    return ELLM_OK;
-}
-
-static ellm_status copy_staged(ellm_gpu *gpu, struct stage *stage, const uint8_t *data, VkDeviceSize bytes,
-                               const ellm_vulkan_place *to, ellm_error *error) {
-    for (VkDeviceSize done = 0; done < bytes;) {
-        if (stage->used == stage_bytes) {
-            ellm_status status = send_half(gpu, stage, error);
-            if (status != ELLM_OK) {
-                return status;
-            }
-        }
-        if (!stage->recording) {
-            ellm_status status = wait_half(gpu, stage, stage->turn, error);
-            status = status == ELLM_OK ? ellm_vulkan_begin(gpu, stage->commands[stage->turn], true, error) : status;
-            if (status != ELLM_OK) {
-                return status;
-            }
-            stage->recording = true;
-        }
-        VkDeviceSize room = stage_bytes - stage->used, now = bytes - done < room ? bytes - done : room;
-        VkDeviceSize at = (VkDeviceSize)stage->turn * stage_bytes + stage->used;
-        memcpy(stage->buffer.mapped + at, data + done, (size_t)now);
-        const VkBufferCopy copy = {.srcOffset = at, .dstOffset = to->offset + done, .size = now};
-        gpu->api.CmdCopyBuffer(stage->commands[stage->turn], stage->buffer.buffer, to->buffer->buffer, 1, &copy);
-        stage->used += (now + 3) / 4 * 4;
-        done += now;
-    }
-    return ELLM_OK;
-}
-
-static ellm_status open_stage(ellm_gpu *gpu, struct stage *stage, ellm_error *error) {
-    const VkFenceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-    ellm_status status = new_buffer(gpu, 2 * stage_bytes, KIND_READ, "copying weights", &stage->buffer, error);
-    for (int i = 0; i < 2 && status == ELLM_OK; i++) {
-        status = ellm_vulkan_commands(gpu, &stage->commands[i], error);
-        VkResult result =
-            status == ELLM_OK ? gpu->api.CreateFence(gpu->device, &info, NULL, &stage->fences[i]) : VK_SUCCESS;
-        status = result == VK_SUCCESS ? status : ellm_vulkan_failed(result, "copying weights", error);
-    }
-    return status;
-}
-
-static void close_stage(ellm_gpu *gpu, struct stage *stage) {
-    for (int i = 0; i < 2; i++) {
-        (void)wait_half(gpu, stage, i, NULL);
-        if (stage->fences[i] != VK_NULL_HANDLE) {
-            gpu->api.DestroyFence(gpu->device, stage->fences[i], NULL);
-        }
-    }
-    ellm_vulkan_free_buffer(gpu, &stage->buffer);
-}
-
-static ellm_status copy_weights(ellm_gpu *gpu, ellm_error *error) {
-    const ellm_plan *plan = gpu->source.plan;
-    struct stage stage = {.recording = false};
-    bool staged = false;
-    ellm_status status = ELLM_OK;
-    for (uint32_t i = 0; i < plan->n_weights && status == ELLM_OK; i++) {
-        const ellm_vulkan_place *to = &gpu->weights[i];
-        const ellm_plan_weight *weight = &plan->weights[i];
-        if (to->buffer->imported) {
-            continue;
-        }
-        if (to->buffer->mapped != NULL) {
-            memcpy(to->buffer->mapped + to->offset, weight->data, (size_t)weight->bytes);
-            continue;
-        }
-        if (!staged) {
-            staged = true;
-            status = open_stage(gpu, &stage, error);
-        }
-        status = status == ELLM_OK ? copy_staged(gpu, &stage, weight->data, weight->bytes, to, error) : status;
-    }
-    if (staged) {
-        status = status == ELLM_OK ? send_half(gpu, &stage, error) : status;
-        for (int i = 0; i < 2 && status == ELLM_OK; i++) {
-            status = wait_half(gpu, &stage, i, error);
-        }
-        close_stage(gpu, &stage);
-    }
-    return status;
-}
-
 /* ---- the whole ---- */
 
 ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error) {
@@ -320,7 +198,7 @@ ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error) {
     if (status == ELLM_OK && (gpu->inputs.mapped == NULL || (!gpu->arena.cached && gpu->logits.mapped == NULL))) {
         status = ellm_fail(error, ELLM_GPU_MISSING, "%.80s has no memory that the processor sees", gpu->info.name);
     }
-    return status == ELLM_OK ? copy_weights(gpu, error) : status;
+    return status == ELLM_OK ? ellm_vulkan_upload(gpu, error) : status;
 }
 
 void ellm_vulkan_free(ellm_gpu *gpu) {

@@ -68,7 +68,7 @@ def test_what_was_measured_is_compiled_and_answers_stay_within_the_tolerance(
     measured = [built(each, found[each.key]) for each in tunables]
     default = [built(each, each.candidates[0]) for each in tunables]
     bundle = make_bundle(tmp_path / "bundle", model, host_tiers()[-1], scheme, short=True, stop_id=2)
-    add_half(bundle, model, target, scheme, found)
+    add_half(bundle, model, target, scheme, knobs=found)
     compiled = set(modules(bundle).values())
     for chosen, usual in zip(measured, default, strict=True):
         assert chosen <= compiled

@@ -83,7 +83,7 @@ class GpuBuilder:
     """A model's kernels for a GPU and their candidates."""
 
     def __init__(self, request: dict[str, Any]) -> None:
-        from crosscompile.gpu.trials import tunables_of
+        from crosscompile.gpu.tunables import tunables_of
 
         config, self._target, scheme, ladder = opened(request)
         self._tunables = {each.key: each for each in tunables_of(config, self._target, scheme, ladder)}

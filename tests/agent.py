@@ -15,7 +15,7 @@ from typing import Any
 
 from crosscompile.runtime import build_runtime
 from edgellm import golden
-from tests.runtime_make import RUNTIME_C, make
+from tests.runtime_make import build
 
 MAGIC = 0xFF271
 _DEADLINE_S = 60.0
@@ -30,8 +30,7 @@ def program() -> Path:
 
 def sanitized_program() -> Path:
     """The same under ASan and UBSan."""
-    make("build/asan/edgellm-rt")
-    return RUNTIME_C / "build" / "asan" / "edgellm-rt"
+    return build("asan/edgellm-rt")
 
 
 class Agent:

@@ -9,7 +9,7 @@ from typing import Any
 from edgellm import compile_worker
 
 sys.modules["torch"] = None  # type: ignore[assignment]  # as edgellm.compile_worker has it
-importlib.import_module("crosscompile.program")
+program = importlib.import_module("crosscompile.program")
 
 
 class _Silent:
@@ -21,4 +21,7 @@ class _Silent:
 
 
 def work(request: dict[str, Any]) -> dict[str, Any]:
+    """short: also rows that there are to be functions for; this process serves one request."""
+    if isinstance(request.get("short"), list):
+        program.SHORT_LADDER = program.Ladder(tuple(request["short"]), (1, 8))
     return compile_worker.work(request, _Silent())  # type: ignore[arg-type]

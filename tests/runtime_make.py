@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import subprocess
 from pathlib import Path
 
@@ -14,7 +15,14 @@ def make(*arguments: str) -> str:
     (RUNTIME_C / "build").mkdir(exist_ok=True)
     with (RUNTIME_C / "build" / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        command = ["make", "--silent", "--no-print-directory", "-C", str(RUNTIME_C), *arguments]
+        jobs = f"-j{os.cpu_count()}"  # whoever else wants something made waits
+        command = ["make", "--silent", "--no-print-directory", jobs, "-C", str(RUNTIME_C), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def build(name: str) -> Path:
+    """What is made of one name, by its path in runtime_c/build, where it is kept."""
+    make(f"build/{name}")
+    return RUNTIME_C / "build" / name

@@ -17,8 +17,8 @@ import pytest
 from crosscompile.spirv.capabilities import FLOOR, Gpu
 from crosscompile.spirv.container import pack_modules
 from crosscompile.spirv.emit import Shader
+from tests.runtime_make import build
 
-RUNTIME_C = Path(__file__).resolve().parents[1] / "runtime_c"
 DESKTOP = Gpu((*FLOOR, "GroupNonUniformArithmetic", "DotProduct", "DotProductInput4x8BitPacked"))
 """What desktop drivers, and lavapipe, can."""
 LAYERS = {
@@ -75,13 +75,9 @@ def compile_glsl(text: str, name: str, folder: Path) -> bytes:
     return module.read_bytes()
 
 
-def build_runner(folder: Path, name: str = "plain/run_shader") -> Path:
-    """The program that runs one kernel (runtime_c/tests/run_shader.c), or another target of runtime_c/Makefile."""
-    program = folder / name
-    command = ["make", "--silent", "--no-print-directory", "-C", str(RUNTIME_C), f"BUILD={folder}", str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return program
+def build_runner() -> Path:
+    """The program that runs kernels (runtime_c/tests/run_shader.c)."""
+    return build("plain/run_shader")
 
 
 def run_shader(

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.shaders import RUNTIME_C, lavapipe
+from tests.runtime_make import RUNTIME_C
+from tests.shaders import lavapipe
 
 NAME = "VK_LAYER_EDGELLM_count"
 

@@ -27,11 +27,13 @@ from crosscompile.gpu import (
     rows,
     rwkv,
 )
+from crosscompile.gpu.experts_knobs import chosen_experts, expert_work
 from crosscompile.gpu.fused_knobs import Fused, chosen_fused
-from crosscompile.gpu.grouped import group_rows_kernel
+from crosscompile.gpu.grouped import Grouped, group_rows_kernel
 from crosscompile.gpu.grouped_linear import grouped_kernel
 from crosscompile.gpu.knobs import chosen_knobs
 from crosscompile.gpu.linear import Linear, linear_kernel
+from crosscompile.gpu.picks import picking_kernel
 from crosscompile.kernels.build import ORIGIN, Origin, origin_of
 from crosscompile.kernels.linear import KIND, Tuned
 from crosscompile.packing import GROUP, KINDS, Packing
@@ -62,10 +64,8 @@ _MAKERS: dict[str, Maker] = {
     "rope_append_clear": rotary.clearing_kernel,
     "normalize_heads": rotary.normalize_heads,
     "route": experts.route,
-    "expert_linear": experts.expert_linear,
-    "expert_part": experts.expert_part,
     "group_rows": group_rows_kernel,
-    "grouped_linear": grouped_kernel,
+    "pick_experts": picking_kernel,
     "combine": experts.combine,
     "causal_conv": recurrent.causal_conv,
     "scan_states": recurrent.states_kernel,
@@ -89,9 +89,13 @@ _MAKERS: dict[str, Maker] = {
 def _from_origin(name: str, origin: Origin, gpu: Gpu, tuned: Tuned) -> tirx.PrimFunc | None:
     """The GPU's kernel for one of ours; None where there is none."""
     arguments = origin.arguments
-    fused = Fused.of(origin)
+    fused, work = Fused.of(origin), expert_work(origin)
     if fused is not None:
         return _MAKERS[origin.name](name, gpu, **arguments, knobs=chosen_fused(fused, gpu, tuned))
+    if isinstance(work, Grouped):
+        return grouped_kernel(name, gpu, work, chosen_experts(work, gpu, tuned))
+    if work is not None:
+        return experts.expert_kernel(name, gpu, work, chosen_experts(work, gpu, tuned))
     if origin.name in _MAKERS:
         return _MAKERS[origin.name](name, gpu, **arguments)
     if origin.name in ("add", "add_bias"):
@@ -159,7 +163,7 @@ def linear_work(name: str, function: tirx.PrimFunc, target: Target) -> Linear | 
     if origin is not None and origin.name == "linear_part":
         work: Linear = origin.arguments["work"]
         return work
-    if origin is not None and origin.name in _MAKERS:
+    if origin is not None and (origin.name in _MAKERS or expert_work(origin) is not None):
         return None
     return linear_of(name, function, target) if KIND.search(name) else None
 

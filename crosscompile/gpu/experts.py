@@ -7,22 +7,20 @@ others, so that a token is one submission. Rows without experts, at position -1,
 from __future__ import annotations
 
 from contextlib import nullcontext
-from dataclasses import dataclass
-from math import gcd
 from typing import Any
 
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, exp, fma, sigmoid
-from crosscompile.gpu.build import PART_ROWS, Builder, f32, gpu_kernel, i32, lane, threads_for
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, threads_for
+from crosscompile.gpu.experts_knobs import Experts, default_experts
+from crosscompile.gpu.knobs import LinearKnobs
 from crosscompile.gpu.linear import group_dot, group_sum
 from crosscompile.gpu.linear_alone import floats_of
 from crosscompile.gpu.weights import Weights
 from crosscompile.kernels.attention import LOWEST
-from crosscompile.kernels.build import divisor
-from crosscompile.packing import GROUP, Packing
+from crosscompile.packing import Packing
 from crosscompile.spirv.capabilities import Gpu
-from crosscompile.target import Tier
 
 
 def route(name: str, gpu: Gpu, n: int, padded: int, total: int, used: int, normalized: bool) -> tirx.PrimFunc | None:
@@ -67,78 +65,37 @@ def route(name: str, gpu: Gpu, n: int, padded: int, total: int, used: int, norma
     return None if Builder(gpu).schedule.alone else gpu_kernel(name, gpu, body)
 
 
-def expert_linear(
-    name: str, gpu: Gpu, n: int, rows: int, each: int, out: int, total: int, columns: int, tier: Tier, packing: str
-) -> tirx.PrimFunc:
-    return expert_part(name, gpu, n, rows, each, out, total, columns, packing, 0, total * out)
-
-
-def expert_part(
-    name: str,
-    gpu: Gpu,
-    n: int,
-    rows: int,
-    each: int,
-    out: int,
-    total: int,
-    columns: int,
-    packing: str,
-    first: int,
-    held: int,
-) -> tirx.PrimFunc:
-    """The same of a tensor that has `held` rows of all experts' weights, from `first` on (split.py)."""
+def expert_kernel(name: str, gpu: Gpu, work: Experts, knobs: LinearKnobs | None = None) -> tirx.PrimFunc:
+    """knobs: one of the candidates (experts_knobs.py); the default where nothing was tuned."""
     quantized = _quantized_alone if Builder(gpu).schedule.alone else _quantized
-    writer = quantized if Packing.parse(packing).quantized else _floats
-    return gpu_kernel(
-        name, gpu, lambda k: writer(k, _Experts(n, rows, each, out, total, columns, packing, first, held))
+    writer, chosen = (
+        quantized if Packing.parse(work.packing).quantized else _floats,
+        knobs or default_experts(work, gpu),
     )
+    return gpu_kernel(name, gpu, lambda k: writer(k, work, chosen))
 
 
-@dataclass(frozen=True)
-class _Experts:
-    """The shape of a linear layer of experts, and its buffers, which are declared in the order of the signature."""
+def _quantized_buffers(k: Builder, work: Experts) -> tuple[Any, Any, Any, Weights, Any]:
+    """(activation in units of 16 bytes, scales of it, ids, weights, y), as declared for planning."""
+    a = k.quads("a", work.sources * work.columns)
+    scale_a = k.buffer("scale_a", (work.sources, work.blocks), "float32")
+    ids = _ids(k, work)
+    w = Weights(k, work.held, work.columns, work.packing)
+    return a, scale_a, ids, w, k.buffer("y", (work.rows, work.out), "float32")
 
-    n: int
-    rows: int
-    each: int
-    out: int
-    total: int
-    columns: int
-    packing: str
-    first: int
-    held: int
 
-    @property
-    def sources(self) -> int:
-        return self.rows // self.each
+def _float_buffers(k: Builder, work: Experts, half: bool) -> tuple[Any, Any, Any, Any]:
+    """(activation, ids, weights, y), the first and third in units of 16 bytes. half: weights are float16."""
+    a = k.quads("a", work.sources * work.columns * 4, "float32")
+    ids = _ids(k, work)
+    w = k.quads("w", work.held * work.columns * (2 if half else 4), "uint32" if half else "float32")
+    return a, ids, w, k.buffer("y", (work.rows, work.out), "float32")
 
-    @property
-    def blocks(self) -> int:
-        return self.columns // GROUP
 
-    def together(self, most: int) -> int:
-        """Rows of a weight that are computed together: none of them is in another part than the others."""
-        return divisor(gcd(self.out, PART_ROWS), most)
-
-    def quantized(self, k: Builder) -> tuple[Any, Any, Any, Weights, Any]:
-        """(activation in units of 16 bytes, scales of it, ids, weights, y)."""
-        a = k.quads("a", self.sources * self.columns)
-        scale_a = k.buffer("scale_a", (self.sources, self.blocks), "float32")
-        ids = self._ids(k)
-        w = Weights(k, self.held, self.columns, self.packing)
-        return a, scale_a, ids, w, k.buffer("y", (self.rows, self.out), "float32")
-
-    def floats(self, k: Builder, half: bool) -> tuple[Any, Any, Any, Any]:
-        """(activation, ids, weights, y), the first and third in units of 16 bytes. half: weights are float16."""
-        a = k.quads("a", self.sources * self.columns * 4, "float32")
-        ids = self._ids(k)
-        w = k.quads("w", self.held * self.columns * (2 if half else 4), "uint32" if half else "float32")
-        return a, ids, w, k.buffer("y", (self.rows, self.out), "float32")
-
-    def _ids(self, k: Builder) -> Any:
-        ids = k.buffer("ids", (self.rows,), "int32")
-        k.buffer("tokens", (self.n,), "int32")
-        return ids
+def _ids(k: Builder, work: Experts) -> Any:
+    ids = k.buffer("ids", (work.rows,), "int32")
+    k.buffer("tokens", (work.n,), "int32")
+    return ids
 
 
 class _Strip:
@@ -148,18 +105,23 @@ class _Strip:
     held    whether there is something to compute: an expert, whose rows the tensor has
     """
 
-    def __init__(self, k: Builder, work: _Experts, ids: Any, strip: Expr, row: Expr, sums: Any, together: int) -> None:
+    def __init__(self, k: Builder, work: Experts, ids: Any, strip: Expr, row: Expr, sums: Any, together: int) -> None:
         for r in range(together):
             k.store(sums, f32(0.0), r)
         self.k, self.work, self.row = k, work, row
         self.first, expert = k.bind(strip * together), k.bind(ids[row])
-        self.weight = k.bind(expert * work.out + self.first - work.first)
+        self._written = None
+        if not work.is_whole:  # zeros of rows of no expert are written where the first expert's are computed
+            place = k.bind(tirx.Max(expert, i32(0)) * work.out - work.first)
+            self.first = k.bind(tirx.Max(i32(0) - place, i32(0)) + self.first)
+            self.weight = k.bind(place + self.first)
+            self._written = tirx.And(self.weight < i32(work.held), self.first < i32(work.out))
+        else:
+            self.weight = k.bind(expert * work.out + self.first - work.first)
         self.source = k.bind(tirx.truncdiv(row, i32(work.each)))
-        self.held, self._written = expert >= i32(0), None
-        if work.held < work.total * work.out:
-            below = self.weight < i32(work.held)
-            self.held = tirx.And(self.weight >= i32(0), below)
-            self._written = self.held if work.first else below  # rows of no expert are zeros, by the first part
+        self.held = expert >= i32(0)
+        if self._written is not None:
+            self.held = tirx.And(self.held, self._written)
 
     def write(self, y: Any, r: int, value: Expr) -> None:
         """The result of row r of the strip."""
@@ -175,13 +137,12 @@ class _Strip:
                 self.write(y, r, total)
 
 
-def _quantized(k: Builder, work: _Experts) -> None:
+def _quantized(k: Builder, work: Experts, knobs: LinearKnobs) -> None:
     """A workgroup for some rows of one expert's weights; its threads share the columns."""
-    a, scale_a, ids, w, y = work.quantized(k)
-    blocks, together = work.blocks, work.together(k.schedule.rows)
-    threads = threads_for(blocks, min(k.schedule.threads, k.gpu.invocations))
+    a, scale_a, ids, w, y = _quantized_buffers(k, work)
+    blocks, together, threads = work.blocks, knobs.rows, knobs.threads
     sums = k.local(together)
-    with k.launch((work.out // together, work.rows), threads) as (at, row, thread):
+    with k.launch((work.reach // together, work.rows), threads) as (at, row, thread):
         strip = _Strip(k, work, ids, at, row, sums, together)
         with k.when(strip.held), k.strided(thread, blocks) as b:
             source = strip.source
@@ -195,12 +156,11 @@ def _quantized(k: Builder, work: _Experts) -> None:
         strip.write_shared(thread, sums, together, y)
 
 
-def _quantized_alone(k: Builder, work: _Experts) -> None:
+def _quantized_alone(k: Builder, work: Experts, knobs: LinearKnobs) -> None:
     """A thread for some rows of one expert's weights, in floats (crosscompile/gpu/linear_alone.py)."""
-    a, scale_a, ids, w, y = work.quantized(k)
-    blocks, threads = work.blocks, k.schedule.threads
-    together = work.together(k.schedule.rows)
-    strips = work.out // together
+    a, scale_a, ids, w, y = _quantized_buffers(k, work)
+    blocks, together, threads = work.blocks, knobs.rows, knobs.threads
+    strips = work.reach // together
     sums = k.local(together)
     with k.launch((-(-strips // threads), work.rows), threads) as (workgroup, row, thread):
         at = k.bind(workgroup * threads + thread)
@@ -222,15 +182,13 @@ def _quantized_alone(k: Builder, work: _Experts) -> None:
                 strip.write(y, r, sums[r])
 
 
-def _floats(k: Builder, work: _Experts) -> None:
+def _floats(k: Builder, work: Experts, knobs: LinearKnobs) -> None:
     """As `_quantized`, of weights in f16 or f32."""
     half, eights = Packing.parse(work.packing).kind == "f16", work.columns // 8
-    a, ids, w, y = work.floats(k, half)
-    units = 1 if half else 2
-    together = work.together(4)
-    threads = threads_for(eights, min(128, k.gpu.invocations))
+    a, ids, w, y = _float_buffers(k, work, half)
+    units, together, threads = 1 if half else 2, knobs.rows, knobs.threads
     sums = k.local(together)
-    with k.launch((work.out // together, work.rows), threads) as (at, row, thread):
+    with k.launch((work.reach // together, work.rows), threads) as (at, row, thread):
         strip = _Strip(k, work, ids, at, row, sums, together)
         with k.when(strip.held), k.strided(thread, eights) as c:
             pair = [k.bind(a[(strip.source * eights + c) * 2 + u]) for u in range(2)]

@@ -61,6 +61,11 @@ def groups_for(rows: int, total: int, packing: str, gpu_class: str) -> Groups | 
     return Groups(rows, total, 16 if rows < 32 * total else 32)
 
 
+def most_of_an_expert(total: int, out: int, first: int, held: int) -> int:
+    """The most rows of one expert's weight that a tensor has, of `held` rows of all experts' from `first` on."""
+    return max(min(end, first + held) - max(end - out, first) for end in range(out, total * out + 1, out))
+
+
 @dataclass(frozen=True)
 class Grouped:
     """A linear layer of experts whose rows are grouped: row i of the result is what its expert makes of row i / each.
@@ -77,6 +82,20 @@ class Grouped:
     packing: str
     first: int
     held: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, experts)."""
+        return self.groups.rows, self.groups.total
+
+    @property
+    def is_whole(self) -> bool:
+        return self.held == self.groups.total * self.out
+
+    @property
+    def reach(self) -> int:
+        """Rows of an expert's weight that workgroups are started for."""
+        return most_of_an_expert(self.groups.total, self.out, self.first, self.held)
 
 
 @kernel_maker

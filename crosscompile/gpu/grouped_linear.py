@@ -9,25 +9,28 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, threads_for
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane
+from crosscompile.gpu.experts_knobs import default_experts
 from crosscompile.gpu.grouped import Grouped
 from crosscompile.gpu.knobs import LinearKnobs
 from crosscompile.gpu.linear_alone import add_products
 from crosscompile.gpu.linear_tiles import TileSums
 from crosscompile.gpu.weights import Weights
-from crosscompile.kernels.build import divisor
 from crosscompile.packing import GROUP, Packing
 from crosscompile.spirv.capabilities import Gpu
 
 
-def grouped_kernel(name: str, gpu: Gpu, work: Grouped) -> tirx.PrimFunc:
-    """The GPU's grouped_linear."""
+def grouped_kernel(name: str, gpu: Gpu, work: Grouped, knobs: LinearKnobs | None = None) -> tirx.PrimFunc:
+    """The GPU's grouped_linear. knobs: a candidate with the tile that rows are grouped in; None: the default."""
     alone = Builder(gpu).schedule.alone
     if Packing.parse(work.packing).quantized:
         writer = _quantized_alone if alone else _quantized_tiles
     else:
         writer = _floats_alone if alone else _floats
-    return gpu_kernel(name, gpu, lambda k: writer(k, work))
+    chosen = knobs or default_experts(work, gpu)
+    if chosen.tile != work.groups.tile:
+        raise AssertionError(f"{name}: tiles of {chosen.tile} for rows that are grouped in {work.groups.tile}")
+    return gpu_kernel(name, gpu, lambda k: writer(k, work, chosen))
 
 
 class _Table:
@@ -37,25 +40,27 @@ class _Table:
         self.k, self.work, self.groups = k, work, work.groups
         self.table = k.buffer("table", (work.groups.size,), "int32")
         k.buffer("tokens", (work.n,), "int32")
-        self.whole = (work.first, work.held) == (0, work.groups.total * work.out)
 
     @contextmanager
-    def tile(self, t: Expr, row: Expr, together: int, steps: int) -> Iterator[None]:
-        """Tile t, `together` rows of its expert's weight from `row` on; nothing where there is nothing to compute.
+    def tile(self, t: Expr, row: Expr, steps: int) -> Iterator[None]:
+        """Tile t, some rows of its expert's weight from `row` on; nothing where there is nothing to compute.
 
-        steps: along the columns. Rows of no expert have none, which leaves zeros; in parts, the first one's do that.
+        row: of those that the tensor has. steps: along the columns. Rows of no expert have none, which leaves zeros; in
+        parts, where the first expert's are computed.
         """
         k, work, tiles = self.k, self.work, self.groups.tiles
         expert, self.count = k.bind(self.table[t]), k.bind(self.table[tiles + t])
         self.places = k.bind(2 * tiles + t * self.groups.tile)
         self.row = k.bind(row)
-        self.weight = k.bind(expert * work.out + self.row - work.first)
-        self.steps = k.bind(tirx.Select(expert < i32(0), i32(0), i32(steps)))
         wanted = self.count > i32(0)
-        if not self.whole:
-            wanted = tirx.And(wanted, self.weight < i32(work.held))
-        if work.first:
-            wanted = tirx.And(wanted, self.weight > i32(-together))
+        if work.is_whole:
+            self.weight = k.bind(expert * work.out + self.row - work.first)
+        else:
+            place = k.bind(tirx.Max(expert, i32(0)) * work.out - work.first)
+            self.row = k.bind(tirx.Max(i32(0) - place, i32(0)) + self.row)
+            self.weight = k.bind(place + self.row)
+            wanted = tirx.And(wanted, tirx.And(self.weight < i32(work.held), self.row < i32(work.out)))
+        self.steps = k.bind(tirx.Select(expert < i32(0), i32(0), i32(steps)))
         with k.when(wanted):
             yield
 
@@ -74,10 +79,8 @@ class _Table:
     def write(self, y: Any, place: Expr, r: Any, value: Expr) -> None:
         """What row r of the tile's weight gives, if it is the expert's and the tensor's."""
         inside = self.row + r < i32(self.work.out)
-        if not self.whole:
+        if not self.work.is_whole:
             inside = tirx.And(inside, self.weight + r < i32(self.work.held))
-        if self.work.first:
-            inside = tirx.And(inside, self.weight + r >= i32(0))
         with self.k.when(inside):
             self.k.store(y, value, place, self.row + r)
 
@@ -92,39 +95,39 @@ def _quantized(k: Builder, work: Grouped) -> tuple[Any, Any, _Table, Weights, An
     return a, scale_a, table, w, k.buffer("y", (work.groups.rows, work.out), "float32")
 
 
-def _quantized_tiles(k: Builder, work: Grouped) -> None:
-    """A workgroup for a tile of the activation and 64 rows of its expert's weight, through shared memory."""
+def _quantized_tiles(k: Builder, work: Grouped, knobs: LinearKnobs) -> None:
+    """A workgroup for a tile of the activation and rows of its expert's weight, through shared memory."""
     a, scale_a, table, w, y = _quantized(k, work)
-    blocks, knobs = work.columns // GROUP, LinearKnobs(128, 64, work.groups.tile)
+    blocks = work.columns // GROUP
     sums = TileSums(k, knobs, blocks, a, scale_a, w)
 
     def put(m: Expr, r: Expr, value: Expr) -> None:
         with k.when(m < table.count):
             table.write(y, table.place(m), r, value)
 
-    grid = (-(-work.out // knobs.rows), work.groups.tiles)
-    with k.launch(grid, sums.threads) as (strip, t, thread), table.tile(t, strip * knobs.rows, knobs.rows, blocks):
+    grid = (-(-work.reach // knobs.rows), work.groups.tiles)
+    with k.launch(grid, sums.threads) as (strip, t, thread), table.tile(t, strip * knobs.rows, blocks):
         sums.multiply(thread, table.weight_row, table.source, table.steps)(put)
 
 
-def _quantized_alone(k: Builder, work: Grouped) -> None:
+def _quantized_alone(k: Builder, work: Grouped, knobs: LinearKnobs) -> None:
     """A thread for a tile of the activation and some rows of its expert's weight."""
     a, scale_a, table, w, y = _quantized(k, work)
 
     def add(rows: list[Expr], sums: Any) -> None:
         add_products(k, a, scale_a, w, work.columns // GROUP, rows, table.count, table.source, sums, table.steps)
 
-    _alone(k, work, table, work.columns // GROUP, add, y)
+    _alone(k, work, knobs, table, work.columns // GROUP, add, y)
 
 
-def _alone(k: Builder, work: Grouped, table: _Table, steps: int, add: Any, y: Any) -> None:
+def _alone(k: Builder, work: Grouped, knobs: LinearKnobs, table: _Table, steps: int, add: Any, y: Any) -> None:
     """Sums of each thread's own, which add(rows of the weight, sums) adds to, m outermost."""
-    each, threads = divisor(work.out, k.schedule.rows), k.schedule.threads
-    strips = work.out // each
+    each, threads = knobs.rows, knobs.threads
+    strips = -(-work.reach // each)
     sums = k.local(work.groups.tile * each)
     with k.launch((-(-strips // threads), work.groups.tiles), threads) as (workgroup, t, thread):
         strip = k.bind(workgroup * threads + thread)
-        with k.when(strip < i32(strips)), table.tile(t, strip * each, each, steps):
+        with k.when(strip < i32(strips)), table.tile(t, strip * each, steps):
             with k.loop(0, table.count * each) as i:
                 k.store(sums, f32(0.0), i)
             add([k.bind(table.weight_row(r)) for r in range(each)], sums)
@@ -166,14 +169,13 @@ def _sum_of(weights: list[Expr], values: list[Expr], total: Expr) -> Expr:
     return total
 
 
-def _floats(k: Builder, work: Grouped) -> None:
+def _floats(k: Builder, work: Grouped, knobs: LinearKnobs) -> None:
     """A workgroup for a tile of the activation and a few rows of its expert's weight; its threads share the columns."""
     f = _Floats(k, work)
-    table, tile, together = f.table, work.groups.tile, divisor(work.out, 2)
-    threads = threads_for(f.eights, min(128, k.gpu.invocations))
+    table, tile, together, threads = f.table, knobs.tile, knobs.rows, knobs.threads
     sums, shared = k.local(tile * together), k.shared(4 * threads)
-    grid = (work.out // together, work.groups.tiles)
-    with k.launch(grid, threads) as (strip, t, thread), table.tile(t, strip * together, together, f.eights):
+    grid = (-(-work.reach // together), work.groups.tiles)
+    with k.launch(grid, threads) as (strip, t, thread), table.tile(t, strip * together, f.eights):
         for i in range(tile * together):
             k.store(sums, f32(0.0), i)
         with k.when(table.steps > i32(0)), k.strided(thread, f.eights) as c:
@@ -192,7 +194,7 @@ def _floats(k: Builder, work: Grouped) -> None:
                     table.write(f.y, table.place(i32(m)), r, total)
 
 
-def _floats_alone(k: Builder, work: Grouped) -> None:
+def _floats_alone(k: Builder, work: Grouped, knobs: LinearKnobs) -> None:
     """As `_quantized_alone`."""
     f = _Floats(k, work)
 
@@ -205,4 +207,4 @@ def _floats_alone(k: Builder, work: Grouped) -> None:
                     at = m * len(rows) + r
                     k.store(sums, _sum_of(weights[r], values, sums[at]), at)
 
-    _alone(k, work, f.table, f.eights, add, f.y)
+    _alone(k, work, knobs, f.table, f.eights, add, f.y)

@@ -2,7 +2,7 @@
 
 The defaults follow from the table of classes (schedules.py). What was found on a board comes as a mapping from a
 kernel's key to its knobs; anything that is not among the kernel's candidates is an error, for it could be wrong code.
-A row's fused layers have knobs of their own (fused_knobs.py).
+A row's fused layers (fused_knobs.py) and a mixture's experts (experts_knobs.py) have theirs elsewhere.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ FEW_ROWS = 8
 """Rows of the activation that are kept in registers while weights pass by."""
 STRIDE = 9
 """Words from one row of a group to the next in shared memory: eight, and one that spreads rows over the banks."""
-_SUMS = 32
+SUMS = 32
 """A thread's, at most, where threads share the columns of a weight, or a tile."""
-_ALONE_SUMS = 512
+ALONE_SUMS = 512
 _ENOUGH = 16
 """Workgroups that keep processors evenly busy."""
 
@@ -87,7 +87,7 @@ def default_knobs(work: Linear, gpu: Gpu) -> LinearKnobs:
         return next((cut for cut in cuts if _workgroups(work, cut) >= _BUSY), cuts[-1])
     if way == "alone":
         tile = divisor(work.n, schedule.tile)
-        each = min(schedule.rows, _ALONE_SUMS // tile)
+        each = min(schedule.rows, ALONE_SUMS // tile)
         while each > 1 and work.rows * (work.n // tile) < _ENOUGH * each * schedule.threads:
             each //= 2
         return LinearKnobs(schedule.threads, each, tile)
@@ -113,7 +113,7 @@ def candidates(work: Linear, gpu: Gpu) -> tuple[LinearKnobs, ...]:
             LinearKnobs(threads, rows, default.tile)
             for threads in sorted(counts)
             for rows in (1, 2, 4, 8)
-            if work.rows % rows == 0 and rows * default.tile <= _SUMS
+            if work.rows % rows == 0 and rows * default.tile <= SUMS
         ]
     elif way == "tiles":
         found = [
@@ -123,7 +123,7 @@ def candidates(work: Linear, gpu: Gpu) -> tuple[LinearKnobs, ...]:
             for tile in (16, 32, 64)
             if threads <= gpu.invocations
             and tile <= work.n
-            and 8 * threads <= rows * tile <= _SUMS * threads
+            and 8 * threads <= rows * tile <= SUMS * threads
             and tile_bytes(rows, tile) <= gpu.shared_bytes
         ]
     elif way == "matrices":
@@ -137,7 +137,7 @@ def candidates(work: Linear, gpu: Gpu) -> tuple[LinearKnobs, ...]:
             if threads <= gpu.invocations
             and work.n % tile == 0
             and tile >= min(work.n, FEW_ROWS)
-            and rows * tile <= _ALONE_SUMS
+            and rows * tile <= ALONE_SUMS
         ]
     return tuple(dict.fromkeys([default, *found]))
 

@@ -185,17 +185,21 @@ def experts_grouped(
 
     given: the activation. ids: of the old function. work: what kernels/experts.py calls expert_linear with.
     """
+    from crosscompile.gpu.experts_knobs import chosen_tiles
     from crosscompile.gpu.grouped import Grouped, group_rows, grouped_linear, groups_for
 
-    rows, total, packing = work["rows"], work["total"], work["packing"]
+    rows, total, packing, gpu = work["rows"], work["total"], work["packing"], rewriter.tier.gpu
     groups = groups_for(rows, total, packing, rewriter.tier.gpu_class)
     if groups is None:
         return None
+    n, each, out, columns = (work[name] for name in ("n", "each", "out", "columns"))
+    assert gpu is not None
+    layer = chosen_tiles(Grouped(n, groups, each, out, columns, packing, 0, total * out), gpu, rewriter.tuned)
+    groups = layer.groups
     if (ids, groups) not in rewriter.grouped:
         shape = [((groups.size,), "int32")]
         rewriter.grouped[ids, groups] = rewriter.call("group_rows", group_rows(groups), [rewriter.value(ids)], shape)
-    n, each, out, columns = (work[name] for name in ("n", "each", "out", "columns"))
-    function = grouped_linear(Grouped(n, groups, each, out, columns, packing, 0, total * out))
+    function = grouped_linear(layer)
     name = f"experts{total}_{Packing.parse(packing).kind}_{rows}grouped"
     args = [*given, rewriter.grouped[ids, groups], rewriter.inputs["tokens"], *weight]
     return rewriter.call(name, function, args, [((rows, out), "float32")])

@@ -102,6 +102,27 @@ ellm_status bench_measure(engine *e, const int32_t *prompt, size_t n_prompt, int
     return status;
 }
 
+/* What a GPU has of the model, and what a token asks of it. */
+static void print_gpu(const engine *e) {
+#ifdef ELLM_VULKAN
+    ellm_device_info d;
+    if (!ellm_context_get_device(e->context, &d)) {
+        return;
+    }
+    printf("  GPU                  %s\n", d.name);
+    const uint64_t shared = d.imported_bytes < d.weight_bytes ? d.imported_bytes : d.weight_bytes; /* in whole pages */
+    printf("  its weights          %10.1f MB, of which %.1f MB lie where the processor has them\n",
+           (double)d.weight_bytes / 1e6, (double)shared / 1e6);
+    if (d.uploaded_bytes > 0 && d.upload_copy_ms > 0) {
+        printf("  copying them         %10.1f ms, %.1f GB/s; %.0f %% of it waiting for the GPU\n", d.upload_copy_ms,
+               (double)d.uploaded_bytes / d.upload_copy_ms / 1e6, 100 * d.upload_wait_ms / d.upload_copy_ms);
+    }
+    printf("  a token              %10u dispatches, %u barriers, 1 submission\n", d.n_dispatches, d.n_barriers);
+#else
+    (void)e;
+#endif
+}
+
 static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, int64_t n_repeats, const measurement *m,
                         const step_times *t) {
     printf("%s, %s, %s, %d threads for the prompt, %d for the answer; prompt %lld, generate %lld, median of %lld\n",
@@ -118,6 +139,7 @@ static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, i
     printf("  time to first token  %10.1f ms\n", m->first_token_ms);
     printf("  load                 %10.1f ms\n", e->load_ms);
     printf("  peak memory          %10.1f MB\n", (double)bench_peak_rss_bytes() / 1e6);
+    print_gpu(e);
 }
 
 void bench_device_json(const engine *e, buffer *json) {
@@ -130,11 +152,13 @@ void bench_device_json(const engine *e, buffer *json) {
     buffer_put_json(json, device.name, strlen(device.name));
     buffer_print(json,
                  ",\"weight_bytes\":%llu,\"kv_bytes\":%llu,\"other_bytes\":%llu,\"imported_bytes\":%llu,\"upload_ms\":%"
-                 ".3f,\"pipelines_ms\":%.3f,"
+                 ".3f,\"uploaded_bytes\":%llu,\"upload_gb_s\":%.3f,\"upload_wait_ms\":%.3f,\"pipelines_ms\":%.3f,"
                  "\"dispatches\":%u,\"barriers\":%u,\"submits\":1}",
                  (unsigned long long)device.weight_bytes, (unsigned long long)device.kv_bytes,
                  (unsigned long long)device.other_bytes, (unsigned long long)device.imported_bytes, device.upload_ms,
-                 device.pipelines_ms, device.n_dispatches, device.n_barriers);
+                 (unsigned long long)device.uploaded_bytes,
+                 device.upload_copy_ms > 0 ? (double)device.uploaded_bytes / device.upload_copy_ms / 1e6 : 0,
+                 device.upload_wait_ms, device.pipelines_ms, device.n_dispatches, device.n_barriers);
 #else
     (void)e, (void)json;
 #endif

@@ -4,6 +4,8 @@
 #include <string.h>
 
 #include "error.h"
+#include "golden_gpu.h"
+#include "gpu.h"
 #include "gpu_note.h"
 #include "model.h"
 
@@ -37,6 +39,38 @@ static void note_imitation(const ellm_context *context) {
 #endif
 }
 
+#ifdef ELLM_VULKAN
+static const char is_other[] = "the GPU or its driver is another one than the one that has proven itself here";
+
+/* Lets a GPU prove itself again, where another one, or another driver, has. GPU_MISSING, and a note, where it fails. */
+static ellm_status prove_again(const settings *s, const ellm_trust *trust, const ellm_model *model, ellm_error *error) {
+    char driver[ELLM_GPU_DRIVER];
+    const int directory = ellm_model_directory(model);
+    const char *sha256 = ellm_model_sha256(model);
+    if (!gpu_proof_is_other(directory, sha256, "")) { /* nobody has noted anything: it is not asked */
+        return ELLM_OK;
+    }
+    ellm_status status = ellm_gpu_find(ellm_model_gpu_plan(model), true, driver, error);
+    if (status != ELLM_OK || !gpu_proof_is_other(directory, sha256, driver)) {
+        return status;
+    }
+    fprintf(stderr, "edgellm-rt: note: %s; it does so again, which can take two minutes\n", is_other);
+    ellm_error why = {{0}};
+    status = golden_gpu_again(s->directory, trust, &why);
+    return status == ELLM_OK ? status
+                             : ellm_fail(error, status == ELLM_CANCELLED ? status : ELLM_GPU_MISSING, "%s", why.text);
+}
+
+/* Says so where it has not, and computes nevertheless. */
+static void note_other(const ellm_model *model, const ellm_context *context) {
+    ellm_device_info device;
+    if (ellm_context_get_device(context, &device)
+        && gpu_proof_is_other(ellm_model_directory(model), ellm_model_sha256(model), device.driver)) {
+        fprintf(stderr, "edgellm-rt: note: %s; `edgellm-rt golden DIR --device vulkan` tries it\n", is_other);
+    }
+}
+#endif
+
 ellm_status device_open(const settings *s, const ellm_trust *trust, device_opener *open, void *user, ellm_model **model,
                         ellm_context **context, ellm_error *error) {
     ellm_device device;
@@ -68,10 +102,18 @@ ellm_status device_open(const settings *s, const ellm_trust *trust, device_opene
                            "this board's GPU takes about %.3g times as long; --device vulkan uses it nevertheless",
                            info.gpu_times_slower);
     } else {
-        status = open(user, s, *model, may_change, context, &why);
+#ifdef ELLM_VULKAN
+        status = may_change ? prove_again(s, trust, *model, &why) : ELLM_OK;
+#endif
+        status = status == ELLM_OK ? open(user, s, *model, may_change, context, &why) : status;
     }
     if (status == ELLM_OK) {
         note_imitation(*context);
+#ifdef ELLM_VULKAN
+        if (!s->proves) {
+            note_other(*model, *context);
+        }
+#endif
         return ELLM_OK;
     }
     if (!may_change || !is_gpus_failure(status)) {

@@ -12,6 +12,7 @@
 #ifdef ELLM_VULKAN
 
 #include <math.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,6 +39,15 @@ typedef struct pace {
     double ms;
     size_t n;
 } pace;
+
+/* Whose GPU is tried. */
+typedef struct trial {
+    const settings *s;
+    const ellm_trust *keys;
+    const ellm_bundle *bundle;
+    bool is_both;  /* the processor could compute, too */
+    bool is_quiet; /* not what the user asked for */
+} trial;
 
 typedef struct judgement {
     size_t n_tokens, n_known, n_finite, n_usual, n_near, n_same;
@@ -66,6 +76,11 @@ static void compared(const float *logits, int32_t vocab, int32_t token, float to
     to[golden_spread] = logits[token];
 }
 
+/* CANCELLED where somebody has interrupted the program, which may have been before it could have stopped anything. */
+static ellm_status go_on(ellm_error *error) {
+    return interrupts_count() == 0 ? ELLM_OK : ellm_fail(error, ELLM_CANCELLED, "golden prompts: interrupted");
+}
+
 /* Feeds a prompt and its tokens; `each` sees the logits of every token before it is fed. Behind `until`, the text ends
  * where it is. */
 typedef void token_run(void *user, const float *logits, int32_t vocab, golden_text *text, size_t i);
@@ -73,7 +88,8 @@ typedef void token_run(void *user, const float *logits, int32_t vocab, golden_te
 static ellm_status feed(engine *e, golden_text *text, token_run *each, void *user, pace *took, double until,
                         ellm_error *error) {
     size_t n_reused;
-    ellm_status status = engine_prefill(e, text->prompt, text->n_prompt, NULL, NULL, &n_reused, error);
+    ellm_status status = go_on(error);
+    status = status == ELLM_OK ? engine_prefill(e, text->prompt, text->n_prompt, NULL, NULL, &n_reused, error) : status;
     if (status == ELLM_OK && text->n_prompt + text->n_tokens > (size_t)e->context_length) {
         return ellm_fail(error, ELLM_CONTEXT_FULL, "golden prompts need a context of %zu; raise --context",
                          text->n_prompt + text->n_tokens);
@@ -241,14 +257,15 @@ static void print(const settings *s, const engine *e, const judgement *j, size_t
 /* Rows that functions exist for (crosscompile/program.py), where the GPU has them. */
 static const int32_t counts[] = {512, 128, 64, 32, 8, 0};
 
-static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_both, const pace *cpu,
-                       ellm_region *region, ellm_error *error) {
+static ellm_status run(const trial *t, golden_text *texts, size_t n, const pace *cpu, ellm_region *region,
+                       ellm_error *error) {
     engine e;
     judgement j = {0};
     pace gpu = {0};
     double start = clock_ms();
-    settings gpus = *s;
+    settings gpus = *t->s;
     gpus.takes_cpu = false;
+    gpus.proves = true;
     gpus.device = "vulkan";
     ellm_status status = engine_open(&e, &gpus, ELLM_LOOKUP_OFF, error);
     const bool knows = n > 0;
@@ -270,9 +287,13 @@ static ellm_status run(const settings *s, golden_text *texts, size_t n, bool is_
             status = feed_together(&e, last, (size_t)counts[i], &j, error);
         }
     }
-    status = status == ELLM_OK ? judge(&e, &j, is_both, error) : status;
-    if (status == ELLM_OK) {
-        print(s, &e, &j, knows ? n : 0, clock_ms() - start, &gpu, cpu);
+    status = status == ELLM_OK ? judge(&e, &j, t->is_both, error) : status;
+    ellm_device_info device;
+    if (status == ELLM_OK && ellm_context_get_device(e.context, &device)) {
+        gpu_proof_write(t->bundle->directory, t->bundle->sha256, device.driver);
+    }
+    if (status == ELLM_OK && !t->is_quiet) {
+        print(t->s, &e, &j, knows ? n : 0, clock_ms() - start, &gpu, cpu);
     }
     engine_close(&e);
     return status;
@@ -292,47 +313,90 @@ static ellm_status long_text(const settings *s, const ellm_trust *keys, ellm_reg
     return status;
 }
 
+static ellm_status compare_devices(const trial *t, bool real, ellm_error *error) {
+    ellm_region region;
+    ellm_region_init(&region, region_limit);
+    golden_text *texts = NULL;
+    size_t n = 0;
+    pace cpu = {0};
+    char driver[ELLM_GPU_DRIVER];
+    ellm_status status = ellm_gpu_find(NULL, real, driver, error);
+    status = status == ELLM_OK ? golden_texts_read(t->bundle, &region, &texts, &n, error) : status;
+    if (status == ELLM_OK && t->is_both) {
+        status = long_text(t->s, t->keys, &region, &texts[n++], error);
+        status = status == ELLM_OK ? ask_processor(t->s, texts, &n, &region, &cpu, error) : status;
+    }
+    status = status == ELLM_OK ? run(t, texts, n, &cpu, &region, error) : status;
+    ellm_region_free(&region);
+    return status;
+}
+
+/* Tries the GPU. Of a bundle for both, a note stays meanwhile, for drivers that take the program down with them; one that
+ * was there before says why the processor computes as well. */
+static ellm_status try_gpu(const trial *t, bool real, ellm_error *error) {
+    const int directory = t->bundle->directory;
+    const char *sha256 = t->bundle->sha256;
+    char before[gpu_note_cap];
+    const bool had_note = t->is_both && gpu_note_read(directory, sha256, before);
+    if (t->is_both && !had_note
+        && !gpu_note_write(directory, sha256, "the GPU was tried, and nobody heard how that ended") && t->is_quiet) {
+        return ellm_fail(error, ELLM_GPU_MISSING,
+                         "its driver is another one than the GPU has proven itself with, and how it does now cannot be "
+                         "noted in this folder; run `edgellm-rt golden DIR --device vulkan` as its owner");
+    }
+    ellm_status status = compare_devices(t, real, error);
+    if (t->is_both && (status == ELLM_OK || (status == ELLM_CANCELLED && !had_note))) {
+        gpu_note_clear(directory);
+    } else if (t->is_both && status != ELLM_CANCELLED) {
+        (void)gpu_note_write(directory, sha256, error->text);
+    }
+    return status;
+}
+
 ellm_status golden_gpu(const settings *s, bool *is_gpus, ellm_error *error) {
-    trust t;
+    trust keys;
     ellm_bundle bundle;
     ellm_device device;
     *is_gpus = false;
-    ellm_status status = trust_find(&t, error);
+    ellm_status status = trust_find(&keys, error);
     status = status == ELLM_OK ? device_wanted(s, ELLM_DEVICE_CPU_FIRST, &device, error) : status;
-    status = status == ELLM_OK ? ellm_bundle_open_trusted(s->directory, &t.files, &bundle, error) : status;
+    status = status == ELLM_OK ? ellm_bundle_open_trusted(s->directory, &keys.files, &bundle, error) : status;
     if (status != ELLM_OK) {
         return status;
     }
     const ellm_manifest *manifest = &bundle.manifest;
-    const bool is_both = manifest->has_gpu && manifest->has_cpu;
+    const trial t = {s, &keys.files, &bundle, manifest->has_gpu && manifest->has_cpu, false};
     const bool is_auto = s->device != NULL && strcmp(s->device, "auto") == 0;
-    *is_gpus = manifest->has_gpu && device != ELLM_DEVICE_CPU && (device == ELLM_DEVICE_GPU || !is_both || is_auto);
-    if (*is_gpus && is_both && is_auto && manifest->times_slower > 0) {
+    *is_gpus = manifest->has_gpu && device != ELLM_DEVICE_CPU && (device == ELLM_DEVICE_GPU || !t.is_both || is_auto);
+    if (*is_gpus && t.is_both && is_auto && manifest->times_slower > 0) {
         status =
             ellm_fail(error, ELLM_GPU_MISSING, "this board's GPU takes about %.3g times as long, and was not tried",
                       manifest->times_slower);
     } else if (*is_gpus) {
-        ellm_region region;
-        ellm_region_init(&region, region_limit);
-        golden_text *texts = NULL;
-        size_t n = 0;
-        pace cpu = {0};
-        if (is_both) { /* stays where a driver takes the program down with it */
-            gpu_note_write(bundle.directory, bundle.sha256, "the GPU was tried, and nobody heard how that ended");
-        }
-        status = ellm_gpu_find(is_both && is_auto, error);
-        status = status == ELLM_OK ? golden_texts_read(&bundle, &region, &texts, &n, error) : status;
-        if (status == ELLM_OK && is_both) {
-            status = long_text(s, &t.files, &region, &texts[n++], error);
-            status = status == ELLM_OK ? ask_processor(s, texts, &n, &region, &cpu, error) : status;
-        }
-        status = status == ELLM_OK ? run(s, texts, n, is_both, &cpu, &region, error) : status;
-        if (is_both && status == ELLM_OK) {
-            gpu_note_clear(bundle.directory);
-        } else if (is_both) {
-            gpu_note_write(bundle.directory, bundle.sha256, error->text);
-        }
-        ellm_region_free(&region);
+        status = try_gpu(&t, t.is_both && is_auto, error);
+    }
+    ellm_bundle_close(&bundle);
+    return status;
+}
+
+ellm_status golden_gpu_again(const char *directory, const ellm_trust *keys, ellm_error *error) {
+    static const int stops[] = {SIGINT, SIGTERM};
+    const settings s = {.directory = directory, .device = "vulkan", .lookup = -1};
+    struct sigaction before[2];
+    ellm_bundle bundle;
+    ellm_status status = ellm_bundle_open_trusted(directory, keys, &bundle, error);
+    if (status != ELLM_OK) {
+        return status;
+    }
+    for (int i = 0; i < 2; i++) { /* a server that starts has not caught them yet */
+        sigaction(stops[i], NULL, &before[i]);
+    }
+    interrupts_catch();
+    const trial t = {&s, keys, &bundle, true, true};
+    status = try_gpu(&t, true, error);
+    status = status == ELLM_OK ? go_on(error) : status;
+    for (int i = 0; i < 2; i++) {
+        sigaction(stops[i], &before[i], NULL);
     }
     ellm_bundle_close(&bundle);
     return status;

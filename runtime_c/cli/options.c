@@ -46,7 +46,7 @@ static const option options[] = {
     {"raw", 0, "", FLAG, RUN, FIELD(raw), 0, 0, "take -p as plain text, without the chat template"},
     {"logits", 0, "FILE", TEXT, RUN, FIELD(logits), 0, 0,
      "write the prompt's logits, float32 (positions, vocabulary); without -n nothing is generated"},
-    {"step", 0, "N", COUNT, RUN, FIELD(step), 1, 64,
+    {"step", 0, "N", COUNT, RUN, FIELD(step), 1, 1024,
      "with --logits: feed N tokens at a time (default 64); the bits must not depend on it"},
     {"n", 'n', "N", COUNT, SAMPLED, FIELD(n_tokens), 0, INT_MAX,
      "generate at most N tokens (default: until the model stops)"},

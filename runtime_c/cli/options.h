@@ -20,6 +20,7 @@ typedef struct settings {
     const char *stops[most_stops];
     int n_stops;
     bool takes_cpu; /* set by commands: only the processor can do it, or should */
+    bool proves;    /* the GPU is being tried */
     bool raw, json, jsonl, data, help, cold, bandwidth, stay, open, log, attached;
     count_list prompts, depths;
     int lookup; /* ellm_lookup_mode; negative: not given */

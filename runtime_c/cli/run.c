@@ -9,7 +9,7 @@
 
 #include "conversation.h"
 
-enum { most_rows = 64 }; /* --step's limit */
+enum { usual_rows = 64, most_rows = 1024 }; /* of --step */
 
 /* What the command line asks the model to continue. */
 static ellm_status make_prompt(const settings *s, engine *e, bool *templated, int32_t **ids, size_t *n,
@@ -155,7 +155,7 @@ ellm_status run_main(const settings *s, ellm_error *error) {
         status = ellm_fail(error, ELLM_USAGE, "--system: this model has no chat template");
     }
     if (status == ELLM_OK && s->logits != NULL) {
-        status = write_logits(&e, ids, n, s->step > 0 ? (size_t)s->step : most_rows, s->logits, error);
+        status = write_logits(&e, ids, n, s->step > 0 ? (size_t)s->step : usual_rows, s->logits, error);
     }
     if (status == ELLM_OK && (s->logits == NULL || s->n_tokens > 0)) {
         answer_request request = {.prompt = ids,

@@ -155,11 +155,14 @@ void ellm_context_get_threads(const ellm_context *context, int32_t *prefill, int
 /* The GPU that a context computes on. False where the processor does. */
 typedef struct ellm_device_info {
     char name[256];
+    char driver[64];                              /* another text for another device or version of its driver */
     bool is_processor;                            /* a program on the processor that imitates a GPU */
     uint64_t weight_bytes, kv_bytes, other_bytes; /* of its memory */
-    uint64_t imported_bytes;           /* weights that stay in the page cache, with what shares their pages */
-    double upload_ms, pipelines_ms;    /* at open */
-    uint32_t n_dispatches, n_barriers; /* for one token */
+    uint64_t imported_bytes;               /* weights that stay in the page cache, with what shares their pages */
+    uint64_t uploaded_bytes;               /* weights that were copied to the device */
+    double upload_ms, pipelines_ms;        /* at open */
+    double upload_copy_ms, upload_wait_ms; /* of upload_ms: that copying took, and of it waiting for the device */
+    uint32_t n_dispatches, n_barriers;     /* for one token */
 } ellm_device_info;
 bool ellm_context_get_device(const ellm_context *context, ellm_device_info *info);
 

@@ -168,11 +168,14 @@ ellm_status ellm_context_open(const ellm_model *model, const ellm_context_option
         status = ellm_plan_check(gpu_plan, symbols, error);
     }
     if (status == ELLM_OK && gpu_plan != NULL) {
-        const ellm_gpu_source source = {.plan = gpu_plan,
-                                        .symbols = symbols,
-                                        .inputs = context->inputs,
-                                        .real = options != NULL && options->real_gpu,
-                                        .directory = ellm_model_directory(model)};
+        ellm_gpu_source source = {.plan = gpu_plan,
+                                  .symbols = symbols,
+                                  .inputs = context->inputs,
+                                  .real = options != NULL && options->real_gpu,
+                                  .directory = ellm_model_directory(model)};
+#ifdef ELLM_VULKAN
+        source.files = ellm_model_shards(model, &source.n_files);
+#endif
         status = ellm_gpu_open(&source, &context->gpu, error);
 #ifdef ELLM_VULKAN
         context->kv.gpu = context->gpu;
@@ -224,22 +227,31 @@ void ellm_context_get_threads(const ellm_context *context, int32_t *prefill, int
 
 bool ellm_context_get_device(const ellm_context *context, ellm_device_info *info) {
     *info = (ellm_device_info){.is_processor = false};
+#ifdef ELLM_VULKAN
     if (context->gpu == NULL) {
         return false;
     }
     ellm_gpu_info gpu;
     ellm_gpu_get_info(context->gpu, &gpu);
     memcpy(info->name, gpu.name, sizeof info->name);
+    memcpy(info->driver, gpu.driver, sizeof info->driver);
     info->is_processor = gpu.is_processor;
     info->weight_bytes = gpu.weight_bytes;
     info->kv_bytes = gpu.state_bytes;
     info->other_bytes = gpu.other_bytes;
     info->imported_bytes = gpu.imported_bytes;
+    info->uploaded_bytes = gpu.uploaded_bytes;
     info->upload_ms = gpu.upload_ms;
+    info->upload_copy_ms = gpu.upload_copy_ms;
+    info->upload_wait_ms = gpu.upload_wait_ms;
     info->pipelines_ms = gpu.pipelines_ms;
     info->n_dispatches = gpu.n_dispatches;
     info->n_barriers = gpu.n_barriers;
     return true;
+#else
+    (void)context;
+    return false;
+#endif
 }
 
 int32_t ellm_context_length(const ellm_context *context) {

@@ -6,29 +6,37 @@
 
 typedef struct ellm_gpu ellm_gpu;
 
+enum { ELLM_GPU_DRIVER = 64 }; /* room for what tells a device and the version of its driver from others */
+
 /* What it takes from a context. Everything must outlive the GPU. */
 typedef struct ellm_gpu_source {
-    const ellm_plan *plan;   /* kernels are resolved to ellm_shader */
-    const uint64_t *symbols; /* by ellm_symbol */
-    void *const *inputs;     /* by ellm_input: what the next function reads, written by the caller */
-    bool real;               /* no program that imitates one */
-    int directory;           /* where what the driver compiled is kept; -1: nowhere */
+    const ellm_plan *plan;         /* kernels are resolved to ellm_shader */
+    const uint64_t *symbols;       /* by ellm_symbol */
+    void *const *inputs;           /* by ellm_input: what the next function reads, written by the caller */
+    bool real;                     /* no program that imitates one */
+    int directory;                 /* where what the driver compiled is kept; -1: nowhere */
+    const struct ellm_file *files; /* that weights may be mapped from; read where they are open */
+    size_t n_files;
 } ellm_gpu_source;
 
 typedef struct ellm_gpu_info {
-    char name[256];                                  /* of the device */
+    char name[256]; /* of the device */
+    char driver[ELLM_GPU_DRIVER];
     bool is_processor;                               /* it is a program that imitates a GPU */
     uint64_t weight_bytes, state_bytes, other_bytes; /* of its memory */
     uint64_t imported_bytes;                         /* of pages with weights that stay where the process has them */
+    uint64_t uploaded_bytes;                         /* of weights that were copied */
     double upload_ms, pipelines_ms;
-    uint32_t n_dispatches, n_barriers; /* of one token: body and head of one row */
+    double upload_copy_ms, upload_wait_ms; /* of upload_ms: copying, and of that waiting for the device */
+    uint32_t n_dispatches, n_barriers;     /* of one token: body and head of one row */
 } ellm_gpu_info;
 
 /* Picks a device, copies the weights to it, and records every function. GPU_MISSING, GPU_LOST, NO_MEMORY. */
 ellm_status ellm_gpu_open(const ellm_gpu_source *source, ellm_gpu **gpu, ellm_error *error);
 void ellm_gpu_close(ellm_gpu *gpu);
-/* Whether there is a GPU that bundles could run on; `real`: no program that imitates one. GPU_MISSING says what is not. */
-ellm_status ellm_gpu_find(bool real, ellm_error *error);
+/* The GPU that a plan would run on, and its driver, without opening it; NULL: any bundle. real: no program that imitates
+ * one. GPU_MISSING says what is not. */
+ellm_status ellm_gpu_find(const ellm_plan *plan, bool real, char driver[ELLM_GPU_DRIVER], ellm_error *error);
 void ellm_gpu_get_info(const ellm_gpu *gpu, ellm_gpu_info *info);
 
 /* Runs the body function with this index after whatever was asked for before, with the inputs as they are now. It need

@@ -57,6 +57,16 @@ static bool is_split(const ellm_model *model) {
 #endif
 }
 
+/* Whether a GPU computes anything. Without Vulkan, none does. */
+static bool is_for_gpu(const ellm_model *model) {
+#ifdef ELLM_VULKAN
+    return model->on_gpu || is_split(model);
+#else
+    (void)model;
+    return false;
+#endif
+}
+
 /* Takes the device that was asked for, if the bundle is for it. */
 static ellm_status choose(ellm_model *model, ellm_device device, ellm_error *error) {
     const ellm_manifest *manifest = &model->bundle.manifest;
@@ -355,7 +365,7 @@ static ellm_status open_weights(ellm_model *model, ellm_error *error) {
     for (size_t i = 0; i < model->n_shards && status == ELLM_OK; i++) {
         bool is_prefix = entries[i]->path == manifest->prefix_file;
         model->prefix_file = is_prefix ? &model->shards[i] : model->prefix_file;
-        status = read_shard(&model->shards[i], entries[i]->path, is_prefix, &region, &list, error);
+        status = read_shard(&model->shards[i], entries[i]->path, is_prefix || is_for_gpu(model), &region, &list, error);
         n_first = i < n_own ? list.n : n_first;
     }
     if (status == ELLM_OK && is_split(model)) { /* each has its own, of equal names where both read it */
@@ -543,6 +553,11 @@ const ellm_plan *ellm_model_gpu_plan(const ellm_model *model) {
 #ifdef ELLM_VULKAN
 const ellm_plan *ellm_model_first_plan(const ellm_model *model) {
     return is_split(model) ? &model->first : NULL;
+}
+
+const ellm_file *ellm_model_shards(const ellm_model *model, size_t *n) {
+    *n = model->n_shards;
+    return model->shards;
 }
 #endif
 

@@ -22,8 +22,12 @@ const ellm_template *ellm_model_template(const ellm_model *model);
 const struct ellm_plan *ellm_model_plan(const ellm_model *model);
 /* What a GPU runs: the model's plan, a plan of its first layers, or NULL: nothing. */
 const struct ellm_plan *ellm_model_gpu_plan(const ellm_model *model);
-/* The latter's layers, where the processor has the others; NULL: it has none. Only with ELLM_VULKAN. */
+#ifdef ELLM_VULKAN
+/* The latter's layers, where the processor has the others; NULL: it has none. */
 const struct ellm_plan *ellm_model_first_plan(const ellm_model *model);
+/* The files of the weights, of which those that a GPU takes weights from stay open. */
+const ellm_file *ellm_model_shards(const ellm_model *model, size_t *n);
+#endif
 /* The state that the bundle ships, and the file it is in; NULL if there is none. */
 const ellm_state *ellm_model_prefix(const ellm_model *model, const ellm_file **file);
 /* The bundle's directory, a descriptor that stays open, and the SHA-256 of its manifest in hexadecimal. */

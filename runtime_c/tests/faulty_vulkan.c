@@ -1,15 +1,19 @@
 /* A Vulkan loader before the real one, for tests: calls it, plays a real GPU where there is none, and fails as told.
  *
  *   FAULT=vkQueueSubmit:3:-4   the third vkQueueSubmit returns VK_ERROR_DEVICE_LOST, and so does every later one
+ *   FAULT=vkQueueSubmit:3:1002 at the third one, somebody presses Ctrl-C (signal 2); it goes on
  *   FAULT=features:1:0         no device has 16-bit storage
  *   FAULT=clock:1:0            no queue has timestamps
- *   FAULT=apart:1:0            the processor does not see the memory of the device
+ *   FAULT=apart:1:0            a GPU with memory of its own, which the processor does not see
  *   FAULT=vendor:1:20803       Qualcomm made the device
+ *   FAULT=driver:1:7           the driver's version is 7
  *   FAULT=wrong:40:0           the 40th dispatch that is recorded is left out: it computes, and wrongly
+ *   FAULT=driver:1:7,wrong:40:0    both
  *   FAULT_COUNTS=FILE          how often each call was made, a line each, at the end
  *
  * Built as libvulkan.so.1 with REAL="the real one's path". */
 #include <dlfcn.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,14 +28,28 @@ static PFN_vkVoidFunction function_of(void *symbol) {
     return function;
 }
 
+/* What is told about a call; false if nothing is. */
+static int is_told(const char *name, unsigned *first, int *code) {
+    size_t length = strlen(name);
+    for (const char *told = getenv("FAULT"); told != NULL; told = strchr(told, ',')) {
+        told += *told == ',';
+        if (strncmp(told, name, length) == 0 && sscanf(told + length, ":%u:%d", first, code) == 2) {
+            return 1;
+        }
+    }
+    return 0;
+}
+
 /* Whether this call is to fail, and how. */
 static int is_due(const char *name, unsigned n, VkResult *result) {
-    const char *told = getenv("FAULT");
-    size_t length = strlen(name);
+    enum { signals = 1000 };
     unsigned first;
     int code;
-    if (told == NULL || strncmp(told, name, length) != 0 || sscanf(told + length, ":%u:%d", &first, &code) != 2) {
+    if (!is_told(name, &first, &code)) {
         return 0;
+    }
+    if (code > signals) {
+        return n == first && raise(code - signals) != 0;
     }
     *result = (VkResult)code;
     return n >= first;
@@ -99,11 +117,15 @@ static PFN_vkGetDeviceProcAddr real_device_function;
 static PFN_vkGetInstanceProcAddr real_instance_function;
 
 static void properties(VkPhysicalDevice device, VkPhysicalDeviceProperties2 *about) {
-    VkResult vendor;
+    VkResult told;
     real_properties(device, about);
-    about->properties.deviceType = VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
-    if (is_due("vendor", 1, &vendor)) {
-        about->properties.vendorID = (uint32_t)vendor;
+    about->properties.deviceType =
+        is_due("apart", 1, &told) ? VK_PHYSICAL_DEVICE_TYPE_DISCRETE_GPU : VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
+    if (is_due("vendor", 1, &told)) {
+        about->properties.vendorID = (uint32_t)told;
+    }
+    if (is_due("driver", 1, &told)) {
+        about->properties.driverVersion = (uint32_t)told;
     }
 }
 
@@ -161,8 +183,8 @@ static PFN_vkCmdDispatch truly_dispatch;
 static void dispatch(VkCommandBuffer commands, uint32_t x, uint32_t y, uint32_t z) {
     static unsigned n;
     unsigned left_out = 0;
-    const char *told = getenv("FAULT");
-    if (told == NULL || sscanf(told, "wrong:%u", &left_out) != 1 || ++n != left_out) {
+    int code;
+    if (!is_told("wrong", &left_out, &code) || ++n != left_out) {
         truly_dispatch(commands, x, y, z);
     }
 }

@@ -1,11 +1,12 @@
-/* Runs one kernel on a GPU, for comparisons with other builds of it: run_shader DIR. In DIR are plan.json, whose head has
+/* Runs one kernel on a GPU, for comparisons with other builds of it: run_shader DIR [cut]. In DIR are plan.json, whose head has
  * the kernel as its only step, kernels.spv, and w0.bin, w1.bin, …: the plan's weights. Writes the logits, which are what
- * the kernel wrote, to DIR/out.bin. */
+ * the kernel wrote, to DIR/out.bin. cut: somebody shortens w0.bin once it is mapped. */
 #include "posix.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "error.h"
 #include "file.h"
@@ -20,7 +21,7 @@ static int fail(const char *what, const ellm_error *error) {
 int main(int argc, char **argv) {
     ellm_error error = {.text = ""};
     int directory;
-    if (argc != 2 || ellm_directory_open(argv[1], &directory, &error) != ELLM_OK) {
+    if (argc < 2 || ellm_directory_open(argv[1], &directory, &error) != ELLM_OK) {
         return fail("run_shader DIR", &error);
     }
     ellm_file text = {.descriptor = -1}, code = {.descriptor = -1};
@@ -42,20 +43,33 @@ int main(int argc, char **argv) {
             return fail(plan.kernels[i].name, &error);
         }
     }
+    ellm_file *files = ellm_region_alloc(&region, plan.n_weights, sizeof *files);
     for (uint32_t i = 0; i < plan.n_weights; i++) {
         char name[32];
         (void)snprintf(name, sizeof name, "w%u.bin", i);
-        ellm_file *file = ellm_region_alloc(&region, 1, sizeof *file);
-        if (file == NULL || ellm_file_map(directory, name, file, &error) != ELLM_OK
+        ellm_file *file = &files[i];
+        if (files == NULL || ellm_file_map(directory, name, file, &error) != ELLM_OK
             || file->bytes < plan.weights[i].bytes) {
             return fail(name, &error);
         }
         plan.weights[i].data = file->data;
     }
+    if (argc > 2) {
+        char path[4096];
+        (void)snprintf(path, sizeof path, "%s/w0.bin", argv[1]);
+        if (truncate(path, 0) != 0) {
+            return fail(path, &error);
+        }
+    }
     const uint64_t symbols[ELLM_SYMBOLS] = {1, 1, 1, 1, 1};
     static int32_t input[ELLM_STEP_ROWS];
     void *const inputs[ELLM_INPUTS] = {input, input, input, input, input};
-    const ellm_gpu_source source = {.plan = &plan, .symbols = symbols, .inputs = inputs, .directory = -1};
+    const ellm_gpu_source source = {.plan = &plan,
+                                    .symbols = symbols,
+                                    .inputs = inputs,
+                                    .directory = -1,
+                                    .files = files,
+                                    .n_files = plan.n_weights};
     ellm_gpu *gpu;
     const uint8_t *logits;
     status = ellm_gpu_open(&source, &gpu, &error);

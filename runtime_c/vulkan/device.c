@@ -1,7 +1,6 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "driver.h"
 #include "error.h"
 #include "parts.h"
 
@@ -49,7 +48,16 @@ static ellm_status create(ellm_gpu *gpu, const ellm_vulkan_features *f, ellm_err
     return status;
 }
 
-ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error) {
+/* What makes a driver compile otherwise, or another device: the UUID is of its pipelines' cache. */
+static void name_driver(const VkPhysicalDeviceProperties *p, char driver[ELLM_GPU_DRIVER]) {
+    int n = snprintf(driver, ELLM_GPU_DRIVER, "%08x:%08x:%08x:", (unsigned)p->vendorID, (unsigned)p->deviceID,
+                     (unsigned)p->driverVersion);
+    for (unsigned i = 0; i < VK_UUID_SIZE; i++) {
+        n += snprintf(driver + n, (size_t)(ELLM_GPU_DRIVER - n), "%02x", (unsigned)p->pipelineCacheUUID[i]);
+    }
+}
+
+ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_vulkan_features *features, ellm_error *error) {
     VkPhysicalDevice devices[ELLM_VULKAN_DEVICES];
     uint32_t n = ELLM_VULKAN_DEVICES;
     VkResult result = gpu->api.EnumeratePhysicalDevices(gpu->api.instance, &n, devices);
@@ -88,12 +96,18 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error) {
     gpu->sizes_subgroups = ellm_vulkan_can_size(&chosen);
     gpu->info.is_processor = p->deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
     memcpy(gpu->info.name, p->deviceName, sizeof gpu->info.name);
+    name_driver(p, gpu->info.driver);
+    *features = chosen.features;
     if (gpu->source.real && gpu->info.is_processor) {
         return ellm_fail(error, ELLM_GPU_MISSING, "the only GPU that Vulkan finds is %.200s, which is this processor",
                          gpu->info.name);
     }
-    ellm_vulkan_want(&chosen.features, needs); /* only what kernels need is turned on */
+    return ELLM_OK;
+}
+
+ellm_status ellm_vulkan_open_device(ellm_gpu *gpu, uint32_t needs, ellm_vulkan_features *features, ellm_error *error) {
+    ellm_vulkan_want(features, needs); /* only what kernels need is turned on */
     gpu->api.GetPhysicalDeviceMemoryProperties(gpu->physical, &gpu->memories);
-    enable_import(gpu, &chosen.features);
-    return create(gpu, &chosen.features, error);
+    enable_import(gpu, features);
+    return create(gpu, features, error);
 }

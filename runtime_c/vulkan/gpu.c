@@ -21,7 +21,10 @@ static uint32_t needs_of(const ellm_plan *plan) {
 static ellm_status open_device(ellm_gpu *gpu, ellm_error *error) {
     const VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     ellm_status status = ellm_vulkan_load(&gpu->api, error);
-    status = status == ELLM_OK ? ellm_vulkan_pick(gpu, needs_of(gpu->source.plan), error) : status;
+    const uint32_t needs = needs_of(gpu->source.plan);
+    ellm_vulkan_features features;
+    status = status == ELLM_OK ? ellm_vulkan_pick(gpu, needs, &features, error) : status;
+    status = status == ELLM_OK ? ellm_vulkan_open_device(gpu, needs, &features, error) : status;
     if (status != ELLM_OK) {
         return status;
     }
@@ -57,17 +60,18 @@ ellm_status ellm_gpu_open(const ellm_gpu_source *source, ellm_gpu **result, ellm
     return ELLM_OK;
 }
 
-ellm_status ellm_gpu_find(bool real, ellm_error *error) {
+ellm_status ellm_gpu_find(const ellm_plan *plan, bool real, char driver[ELLM_GPU_DRIVER], ellm_error *error) {
     ellm_gpu *gpu = calloc(1, sizeof *gpu);
     if (gpu == NULL) {
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory for a GPU");
     }
     gpu->source.real = real;
     ellm_status status = ellm_vulkan_load(&gpu->api, error);
-    status = status == ELLM_OK ? ellm_vulkan_pick(gpu, ELLM_NEEDS_FLOOR, error) : status;
-    if (gpu->device != NULL && gpu->api.DestroyDevice != NULL) {
-        gpu->api.DestroyDevice(gpu->device, NULL);
-    }
+    ellm_vulkan_features features;
+    status = status == ELLM_OK
+                 ? ellm_vulkan_pick(gpu, plan != NULL ? needs_of(plan) : ELLM_NEEDS_FLOOR, &features, error)
+                 : status;
+    memcpy(driver, gpu->info.driver, sizeof gpu->info.driver);
     gpu->api.library = NULL; /* it stays: what comes next opens it, and drivers may not like to be loaded twice */
     ellm_vulkan_unload(&gpu->api);
     free(gpu);

@@ -1,14 +1,95 @@
-#include <stdlib.h>
-#include <string.h>
-
 #include "error.h"
 #include "parts.h"
 
 enum { alignment = 256 }; /* of whatever is bound: the largest that the specification lets a device ask for */
-static const VkDeviceSize most_chunk = (VkDeviceSize)1 << 30, stage_bytes = (VkDeviceSize)32 << 20;
+static const VkDeviceSize most_chunk = (VkDeviceSize)1 << 30;
 
 static VkDeviceSize aligned(VkDeviceSize bytes) {
     return (bytes + alignment - 1) / alignment * alignment;
+}
+
+/* The first memory type among `allowed` that has all of `wanted` and nothing of `unwanted`; -1 if there is none. */
+static int find_memory(const ellm_gpu *gpu, uint32_t allowed, VkMemoryPropertyFlags wanted,
+                       VkMemoryPropertyFlags unwanted) {
+    for (uint32_t i = 0; i < gpu->memories.memoryTypeCount; i++) {
+        VkMemoryPropertyFlags flags = gpu->memories.memoryTypes[i].propertyFlags;
+        if ((allowed >> i & 1) != 0 && (flags & wanted) == wanted && (flags & unwanted) == 0) {
+            return (int)i;
+        }
+    }
+    return -1;
+}
+
+enum kind { KIND_DEVICE, KIND_WRITTEN, KIND_READ }; /* by the GPU alone; by the processor; read by it */
+
+static int choose_memory(const ellm_gpu *gpu, uint32_t allowed, enum kind kind) {
+    const VkMemoryPropertyFlags device = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT,
+                                cached = VK_MEMORY_PROPERTY_HOST_CACHED_BIT,
+                                host = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+    int found = -1;
+    switch (kind) {
+    case KIND_DEVICE:
+        found = find_memory(gpu, allowed, device, VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT);
+        found = found < 0 ? find_memory(gpu, allowed, device | host, 0) : found;
+        found = found < 0 ? find_memory(gpu, allowed, device, 0) : found;
+        break;
+    case KIND_WRITTEN: found = find_memory(gpu, allowed, device | host, 0); break;
+    case KIND_READ: found = find_memory(gpu, allowed, host | cached, 0); break;
+    }
+    return found < 0 ? find_memory(gpu, allowed, host, 0) : found;
+}
+
+static ellm_status new_buffer(ellm_gpu *gpu, VkDeviceSize bytes, enum kind kind, const char *what,
+                              ellm_vulkan_buffer *made, ellm_error *error) {
+    const VkBufferCreateInfo info = {.sType = VK_STRUCTURE_TYPE_BUFFER_CREATE_INFO,
+                                     .size = bytes,
+                                     .usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT
+                                              | VK_BUFFER_USAGE_TRANSFER_DST_BIT};
+    VkResult result = gpu->api.CreateBuffer(gpu->device, &info, NULL, &made->buffer);
+    if (result != VK_SUCCESS) {
+        made->buffer = VK_NULL_HANDLE;
+        return ellm_vulkan_failed(result, what, error);
+    }
+    VkMemoryRequirements needs;
+    gpu->api.GetBufferMemoryRequirements(gpu->device, made->buffer, &needs);
+    int type = choose_memory(gpu, needs.memoryTypeBits, kind);
+    if (type < 0) {
+        return ellm_vulkan_failed(VK_ERROR_OUT_OF_DEVICE_MEMORY, what, error);
+    }
+    const VkMemoryAllocateInfo allocation = {.sType = VK_STRUCTURE_TYPE_MEMORY_ALLOCATE_INFO,
+                                             .allocationSize = needs.size,
+                                             .memoryTypeIndex = (uint32_t)type};
+    result = gpu->api.AllocateMemory(gpu->device, &allocation, NULL, &made->memory);
+    if (result != VK_SUCCESS) {
+        made->memory = VK_NULL_HANDLE;
+        return ellm_vulkan_failed(result, what, error);
+    }
+    result = gpu->api.BindBufferMemory(gpu->device, made->buffer, made->memory, 0);
+    VkMemoryPropertyFlags flags = gpu->memories.memoryTypes[type].propertyFlags;
+    const VkMemoryPropertyFlags reachable = VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT | VK_MEMORY_PROPERTY_HOST_COHERENT_BIT;
+    if (result == VK_SUCCESS && (flags & reachable) == reachable) {
+        void *mapped = NULL;
+        result = gpu->api.MapMemory(gpu->device, made->memory, 0, VK_WHOLE_SIZE, 0, &mapped);
+        made->mapped = mapped;
+        made->cached = (flags & VK_MEMORY_PROPERTY_HOST_CACHED_BIT) != 0;
+    }
+    made->bytes = bytes;
+    return result == VK_SUCCESS ? ELLM_OK : ellm_vulkan_failed(result, what, error);
+}
+
+ellm_status ellm_vulkan_new_stage(ellm_gpu *gpu, VkDeviceSize bytes, const char *what, ellm_vulkan_buffer *made,
+                                  ellm_error *error) {
+    return new_buffer(gpu, bytes, KIND_READ, what, made, error);
+}
+
+void ellm_vulkan_free_buffer(ellm_gpu *gpu, ellm_vulkan_buffer *buffer) {
+    if (buffer->buffer != VK_NULL_HANDLE) {
+        gpu->api.DestroyBuffer(gpu->device, buffer->buffer, NULL);
+    }
+    if (buffer->memory != VK_NULL_HANDLE) {
+        gpu->api.FreeMemory(gpu->device, buffer->memory, NULL);
+    }
+    *buffer = (ellm_vulkan_buffer){0};
 }
 
 /* ---- weights and states, in few large buffers ---- */
@@ -54,7 +135,7 @@ static ellm_status place_items(ellm_gpu *gpu, struct item *items, size_t n, ellm
     ellm_status status = lay_out(gpu, items, n, sizes, &n_chunks, error);
     gpu->n_chunks += n_chunks;
     for (uint32_t i = 0; i < n_chunks && status == ELLM_OK; i++) {
-        status = ellm_vulkan_new_buffer(gpu, sizes[i], ELLM_VULKAN_DEVICE, "weights and KV cache", &chunks[i], error);
+        status = new_buffer(gpu, sizes[i], KIND_DEVICE, "weights and KV cache", &chunks[i], error);
     }
     for (size_t i = 0; i < n && status == ELLM_OK; i++) {
         items[i].place->buffer = &chunks[items[i].chunk];
@@ -88,131 +169,6 @@ static ellm_status place_all(ellm_gpu *gpu, ellm_error *error) {
     return n == 0 ? ELLM_OK : place_items(gpu, items, n, error);
 }
 
-/* ---- copying the weights ---- */
-
-/* Two halves of a buffer that take turns: one is filled while the other is copied. */
-struct stage {
-    ellm_vulkan_buffer buffer;
-    VkCommandBuffer commands[2];
-    VkFence fences[2];
-    bool busy[2];
-    int turn;
-    VkDeviceSize used; /* of the half whose turn it is */
-    bool recording;
-};
-
-static ellm_status wait_half(ellm_gpu *gpu, struct stage *stage, int half, ellm_error *error) {
-    if (!stage->busy[half]) {
-        return ELLM_OK;
-    }
-    stage->busy[half] = false;
-    VkResult result = gpu->api.WaitForFences(gpu->device, 1, &stage->fences[half], VK_TRUE, (uint64_t)120 * 1000000000);
-    result = result == VK_SUCCESS ? gpu->api.ResetFences(gpu->device, 1, &stage->fences[half]) : result;
-    return result == VK_SUCCESS ? ELLM_OK : ellm_vulkan_failed(result, "copying weights", error);
-}
-
-/* Sends off the half whose turn it is, and turns. */
-static ellm_status send_half(ellm_gpu *gpu, struct stage *stage, ellm_error *error) {
-    if (!stage->recording) {
-        return ELLM_OK;
-    }
-    VkCommandBuffer commands = stage->commands[stage->turn];
-    VkResult result = gpu->api.EndCommandBuffer(commands);
-    const VkSubmitInfo submit = {
-        .sType = VK_STRUCTURE_TYPE_SUBMIT_INFO, .commandBufferCount = 1, .pCommandBuffers = &commands};
-    result = result == VK_SUCCESS ? gpu->api.QueueSubmit(gpu->queue, 1, &submit, stage->fences[stage->turn]) : result;
-    if (result != VK_SUCCESS) {
-        return ellm_vulkan_failed(result, "copying weights", error);
-    }
-    stage->busy[stage->turn] = true;
-    stage->recording = false;
-    stage->used = 0;
-    stage->turn ^= 1;
-    return ELLM_OK;
-}
-
-static ellm_status copy_staged(ellm_gpu *gpu, struct stage *stage, const uint8_t *data, VkDeviceSize bytes,
-                               const ellm_vulkan_place *to, ellm_error *error) {
-    for (VkDeviceSize done = 0; done < bytes;) {
-        if (stage->used == stage_bytes) {
-            ellm_status status = send_half(gpu, stage, error);
-            if (status != ELLM_OK) {
-                return status;
-            }
-        }
-        if (!stage->recording) {
-            ellm_status status = wait_half(gpu, stage, stage->turn, error);
-            status = status == ELLM_OK ? ellm_vulkan_begin(gpu, stage->commands[stage->turn], true, error) : status;
-            if (status != ELLM_OK) {
-                return status;
-            }
-            stage->recording = true;
-        }
-        VkDeviceSize room = stage_bytes - stage->used, now = bytes - done < room ? bytes - done : room;
-        VkDeviceSize at = (VkDeviceSize)stage->turn * stage_bytes + stage->used;
-        memcpy(stage->buffer.mapped + at, data + done, (size_t)now);
-        const VkBufferCopy copy = {.srcOffset = at, .dstOffset = to->offset + done, .size = now};
-        gpu->api.CmdCopyBuffer(stage->commands[stage->turn], stage->buffer.buffer, to->buffer->buffer, 1, &copy);
-        stage->used += (now + 3) / 4 * 4;
-        done += now;
-    }
-    return ELLM_OK;
-}
-
-static ellm_status open_stage(ellm_gpu *gpu, struct stage *stage, ellm_error *error) {
-    const VkFenceCreateInfo info = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
-    ellm_status status =
-        ellm_vulkan_new_buffer(gpu, 2 * stage_bytes, ELLM_VULKAN_READ, "copying weights", &stage->buffer, error);
-    for (int i = 0; i < 2 && status == ELLM_OK; i++) {
-        status = ellm_vulkan_commands(gpu, &stage->commands[i], error);
-        VkResult result =
-            status == ELLM_OK ? gpu->api.CreateFence(gpu->device, &info, NULL, &stage->fences[i]) : VK_SUCCESS;
-        status = result == VK_SUCCESS ? status : ellm_vulkan_failed(result, "copying weights", error);
-    }
-    return status;
-}
-
-static void close_stage(ellm_gpu *gpu, struct stage *stage) {
-    for (int i = 0; i < 2; i++) {
-        (void)wait_half(gpu, stage, i, NULL);
-        if (stage->fences[i] != VK_NULL_HANDLE) {
-            gpu->api.DestroyFence(gpu->device, stage->fences[i], NULL);
-        }
-    }
-    ellm_vulkan_free_buffer(gpu, &stage->buffer);
-}
-
-static ellm_status copy_weights(ellm_gpu *gpu, ellm_error *error) {
-    const ellm_plan *plan = gpu->source.plan;
-    struct stage stage = {.recording = false};
-    bool staged = false;
-    ellm_status status = ELLM_OK;
-    for (uint32_t i = 0; i < plan->n_weights && status == ELLM_OK; i++) {
-        const ellm_vulkan_place *to = &gpu->weights[i];
-        const ellm_plan_weight *weight = &plan->weights[i];
-        if (to->buffer->imported) {
-            continue;
-        }
-        if (to->buffer->mapped != NULL) {
-            memcpy(to->buffer->mapped + to->offset, weight->data, (size_t)weight->bytes);
-            continue;
-        }
-        if (!staged) {
-            staged = true;
-            status = open_stage(gpu, &stage, error);
-        }
-        status = status == ELLM_OK ? copy_staged(gpu, &stage, weight->data, weight->bytes, to, error) : status;
-    }
-    if (staged) {
-        status = status == ELLM_OK ? send_half(gpu, &stage, error) : status;
-        for (int i = 0; i < 2 && status == ELLM_OK; i++) {
-            status = wait_half(gpu, &stage, i, error);
-        }
-        close_stage(gpu, &stage);
-    }
-    return status;
-}
-
 /* ---- the whole ---- */
 
 ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error) {
@@ -233,18 +189,16 @@ ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error) {
     VkDeviceSize arena = plan->arena_bytes > 0 ? plan->arena_bytes : 4;
     gpu->info.other_bytes = arena + inputs;
     ellm_status status = place_all(gpu, error);
-    status = status == ELLM_OK ? ellm_vulkan_new_buffer(gpu, arena, ELLM_VULKAN_DEVICE, "the arena", &gpu->arena, error)
-                               : status;
-    status = status == ELLM_OK ? ellm_vulkan_new_buffer(gpu, inputs, ELLM_VULKAN_WRITTEN, "inputs", &gpu->inputs, error)
-                               : status;
+    status = status == ELLM_OK ? new_buffer(gpu, arena, KIND_DEVICE, "the arena", &gpu->arena, error) : status;
+    status = status == ELLM_OK ? new_buffer(gpu, inputs, KIND_WRITTEN, "inputs", &gpu->inputs, error) : status;
     if (status == ELLM_OK && !gpu->arena.cached) {
         gpu->info.other_bytes += logits;
-        status = ellm_vulkan_new_buffer(gpu, logits, ELLM_VULKAN_READ, "logits", &gpu->logits, error);
+        status = new_buffer(gpu, logits, KIND_READ, "logits", &gpu->logits, error);
     }
     if (status == ELLM_OK && (gpu->inputs.mapped == NULL || (!gpu->arena.cached && gpu->logits.mapped == NULL))) {
         status = ellm_fail(error, ELLM_GPU_MISSING, "%.80s has no memory that the processor sees", gpu->info.name);
     }
-    return status == ELLM_OK ? copy_weights(gpu, error) : status;
+    return status == ELLM_OK ? ellm_vulkan_upload(gpu, error) : status;
 }
 
 void ellm_vulkan_free(ellm_gpu *gpu) {

@@ -3,6 +3,7 @@
 #define ELLM_VULKAN_PARTS_H
 
 #include "api.h"
+#include "driver.h"
 #include "gpu.h"
 #include "region.h"
 #include "shader.h"
@@ -18,9 +19,6 @@ typedef struct ellm_vulkan_buffer {
     bool cached;
     bool imported; /* its memory is the process's own (import.c) */
 } ellm_vulkan_buffer;
-
-/* Who uses a buffer: the GPU alone; the processor writes it; it reads it. */
-typedef enum ellm_vulkan_kind { ELLM_VULKAN_DEVICE, ELLM_VULKAN_WRITTEN, ELLM_VULKAN_READ } ellm_vulkan_kind;
 
 /* A part of a buffer. */
 typedef struct ellm_vulkan_place {
@@ -85,15 +83,20 @@ struct ellm_gpu {
 };
 
 /* Picks a device that can do what `needs` says, the most capable kind first. GPU_MISSING names what each lacks. */
-ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_error *error);
+ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_vulkan_features *features, ellm_error *error);
+/* Opens the one that was picked, with as much of its features as is needed. */
+ellm_status ellm_vulkan_open_device(ellm_gpu *gpu, uint32_t needs, ellm_vulkan_features *features, ellm_error *error);
 
 /* Allocates everything, and copies the weights that cannot be imported. */
 ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error);
 void ellm_vulkan_free(ellm_gpu *gpu);
-/* what: in messages. A buffer that was not made whole is to be freed, too. */
-ellm_status ellm_vulkan_new_buffer(ellm_gpu *gpu, VkDeviceSize bytes, ellm_vulkan_kind kind, const char *what,
-                                   ellm_vulkan_buffer *made, ellm_error *error);
 void ellm_vulkan_free_buffer(ellm_gpu *gpu, ellm_vulkan_buffer *buffer);
+/* A buffer that both see, and the processor is fast with. */
+ellm_status ellm_vulkan_new_stage(ellm_gpu *gpu, VkDeviceSize bytes, const char *what, ellm_vulkan_buffer *made,
+                                  ellm_error *error);
+
+/* Brings the weights that are not imported to their places. IO where a file cannot be read. */
+ellm_status ellm_vulkan_upload(ellm_gpu *gpu, ellm_error *error);
 
 /* Gives weights their place in the process's own memory, those that the driver takes there. */
 void ellm_vulkan_import(ellm_gpu *gpu);

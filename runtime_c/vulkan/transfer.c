@@ -51,8 +51,7 @@ static ellm_status open_stage(ellm_gpu *gpu, uint32_t state, size_t *room) {
         bytes = plan->state_bytes[i] > bytes ? plan->state_bytes[i] : bytes;
     }
     if (gpu->stage.mapped == NULL) {
-        ellm_status status =
-            ellm_vulkan_new_buffer(gpu, bytes, ELLM_VULKAN_READ, "reading and writing states", &gpu->stage, NULL);
+        ellm_status status = ellm_vulkan_new_stage(gpu, bytes, "reading and writing states", &gpu->stage, NULL);
         if (status != ELLM_OK || gpu->stage.mapped == NULL) {
             ellm_vulkan_free_buffer(gpu, &gpu->stage);
             return status != ELLM_OK ? status : ELLM_GPU_MISSING;

@@ -275,7 +275,7 @@ def run(n: int, seed: int, folder: Path) -> list[str]:
     samples = {f"kernel{i}": make(rng, f"kernel{i}") for i in range(n)}
     code, signatures = compile_kernels({name: sample.function for name, sample in samples.items()}, target)
     (folder / "kernels.so").write_bytes(code)
-    library, program = ctypes.CDLL(str(folder / "kernels.so")), build_runner(folder / "build")
+    library, program = ctypes.CDLL(str(folder / "kernels.so")), build_runner()
     problems = []
     for name, sample in samples.items():
         expected = on_host(library, signatures[name].name, sample)  # equal code is there once

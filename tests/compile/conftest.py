@@ -18,9 +18,9 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program() -> Path:
     """What runs kernels on a GPU, one after the other (tests/shaders.py)."""
-    return build_runner(tmp_path_factory.mktemp("runner"))
+    return build_runner()
 
 
 @pytest.fixture(scope="module")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+
+from tests.runtime_make import build
 
 
 class _Row(ctypes.Structure):
@@ -36,11 +39,16 @@ PREFIX = -1
 """ELLM_PREFIX: the session that holds what the bundle ships."""
 
 
-class Model:
-    """A bundle with one context, of two sessions. library: libedgellm.so, of runtime_c/Makefile."""
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(str(build("libedgellm.so")))
 
-    def __init__(self, library: Path, bundle: Path, vocab: int = 1536, device: int = CPU_FIRST) -> None:
-        self.c = ctypes.CDLL(str(library))
+
+class Model:
+    """A bundle with one context, of two sessions."""
+
+    def __init__(self, bundle: Path, vocab: int = 1536, device: int = CPU_FIRST) -> None:
+        self.c = _library()
         self.model, self.context, error = ctypes.c_void_p(), ctypes.c_void_p(), _Error()
         any_ = (ctypes.c_char_p * 2)()  # ellm_trust: bundles without a signature, and without a key
         status = self.c.ellm_model_open_on(

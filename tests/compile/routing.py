@@ -17,6 +17,9 @@ from tests.compile.plan_runner import PlanRunner
 
 Place = tuple[int, int]
 """A token's position, and which of the layers with experts."""
+ROUNDING = 2.5e-4
+"""Standard deviation of matrix units' products from NumPy's, of a row's largest: at most they lie 5e-4 to 1.1e-3 off
+(docs/vulkan.md). Attention's lie 2.5 times as near."""
 TIE = 0.2
 """Of the tolerance of logits: two experts are tied if their router logits differ by less, of the token's largest."""
 
@@ -84,3 +87,23 @@ def turn_ties(runner: RoutedRunner, ids: list[int], found: np.ndarray, tolerance
             break
         turned = turned | {nearest}
     return expected
+
+
+class RoundedRunner(PlanRunner):
+    """A plan for the processor whose matrix products are off, at random, as those of f16 are."""
+
+    def __init__(self, directory: Path, vocab: int) -> None:
+        super().__init__(directory)
+        self.vocab, self.rng = vocab, np.random.default_rng(0)
+
+    def call(self, kernel: dict[str, Any], args: list[Any], bound: dict[str, np.ndarray]) -> None:
+        super().call(kernel, args, bound)
+        quantized = "linear_w" in kernel["name"]
+        if quantized or "_attention" in kernel["name"]:
+            written = self.arena[args[-1][1] :][: kernel["args"][-1]["bytes"]].view(np.float32).reshape(8, -1)
+            scale = (ROUNDING if quantized else ROUNDING / 2.5) * np.abs(written).max(axis=1, keepdims=True)
+            written += (scale * self.rng.standard_normal(written.shape)).astype(np.float32)
+
+    def logits_with(self, ids: list[int], seed: int) -> np.ndarray:
+        self.rng = np.random.default_rng(seed)
+        return self.logits(ids, self.vocab, 8)

@@ -108,7 +108,7 @@ def weight_bytes(scheme: str) -> int:
     return int(run_worker({**request, **parts, "outline": True}, None, lambda *_: None)["weight_bytes"])
 
 
-@pytest.mark.parametrize("calibrated", [False, True])
+@pytest.mark.parametrize("calibrated", [pytest.param(False, marks=pytest.mark.oracle), True])
 def test_a_budget_is_kept(tmp_path: Path, calibrated: bool) -> None:
     plain = tmp_path / "plain.txt"
     plain.write_bytes(CONVERSATIONS.read_bytes())

@@ -37,8 +37,13 @@ def own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("avx2", ("w4a8",), {}),
         ("dotprod", ("w8a8", "w4a8", "w4a8", "i8"), {}),
-        ("armv7-neon", ("w4a8",), {"tie_word_embeddings": False, "num_hidden_layers": 3}),
-        ("avx2", ("f16",), {"architectures": ["MistralForCausalLM"], "sliding_window": 128}),
+        *(
+            pytest.param(*each, marks=pytest.mark.oracle)  # armv7 takes LLVM half a minute
+            for each in (
+                ("armv7-neon", ("w4a8",), {"tie_word_embeddings": False, "num_hidden_layers": 3}),
+                ("avx2", ("f16",), {"architectures": ["MistralForCausalLM"], "sliding_window": 128}),
+            )
+        ),
     ],
 )
 def test_a_sketch_is_what_compiling_writes(tier, scheme, changes):

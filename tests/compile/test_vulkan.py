@@ -25,7 +25,7 @@ from edgellm.prefix import Prefix
 from tests.compile.logits import Model, compare
 from tests.compile.test_vulkan_faults import faulty_loader
 from tests.server import MODEL, QUESTIONS, SYSTEM
-from tests.shaders import LAYERS, build_runner, compile_glsl, lavapipe, lavapipe_alone, validate
+from tests.shaders import LAYERS, compile_glsl, lavapipe, lavapipe_alone, validate
 from tests.vulkan_layer import build_layer, count
 
 PROMPTS = ("Turn on the light in the kitchen.", "Hello! What can you do?", "What time is it in Paris?")
@@ -146,10 +146,8 @@ def test_a_gpu_that_computes_wrongly_is_not_put_in_use(
 
 def test_logits_are_the_processors_within_the_tolerance(on_gpu: Path, bundle: Path, tmp_path: Path):
     """docs/vulkan.md: 5 % of the largest logit for w4a8, as one activation rounded the other way grows to that."""
-    library = tmp_path / "libedgellm.so"
-    build_runner(tmp_path, library.name)
     with lavapipe_alone():
-        a, b = Model(library, bundle), Model(library, on_gpu)
+        a, b = Model(bundle), Model(on_gpu)
         for lengths in ([1, 1, 1], [7], [33], [130, 1, 1]):
             assert compare(a, b, lengths) < 0.05
         a.close()
@@ -178,8 +176,6 @@ def test_every_class_of_gpus_answers_the_same(bundle: Path, tmp_path: Path, sche
 
     The embedding, which is the head, has 295 kB, and gate and up 74: the GPU gets parts of them.
     """
-    library = tmp_path / "libedgellm.so"
-    build_runner(tmp_path, library.name)
     made = compile_for(schedule, Options("w4a8", kv=kv), tmp_path / "bundle", binding_bytes=70_000, buffers=buffers)
     plan = json.loads((made / "plan.json").read_text())
     in_one = any("attention_row" in kernel["name"] for kernel in plan["kernels"])
@@ -191,7 +187,7 @@ def test_every_class_of_gpus_answers_the_same(bundle: Path, tmp_path: Path, sche
     if kv == "i8":
         bundle = build(MODEL, "local", Options("w4a8", kv=kv), tmp_path / "cpu").bundle.path
     with lavapipe_alone():
-        a, b = Model(library, bundle), Model(library, made)
+        a, b = Model(bundle), Model(made)
         assert compare(a, b, [70, 1, 9]) < 0.05
         tokens = np.random.default_rng(7).integers(3, a.vocab - 4, 26)
         first, second = a.mixed(tokens), b.mixed(tokens)
@@ -209,13 +205,11 @@ def test_every_class_of_gpus_answers_the_same(bundle: Path, tmp_path: Path, sche
 @pytest.mark.oracle
 @pytest.mark.parametrize(("schedule", "scheme"), [("processor", "u4g64a8"), ("desktop", "w8g64a8")])
 def test_scales_of_larger_groups(tmp_path: Path, schedule: str, scheme: str):
-    library = tmp_path / "libedgellm.so"
-    build_runner(tmp_path, library.name)
     options = Options(scheme, embedding=scheme, head=scheme)
     on_cpu = build(MODEL, "local", options, tmp_path / "cpu").bundle.path
     made = compile_for(schedule, options, tmp_path / "made")
     with lavapipe_alone():
-        a, b = Model(library, on_cpu), Model(library, made)
+        a, b = Model(on_cpu), Model(made)
         assert compare(a, b, [70, 1, 9]) < 0.05
         a.close()
         b.close()
@@ -224,8 +218,7 @@ def test_scales_of_larger_groups(tmp_path: Path, schedule: str, scheme: str):
 @pytest.mark.oracle
 def test_a_window_hides_what_lies_before_it(tmp_path: Path):
     """On lavapipe a thread goes through the blocks that any of its rows sees."""
-    library, model = tmp_path / "libedgellm.so", tmp_path / "model"
-    build_runner(tmp_path, library.name)
+    model = tmp_path / "model"
     shutil.copytree(hub.resolve("random:tiny", lambda what, done, total: None)[0], model)
     file = model / "config.json"
     config = json.loads(file.read_text())
@@ -235,7 +228,7 @@ def test_a_window_hides_what_lies_before_it(tmp_path: Path):
     on_cpu = compile_model(model, "local", "w8a8", tmp_path / "cpu").path
     made = compile_for("processor", Options("w8a8"), tmp_path / "made", model=model)
     with lavapipe_alone():
-        a, b = (Model(library, path, config["vocab_size"]) for path in (on_cpu, made))
+        a, b = (Model(path, config["vocab_size"]) for path in (on_cpu, made))
         for lengths in ([33], [90, 1, 9], [130, 1]):
             assert compare(a, b, lengths) < 0.05
         a.close()

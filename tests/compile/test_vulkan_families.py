@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from crosscompile import checkpoint
+from crosscompile.kernels.linear import Tuned
 from crosscompile.kinds import BASES
 from crosscompile.runtime import build_runtime
 from crosscompile.target import Target, target_of_tier
@@ -39,8 +41,7 @@ SAMPLE = (  # and a Mamba in test_vulkan_states.py
     ("qwen3-biases", "f32"),
     ("olmo2-biases", "f32"),
     ("gemma2-caps", "w4a8 i8"),
-    ("phi3-long", "f16"),
-    ("stablelm-parallel", "u4a8"),
+    ("phi3-long", "u4a8"),
     ("qwen2-moe-shared", "w4a8"),
     ("mixtral-tied", "f16"),
     ("rwkv7-many-heads", "w8a8"),
@@ -56,22 +57,24 @@ N_ROWS = 75
 """More than a block of the KV cache; eight rows at a time, then what is left."""
 
 
-def prepare(folder: Path, name: str) -> list[int]:
+def prepare(folder: Path, name: str, n_rows: int = N_ROWS) -> list[int]:
     """Writes a checkpoint with a tokenizer below `folder`; returns a text's ids."""
     made = write_checkpoint(folder / "model", name)
     tokenizer, vocab = byte_tokenizer(), made["config"]["vocab_size"]
     tokenizer["added_tokens"] = []
     tokenizer["model"]["vocab"] = {symbol: i for symbol, i in tokenizer["model"]["vocab"].items() if i < vocab}
     (folder / "model" / "tokenizer.json").write_text(json.dumps(tokenizer))
-    return text(made)[:N_ROWS]
+    return text(made)[:n_rows]
 
 
-def add_half(bundle: Path, model: Path, target: Target, scheme: str) -> None:
-    """What edgellm.gpu_half adds, with functions for few row counts."""
+def add_half(
+    bundle: Path, model: Path, target: Target, scheme: str, rows: Sequence[int] = (), knobs: Tuned | None = None
+) -> None:
+    """What edgellm.gpu_half adds. rows: of its functions; few if none are named. knobs: what tuning has found."""
     name, _, kv = scheme.partition(" ")
     request = {**request_of(checkpoint.load(model), target), "output": str(bundle), "dump": None, "half": True}
-    options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "tensors": (), "short": True}
-    compile_forked({**request, **options})
+    options = {"scheme": name, "embedding": None, "head": None, "kv": kv or None, "tensors": ()}
+    compile_forked({**request, **options, "short": [*rows] or True, "knobs": knobs})
     manifest = {key: value for key, value in bundles.read(bundle).manifest.items() if key not in ("format", "files")}
     bundles.seal(bundle, {**manifest, "target": {**manifest["target"], "device": "both"}})
 

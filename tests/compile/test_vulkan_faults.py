@@ -7,6 +7,8 @@ runtime_c/tests/faulty_vulkan.c stands before the real loader and lavapipe, whic
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -15,8 +17,9 @@ import pytest
 from edgellm import cache
 from edgellm.cli import main
 from edgellm.compile import compile_model
+from tests.runtime_make import RUNTIME_C
 from tests.server import MODEL
-from tests.shaders import LAYERS, RUNTIME_C, lavapipe
+from tests.shaders import LAYERS, lavapipe
 
 LOST, NO_MEMORY, FAILED, TIMEOUT = -4, -2, -3, 2  # VkResult
 AT_OPEN = (
@@ -180,6 +183,54 @@ def test_a_gpu_that_computes_wrongly_is_found_out_and_not_used_until_it_proves_i
     assert proven["farthest"] < 0.05
     assert not note.exists()
     assert "the processor computes" not in run(both, loader, "").stderr
+
+
+@pytest.fixture
+def fresh(both: Path, tmp_path: Path) -> Path:
+    """A copy that nobody has tried."""
+    return shutil.copytree(both, tmp_path / "fresh", ignore=shutil.ignore_patterns(".*"))
+
+
+def test_who_interrupts_the_proof_changes_nothing_and_a_crash_leaves_its_note(fresh: Path, loader: Path):
+    note = fresh / ".gpu"
+    stopped = golden(fresh, loader, f"vkQueueSubmit:4:{1000 + signal.SIGTERM}")
+    assert stopped.returncode == 43, stopped.stderr
+    assert not note.exists()
+    assert not (fresh / ".proven").exists()
+    killed = golden(fresh, loader, f"vkCreateDevice:1:{1000 + signal.SIGKILL}")
+    assert killed.returncode == -signal.SIGKILL
+    assert "nobody heard how that ended" in (before := note.read_text())
+    assert golden(fresh, loader, f"vkCreateDevice:1:{1000 + signal.SIGINT}").returncode == 43
+    assert note.read_text() == before
+    assert "note: the processor computes: the GPU was tried" in run(fresh, loader, "").stderr
+
+
+OTHER = "the GPU or its driver is another one than the one that has proven itself here"
+
+
+def test_behind_another_driver_the_gpu_proves_itself_again_before_it_computes(fresh: Path, loader: Path):
+    assert run(fresh, loader, "").stderr == ""  # as older programs have left it: nobody is asked
+    manifest = (fresh / "manifest.sha256").read_text().split()[0]
+    (fresh / ".proven").write_text(f"edgellm-proven 1 {manifest}\n00000001:00000002:00000003:{16 * '04'}\n")
+    forced = run(fresh, loader, "", "--device", "vulkan")
+    assert forced.stderr == f"edgellm-rt: note: {OTHER}; `edgellm-rt golden DIR --device vulkan` tries it\n"
+    free = run(fresh, loader, "")
+    assert free.stderr == f"edgellm-rt: note: {OTHER}; it does so again, which can take two minutes\n"
+    assert run(fresh, loader, "").stderr == ""  # now this one has
+    served = [str(fresh / "edgellm-rt"), "serve", str(fresh), "--port", "0", "--attached"]
+    env = {**lavapipe(), "LD_LIBRARY_PATH": str(loader), "FAULT": f"driver:1:7,vkQueueSubmit:4:{1000 + signal.SIGTERM}"}
+    assert subprocess.run(served, stdin=subprocess.DEVNULL, env=env, timeout=60, check=False).returncode == 43
+    assert not (fresh / ".gpu").exists()
+    (fresh / ".gpu.new").mkdir()  # where the note would be written; works for root, whom no mode stops
+    assert "the processor computes: its driver is another one" in run(fresh, loader, "driver:1:7").stderr
+    (fresh / ".gpu.new").rmdir()
+    failed = run(fresh, loader, f"driver:1:7,vkCreateComputePipelines:3:{NO_MEMORY}")
+    assert json.loads(failed.stdout)["ids"] == json.loads(free.stdout)["ids"]
+    assert f"{OTHER}; it does so again" in failed.stderr
+    assert "note: the processor computes: the GPU has no memory left" in failed.stderr
+    later = run(fresh, loader, "driver:1:7").stderr
+    assert "no memory left" in later
+    assert OTHER not in later
 
 
 def test_a_note_of_another_manifest_or_none_at_all_is_not_heeded_and_no_terminal_obeys_it(both: Path, loader: Path):

@@ -18,7 +18,7 @@ from edgellm.precision import Options
 from tests.compile.logits import Model, compare
 from tests.compile.test_vulkan import compile_for, run
 from tests.compile.test_vulkan_fused import CLASSES
-from tests.shaders import LAYERS, build_runner, lavapipe_alone
+from tests.shaders import LAYERS, lavapipe_alone
 
 CONFIG: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -77,13 +77,11 @@ def test_a_matrix_in_parts_is_not_fused() -> None:
 @pytest.mark.oracle
 def test_the_demo_model_answers_as_on_the_processor(bundle: Path, tmp_path: Path) -> None:
     """Token by token, behind prompts of one session and of two."""
-    library = tmp_path / "libedgellm.so"
-    build_runner(tmp_path, library.name)
     made = compile_for("desktop", Options("w4a8"), tmp_path / "bundle", buffers=16)
     names = {kernel["name"] for kernel in json.loads((made / "plan.json").read_text())["kernels"]}
     assert {"body1_linear_w4_rope", "body1_linear_w4_add_norm", "body1_linear_w4_silu"} <= names
     with lavapipe_alone():
-        a, b = Model(library, bundle), Model(library, made)
+        a, b = Model(bundle), Model(made)
         assert compare(a, b, [1, 1, 70, 1, 1, 1]) < 0.05
         tokens = np.random.default_rng(7).integers(3, a.vocab - 4, 26)
         first, second = a.mixed(tokens), b.mixed(tokens)

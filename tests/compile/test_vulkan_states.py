@@ -24,7 +24,7 @@ from tests.compile.test_model import host_tiers
 from tests.compile.test_vulkan import modules
 from tests.compile.test_vulkan_families import add_half, prepare
 from tests.emulated.test_bits import make_bundle
-from tests.shaders import DESKTOP, LAYERS, build_runner, lavapipe, lavapipe_alone, validate
+from tests.shaders import DESKTOP, LAYERS, lavapipe, lavapipe_alone, validate
 
 PROCESSOR = replace(DESKTOP, schedule="processor")
 CLASSES = {"desktop": DESKTOP, "processor": PROCESSOR, "floor": Gpu()}
@@ -33,14 +33,13 @@ CLASSES = {"desktop": DESKTOP, "processor": PROCESSOR, "floor": Gpu()}
 
 @dataclass(frozen=True)
 class Made:
-    """A bundle for both, and the library and text to run it with."""
+    """A bundle for both, and a text to run it with."""
 
     bundle: Path
-    library: Path
     ids: list[int]
 
     def open(self, device: int) -> Model:
-        return Model(self.library, self.bundle, vocab=131, device=device)
+        return Model(self.bundle, vocab=131, device=device)
 
 
 def make(name: str, scheme: str, gpu: Gpu, folder: Path) -> Made:
@@ -48,9 +47,7 @@ def make(name: str, scheme: str, gpu: Gpu, folder: Path) -> Made:
     ids = prepare(folder, name)
     bundle = make_bundle(folder / "bundle", folder / "model", tier, scheme, short=True, stop_id=2)
     add_half(bundle, folder / "model", target_of_tier(tier).on_gpu(gpu), scheme)
-    library = folder / "libedgellm.so"
-    build_runner(folder, library.name)
-    return Made(bundle, library, ids)
+    return Made(bundle, ids)
 
 
 @pytest.fixture(scope="module")

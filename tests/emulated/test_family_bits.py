@@ -27,12 +27,9 @@ SAMPLE = (
     ("olmo2-plain", "w4a8 i8", "i8mm"),
     ("phi3-long", "f32", "armv8-neon"),
     ("qwen2-moe-some", "w4a8", "armv7-neon"),
-    ("qwen3-moe-plain", "w8a8", "dotprod"),
     ("mixtral-tied", "w4a8", "i8mm"),
-    ("mixtral-tied", "w3a8", "dotprod"),
     ("mamba-narrow", "w4a8", "armv7-neon"),
     ("mamba2-groups", "w8a8", "dotprod"),
-    ("falcon-mamba-untied", "f16", "armv8-neon"),
     ("rwkv7-plain", "w4a8", "armv7-neon"),
 )
 ALL = [(name, scheme) for name in FAMILIES for scheme in (*SCHEMES, *KINDS)]

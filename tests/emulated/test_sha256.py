@@ -29,8 +29,8 @@ def test_instructions_are_used_where_there_are_some(
     if reason := virtual_parts.missing_tool():
         pytest.skip(f"no emulator: {reason}")
     files = [str(RUNTIME_C / name) for name in SOURCES]
-    run_compiler([*compiler(target_of_tier(tier), "musl"), "-O2", "-std=c11", *files, "-o", "program"], tmp_path)
-    _, emulator = virtual.fetch(load_board(board_id))
-    command = [str(emulator), "-cpu", processor, str(tmp_path / "program"), "say"]
+    run_compiler([*compiler(target_of_tier(tier)), "-O2", "-std=c11", *files, "-o", "program"], tmp_path)
+    root, emulator = virtual.fetch(load_board(board_id))
+    command = [str(emulator), "-cpu", processor, "-L", str(root), str(tmp_path / "program"), "say"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, used + "\n", "")

@@ -1,6 +1,7 @@
 """The layering of the design: who may import whom."""
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ PACKAGES = ("edgellm", "crosscompile", "ansible_collections")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Top-level names that a module imports anywhere in it, type-checking blocks included."""
     found = set()

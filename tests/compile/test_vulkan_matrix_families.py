@@ -1,9 +1,9 @@
 """Every family of which prompts are read on matrix units gives the processor's logits within the stated tolerance.
 
 With `make test-full`, where EDGELLM_VULKAN_COMMAND (tests/shaders.py) has such a driver. A prompt is computed in calls
-of 128 rows, so that layers and attention are multiplied there. A mixture's router decides by what lies within rounding
-(one token of ten goes elsewhere in Qwen2-MoE, on the processor too if its products are off by as much): that is what it
-is compared with.
+of 128 rows, so that layers and attention are multiplied there. Where a logit is off by more, which rounding alone does
+to some of 150 tokens (to one of ten in a mixture of experts, whose router decides by what lies within it), it is
+compared with what such rounding does on the processor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crosscompile.runtime import build_runtime
 from crosscompile.target import target_of_tier
 from tests.compile.routing import RoundedRunner, deviations
 from tests.compile.test_model import host_tiers
-from tests.compile.test_vulkan_families import MIXTURES, TOLERANCE, add_half, prepare
+from tests.compile.test_vulkan_families import TOLERANCE, add_half, prepare
 from tests.compile.test_vulkan_matrix import SIZES, opens
 from tests.emulated.test_bits import make_bundle
 from tests.oracle.family_configurations import FAMILIES
@@ -59,17 +59,14 @@ def test_logits_are_the_processors(name, scheme, gpu, tmp_path):
     program = build_runtime(target)
     expected, found = (logits(program, bundle, ids, device) for device in ("cpu", "vulkan"))
     tolerance, off = TOLERANCE[scheme.partition(" ")[0]], deviations(found, expected)
-    if name.startswith(MIXTURES) and off.max() > tolerance:
-        check_mixture(off, bundle, ids, expected, tolerance)
-    else:
-        assert off.max() <= tolerance, f"{name} {scheme}: off by {off.max():.2g} of the largest logit"
+    if off.max() > tolerance:
+        check_rounding(off, bundle, ids, expected, tolerance)
 
 
-def check_mixture(off: np.ndarray, bundle: Path, ids: list[int], expected: np.ndarray, tolerance: float) -> None:
-    """As many tokens go to other experts, and all others are as far off, as the processor's are by such rounding."""
+def check_rounding(off: np.ndarray, bundle: Path, ids: list[int], expected: np.ndarray, tolerance: float) -> None:
+    """As many tokens are off, and as far, as the processor's are with its products rounded as f16 rounds them."""
     runner = RoundedRunner(bundle, expected.shape[1])
-    rounded = [deviations(runner.logits_with(ids, seed), expected) for seed in range(N_ROUNDED)]
-    most = max(int((each > tolerance).sum()) for each in rounded)
-    farthest = max(float(np.median(each)) for each in rounded)
-    assert (off > tolerance).sum() <= 1.5 * most, f"{(off > tolerance).sum()} tokens are off, {most} by rounding"
-    assert np.median(off) <= 1.5 * farthest, f"half of all tokens are off by {np.median(off):.2g}, {farthest:.2g}"
+    rounded = np.array([deviations(runner.logits_with(ids, seed), expected) for seed in range(N_ROUNDED)])
+    for measure in (lambda each: (each > tolerance).sum(), np.max, np.median):
+        most = max(measure(each) for each in rounded)
+        assert measure(off) <= 1.5 * most, f"{measure(off):.3g}, {most:.3g} by rounding"

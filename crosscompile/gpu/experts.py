@@ -68,10 +68,8 @@ def route(name: str, gpu: Gpu, n: int, padded: int, total: int, used: int, norma
 def expert_kernel(name: str, gpu: Gpu, work: Experts, knobs: LinearKnobs | None = None) -> tirx.PrimFunc:
     """knobs: one of the candidates (experts_knobs.py); the default where nothing was tuned."""
     quantized = _quantized_alone if Builder(gpu).schedule.alone else _quantized
-    writer, chosen = (
-        quantized if Packing.parse(work.packing).quantized else _floats,
-        knobs or default_experts(work, gpu),
-    )
+    writer = quantized if Packing.parse(work.packing).quantized else _floats
+    chosen = knobs or default_experts(work, gpu)
     return gpu_kernel(name, gpu, lambda k: writer(k, work, chosen))
 
 

@@ -83,7 +83,8 @@ def expert_work(origin: Origin | None) -> ExpertWork | None:
 
 def expert_key(work: ExpertWork) -> str:
     """The name that results are filed under; parts of a matrix that have as many rows share them."""
-    kind, part = "grouped" if isinstance(work, Grouped) else "experts", "" if work.is_whole else f":part{work.held}"
+    kind = "grouped" if isinstance(work, Grouped) else "experts"
+    part = "" if work.is_whole else f":part{work.held}"
     rows, total = work.shape
     shape = f"{rows // work.n}of{total}:{work.out}x{work.columns}"
     return f"{kind}.{work.packing}:n{work.n}:{shape}:each{work.each}{part}"
@@ -91,11 +92,8 @@ def expert_key(work: ExpertWork) -> str:
 
 def expert_candidates(work: ExpertWork, gpu: Gpu) -> tuple[LinearKnobs, ...]:
     """What tuning tries: the default first, nothing twice. tile: 1 where each row is by itself."""
-    default, found = (
-        default_experts(work, gpu),
-        _grouped(work, gpu) if isinstance(work, Grouped) else _single(work, gpu),
-    )
-    return tuple(dict.fromkeys([default, *found]))
+    found = _grouped(work, gpu) if isinstance(work, Grouped) else _single(work, gpu)
+    return tuple(dict.fromkeys([default_experts(work, gpu), *found]))
 
 
 def default_experts(work: ExpertWork, gpu: Gpu) -> LinearKnobs:

@@ -45,7 +45,7 @@ lint: setup-lint ## ruff, mypy, clang-format, clang-tidy, taplo
 	.venv/bin/mypy
 	.venv/bin/clang-format --dry-run -Werror $(C_FILES)
 	@$(MAKE) --silent --no-print-directory -C runtime_c page PYTHON=$(abspath $(PY))
-	.venv/bin/clang-tidy --quiet $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -DELLM_SERVE -DELLM_VULKAN -Iruntime_c/include \
+	@.ci/tidy $(filter %.c,$(C_SHIPPED)) -- -std=c11 -DELLM_RPC -DELLM_SERVE -DELLM_VULKAN -Iruntime_c/include \
 	  -Iruntime_c/src -Iruntime_c/rpc -Iruntime_c/serve -Iruntime_c/cli \
 	  -Iruntime_c/build/page -isystem runtime_c/third_party/monocypher \
 	  -Iruntime_c/vulkan -isystem runtime_c/third_party/vulkan

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from math import gcd
 
 from crosscompile.gpu.build import PART_ROWS, threads_for
-from crosscompile.gpu.grouped import Grouped, most_of_an_expert
+from crosscompile.gpu.grouped import ExpertLayer, Grouped
 from crosscompile.gpu.knobs import ALONE_SUMS, SUMS, LinearKnobs, chosen, tile_bytes
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.kernels.build import Origin, divisor
@@ -24,22 +24,11 @@ _TILES = (8, 16, 32)
 
 
 @dataclass(frozen=True)
-class Experts:
-    """A linear layer of experts, each row by itself: row i of the result is what its expert makes of row i / each.
+class Experts(ExpertLayer):
+    """Each row is by itself."""
 
-    out, columns   of one expert's weight; n: rows of the function
-    first, held    rows of all experts' weights, one after another, that the tensor has (split.py)
-    """
-
-    n: int
     rows: int
-    each: int
-    out: int
     total: int
-    columns: int
-    packing: str
-    first: int
-    held: int
 
     @property
     def sources(self) -> int:
@@ -53,17 +42,7 @@ class Experts:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(rows, experts)."""
         return self.rows, self.total
-
-    @property
-    def is_whole(self) -> bool:
-        return self.held == self.total * self.out
-
-    @property
-    def reach(self) -> int:
-        """Rows of an expert's weight that workgroups are started for."""
-        return most_of_an_expert(self.total, self.out, self.first, self.held)
 
 
 ExpertWork = Experts | Grouped

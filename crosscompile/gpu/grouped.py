@@ -7,6 +7,7 @@ which `combine` adds in order: the same input gives the same bits.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,21 +62,15 @@ def groups_for(rows: int, total: int, packing: str, gpu_class: str) -> Groups | 
     return Groups(rows, total, 16 if rows < 32 * total else 32)
 
 
-def most_of_an_expert(total: int, out: int, first: int, held: int) -> int:
-    """The most rows of one expert's weight that a tensor has, of `held` rows of all experts' from `first` on."""
-    return max(min(end, first + held) - max(end - out, first) for end in range(out, total * out + 1, out))
-
-
 @dataclass(frozen=True)
-class Grouped:
-    """A linear layer of experts whose rows are grouped: row i of the result is what its expert makes of row i / each.
+class ExpertLayer(ABC):
+    """A linear layer of a mixture's experts: row i of the result is what its expert makes of row i / each.
 
     out, columns   of one expert's weight; n: rows of the function
     first, held    rows of all experts' weights, one after another, that the tensor has (split.py)
     """
 
     n: int
-    groups: Groups
     each: int
     out: int
     columns: int
@@ -84,18 +79,30 @@ class Grouped:
     held: int
 
     @property
+    @abstractmethod
     def shape(self) -> tuple[int, int]:
         """(rows, experts)."""
-        return self.groups.rows, self.groups.total
 
     @property
     def is_whole(self) -> bool:
-        return self.held == self.groups.total * self.out
+        return self.held == self.shape[1] * self.out
 
     @property
     def reach(self) -> int:
-        """Rows of an expert's weight that workgroups are started for."""
-        return most_of_an_expert(self.groups.total, self.out, self.first, self.held)
+        """The most rows of one expert's weight that the tensor has: workgroups are started for so many."""
+        ends = range(self.out, self.shape[1] * self.out + 1, self.out)
+        return max(min(end, self.first + self.held) - max(end - self.out, self.first) for end in ends)
+
+
+@dataclass(frozen=True)
+class Grouped(ExpertLayer):
+    """Rows are grouped by expert."""
+
+    groups: Groups
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.groups.rows, self.groups.total
 
 
 @kernel_maker

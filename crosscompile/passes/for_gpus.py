@@ -194,7 +194,7 @@ def experts_grouped(
         return None
     n, each, out, columns = (work[name] for name in ("n", "each", "out", "columns"))
     assert gpu is not None
-    layer = chosen_tiles(Grouped(n, groups, each, out, columns, packing, 0, total * out), gpu, rewriter.tuned)
+    layer = chosen_tiles(Grouped(n, each, out, columns, packing, 0, total * out, groups), gpu, rewriter.tuned)
     groups = layer.groups
     if (ids, groups) not in rewriter.grouped:
         shape = [((groups.size,), "int32")]

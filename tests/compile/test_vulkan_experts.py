@@ -91,8 +91,8 @@ def work_of(kind: str, gpu: Gpu, rows: int, each: int, first: int = 0, held: int
     packing = gpu_tier("x86_64").packing(kind)
     groups = groups_for(rows, TOTAL, packing, gpu.schedule)
     if groups is None:
-        return Experts(rows // each, rows, each, OUT, TOTAL, COLUMNS, packing, first, held)
-    return Grouped(rows // each, groups, each, OUT, COLUMNS, packing, first, held)
+        return Experts(rows // each, each, OUT, COLUMNS, packing, first, held, rows, TOTAL)
+    return Grouped(rows // each, each, OUT, COLUMNS, packing, first, held, groups)
 
 
 def compare(

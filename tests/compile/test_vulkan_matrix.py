@@ -248,8 +248,8 @@ def gpu(request: pytest.FixtureRequest, program: Path, tmp_path_factory: pytest.
         return sought
     pytest.skip(
         f"VK_KHR_cooperative_matrix with {request.param} f16 matrices, summed in f32, in subgroups of "
-        f"{sought.subgroup} is missing here; {ELSEWHERE} names a command that runs kernels where it is (8x8: Mesa 26's "
-        "lavapipe)"
+        f"{sought.subgroup} is missing here; {ELSEWHERE} names a command that runs kernels where it is (8x8: `make "
+        "matrices`)"
     )
 
 

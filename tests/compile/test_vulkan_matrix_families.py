@@ -1,8 +1,8 @@
 """Every family of which prompts are read on matrix units gives the processor's logits within the stated tolerance.
 
-With `python -m tests.campaigns.matrices --all`, or `make test-full` where a driver has them. A prompt is computed in calls
-of 128 rows, so that layers and attention are multiplied there. Where a logit is off by more, which rounding alone does
-to some of 150 tokens (to one of ten in a mixture of experts, whose router decides by what lies within it), it is
+With `python -m tests.campaigns.matrices --all`, or `make test-full` where a driver has them. A prompt is computed in
+calls of 128 rows, so that layers and attention are multiplied there. Where a logit is off by more, which rounding alone
+does to some of 150 tokens (to one of ten in a mixture of experts, whose router decides by what lies within it), it is
 compared with what such rounding does on the processor.
 """
 

@@ -3,7 +3,8 @@
     python -m tests.campaigns.matrices [--all] [PYTEST ARGUMENTS]
 
 Mesa's packages and what they need are fetched by this machine's apt, authenticated, and unpacked beside the other
-caches (400 MB); nothing is installed. The runtime runs with sid's C library. --all: every family, too, for hours.
+caches (`lavapipe-sid`, 400 MB; without it, today's is fetched); nothing is installed. The runtime runs with sid's C
+library. --all: every family, too, for hours.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 from pathlib import Path
 
 from edgellm import cache, virtual_parts
+from edgellm.errors import EdgeError
 from tests.shaders import ELSEWHERE
 
 PACKAGES = ("mesa-vulkan-drivers", "libvulkan1", "libstdc++6", "libgcc-s1")
@@ -58,7 +60,12 @@ def main(arguments: list[str]) -> int:
     rest = [each for each in arguments if each != "--all"]
     tests, marked = ((*TESTS, FAMILIES), "oracle or not oracle") if every else (TESTS, "not oracle")
     argv = [sys.executable, "-m", "pytest", "-m", marked, "--timeout", "0", *tests, *rest]
-    return subprocess.run(argv, env={**os.environ, ELSEWHERE: str(fetch())}, check=False).returncode
+    try:
+        environment = {**os.environ, ELSEWHERE: str(fetch())}
+    except (EdgeError, OSError, subprocess.CalledProcessError) as error:
+        print(f"matrices: {error}; run this again with a mirror of Debian in reach and 500 MB free")
+        return 1
+    return subprocess.run(argv, env=environment, check=False).returncode
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@
 
 #include "buffer.h"
 #include "cores.h"
+#include "device.h"
+#include "gpu.h"
 #include "program.h"
 
 enum { most_threads = 64, n_passes = 3, page = 4096, step = 256, ahead = 2048 };
@@ -245,6 +247,18 @@ static size_t buffer_bytes(int n_threads) {
 }
 
 ellm_status bandwidth_main(const settings *s, ellm_error *error) {
+    ellm_device device;
+    ellm_status status = device_wanted(s, ELLM_DEVICE_CPU, &device, error);
+    if (status != ELLM_OK) {
+        return status;
+    }
+    if (device == ELLM_DEVICE_GPU) {
+#ifdef ELLM_VULKAN
+        return gpu_bandwidth_main(s, error);
+#else
+        return ellm_gpu_open(NULL, &(ellm_gpu *){NULL}, error); /* says what is missing */
+#endif
+    }
     ellm_cores cores;
     ellm_cores_read(&cores);
     if (s->threads > most_threads) {
@@ -261,7 +275,7 @@ ellm_status bandwidth_main(const settings *s, ellm_error *error) {
     result best = {.gb_s = 0};
     buffer json = {0};
     buffer_print(&json, "%s", "");
-    ellm_status status = measure_all(&all, sets, false, &best, &json, error);
+    status = measure_all(&all, sets, false, &best, &json, error);
     if (status == ELLM_OK) {
         status = measure_all(&all, sets, true, &best, &json, error);
     }

@@ -5,7 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ahead.h"
 #include "bench.h"
+#include "gpu.h"
+#include "model.h"
 
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -102,8 +105,35 @@ ellm_status bench_measure(engine *e, const int32_t *prompt, size_t n_prompt, int
     return status;
 }
 
+#ifdef ELLM_VULKAN
+/* How much of what the GPU's memory can do decoding and uploading take. n_before: positions that a token reads, in the
+ * middle. Where layers are split, no one memory is the bound. */
+static void print_shares(const engine *e, const ellm_device_info *d, double decode_tok_s, int64_t n_before) {
+    ellm_gpu_bandwidth b;
+    ellm_error error;
+    if (e->info.is_split) {
+        return;
+    }
+    if (ellm_gpu_measure(&b, &error) != ELLM_OK) {
+        printf("  its memory           not measured: %s\n", error.text);
+        return;
+    }
+    const int64_t window = e->info.sliding_window;
+    const int64_t n_read = window > 0 && window < n_before ? window : n_before;
+    const double bytes =
+        (double)ellm_ahead_step_bytes(ellm_model_plan(e->model)) + (double)e->info.kv_bytes_per_token * (double)n_read;
+    const double gb_s = bytes * decode_tok_s / 1e9, most = b.ways[b.fastest].rate.gb_s;
+    printf("  its memory           %10.1f GB/s are read; decoding reads %.1f, %.0f %% of that\n", most, gb_s,
+           100 * gb_s / most);
+    if (d->upload_wait_ms > 0) { /* through stages, which the GPU copies */
+        printf("  its copies           %10.1f GB/s; copying the weights reached %.0f %% of that\n", b.copy.gb_s,
+               (double)d->uploaded_bytes / d->upload_copy_ms / 1e4 / b.copy.gb_s);
+    }
+}
+#endif
+
 /* What a GPU has of the model, and what a token asks of it. */
-static void print_gpu(const engine *e) {
+static void print_gpu(const engine *e, double decode_tok_s, int64_t n_before) {
 #ifdef ELLM_VULKAN
     ellm_device_info d;
     if (!ellm_context_get_device(e->context, &d)) {
@@ -118,8 +148,9 @@ static void print_gpu(const engine *e) {
                (double)d.uploaded_bytes / d.upload_copy_ms / 1e6, 100 * d.upload_wait_ms / d.upload_copy_ms);
     }
     printf("  a token              %10u dispatches, %u barriers, 1 submission\n", d.n_dispatches, d.n_barriers);
+    print_shares(e, &d, decode_tok_s, n_before);
 #else
-    (void)e;
+    (void)e, (void)decode_tok_s, (void)n_before;
 #endif
 }
 
@@ -139,7 +170,7 @@ static void print_table(const engine *e, int64_t n_prompt, int64_t n_generate, i
     printf("  time to first token  %10.1f ms\n", m->first_token_ms);
     printf("  load                 %10.1f ms\n", e->load_ms);
     printf("  peak memory          %10.1f MB\n", (double)bench_peak_rss_bytes() / 1e6);
-    print_gpu(e);
+    print_gpu(e, m->decode_tok_s, n_prompt + n_generate / 2);
 }
 
 void bench_device_json(const engine *e, buffer *json) {

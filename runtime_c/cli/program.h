@@ -12,6 +12,7 @@
 typedef ellm_status command_run(const settings *s, ellm_error *error);
 command_run run_main, chat_main, bench_main, bandwidth_main, verify_main, info_main, golden_main;
 command_run profile_main, trace_main, replay_main, rpc_main, serve_main, prefix_main, gpus_main;
+command_run gpu_bandwidth_main; /* only with ELLM_VULKAN */
 
 /* edgellm-rt board: not about one bundle, so it reads its own arguments. */
 ellm_status board_main(int argc, char **argv, ellm_error *error);

@@ -57,4 +57,39 @@ ellm_status ellm_gpu_write(ellm_gpu *gpu, uint32_t state, const int32_t *places,
 /* `n`: in, how many are wanted, at least one; out, how many of them there are now, valid until the next call. */
 ellm_status ellm_gpu_read(ellm_gpu *gpu, uint32_t state, const int32_t *places, size_t *n, const uint8_t **data);
 
+#ifdef ELLM_VULKAN
+/* ---- how fast its memory is (../vulkan/reading.c) ---- */
+
+enum { ELLM_GPU_WAYS = 9 };
+
+/* 10^9 bytes a second: the median of the passes, the slowest one and the fastest; 0: not measured. */
+typedef struct ellm_gpu_rate {
+    double gb_s, low_gb_s, high_gb_s;
+} ellm_gpu_rate;
+
+/* How a buffer is read: by so many workgroups, whose threads have so many loads of 16 bytes under way. together: each
+ * reads what lies together, otherwise the next one's part lies behind each load. */
+typedef struct ellm_gpu_way {
+    uint32_t loads, groups;
+    bool together;
+    ellm_gpu_rate rate;
+} ellm_gpu_way;
+
+typedef struct ellm_gpu_bandwidth {
+    char name[256];    /* of the device */
+    bool is_processor; /* it is a program that imitates a GPU */
+    bool is_shared;    /* its memory is the processor's, too */
+    bool has_clock;    /* times are the GPU's; otherwise until it was heard to be done */
+    uint64_t bytes;    /* that a pass reads, or copies */
+    uint32_t fastest;  /* of the ways */
+    ellm_gpu_way ways[ELLM_GPU_WAYS];
+    ellm_gpu_rate copy;  /* from memory that the processor writes, by the device */
+    ellm_gpu_rate write; /* by one thread of the processor, straight to the device's memory */
+} ellm_gpu_bandwidth;
+
+/* Measures the GPU that a bundle would run on, in about a second. GPU_MISSING, GPU_LOST, NO_MEMORY; KERNEL_FAILED if it
+ * did not read what was written. */
+ellm_status ellm_gpu_measure(ellm_gpu_bandwidth *found, ellm_error *error);
+#endif
+
 #endif

@@ -11,8 +11,7 @@ static void enable_import(ellm_gpu *gpu, ellm_vulkan_features *f) {
     VkPhysicalDeviceProperties2 about = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &host};
     if (f->has_import) {
         gpu->api.GetPhysicalDeviceProperties2(gpu->physical, &about);
-        const VkPhysicalDeviceType type = about.properties.deviceType;
-        f->has_import = type == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU || type == VK_PHYSICAL_DEVICE_TYPE_CPU;
+        f->has_import = gpu->is_shared;
         gpu->import_alignment = host.minImportedHostPointerAlignment;
     }
     if (f->has_import) {
@@ -95,6 +94,7 @@ ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_vulkan_features
     gpu->most_allocation = chosen.most_allocation;
     gpu->sizes_subgroups = ellm_vulkan_can_size(&chosen);
     gpu->info.is_processor = p->deviceType == VK_PHYSICAL_DEVICE_TYPE_CPU;
+    gpu->is_shared = gpu->info.is_processor || p->deviceType == VK_PHYSICAL_DEVICE_TYPE_INTEGRATED_GPU;
     memcpy(gpu->info.name, p->deviceName, sizeof gpu->info.name);
     name_driver(p, gpu->info.driver);
     *features = chosen.features;

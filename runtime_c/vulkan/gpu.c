@@ -18,7 +18,7 @@ static uint32_t needs_of(const ellm_plan *plan) {
     return needs;
 }
 
-static ellm_status open_device(ellm_gpu *gpu, ellm_error *error) {
+ellm_status ellm_vulkan_open(ellm_gpu *gpu, ellm_error *error) {
     const VkFenceCreateInfo fence = {.sType = VK_STRUCTURE_TYPE_FENCE_CREATE_INFO};
     ellm_status status = ellm_vulkan_load(&gpu->api, error);
     const uint32_t needs = needs_of(gpu->source.plan);
@@ -36,6 +36,16 @@ static ellm_status open_device(ellm_gpu *gpu, ellm_error *error) {
     return ELLM_OK;
 }
 
+ellm_status ellm_vulkan_prepare(ellm_gpu *gpu, ellm_error *error) {
+    int64_t start = ellm_now_ns();
+    ellm_status status = ellm_vulkan_allocate(gpu, error);
+    int64_t uploaded = ellm_now_ns();
+    status = status == ELLM_OK ? ellm_vulkan_build_pipelines(gpu, error) : status;
+    gpu->info.upload_ms = (double)(uploaded - start) / 1e6;
+    gpu->info.pipelines_ms = (double)(ellm_now_ns() - uploaded) / 1e6;
+    return status == ELLM_OK ? ellm_vulkan_record_all(gpu, error) : status;
+}
+
 ellm_status ellm_gpu_open(const ellm_gpu_source *source, ellm_gpu **result, ellm_error *error) {
     *result = NULL;
     ellm_gpu *gpu = calloc(1, sizeof *gpu);
@@ -44,14 +54,8 @@ ellm_status ellm_gpu_open(const ellm_gpu_source *source, ellm_gpu **result, ellm
     }
     gpu->source = *source;
     ellm_region_init(&gpu->region, (size_t)512 << 20);
-    ellm_status status = open_device(gpu, error);
-    int64_t start = ellm_now_ns();
-    status = status == ELLM_OK ? ellm_vulkan_allocate(gpu, error) : status;
-    int64_t uploaded = ellm_now_ns();
-    status = status == ELLM_OK ? ellm_vulkan_build_pipelines(gpu, error) : status;
-    gpu->info.upload_ms = (double)(uploaded - start) / 1e6;
-    gpu->info.pipelines_ms = (double)(ellm_now_ns() - uploaded) / 1e6;
-    status = status == ELLM_OK ? ellm_vulkan_record_all(gpu, error) : status;
+    ellm_status status = ellm_vulkan_open(gpu, error);
+    status = status == ELLM_OK ? ellm_vulkan_prepare(gpu, error) : status;
     if (status != ELLM_OK) {
         ellm_gpu_close(gpu);
         return status;

@@ -49,6 +49,7 @@ struct ellm_gpu {
     uint32_t vendor, kind; /* who made it, and what it is: of a pipeline cache, too */
     uint8_t cache_uuid[VK_UUID_SIZE];
     VkDeviceSize most_allocation;
+    bool is_shared;       /* its memory is the processor's, too */
     bool sizes_subgroups; /* kernels may say how large one is */
     VkPhysicalDeviceMemoryProperties memories;
     PFN_vkGetMemoryHostPointerPropertiesEXT get_host_pointer; /* NULL: it imports nothing */
@@ -81,6 +82,10 @@ struct ellm_gpu {
     ellm_status lost;         /* what went wrong once stays wrong */
     bool is_stuck;            /* it did not answer: whatever it was given may still be in use */
 };
+
+/* Opens the device that the plan's kernels run on; `prepare` does all the rest before the first of them. */
+ellm_status ellm_vulkan_open(ellm_gpu *gpu, ellm_error *error);
+ellm_status ellm_vulkan_prepare(ellm_gpu *gpu, ellm_error *error);
 
 /* Picks a device that can do what `needs` says, the most capable kind first. GPU_MISSING names what each lacks. */
 ellm_status ellm_vulkan_pick(ellm_gpu *gpu, uint32_t needs, ellm_vulkan_features *features, ellm_error *error);

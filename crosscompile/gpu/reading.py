@@ -18,7 +18,7 @@ from crosscompile.gpu.build import Builder, gpu_kernel, i32, lane
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.spirv.emit import Shader, emit
 
-LOADS = (1, 4, 8)
+LOADS = (1, 4)
 """Loads of 16 bytes that a thread of each kernel has under way."""
 THREADS = 256
 """Of a workgroup."""

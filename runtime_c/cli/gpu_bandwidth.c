@@ -27,9 +27,7 @@ static void print_json(const ellm_gpu_bandwidth *b) {
                  (unsigned long long)b->bytes);
     put_rate(&json, "", &b->ways[b->fastest].rate);
     put_rate(&json, "copy_", &b->copy);
-    if (b->write.gb_s > 0) {
-        put_rate(&json, "write_", &b->write);
-    }
+    put_rate(&json, "write_", &b->write);
     buffer_print(&json, ",\"fastest\":\"");
     put_way(&json, &b->ways[b->fastest]);
     buffer_print(&json, "\",\"loops_gb_s\":{");

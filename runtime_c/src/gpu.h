@@ -60,7 +60,7 @@ ellm_status ellm_gpu_read(ellm_gpu *gpu, uint32_t state, const int32_t *places, 
 #ifdef ELLM_VULKAN
 /* ---- how fast its memory is (../vulkan/reading.c) ---- */
 
-enum { ELLM_GPU_WAYS = 9 };
+enum { ELLM_GPU_WAYS = 6 };
 
 /* 10^9 bytes a second: the median of the passes, the slowest one and the fastest; 0: not measured. */
 typedef struct ellm_gpu_rate {

@@ -17,17 +17,19 @@ enum {
     threads = 256,      /* of a workgroup */
     quad_bytes = 16,    /* that a thread loads at once */
     n_passes = 3,       /* that count, of each way */
-    n_modules = 3,      /* with 1, 4 and 8 loads under way */
+    n_modules = 2,      /* with 1 and 4 loads under way */
     n_kinds = 3,        /* of ways to go through the buffer with each */
     most_buffers = 16,  /* that it is in */
     most_groups = 2048, /* workgroups of a way */
     few_groups = 512,   /* of one that keeps them longer */
     most_sums = most_groups * threads
 };
-_Static_assert(n_modules *n_kinds == ELLM_GPU_WAYS, "gpu.h says how many ways there are");
+_Static_assert(ELLM_GPU_WAYS == n_modules * n_kinds, "gpu.h says how many ways there are");
 /* The stage is as large as all of uploading. */
 static const VkDeviceSize stage_bytes = (VkDeviceSize)32 << 20, usual_bytes = (VkDeviceSize)2 << 30,
                           shared_bytes = (VkDeviceSize)256 << 20, imitated_bytes = (VkDeviceSize)32 << 20;
+
+_Static_assert(sizeof(ellm_symbol) == sizeof(uint32_t), "symbols are copied");
 
 struct reading {
     ellm_gpu_bandwidth *found;
@@ -52,7 +54,7 @@ struct reading {
 static const struct {
     const uint8_t *packed;
     uint32_t n_bytes, loads;
-} modules[n_modules] = {{read_x1, sizeof read_x1, 1}, {read_x4, sizeof read_x4, 4}, {read_x8, sizeof read_x8, 8}};
+} modules[n_modules] = {{read_x1, sizeof read_x1, 1}, {read_x4, sizeof read_x4, 4}};
 
 /* Words from LEB128, which the runtime's own modules are kept in. */
 static size_t unpack(const uint8_t *packed, uint32_t n_bytes, uint32_t *words) {
@@ -118,7 +120,7 @@ static ellm_status choose_sizes(const ellm_gpu *gpu, struct reading *r, VkDevice
 static void make_way(struct reading *r, uint32_t way) {
     const uint32_t module = way / n_kinds, kind = way % n_kinds;
     const uint32_t pieces = (uint32_t)(r->buffer_bytes[0] / quad_bytes / threads) / modules[module].loads;
-    const uint32_t groups = kind == 1 ? few_groups : most_groups; /* fewer than pieces */
+    const uint32_t groups = (uint32_t)least(pieces, kind == 1 ? few_groups : most_groups);
     r->symbols[ELLM_SYMBOLS + 2 * way] = pieces / groups;
     r->symbols[ELLM_SYMBOLS + 2 * way + 1] = kind == 2 ? 1 : groups;
     r->kernels[way] = (ellm_plan_kernel){.name = "read",
@@ -128,7 +130,8 @@ static void make_way(struct reading *r, uint32_t way) {
                                          .n_scalars = 2,
                                          .grid = {groups, 1, 1}};
     for (uint32_t i = 0; i < 2; i++) {
-        r->kernels[way].scalars[i] = (ellm_symbol)(ELLM_SYMBOLS + 2 * way + i);
+        const uint32_t symbol = ELLM_SYMBOLS + 2 * way + i; /* no ellm_symbol, and nobody looks it up but to push it */
+        memcpy(&r->kernels[way].scalars[i], &symbol, sizeof symbol);
     }
     for (uint32_t i = 0; i < r->plan.n_states; i++) {
         r->steps[way][i] = (ellm_plan_step){&r->kernels[way], r->arguments[i]};
@@ -163,7 +166,7 @@ static void make_plan(struct reading *r) {
 /* ---- measuring ---- */
 
 /* Adds a pass: until there are all, `gb_s` is their sum. */
-static ellm_status note(ellm_gpu_rate *rate, VkDeviceSize bytes, int64_t ns, int pass) {
+static void note(ellm_gpu_rate *rate, VkDeviceSize bytes, int64_t ns, int pass) {
     const double gb_s = ns > 0 ? (double)bytes / (double)ns : 0;
     rate->low_gb_s = pass == 0 || gb_s < rate->low_gb_s ? gb_s : rate->low_gb_s;
     rate->high_gb_s = pass == 0 || gb_s > rate->high_gb_s ? gb_s : rate->high_gb_s;
@@ -171,7 +174,6 @@ static ellm_status note(ellm_gpu_rate *rate, VkDeviceSize bytes, int64_t ns, int
     if (pass == n_passes - 1) {
         rate->gb_s -= rate->low_gb_s + rate->high_gb_s; /* the median of three */
     }
-    return ELLM_OK;
 }
 
 /* Copies the stage to all of the buffers. ns: by the GPU's clock, or until it was heard to be done. */

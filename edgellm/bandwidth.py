@@ -1,4 +1,4 @@
-"""Read bandwidth of a machine's memory, by `edgellm-rt bench --bandwidth`: the fastest of several loops."""
+"""Read bandwidth of a machine's memory, or of its GPU's, by `edgellm-rt bench --bandwidth`: the fastest way."""
 
 from __future__ import annotations
 
@@ -37,8 +37,49 @@ def parse(answer: Any) -> Bandwidth:
     return Bandwidth(threads, gb_s, low, high, one_line(loop, 60))
 
 
+@dataclass(frozen=True)
+class GpuBandwidth:
+    """One measurement of a GPU's memory, as Bandwidth.
+
+    gpu             the device's name; is_processor: it is a program that imitates one
+    one_memory      it is the processor's memory, too
+    copy_gb_s       what the device copies from memory that the processor writes: the bound of uploads through stages
+    """
+
+    gpu: str
+    is_processor: bool
+    one_memory: bool
+    gb_s: float
+    low_gb_s: float
+    high_gb_s: float
+    loop: str
+    copy_gb_s: float
+
+
+class OlderError(ValueError):
+    """A program that knows nothing of GPUs' memory has measured the processor's."""
+
+
+def parse_gpu(answer: Any) -> GpuBandwidth:
+    """What edgellm-rt answered with --json and --device vulkan. Raises OlderError, or ValueError for something else."""
+    if not isinstance(answer, dict):
+        raise ValueError("no bandwidth")
+    if "device" not in answer and "threads" in answer:
+        raise OlderError
+    gb_s, low, high, copy = (_rate(answer.get(key)) for key in ("gb_s", "low_gb_s", "high_gb_s", "copy_gb_s"))
+    texts = gpu, loop, device = [answer.get(key) for key in ("gpu", "fastest", "device")]
+    flags = is_processor, one_memory = [answer.get(key) for key in ("is_processor", "one_memory")]
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(flag, bool) for flag in flags):
+        raise ValueError("no bandwidth")
+    if device != "vulkan":
+        raise ValueError("no bandwidth of a GPU")
+    return GpuBandwidth(
+        one_line(str(gpu), 100), bool(is_processor), bool(one_memory), gb_s, low, high, one_line(str(loop), 60), copy
+    )
+
+
 def _rate(value: Any) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value) or value <= 0:
         raise ValueError("no bandwidth")
     return float(value)
 

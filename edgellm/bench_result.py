@@ -4,7 +4,9 @@
      "bandwidth": [{"threads", "gb_s", "low_gb_s", "high_gb_s", "loop"}, …], "memory": {…}, "cold": {…} or null,
      "sustained": [{"threads", "windows": [{"at_s", "s", "tokens"}, …]}, …], "sensors": {…}}
 
-A figure has every sample. Times at_s count from the board's boot.
+A figure has every sample. Times at_s count from the board's boot. A GPU's bandwidth has "device": "vulkan", 0 threads,
+"gpu", "one_memory" and "copy_gb_s"; the model's "gpu_step_bytes" are what the GPU reads of "step_bytes". Results of
+older versions have neither: where a GPU computed, the bandwidth in them is the processor's, which says nothing.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from edgellm.errors import UsageError
 from edgellm.terminal import one_line
 
 KIND, FORMAT = "edgellm bench", 1
+GPU = "vulkan"
+"""The device of a bandwidth that is a GPU's."""
 
 UNITS = {
     "prefill": "tok/s",
@@ -120,16 +124,36 @@ def figures_of(document: Mapping[str, Any]) -> list[Figure]:
 
 
 def roofline(figure: Figure, document: Mapping[str, Any]) -> Roofline | None:
-    """For a figure of decoding, if the memory was measured with as many threads."""
-    rates = [it["gb_s"] for it in document["bandwidth"] if it["threads"] == figure.used]
-    if figure.kind != "decode" or not rates:
+    """For a figure of decoding, if the memory was measured of what computes: the GPU, or the processor with as many
+    threads. Of both, where layers are split: each reads its part, one after the other.
+    """
+    if figure.kind != "decode":
         return None
     model = document["model"]
     positions = figure.depth + figure.tokens // 2
     if model["sliding_window"]:
         positions = min(positions, model["sliding_window"])
     n_bytes = model["step_bytes"] + model["kv_bytes_per_token"] * positions
-    return Roofline(n_bytes, figure.median * n_bytes / 1e9, rates[0])
+    parts = {"cpu": n_bytes, GPU: 0}
+    if document["board"].get("gpu") is not None:
+        if model.get("gpu_step_bytes") is None:
+            return None
+        parts[GPU] = model["gpu_step_bytes"] + (model.get("gpu_kv_bytes_per_token") or 0) * positions
+        parts["cpu"] = n_bytes - parts[GPU] if is_split(model["step_bytes"], model["gpu_step_bytes"]) else 0
+    rates = {
+        it.get("device", "cpu"): it["gb_s"]
+        for it in document["bandwidth"]
+        if it.get("device") == GPU or it["threads"] == figure.used
+    }
+    if n_bytes <= 0 or any(parts[device] > 0 and device not in rates for device in parts):
+        return None
+    limit_s = sum(parts[device] / rates[device] for device in parts if parts[device] > 0)
+    return Roofline(n_bytes, figure.median * n_bytes / 1e9, n_bytes / limit_s)
+
+
+def is_split(step_bytes: int, gpu_step_bytes: int | None) -> bool:
+    """Whether the processor has some of the layers."""
+    return gpu_step_bytes is not None and gpu_step_bytes < step_bytes
 
 
 def merge(documents: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -213,7 +237,7 @@ def _check(document: Any) -> None:
     _need(document["board"], "board", name=_TEXT, type=_TEXT, cpu=_TEXT, cores=_WHOLE, gpu="?" + _TEXT)
     _need(document["model"], "model", name=_TEXT, scheme=_TEXT, tier=_TEXT, manifest_sha256=_TEXT, runtime=_TEXT,
           context=_WHOLE, weight_bytes=_WHOLE, arena_bytes=_WHOLE, kv_bytes_per_token=_WHOLE, step_bytes=_WHOLE,
-          sliding_window=_WHOLE)  # fmt: skip
+          sliding_window=_WHOLE, gpu_step_bytes="?" + _WHOLE, gpu_kv_bytes_per_token="?" + _WHOLE)  # fmt: skip
     _need(document["memory"], "memory", peak_rss_bytes=_WHOLE, positions=_WHOLE, planned_bytes=_WHOLE)
     for i, figure in enumerate(document["figures"]):
         where = f"figures[{i}]"
@@ -224,7 +248,8 @@ def _check(document: Any) -> None:
         if not figure["values"] or not all(_is(value, _REAL) and value > 0 for value in figure["values"]):
             raise _WrongError(f"{where}.values must be numbers above 0")
     for i, it in enumerate(document["bandwidth"]):
-        _need(it, f"bandwidth[{i}]", threads=_WHOLE, gb_s=_REAL, low_gb_s=_REAL, high_gb_s=_REAL, loop=_TEXT)
+        _need(it, f"bandwidth[{i}]", threads=_WHOLE, gb_s=_REAL, low_gb_s=_REAL, high_gb_s=_REAL, loop=_TEXT,
+              device="?" + _TEXT, gpu="?" + _TEXT, copy_gb_s="?" + _REAL)  # fmt: skip
         if it["gb_s"] <= 0:
             raise _WrongError(f"bandwidth[{i}].gb_s must be above 0")
     for i, it in enumerate(document["sustained"]):

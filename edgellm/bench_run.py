@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from edgellm import __version__, bandwidth
-from edgellm.bench_result import FORMAT, KIND, Figure
+from edgellm.bench_result import FORMAT, GPU, KIND, Figure, is_split
 from edgellm.boards import Board
 from edgellm.errors import CommandError, RuntimeFailedError, UnsuitableError
 from edgellm.runtime_program import InstalledModel, failure, run_json
@@ -55,7 +55,7 @@ class _Found:
 
     threads: int | None
     opened: dict[str, Any] = field(default_factory=dict)
-    gpu: str | None = None
+    gpu: dict[str, Any] | None = None
     figures: dict[tuple[str, int, int], list[float]] = field(default_factory=dict)
     used: dict[str, int] = field(default_factory=dict)
     windows: list[dict[str, Any]] = field(default_factory=list)
@@ -159,11 +159,15 @@ def _run(model: InstalledModel, wanted: Wanted, threads: int | None, cold: bool,
 
 def _explained(model: InstalledModel, error: Exception) -> Exception:
     if isinstance(error, RuntimeFailedError) and error.name == "USAGE" and "has no option" in str(error):
-        return UnsuitableError(
-            f"{model.remote.name}: the edgellm-rt that was deployed with {model.name} is older than this edgellm and "
-            "does not measure like this; deploy the model again"
-        )
+        return _older(model)
     return error
+
+
+def _older(model: InstalledModel) -> UnsuitableError:
+    return UnsuitableError(
+        f"{model.remote.name}: the edgellm-rt that was deployed with {model.name} is older than this edgellm and "
+        "does not measure like this; deploy the model again"
+    )
 
 
 def _lines(read: Callable[[int], bytes], name: str) -> Iterator[bytes]:
@@ -222,7 +226,7 @@ def _take(message: dict[str, Any], found: _Found, bar: _Bar, name: str) -> bool:
             raise NonsenseError(f"{name}: edgellm-rt bench: open lacks one of {', '.join(texts)}")
         found.opened = {key: one_line(str(text), 100) for key, text in texts.items()} | {k: whole(k) for k in numbers}
         gpu = message.get("gpu")
-        found.gpu = one_line(str(gpu.get("name")), 100) if isinstance(gpu, dict) else None
+        found.gpu = _gpu(gpu, name) if isinstance(gpu, dict) else None
     elif kind == "cold":
         found.cold = {"bytes": whole("bytes"), "left_bytes": whole("left_bytes")}
     elif kind == "start":
@@ -252,8 +256,46 @@ def _take(message: dict[str, Any], found: _Found, bar: _Bar, name: str) -> bool:
     return False  # "busy", and whatever a later runtime may add
 
 
-def _bandwidth(model: InstalledModel, found: list[_Found], bar: _Bar, sampler: Sampler) -> list[bandwidth.Bandwidth]:
-    """The memory's, with every number of threads that decoding ran with."""
+def _gpu(said: dict[str, Any], name: str) -> dict[str, Any]:
+    """Its name, and what it reads for a token: None where an older runtime does not say."""
+    about: dict[str, Any] = {"name": one_line(str(said.get("name")), 100)}
+    for key in ("step_bytes", "kv_bytes_per_token"):
+        value = about[key] = said.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise NonsenseError(
+                f"{name}: edgellm-rt bench: open.gpu.{key} is {one_line(str(value), 40)}, no whole number"
+            )
+    return about
+
+
+def _bandwidth(model: InstalledModel, found: list[_Found], bar: _Bar, sampler: Sampler) -> list[dict[str, Any]]:
+    """The memory's that decoding reads, as the document has it."""
+    gpu = found[0].gpu
+    rates: list[dict[str, Any]] = []
+    if gpu is not None:
+        rates.append(_of_gpu(model, bar, sampler))
+    if gpu is None or is_split(found[0].opened["step_bytes"], gpu["step_bytes"]):
+        rates += [dataclasses.asdict(rate) for rate in _of_processor(model, found, bar, sampler)]
+    return rates
+
+
+def _of_gpu(model: InstalledModel, bar: _Bar, sampler: Sampler) -> dict[str, Any]:
+    what = "edgellm-rt bench --bandwidth --device vulkan"
+    bar.step("the GPU's memory bandwidth", 0)
+    answer = run_json(model.remote, model.argv("bench", "--bandwidth", "--device", "vulkan"), what, _SILENCE_S)
+    try:
+        rate = bandwidth.parse_gpu(answer)
+    except bandwidth.OlderError:
+        raise _older(model) from None
+    except ValueError:
+        raise NonsenseError(f"{model.remote.name}: {what} gave no bandwidth") from None
+    sampler.collect()
+    bar.step("the GPU's memory bandwidth")
+    return {"device": GPU, "threads": 0, **dataclasses.asdict(rate)}
+
+
+def _of_processor(model: InstalledModel, found: list[_Found], bar: _Bar, sampler: Sampler) -> list[bandwidth.Bandwidth]:
+    """With every number of threads that decoding ran with."""
     rates = []
     for n in sorted({each.used["decode"] for each in found if each.used.get("decode", 0) > 0}):
         bar.step(f"memory bandwidth, {n} threads", 0)
@@ -269,7 +311,7 @@ def _bandwidth(model: InstalledModel, found: list[_Found], bar: _Bar, sampler: S
 
 
 def _document(
-    model: InstalledModel, board: Board, found: list[_Found], rates: list[bandwidth.Bandwidth], log: Log
+    model: InstalledModel, board: Board, found: list[_Found], rates: list[dict[str, Any]], log: Log
 ) -> dict[str, Any]:
     opened = found[0].opened
     figures = []
@@ -293,11 +335,16 @@ def _document(
             "type": board.id,
             "cpu": board.cpu,
             "cores": opened["cores"],
-            "gpu": found[0].gpu,
+            "gpu": None if (gpu := found[0].gpu) is None else gpu["name"],
         },
-        "model": {"installed_as": model.name, **{k: v for k, v in opened.items() if k not in ("cores", "generate")}},
+        "model": {
+            "installed_as": model.name,
+            **{k: v for k, v in opened.items() if k not in ("cores", "generate")},
+            "gpu_step_bytes": gpu and gpu["step_bytes"],
+            "gpu_kv_bytes_per_token": gpu and gpu["kv_bytes_per_token"],
+        },
         "figures": [figure.as_json() for figure in figures],
-        "bandwidth": [dataclasses.asdict(rate) for rate in rates],
+        "bandwidth": rates,
         "memory": {
             "peak_rss_bytes": max(it.peak_rss_bytes for it in found),
             "planned_bytes": planned,

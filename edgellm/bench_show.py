@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from edgellm.bench_result import UNITS, Figure, figures_of, roofline
+from edgellm.bench_result import GPU, UNITS, Figure, figures_of, roofline
 from edgellm.terminal import one_line, size
 
 
@@ -91,13 +91,25 @@ def _cold(document: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _bandwidth(document: dict[str, Any]) -> list[tuple[str, str]]:
-    rates = [f"{it['gb_s']:.1f} GB/s with {plural(it['threads'], 'thread')}" for it in document["bandwidth"]]
+    both = document["board"].get("gpu") is not None
+    rates = [
+        _rate(it) + (" of the processor" if both and it.get("device") != GPU else "") for it in document["bandwidth"]
+    ]
     if not rates:
         return []
     needed = f"a token reads {size(document['model']['step_bytes'])} of weights"
     lines = [line for figure in figures_of(document) if (line := roofline(figure, document)) is not None]
     cached = "; they stay in the caches here, which are faster" if any(line.share > 1 for line in lines) else ""
     return [("memory reads", f"{', '.join(rates)}; {needed}{cached}")]
+
+
+def _rate(it: dict[str, Any]) -> str:
+    if it.get("device") != GPU:
+        return f"{it['gb_s']:.1f} GB/s with {plural(it['threads'], 'thread')}"
+    copies = it.get("copy_gb_s")
+    return f"{it['gb_s']:.1f} GB/s by {it.get('gpu') or 'the GPU'}" + (
+        f", which copies {copies:.1f} GB/s to it" if copies else ""
+    )
 
 
 def _sustained(document: dict[str, Any]) -> list[tuple[str, str]]:

@@ -179,17 +179,19 @@ void bench_device_json(const engine *e, buffer *json) {
     if (!ellm_context_get_device(e->context, &device)) {
         return;
     }
+    const ellm_plan *plan = ellm_model_gpu_plan(e->model);
     buffer_put(json, ",\"gpu\":{\"name\":", 15);
     buffer_put_json(json, device.name, strlen(device.name));
     buffer_print(json,
                  ",\"weight_bytes\":%llu,\"kv_bytes\":%llu,\"other_bytes\":%llu,\"imported_bytes\":%llu,\"upload_ms\":%"
                  ".3f,\"uploaded_bytes\":%llu,\"upload_gb_s\":%.3f,\"upload_wait_ms\":%.3f,\"pipelines_ms\":%.3f,"
-                 "\"dispatches\":%u,\"barriers\":%u,\"submits\":1}",
+                 "\"dispatches\":%u,\"barriers\":%u,\"submits\":1,\"step_bytes\":%llu,\"kv_bytes_per_token\":%llu}",
                  (unsigned long long)device.weight_bytes, (unsigned long long)device.kv_bytes,
                  (unsigned long long)device.other_bytes, (unsigned long long)device.imported_bytes, device.upload_ms,
                  (unsigned long long)device.uploaded_bytes,
                  device.upload_copy_ms > 0 ? (double)device.uploaded_bytes / device.upload_copy_ms / 1e6 : 0,
-                 device.upload_wait_ms, device.pipelines_ms, device.n_dispatches, device.n_barriers);
+                 device.upload_wait_ms, device.pipelines_ms, device.n_dispatches, device.n_barriers,
+                 (unsigned long long)ellm_ahead_step_bytes(plan), (unsigned long long)ellm_plan_token_bytes(plan));
 #else
     (void)e, (void)json;
 #endif

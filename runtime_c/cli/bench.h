@@ -31,7 +31,8 @@ void bench_sort(step_times *times, size_t n);
 double bench_quantile(const step_times *times, size_t n, double share);
 /* Most memory this process ever had in RAM, mapped weights included; 0 if the kernel does not say. */
 uint64_t bench_peak_rss_bytes(void);
-/* What a GPU adds to an object: the device, its memory, and how much work a token is for the driver. */
+/* What a GPU adds to an object: the device, its memory, how much work a token is for the driver, and what the GPU reads
+ * for it, of all layers or, where they are split, of its own. */
 void bench_device_json(const engine *e, buffer *json);
 
 /* bench --jsonl: every sample as it is taken, of several lengths; see bench_series.c. */

@@ -154,6 +154,11 @@ static void say_open(series *r) {
     const ellm_model_info *info = &r->engine.info;
     ellm_cores cores;
     ellm_cores_read(&cores);
+    uint64_t step_bytes = ellm_ahead_step_bytes(ellm_model_plan(r->engine.model));
+#ifdef ELLM_VULKAN
+    const ellm_plan *first = ellm_model_first_plan(r->engine.model); /* the GPU's layers, where they are split */
+    step_bytes += first != NULL ? ellm_ahead_step_bytes(first) : 0;
+#endif
     buffer name = {0}, device = {0};
     buffer_put_json(&name, info->name, strlen(info->name) < 200 ? strlen(info->name) : 200);
     bench_device_json(&r->engine, &device);
@@ -165,8 +170,7 @@ static void say_open(series *r) {
         name.data, ellm_model_sha256(r->engine.model), info->scheme, info->tier, (int)r->engine.context_length,
         (int)cores.n, (unsigned long long)info->weight_bytes, (unsigned long long)info->arena_bytes,
         (unsigned long long)info->kv_bytes_per_token,
-        (unsigned long long)ellm_ahead_step_bytes(ellm_model_plan(r->engine.model)), (int)info->sliding_window,
-        r->prompts.n, r->depths.n, (long long)r->n_repeats, (long long)r->n_generate, device.n > 0 ? device.data : "");
+        (unsigned long long)step_bytes, (int)info->sliding_window, r->prompts.n, r->depths.n, (long long)r->n_repeats, (long long)r->n_generate, device.n > 0 ? device.data : "");
     buffer_free(&name);
     buffer_free(&device);
 }

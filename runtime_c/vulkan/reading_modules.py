@@ -1,6 +1,6 @@
 """Writes reading_modules.h beside this file: the modules that measure a GPU's memory, as the compiler makes them now.
 
-    python runtime_c/vulkan/reading_modules.py      (in the checkout, with the project's environment)
+python runtime_c/vulkan/reading_modules.py      (in the checkout, with the project's environment)
 """
 
 from pathlib import Path

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from edgellm import bench_compare, bench_report, bench_result, bench_run, bench_show, bundle, cli, plot
+from edgellm import bandwidth, bench_compare, bench_report, bench_result, bench_run, bench_show, bundle, cli, plot
 from edgellm.bench_result import Figure
 from edgellm.bench_run import Wanted
 from edgellm.boards import load_board
@@ -67,7 +67,9 @@ def document(decode: tuple[float, ...] = (10.0, 11.0, 12.0, 10.5, 11.5), **chang
 def model(tmp_path: Path) -> Callable[[str], InstalledModel]:
     """A board with a stand-in for edgellm-rt whose `bench --jsonl` says what is given here, and ends with `status`."""
 
-    def installed(said: str | None = None, status: int = 0, errors: str = "") -> InstalledModel:
+    def installed(
+        said: str | None = None, status: int = 0, errors: str = "", knows_gpus: bool = True
+    ) -> InstalledModel:
         remote = FakeRemote(tmp_path / "home")
         remote.home.mkdir()
         made = make_bundle(tmp_path / "tiny")
@@ -75,6 +77,8 @@ def model(tmp_path: Path) -> Callable[[str], InstalledModel]:
             program = made.path / "edgellm-rt"
             lies = f"sys.stdout.write({said!r}); print({errors!r}, file=sys.stderr); sys.exit({status})"
             text = program.read_text().replace("    options = dict(zip", f"    {lies}\n    options = dict(zip")
+            if not knows_gpus:  # as those did that came before: the option is none of theirs
+                text = text.replace('"vulkan" in rest', "False").replace('int(rest[rest.index("--threads") + 1])', "2")
             program.write_text(text)
             made = bundle.seal(made.path, {k: v for k, v in made.manifest.items() if k != "files"})
         deploy(made, remote)
@@ -133,6 +137,71 @@ def test_what_a_board_says_is_checked(model, said, problem):
     assert "\x1b" not in str(caught.value)
 
 
+GPU_OPENED = json.dumps({**json.loads(OPENED), "gpu": {"name": "Mali-G610", "step_bytes": 50_000_000,
+                                                       "kv_bytes_per_token": 10}})  # fmt: skip
+DECODED = '{"type":"decode","depth":0,"tokens":4,"at_s":1,"ms":20,"token_ms":5,"threads":2}'
+
+
+def test_where_a_gpu_computes_the_share_is_of_its_memory(model, tmp_path):
+    found = measured(model(f"{START}\n{GPU_OPENED}\n{DECODED}\n{END}\n"), prompts=(8,), depths=(0,))
+    (figure,) = (it for it in bench_result.figures_of(found) if it.kind == "decode")
+    line = bench_result.roofline(figure, found)
+    assert line is not None
+    assert line.limit_gb_s == pytest.approx(20)  # the stand-in's processor reads 1 GB/s
+    assert line.share == pytest.approx(200 * 50_000_020 / 20e9)
+    assert "20.0 GB/s by Mali-G610, which copies 9.0 GB/s to it" in dict(bench_show.facts(found))["memory reads"]
+    file = tmp_path / "saved.json"
+    bench_result.write(found, file)
+    assert bench_result.read(file) == json.loads(json.dumps(found))
+
+
+def test_where_layers_are_split_the_share_is_of_both_memories(model):
+    split = json.dumps({**json.loads(GPU_OPENED), "step_bytes": 60_000_000})
+    found = measured(model(f"{START}\n{split}\n{DECODED}\n{END}\n"), prompts=(8,), depths=(0,))
+    assert [(it.get("device"), it["threads"]) for it in found["bandwidth"]] == [("vulkan", 0), (None, 2)]
+    (figure,) = (it for it in bench_result.figures_of(found) if it.kind == "decode")
+    line = bench_result.roofline(figure, found)
+    assert line is not None
+    seconds = 50_000_020 / 20e9 + 10_000_000 / 1e9  # the stand-in's memories
+    assert line.share == pytest.approx(200 * seconds)
+
+
+GPU_ANSWER: dict[str, Any] = {"device": "vulkan", "gpu": "Mali\x1b[2J", "is_processor": False, "one_memory": True,
+                              "gb_s": 20.0, "low_gb_s": 19, "high_gb_s": 21.0, "copy_gb_s": 9.0,
+                              "fastest": "x4"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"gb_s": 0},
+        {"gb_s": float("nan")},
+        {"copy_gb_s": None},
+        {"low_gb_s": True},
+        {"gpu": 7},
+        {"gpu": None},
+        {"fastest": ["x4"]},
+        {"one_memory": "yes"},
+        {"device": "cpu"},
+    ],
+)
+def test_what_a_board_says_of_its_gpus_memory_is_checked(change):
+    assert bandwidth.parse_gpu(GPU_ANSWER).gpu == "Mali?[2J".replace("?", "")
+    with pytest.raises(ValueError, match="no bandwidth"):
+        bandwidth.parse_gpu({**GPU_ANSWER, **change})
+
+
+def test_nonsense_of_a_gpu_and_older_programs_are_named(model):
+    for value in (-1, True, "many", 0.5):
+        opened = json.loads(GPU_OPENED)
+        opened["gpu"]["step_bytes"] = value
+        with pytest.raises(CommandError, match=r"open\.gpu\.step_bytes is .*, no whole number"):
+            bench_run._gpu(opened["gpu"], "kitchen")
+    older = model(f"{START}\n{GPU_OPENED}\n{DECODED}\n{END}\n", knows_gpus=False)
+    with pytest.raises(UnsuitableError, match=r"older than this edgellm.*deploy the model again"):
+        measured(older, prompts=(8,), depths=(0,))
+
+
 def test_an_older_runtime_is_named_as_such(model):
     old = model("", 2, "edgellm-rt: USAGE: bench has no option --jsonl; `edgellm-rt bench --help` lists them")
     with pytest.raises(UnsuitableError, match=r"older than this edgellm.*deploy the model again"):
@@ -151,6 +220,8 @@ def test_an_older_runtime_is_named_as_such(model):
         (lambda d: d["figures"][2].update(kind="x" * 50), "figures[2].kind must be one of prefill"),
         (lambda d: d["figures"][0].update(tokens=True), "figures[0].tokens must be a whole number"),
         (lambda d: d["bandwidth"][0].update(gb_s=0), "bandwidth[0].gb_s must be above 0"),
+        (lambda d: d["bandwidth"][0].update(copy_gb_s="fast"), "bandwidth[0].copy_gb_s must be a number"),
+        (lambda d: d["model"].update(gpu_step_bytes=-1), "model.gpu_step_bytes must be a whole number"),
         (lambda d: d["sustained"][0]["windows"][3].update(s=0), "windows.s must be above 0"),
         (lambda d: d["sensors"]["readings"][0].update(temp_c="hot"), "temp_c must be a number"),
     ],
@@ -177,6 +248,14 @@ def test_share_of_the_roofline():
     assert deep is not None
     assert deep.bytes_per_token == 1_000_000_000 + 100 * 10_000
     assert bench_result.roofline(Figure("decode", (1.0,), 64, 0, None, 3), made) is None  # not measured with three
+
+
+def test_a_processors_bandwidth_is_no_limit_of_a_gpu():
+    """Older results have it where a GPU computed."""
+    made = document(board={"gpu": "Mali-G610"})
+    near = next(f for f in bench_result.figures_of(made) if f.kind == "decode")
+    assert bench_result.roofline(near, made) is None
+    assert "of the processor" in dict(bench_show.facts(made))["memory reads"]
 
 
 # ---- comparison ----

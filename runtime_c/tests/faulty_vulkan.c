@@ -156,7 +156,9 @@ static PFN_vkAllocateMemory truly_allocate;
 
 static void memories(VkPhysicalDevice device, VkPhysicalDeviceMemoryProperties *about) {
     VkResult result;
+    enum { small = 256 << 20 };
     real_memories(device, about);
+    about->memoryHeaps[0].size = small; /* what is measured of it takes no time and little memory */
     if (is_due("apart", 1, &result)) {
         about->memoryTypeCount = 2;
         about->memoryTypes[0].propertyFlags = VK_MEMORY_PROPERTY_DEVICE_LOCAL_BIT;

@@ -21,7 +21,6 @@ enum {
     n_kinds = 3,        /* of ways to go through the buffer with each */
     most_buffers = 16,  /* that it is in */
     most_groups = 2048, /* workgroups of a way */
-    few_groups = 512,   /* of one that keeps them longer */
     most_sums = most_groups * threads
 };
 _Static_assert(ELLM_GPU_WAYS == n_modules * n_kinds, "gpu.h says how many ways there are");
@@ -120,7 +119,8 @@ static ellm_status choose_sizes(const ellm_gpu *gpu, struct reading *r, VkDevice
 static void make_way(struct reading *r, uint32_t way) {
     const uint32_t module = way / n_kinds, kind = way % n_kinds;
     const uint32_t pieces = (uint32_t)(r->buffer_bytes[0] / quad_bytes / threads) / modules[module].loads;
-    const uint32_t groups = (uint32_t)least(pieces, kind == 1 ? few_groups : most_groups);
+    /* other ones than the way before, whose sums then are no answer to this one */
+    const uint32_t groups = (uint32_t)least(pieces, most_groups >> (kind == 1 ? 2 : kind / 2));
     r->symbols[ELLM_SYMBOLS + 2 * way] = pieces / groups;
     r->symbols[ELLM_SYMBOLS + 2 * way + 1] = kind == 2 ? 1 : groups;
     r->kernels[way] = (ellm_plan_kernel){.name = "read",
@@ -232,7 +232,7 @@ static ellm_status measure_copies(ellm_gpu *gpu, struct reading *r, ellm_error *
     for (int pass = -1; pass < n_passes && status == ELLM_OK; pass++) { /* the first one touches the memory */
         int64_t ns = 0;
         status = copy(gpu, r, &ns, error);
-        if (status == ELLM_OK && pass >= 0) {
+        if (pass >= 0) {
             note(&r->found->copy, r->found->bytes, ns, pass);
         }
     }
@@ -265,46 +265,44 @@ static ellm_status read_once(ellm_gpu *gpu, struct reading *r, uint32_t way, int
     return status;
 }
 
-/* Whether every word was read. */
-static ellm_status check(ellm_gpu *gpu, const struct reading *r, uint32_t way, ellm_error *error) {
-    const uint8_t *sums = NULL;
-    uint32_t sum = 0;
-    ellm_status status = ellm_gpu_head(gpu, 0, &sums);
-    for (uint32_t i = 0; i < r->kernels[way].grid[0] * threads && status == ELLM_OK; i++) {
-        uint32_t word;
-        memcpy(&word, sums + 4 * (size_t)i, sizeof word);
+/* Whether every word was read that is there; `sums` are the threads'. */
+static bool is_whole(const struct reading *r, uint32_t way, const uint8_t *sums) {
+    uint32_t sum = 0, word;
+    for (size_t i = 0; i < (size_t)r->kernels[way].grid[0] * threads; i++) {
+        memcpy(&word, sums + 4 * i, sizeof word);
         sum += word;
     }
-    return status != ELLM_OK || sum == r->sum
-               ? status
-               : ellm_fail(error, ELLM_KERNEL_FAILED,
-                           "%.80s computes wrongly: it did not read what was written; update "
-                           "its driver",
-                           gpu->info.name);
+    return sum == r->sum;
 }
 
 static ellm_status measure_reads(ellm_gpu *gpu, struct reading *r, ellm_error *error) {
-    ellm_status status = ELLM_OK;
-    for (uint32_t way = 0; way < ELLM_GPU_WAYS && status == ELLM_OK; way++) {
+    for (uint32_t way = 0; way < ELLM_GPU_WAYS; way++) {
         ellm_gpu_way *w = &r->found->ways[way];
         w->loads = modules[way / n_kinds].loads;
         w->groups = r->kernels[way].grid[0];
         w->together = way % n_kinds == 2;
+        ellm_status status = ELLM_OK;
+        const uint8_t *sums = NULL;
         for (int pass = -1; pass < n_passes && status == ELLM_OK; pass++) {
             int64_t ns = 0;
             status = read_once(gpu, r, way, &ns);
-            if (status == ELLM_OK && pass >= 0) {
+            if (pass >= 0) {
                 note(&w->rate, r->found->bytes, ns, pass);
             }
         }
+        status = status == ELLM_OK ? ellm_gpu_head(gpu, 0, &sums) : status;
         if (status != ELLM_OK) {
-            return ellm_fail(error, status, "%.80s: %s while reading its memory", gpu->info.name,
+            return ellm_fail(error, status, "%.80s: %s; see the system's log", gpu->info.name,
                              ellm_status_text(status));
         }
-        status = check(gpu, r, way, error);
+        if (!is_whole(r, way, sums)) {
+            return ellm_fail(error, ELLM_KERNEL_FAILED,
+                             "%.80s did not read what was written: it computes wrongly; update its driver",
+                             gpu->info.name);
+        }
         r->found->fastest = w->rate.gb_s > r->found->ways[r->found->fastest].rate.gb_s ? way : r->found->fastest;
     }
-    return status;
+    return ELLM_OK;
 }
 
 /* ---- the whole ---- */
@@ -327,6 +325,7 @@ static ellm_status measure(struct reading *r, VkDeviceSize most, ellm_error *err
     }
     status = status == ELLM_OK ? measure_copies(gpu, r, error) : status;
     status = status == ELLM_OK ? measure_reads(gpu, r, error) : status;
+    gpu->api.library = NULL; /* it stays, as in ellm_gpu_find */
     ellm_gpu_close(gpu);
     return status;
 }

@@ -163,8 +163,11 @@ def test_commands_of_the_host_say_what_is_to_compute(
     few = ("-n", "4", "--temperature", "0", "-p", "Turn on the light in the kitchen.")
     assert said("run", "--device", "vulkan", *few)["ids"] == said("run", "--device", "cpu", *few)["ids"]
     bench = ("--prompt", "8", "--depth", "0", "--generate", "2", "--repeat", "1")
-    found = {device: said("bench", "--device", device, *bench)["board"]["gpu"] for device in ("cpu", "vulkan")}
-    assert found["cpu"] is None
-    assert "llvmpipe" in found["vulkan"]
+    found = {device: said("bench", "--device", device, *bench) for device in ("cpu", "vulkan")}
+    assert found["cpu"]["board"]["gpu"] is None
+    assert [it["threads"] > 0 for it in found["cpu"]["bandwidth"]] == [True]
+    assert "llvmpipe" in found["vulkan"]["board"]["gpu"]
+    assert [it["device"] for it in found["vulkan"]["bandwidth"]] == ["vulkan"]  # of what computed
+    assert found["vulkan"]["model"]["gpu_step_bytes"] == found["vulkan"]["model"]["step_bytes"] > 0
     for device in ("cpu", "vulkan"):  # steps are those of the plan that computes
         assert said("profile", "--device", device, "--tokens", "8", "--depth", "0", "--runs", "1")["phases"]

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -115,9 +117,12 @@ def bring(name: str, board: Board, folder: Path, arguments: argparse.Namespace) 
 def bring_peer(build_: Path, folder: Path) -> str:
     """llama-bench and its libraries, copied: where from there."""
     (folder / "peer").mkdir(exist_ok=True)
+    names = {file.name for file in (build_ / "bin").iterdir()}
     for file in sorted((build_ / "bin").iterdir()):
-        if file.name == "llama-bench" or ".so" in file.name:
-            shutil.copy2(file, folder / "peer" / file.name, follow_symlinks=True)
+        plain = file.suffix == ".so" and f"{file.name}.0" not in names
+        if file.name == "llama-bench" or plain or re.search(r"\.so\.\d+$", file.name):  # as the program asks for them
+            shutil.copy(file, folder / "peer" / file.name)
+            subprocess.run(["strip", str(folder / "peer" / file.name)], check=False)
     return "peer/llama-bench"
 
 

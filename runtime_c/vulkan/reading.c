@@ -337,7 +337,7 @@ ellm_status ellm_gpu_measure(ellm_gpu_bandwidth *found, ellm_error *error) {
         *found = (ellm_gpu_bandwidth){.bytes = 0};
         struct reading *r = calloc(1, sizeof *r);
         if (r == NULL) {
-            return ellm_fail(error, ELLM_NO_MEMORY, "no memory for a plan");
+            return ellm_fail(error, ELLM_NO_MEMORY, "no memory for a GPU");
         }
         r->found = found;
         status = measure(r, most, error);

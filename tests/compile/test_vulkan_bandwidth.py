@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from crosscompile.gpu.reading import LOADS, reading_header, reading_module
 from crosscompile.spirv.capabilities import Gpu, check
 from edgellm import bandwidth
+from tests.campaigns import gpu, gpu_run
 from tests.compile.test_vulkan_faults import AT_OPEN, COMPUTING, LOST, NAMES, NO_MEMORY, TIMEOUT, faulty_loader
 from tests.runtime_make import RUNTIME_C, build
 from tests.shaders import LAYERS, lavapipe, validate
@@ -72,7 +74,7 @@ def test_validation_layers_find_nothing(fault: str, program: Path, loader: Path)
     assert bandwidth.parse_gpu(found).gb_s > 0
 
 
-@pytest.mark.parametrize("name", (*AT_OPEN, *COMPUTING))
+@pytest.mark.parametrize("name", [*AT_OPEN, *COMPUTING])
 def test_what_fails_is_named(name: str, program: Path, loader: Path):
     for code, nth in ((NO_MEMORY, 1), (LOST, 2 if name in COMPUTING else 1)):
         done = faulty(program, loader, f"vk{name}:{nth}:{code}")
@@ -83,8 +85,35 @@ def test_what_fails_is_named(name: str, program: Path, loader: Path):
 
 def test_a_gpu_that_does_not_answer_or_does_not_read_is_named(program: Path, loader: Path):
     assert "GPU_LOST: llvmpipe" in faulty(program, loader, f"vkWaitForFences:9:{TIMEOUT}").stderr
-    for nth in (7, 9, 12):  # behind those that are recorded without times
+    for nth in (7, 12):  # behind those that are recorded without times
         lazy = faulty(program, loader, f"wrong:{nth}:0")
         assert "KERNEL_FAILED: llvmpipe" in lazy.stderr, nth
         assert "did not read what was written" in lazy.stderr
     assert "--device is cpu, vulkan or auto" in measure(program, "--device", "gpu").stderr
+
+
+def test_weights_that_were_left_out_are_made_again_of_their_first_rows(tmp_path: Path):
+    """What `tests.campaigns.gpu --stage` carries to a machine with a GPU."""
+    rows, row_bytes, small = 1000, 96, b"norm"
+    head = json.dumps({
+        "w": {"dtype": "U8", "shape": [rows, row_bytes], "data_offsets": [0, rows * row_bytes]},
+        "norm": {"dtype": "F32", "shape": [1], "data_offsets": [rows * row_bytes, rows * row_bytes + 4]},
+    }).encode()  # fmt: skip
+    weight = b"".join(struct.pack("<I", i) * (row_bytes // 4) for i in range(rows))
+    (tmp_path / "weights").mkdir()
+    file = tmp_path / "weights" / "layer.safetensors"
+    file.write_bytes(struct.pack("<Q", len(head)) + head + weight + small)
+    recipe = gpu.write_recipe(file, file, gpu.safetensors_parts(file), tmp_path)
+    patterns = file.with_name(file.name + ".patterns")
+    assert patterns.stat().st_size < file.stat().st_size / 4
+    whole = file.read_bytes()
+    file.unlink()
+    gpu_run.fill_all(tmp_path, {"bundle": ".", "recipes": []})  # nothing is to be made
+    gpu_run.fill(file, json.loads(json.dumps(recipe)), patterns)
+    made = file.read_bytes()
+    kept = gpu.PATTERN_BYTES // row_bytes * row_bytes
+    start = 8 + len(head)
+    assert len(made) == len(whole)
+    assert made[: start + kept] == whole[: start + kept]
+    assert made[start + kept : start + 2 * kept] == whole[start : start + kept]
+    assert made.endswith(small)

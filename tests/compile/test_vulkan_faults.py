@@ -7,6 +7,7 @@ runtime_c/tests/faulty_vulkan.c stands before the real loader and lavapipe, whic
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -136,6 +137,15 @@ def test_a_device_whose_memory_the_processor_does_not_see_answers_the_same(both:
             assert "SYNC-HAZARD" not in done.stdout + done.stderr
             answers.append(json.loads(done.stdout.splitlines()[-1])["ids"])
         assert answers[0] == answers[1] == answers[2]
+
+
+def test_bench_says_what_of_the_gpus_memory_decoding_and_the_upload_reach(both: Path, loader: Path):
+    argv = [str(both / "edgellm-rt"), "bench", str(both), "--prompt", "8", "--generate", "2", "--repeat", "1"]
+    env = {**lavapipe(), "LD_LIBRARY_PATH": str(loader), "FAULT": "apart:1:0"}
+    argv += ["--device", "vulkan"]
+    said = subprocess.run(argv, capture_output=True, text=True, env=env, timeout=60, check=True).stdout
+    assert re.search(r"its memory +[\d.]+ GB/s are read; decoding reads [\d.]+, \d+ % of that", said)
+    assert re.search(r"its copies +[\d.]+ GB/s; copying the weights reached \d+ % of that", said)
 
 
 @pytest.mark.parametrize("name", COMPUTING)

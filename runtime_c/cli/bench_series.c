@@ -169,8 +169,8 @@ static void say_open(series *r) {
         "\"repeat\":%lld,\"generate\":%lld%s}",
         name.data, ellm_model_sha256(r->engine.model), info->scheme, info->tier, (int)r->engine.context_length,
         (int)cores.n, (unsigned long long)info->weight_bytes, (unsigned long long)info->arena_bytes,
-        (unsigned long long)info->kv_bytes_per_token,
-        (unsigned long long)step_bytes, (int)info->sliding_window, r->prompts.n, r->depths.n, (long long)r->n_repeats, (long long)r->n_generate, device.n > 0 ? device.data : "");
+        (unsigned long long)info->kv_bytes_per_token, (unsigned long long)step_bytes, (int)info->sliding_window,
+        r->prompts.n, r->depths.n, (long long)r->n_repeats, (long long)r->n_generate, device.n > 0 ? device.data : "");
     buffer_free(&name);
     buffer_free(&device);
 }

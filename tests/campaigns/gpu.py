@@ -41,7 +41,7 @@ from tests.campaigns import gpu_run
 
 MODELS = ("random:llama-2-7b", "random:smollm2-135m")
 DEMO = Path(__file__).resolve().parents[2] / "examples" / "voice_assistant" / "model"
-WHOLE_BYTES, PATTERN_BYTES = 8 << 20, 16 << 10
+WHOLE_BYTES, PATTERN_BYTES = 8 << 20, 8 << 10
 HOPPER = {
     "type": "gpu", "name": "NVIDIA Hopper", "kind": "discrete", "driver": "NVIDIA", "version": "580", "lacks": None,
     "vulkan": "1.4.312", "vendor": 4318, "invocations": 1024, "shared_bytes": 49152, "storage_buffers": 1048576,

@@ -1,5 +1,5 @@
-"""Measure the model on a board: prefill and decode speed, time to first token, load time, peak memory, the memory's
-bandwidth and how much of it decoding uses, heat, and tokens per joule where the board has a sensor.
+"""Measure the model on a board: prefill and decode speed, time to first token, load time, peak memory, the bandwidth of
+the memory, or of the GPU's, and how much of it decoding uses, heat, and tokens per joule where the board has a sensor.
 
 With --compare, two results are set side by side. With --peer, models are measured on this machine instead, in turn with
 another program that runs them.

@@ -68,7 +68,7 @@ def html(document: dict[str, Any]) -> str:
         *(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in bench_show.facts(document)),
         "</dl></main>",
         f"<footer>Medians of n samples; “of memory” is what decoding reads, weights and KV cache, as a share of what "
-        f"the board's memory can be read at. edgellm {escape(document['edgellm'])}, "
+        f"the board's memory, or its GPU's, can be read at. edgellm {escape(document['edgellm'])}, "
         f"runtime {escape(model['runtime'])}, "
         f"{escape(document['taken'])}, manifest {escape(model['manifest_sha256'][:16])}.</footer>",
         "</body></html>\n",

@@ -70,7 +70,7 @@ static const option options[] = {
      "with --jsonl: then decode for S seconds, one line per second"},
     {"cold", 0, "", FLAG, BENCH, FIELD(cold), 0, 0, "with --jsonl: drop the bundle from the page cache first"},
     {"bandwidth", 0, "", FLAG, BENCH, FIELD(bandwidth), 0, 0,
-     "measure the memory instead: the fastest of several read loops; needs no bundle"},
+     "measure the memory instead, with --device vulkan the GPU's; needs no bundle"},
     {"temperature", 0, "T", REAL, SAMPLED, FIELD(temperature), 0, 1e4, "0: always the likeliest token"},
     {"top-k", 0, "K", COUNT, SAMPLED, FIELD(top_k), 0, INT_MAX, "choose among the K likeliest (0: off)"},
     {"top-p", 0, "P", REAL, SAMPLED, FIELD(top_p), 0, 1, "... that together have probability P (1: off)"},

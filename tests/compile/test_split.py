@@ -66,6 +66,19 @@ def test_answers_are_those_of_the_processor(split: Path, plain: Path):
     assert "llvmpipe" in json.loads(shown.stdout)["gpu"]["name"]
 
 
+def test_what_a_token_reads_is_of_both_devices(split: Path, plain: Path):
+    """`edgellm bench` makes the share of both memories of it."""
+    opened = []
+    for bundle in (split, plain):
+        said = call(bundle, "bench", "--jsonl", "--prompt", "8", "--depth", "0", "--generate", "1", "--repeat", "1")
+        lines = [json.loads(line) for line in said.stdout.splitlines()]
+        opened += [line for line in lines if line["type"] == "open"]
+    both, one = opened
+    assert both["step_bytes"] == pytest.approx(one["step_bytes"], rel=0.05)
+    assert 0.1 * both["step_bytes"] < both["gpu"]["step_bytes"] < 0.5 * both["step_bytes"]
+    assert both["gpu"]["kv_bytes_per_token"] * N_LAYERS == both["kv_bytes_per_token"] * ON_GPU
+
+
 def test_its_gpu_proves_itself_by_the_processors_logits(split: Path):
     done = call(split, "golden", "--json")
     assert done.returncode == 0, done.stderr

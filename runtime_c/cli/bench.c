@@ -110,7 +110,7 @@ ellm_status bench_measure(engine *e, const int32_t *prompt, size_t n_prompt, int
  * middle. Where layers are split, no one memory is the bound. */
 static void print_shares(const engine *e, const ellm_device_info *d, double decode_tok_s, int64_t n_before) {
     ellm_gpu_bandwidth b;
-    ellm_error error;
+    ellm_error error = {{0}};
     if (e->info.is_split) {
         return;
     }

@@ -9,7 +9,7 @@ share is of what the GPU can read, the upload's of what it copies (`edgellm-rt b
 --peer-build, which has bin/llama-bench with the Vulkan backend (tests.campaigns.vulkan_peer makes one), llama.cpp
 computes the same weights in Q4_0, in turn; medians count.
 
---stage makes a folder that is carried to a machine with a GPU, but without network, compilers or this project: it needs
+--stage makes a folder, and packs it, for a machine with a GPU, but without network, compilers or this project: it needs
 python3 and the driver. Large weights are left out and made there out of a few rows of each tensor, so that the folder
 is small; they are other weights then, so golden prompts show only that logits are numbers, and the demo model's come
 along whole. --gpus has what `edgellm-rt gpus` says there; without it kernels are for NVIDIA's Hopper.
@@ -76,8 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.stage is None:
         return gpu_run.run(folder, plan, arguments.json)
     shutil.copy(gpu_run.__file__, folder / "gpu_run.py")
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{folder}: {size / 1e6:.0f} MB; there: python3 {folder.name}/gpu_run.py {folder.name}")
+    packed = Path(shutil.make_archive(str(folder), "gztar", folder.parent, folder.name))
+    print(f"{packed}: {packed.stat().st_size / 1e6:.0f} MB; there: python3 {folder.name}/gpu_run.py {folder.name}")
     return 0
 
 

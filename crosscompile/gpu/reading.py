@@ -60,14 +60,17 @@ def reading_module(loads: int) -> Shader:
 
 
 def reading_header() -> str:
-    """The modules as C, each word in as many bytes as it needs: seven bits a byte, the lowest first, LEB128."""
+    """The modules as C, each word in as many bytes as it needs: LEB128, seven bits a byte, the lowest first.
+
+    An instruction's length stands in bits 16 to 19 of its first word, and is put beside the number in bits 0 to 7.
+    """
     lines = ["/* The modules of crosscompile/gpu/reading.py, as LEB128; reading_modules.py writes this file. */"]
     lines.append("/* clang-format off */")
     sizes = []
     for loads in LOADS:
         code = reading_module(loads).code
         words = struct.unpack(f"<{len(code) // 4}I", code)
-        packed = b"".join(map(_leb128, words))
+        packed = b"".join(_leb128(_near(word)) for word in words)
         rows = [packed[at : at + 24] for at in range(0, len(packed), 24)]
         lines += [f"static const uint8_t read_x{loads}[] = {{"]
         lines += [f"    {', '.join(map(str, row))}," for row in rows]
@@ -75,6 +78,11 @@ def reading_header() -> str:
         sizes.append(len(words))
     lines.append(f"enum {{ most_module_words = {max(sizes)} }};")
     return "\n".join(lines) + "\n"
+
+
+def _near(word: int) -> int:
+    """The word with bits 16 to 19 below bits 8 to 15."""
+    return word & 0xFFF000FF | (word >> 16 & 0xF) << 8 | (word >> 8 & 0xFF) << 12
 
 
 def _leb128(word: int) -> bytes:

@@ -55,19 +55,17 @@ static const struct {
     uint32_t n_bytes, loads;
 } modules[n_modules] = {{read_x1, sizeof read_x1, 1}, {read_x4, sizeof read_x4, 4}};
 
-/* Words from LEB128, which the runtime's own modules are kept in. */
+/* Words from LEB128, each with bits 16 to 19 below bits 8 to 15 (reading.py, reading_header). */
 static size_t unpack(const uint8_t *packed, uint32_t n_bytes, uint32_t *words) {
     size_t n = 0;
+    uint32_t word = 0;
     unsigned shift = 0;
-    words[0] = 0;
     for (uint32_t i = 0; i < n_bytes; i++) {
-        words[n] |= (uint32_t)(packed[i] & 127) << shift;
+        word |= (uint32_t)(packed[i] & 127) << shift;
         shift += 7;
         if (packed[i] < 128) {
-            shift = 0;
-            if (++n < most_module_words) {
-                words[n] = 0;
-            }
+            words[n++] = (word & 0xfff000ff) | (word >> 8 & 15) << 16 | (word >> 12 & 255) << 8;
+            word = shift = 0;
         }
     }
     return n;

@@ -27,6 +27,9 @@ _NVIDIA = 0x10DE
 """Whose matrix units are used unasked. Drivers of AMD and Intel also multiply matrices on GPUs that have no such units
 (llama.cpp, pull request 10597), and nobody has measured theirs here; a board's manifest may name them."""
 
+_WITHOUT_SUMS = ("mali",)
+"""Classes for which sums over subgroups are worse than through shared memory. PanVK makes so much of each that attention
+of a row has 850 values in memory for want of registers instead of 100, and takes it thirty times as long to compile."""
 SUMS, DOT = ("GroupNonUniformArithmetic",), ("DotProduct", "DotProductInput4x8BitPacked")
 _MOST_DEVICES, _MOST_TEXT, _MOST_NUMBER = 64, 256, (1 << 32) - 1
 
@@ -66,7 +69,7 @@ class Device:
     lacks            what it has not that every bundle needs; None: nothing
     vendor           PCI's number of the maker, or Khronos's
     sums             it adds over subgroups
-    dot              it has integer dot products; dot_accelerated: as an instruction, for four signed bytes
+    dot              it has integer dot products of four signed bytes
     matrices         a subgroup multiplies the matrices of kernels
     """
 
@@ -84,7 +87,6 @@ class Device:
     subgroup: int
     sums: bool
     dot: bool
-    dot_accelerated: bool
     matrices: bool
 
     @property
@@ -125,21 +127,24 @@ def chosen(devices: Sequence[Device]) -> Device | None:
 def asked(section: VulkanSection, device: Device) -> VulkanSection:
     """The section with what the driver says in the manifest's place; no limit is less than all drivers have.
 
-    What it only emulates (dot products) is not used, nor are matrix units whose speed nobody vouches for.
+    Dot products count where they are no single instruction, too: no driver of Mesa's makes more of them than of our
+    own shifts and products, and on Adreno, which has them for one signed and one unsigned side, or on AMD's Vega it is
+    a third less. Matrix units whose speed nobody vouches for are not used.
     """
-    dot = device.dot and (device.dot_accelerated or device.imitates)
+    schedule = PROCESSOR if device.imitates else _CLASSES.get(device.vendor, DESKTOP)
+    sums = device.sums and schedule not in _WITHOUT_SUMS
     has_matrices = device.matrices and not device.imitates and device.subgroup in SUBGROUPS
     vouched = device.vendor == _NVIDIA or section.subgroup == device.subgroup
     return replace(
         section,
         device=device.name,
         api=None,
-        capabilities=(*(SUMS if device.sums else ()), *(DOT if dot else ())),
+        capabilities=(*(SUMS if sums else ()), *(DOT if device.dot else ())),
         invocations=max(device.invocations, Gpu.invocations),
         shared_bytes=max(device.shared_bytes, Gpu.shared_bytes),
         storage_buffers=max(device.storage_buffers, Gpu.buffers),
         binding_bytes=max(device.binding_bytes, Gpu.binding_bytes),
-        schedule=PROCESSOR if device.imitates else _CLASSES.get(device.vendor, DESKTOP),
+        schedule=schedule,
         subgroup=device.subgroup if has_matrices and vouched else 0,
     )
 

@@ -51,9 +51,7 @@ static void put_device(buffer *json, const ellm_vulkan_api *api, const ellm_vulk
     buffer_print(json, ",\"storage_buffers\":%u,\"binding_bytes\":%u,\"subgroup\":%u",
                  (unsigned)limits->maxPerStageDescriptorStorageBuffers, (unsigned)limits->maxStorageBufferRange,
                  (unsigned)subgroup);
-    buffer_print(json, ",\"sums\":%s,\"dot\":%s,\"dot_accelerated\":%s,\"matrices\":%s}\n", sums ? "true" : "false",
-                 dot ? "true" : "false",
-                 dot && device->dot.integerDotProduct4x8BitPackedSignedAccelerated != VK_FALSE ? "true" : "false",
+    buffer_print(json, ",\"sums\":%s,\"dot\":%s,\"matrices\":%s}\n", sums ? "true" : "false", dot ? "true" : "false",
                  multiplies ? "true" : "false");
 }
 

@@ -18,7 +18,7 @@ def line(**changes: Any) -> dict[str, Any]:
     """What `edgellm-rt gpus` prints of a GPU."""
     texts = {"name": "A GPU", "kind": "integrated", "driver": "panvk", "version": "Mesa 25.0", "vulkan": "1.3.0"}
     numbers = {"vendor": ARM, "invocations": 1024, "shared_bytes": 32768, "storage_buffers": 4096, "subgroup": 16}
-    can = {"sums": True, "dot": True, "dot_accelerated": True, "matrices": False}
+    can = {"sums": True, "dot": True, "matrices": False}
     return {"type": "gpu", **texts, **numbers, "binding_bytes": 1 << 30, **can, "lacks": None, **changes}
 
 
@@ -51,14 +51,14 @@ def test_the_maker_decides_the_class(vendor: int, schedule: str):
 
 
 def test_a_program_that_imitates_a_gpu_has_a_class_of_its_own_and_no_matrices():
-    section = asked(MANIFEST, device(kind="processor", dot_accelerated=False, matrices=True, vendor=NVIDIA))
+    section = asked(MANIFEST, device(kind="processor", matrices=True, vendor=NVIDIA))
     assert section.schedule == "processor"
     assert set(DOT) <= set(section.capabilities)
     assert section.subgroup == 0
 
 
-def test_what_a_driver_only_emulates_is_not_used():
-    assert asked(MANIFEST, device(dot_accelerated=False, sums=False)).capabilities == ()
+def test_what_a_driver_does_not_have_is_not_used():
+    assert asked(MANIFEST, device(dot=False, sums=False)).capabilities == ()
 
 
 def test_matrix_units_are_used_of_nvidia_or_where_the_manifest_names_them():

@@ -27,9 +27,10 @@ _NVIDIA = 0x10DE
 """Whose matrix units are used unasked. Drivers of AMD and Intel also multiply matrices on GPUs that have no such units
 (llama.cpp, pull request 10597), and nobody has measured theirs here; a board's manifest may name them."""
 
-_WITHOUT_SUMS = ("mali",)
-"""Classes for which sums over subgroups are worse than through shared memory. PanVK makes so much of each that attention
-of a row has 850 values in memory for want of registers instead of 100, and takes it thirty times as long to compile."""
+_WITHOUT_SUMS = ("mali", "v3d")
+"""Classes for which sums over subgroups are worse than through shared memory: PanVK makes so much code of each that
+attention of a row took it thirty times as long to compile, and went to memory 845 times for want of registers instead
+of 103; V3DV 147 times instead of 95."""
 SUMS, DOT = ("GroupNonUniformArithmetic",), ("DotProduct", "DotProductInput4x8BitPacked")
 _MOST_DEVICES, _MOST_TEXT, _MOST_NUMBER = 64, 256, (1 << 32) - 1
 

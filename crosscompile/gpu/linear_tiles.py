@@ -11,7 +11,6 @@ from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.build import Builder, f32, i32, lane
 from crosscompile.gpu.knobs import STRIDE, LinearKnobs
 from crosscompile.gpu.linear import Linear, Output, group_sum
-from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.gpu.weights import Weights
 from crosscompile.packing import GROUP
 
@@ -101,7 +100,7 @@ class TileSums:
         k, w = self.k, self.w
         for i in range(self.mine_m * self.mine_r):
             k.store(self.dots, i32(0), i)
-        if SCHEDULES[k.gpu.schedule].unrolled:
+        if k.schedule.written:
             for word in range(8):
                 self._multiply(my_r, my_m, word)
         else:

@@ -26,8 +26,8 @@ class Schedule:
     fused       of a token's fused layers: threads of a workgroup, of one of few workgroups, of one that rotates
     team        threads of those that share the columns of a row of the weight
     weights     loads of weights, 16 bytes each, that one of those has on their way together
-    unrolled    products of a tile are written out; else they are a loop, which Mesa's drivers unroll as they see fit
-                (Adreno, Mali, AMD: the same code) and V3D's needs for want of registers
+    rolled      drivers are asked not to unroll loops: Mesa's for Mali, Adreno and V3D otherwise run out of registers
+    written     products of a tile are written out instead of a loop, for which V3D alone lacks the registers
     """
 
     alone: bool
@@ -41,7 +41,8 @@ class Schedule:
     fused: tuple[int, int, int] = (256, 256, 256)
     team: int = 16
     weights: int = 4
-    unrolled: bool = False
+    rolled: bool = True
+    written: bool = True
 
 
 SCHEDULES = {
@@ -57,12 +58,14 @@ SCHEDULES = {
         fused=(256, 1024, 128),
         team=32,
         weights=8,
-        unrolled=True,
+        rolled=False,
     ),
-    "mali": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=128, splits=8, queries=16, loads=8),
+    "mali": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=8),
     "adreno": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=16),
-    "v3d": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16, loads=8),
+    "v3d": Schedule(
+        alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16, loads=8, written=False
+    ),
     "processor": Schedule(
-        alone=True, threads=8, rows=8, tile=32, workgroups=6, splits=8, queries=6, loads=16, unrolled=True
+        alone=True, threads=8, rows=8, tile=32, workgroups=6, splits=8, queries=6, loads=16, rolled=False
     ),
 }

@@ -45,6 +45,7 @@ class VulkanSection:
     storage_buffers of one kernel; binding_bytes: the largest part of a buffer that one can be
     schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine, for these
                     limits too
+    bytes           kernels read and write single ones, as caches of int8 want: Mesa's driver for Adreno 6xx does not
     subgroup        invocations of a subgroup, where it multiplies 16 x 16 matrices of f16 and sums them in f32: its
                     matrix units (VK_KHR_cooperative_matrix) read prompts
     times_slower    than the board's own CPU, where that is known
@@ -57,6 +58,7 @@ class VulkanSection:
     shared_bytes: int = Gpu.shared_bytes
     storage_buffers: int = Gpu.buffers
     binding_bytes: int = Gpu.binding_bytes
+    bytes: bool = True
     schedule: str = Gpu.schedule
     subgroup: int = Gpu.subgroup
     times_slower: int | None = None
@@ -69,6 +71,7 @@ class Device:
     kind             discrete, integrated, virtual, other, or processor: a program that imitates a GPU
     lacks            what it has not that every bundle needs; None: nothing
     vendor           PCI's number of the maker, or Khronos's
+    bytes            kernels read and write single ones
     sums             it adds over subgroups
     dot              it has integer dot products of four signed bytes
     matrices         a subgroup multiplies the matrices of kernels
@@ -86,6 +89,7 @@ class Device:
     storage_buffers: int
     binding_bytes: int
     subgroup: int
+    bytes: bool
     sums: bool
     dot: bool
     matrices: bool
@@ -145,6 +149,7 @@ def asked(section: VulkanSection, device: Device) -> VulkanSection:
         shared_bytes=max(device.shared_bytes, Gpu.shared_bytes),
         storage_buffers=max(device.storage_buffers, Gpu.buffers),
         binding_bytes=max(device.binding_bytes, Gpu.binding_bytes),
+        bytes=device.bytes,
         schedule=schedule,
         subgroup=device.subgroup if has_matrices and vouched else 0,
     )

@@ -47,6 +47,7 @@ CHIPS = {
         Chip("v3d-7.1", "Raspberry Pi 5", "broadcom", "v3d", "aarch64", {"V3D_GPU_ID": "71"}),
         Chip("mali-g610", "RK3588: Orange Pi 5, ROCK 5B", "panfrost", "panfrost", "aarch64", {"PAN_GPU_ID": "a867"}),
         Chip("mali-g310", "Valhall's smallest", "panfrost", "panfrost", "aarch64", {"PAN_GPU_ID": "ac04"}),
+        Chip("adreno-660", "Snapdragon 888; QCS6490's 643 is alike", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "660"}),
         Chip("adreno-730", "Snapdragon 8 Gen 1", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "730"}),
         Chip("adreno-740", "Snapdragon 8 Gen 2", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "740"}),
         Chip("adreno-750", "Snapdragon 8 Gen 3", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "750"}),

@@ -71,24 +71,20 @@ int main(int argc, char **argv) {
     static VkExtensionProperties extensions[1024];
     n = 1024;
     vkEnumerateDeviceExtensionProperties(gpu, NULL, &n, extensions);
-    int has_statistics = 0, has_matrix = 0, has_model = 0, has_dot = 0, has_half = 0;
+    int has_statistics = 0, has_bytes = 0, has_dot = 0;
     for (uint32_t i = 0; i < n; i++) {
         const char *name = extensions[i].extensionName;
         has_statistics |= !strcmp(name, VK_KHR_PIPELINE_EXECUTABLE_PROPERTIES_EXTENSION_NAME);
         has_dot |= !strcmp(name, VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME);
-        has_half |= !strcmp(name, VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME);
-        has_matrix |= !strcmp(name, "VK_KHR_cooperative_matrix");
-        has_model |= !strcmp(name, VK_KHR_VULKAN_MEMORY_MODEL_EXTENSION_NAME);
+        has_bytes |= !strcmp(name, VK_KHR_8BIT_STORAGE_EXTENSION_NAME);
     }
     printf("{\"device\":\"%s\",\"statistics\":%s}\n", about.deviceName, has_statistics ? "true" : "false");
     const char *names[8];
     uint32_t n_names = 0;
-    names[n_names++] = VK_KHR_8BIT_STORAGE_EXTENSION_NAME;
+    if (has_bytes) names[n_names++] = VK_KHR_8BIT_STORAGE_EXTENSION_NAME;
     names[n_names++] = VK_KHR_STORAGE_BUFFER_STORAGE_CLASS_EXTENSION_NAME;
     if (has_statistics) names[n_names++] = VK_KHR_PIPELINE_EXECUTABLE_PROPERTIES_EXTENSION_NAME;
     if (has_dot) names[n_names++] = VK_KHR_SHADER_INTEGER_DOT_PRODUCT_EXTENSION_NAME;
-    if (has_half) names[n_names++] = VK_KHR_SHADER_FLOAT16_INT8_EXTENSION_NAME;
-    (void)has_matrix, (void)has_model;
     VkPhysicalDevicePipelineExecutablePropertiesFeaturesKHR statistics = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PIPELINE_EXECUTABLE_PROPERTIES_FEATURES_KHR};
     VkPhysicalDeviceShaderIntegerDotProductFeaturesKHR dot = {

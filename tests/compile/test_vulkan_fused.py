@@ -204,7 +204,7 @@ def test_candidates(gpu_class: str, rows: int, columns: int) -> None:
         work = Fused(kind, Source(rows, columns, PACKING, EPSILON), ("silu",))
         first, *others = fused_candidates(work, gpu)
         assert first == default_fused(work, gpu) == chosen_fused(work, gpu, {})
-        assert others or (columns, gpu_class) == (64, "small")
+        assert others or (columns < 128 and gpu_class == "small")
         assert len({first, *others}) == 1 + len(others) <= 28
         last = [first, *others][-1]
         assert chosen_fused(work, gpu, {work.key: asdict(last)}) == last

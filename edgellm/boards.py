@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from crosscompile.data import data_path
 from crosscompile.gpu.schedules import SCHEDULES
-from crosscompile.spirv.capabilities import CAPABILITIES, FLOOR, MATRIX_UNITS, Gpu
+from crosscompile.spirv.capabilities import BYTES, CAPABILITIES, FLOOR, MATRIX_UNITS, Gpu
 from crosscompile.target import Target, gpu_tier, target_for
 from edgellm import local_gpu
 from edgellm.errors import BoardError
@@ -191,7 +191,7 @@ class Board:
         section = self.gpu()
         more = (*section.capabilities, *(MATRIX_UNITS if section.subgroup else ()))
         gpu = Gpu(
-            capabilities=tuple(dict.fromkeys((*FLOOR, *more))),
+            capabilities=tuple(dict.fromkeys(name for name in (*FLOOR, *more) if section.bytes or name != BYTES)),
             invocations=section.invocations,
             shared_bytes=section.shared_bytes,
             buffers=section.storage_buffers,

@@ -27,6 +27,10 @@ _NVIDIA = 0x10DE
 """Whose matrix units are used unasked. Drivers of AMD and Intel also multiply matrices on GPUs that have no such units
 (llama.cpp, pull request 10597), and nobody has measured theirs here; a board's manifest may name them."""
 
+_WITHOUT_SUMS = ("mali", "v3d")
+"""Classes for which sums over subgroups are worse than through shared memory: PanVK makes so much code of each that
+attention of a row took it thirty times as long to compile, and went to memory 845 times for want of registers instead
+of 103; V3DV 147 times instead of 95."""
 SUMS, DOT = ("GroupNonUniformArithmetic",), ("DotProduct", "DotProductInput4x8BitPacked")
 _MOST_DEVICES, _MOST_TEXT, _MOST_NUMBER = 64, 256, (1 << 32) - 1
 
@@ -41,6 +45,7 @@ class VulkanSection:
     storage_buffers of one kernel; binding_bytes: the largest part of a buffer that one can be
     schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine, for these
                     limits too
+    bytes           kernels read and write single ones, as caches of int8 want: Mesa's driver for Adreno 6xx does not
     subgroup        invocations of a subgroup, where it multiplies 16 x 16 matrices of f16 and sums them in f32: its
                     matrix units (VK_KHR_cooperative_matrix) read prompts
     times_slower    than the board's own CPU, where that is known
@@ -53,6 +58,7 @@ class VulkanSection:
     shared_bytes: int = Gpu.shared_bytes
     storage_buffers: int = Gpu.buffers
     binding_bytes: int = Gpu.binding_bytes
+    bytes: bool = True
     schedule: str = Gpu.schedule
     subgroup: int = Gpu.subgroup
     times_slower: int | None = None
@@ -65,8 +71,9 @@ class Device:
     kind             discrete, integrated, virtual, other, or processor: a program that imitates a GPU
     lacks            what it has not that every bundle needs; None: nothing
     vendor           PCI's number of the maker, or Khronos's
+    bytes            kernels read and write single ones
     sums             it adds over subgroups
-    dot              it has integer dot products; dot_accelerated: as an instruction, for four signed bytes
+    dot              it has integer dot products of four signed bytes
     matrices         a subgroup multiplies the matrices of kernels
     """
 
@@ -82,9 +89,9 @@ class Device:
     storage_buffers: int
     binding_bytes: int
     subgroup: int
+    bytes: bool
     sums: bool
     dot: bool
-    dot_accelerated: bool
     matrices: bool
 
     @property
@@ -125,21 +132,25 @@ def chosen(devices: Sequence[Device]) -> Device | None:
 def asked(section: VulkanSection, device: Device) -> VulkanSection:
     """The section with what the driver says in the manifest's place; no limit is less than all drivers have.
 
-    What it only emulates (dot products) is not used, nor are matrix units whose speed nobody vouches for.
+    Dot products count where they are no single instruction, too: no driver of Mesa's makes more of them than of our
+    own shifts and products, and on Adreno, which has them for one signed and one unsigned side, or on AMD's Vega it is
+    a third less. Matrix units whose speed nobody vouches for are not used.
     """
-    dot = device.dot and (device.dot_accelerated or device.imitates)
+    schedule = PROCESSOR if device.imitates else _CLASSES.get(device.vendor, DESKTOP)
+    sums = device.sums and schedule not in _WITHOUT_SUMS
     has_matrices = device.matrices and not device.imitates and device.subgroup in SUBGROUPS
     vouched = device.vendor == _NVIDIA or section.subgroup == device.subgroup
     return replace(
         section,
         device=device.name,
         api=None,
-        capabilities=(*(SUMS if device.sums else ()), *(DOT if dot else ())),
+        capabilities=(*(SUMS if sums else ()), *(DOT if device.dot else ())),
         invocations=max(device.invocations, Gpu.invocations),
         shared_bytes=max(device.shared_bytes, Gpu.shared_bytes),
         storage_buffers=max(device.storage_buffers, Gpu.buffers),
         binding_bytes=max(device.binding_bytes, Gpu.binding_bytes),
-        schedule=PROCESSOR if device.imitates else _CLASSES.get(device.vendor, DESKTOP),
+        bytes=device.bytes,
+        schedule=schedule,
         subgroup=device.subgroup if has_matrices and vouched else 0,
     )
 

@@ -17,6 +17,7 @@ from tvm import tirx
 from crosscompile.arithmetic import Expr, exp, fma
 from crosscompile.gpu.attention_rows import (
     FLOATS,
+    RUN,
     TOGETHER,
     Layer,
     Room,
@@ -104,7 +105,8 @@ def tiles_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, tile: T
                     own = k.bind(head + part * few)
                     row = Row.read(k, layer, leader, own, few, split, thread)
                     with k.when(row.blocks > i32(0)):
-                        attend_row(k, layer, room, row, leader, own, few, split, thread)
+                        loads = min(RUN, k.schedule.loads)
+                        attend_row(k, layer, room, row, leader, own, few, split, thread, loads)
 
             def together() -> None:
                 seen = k.bind(found[0]), k.bind(oldest_of(found[1], heads))

@@ -34,6 +34,7 @@ from crosscompile.gpu.grouped_linear import grouped_kernel
 from crosscompile.gpu.knobs import chosen_knobs
 from crosscompile.gpu.linear import Linear, linear_kernel
 from crosscompile.gpu.picks import picking_kernel
+from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.kernels.build import ORIGIN, Origin, origin_of
 from crosscompile.kernels.linear import KIND, Tuned
 from crosscompile.packing import GROUP, KINDS, Packing
@@ -212,7 +213,8 @@ def compile_shaders(
     shaders: dict[str, Shader] = {}
     signatures = {}
     for name, function in kernels.items():
-        shader = emit(gpu_function(name, function, target, gpu, tuned), SCALARS)
+        rolled = SCHEDULES[gpu.schedule].rolled
+        shader = emit(gpu_function(name, function, target, gpu, tuned), SCALARS, rolled)
         expected = len([p for p in function.params if is_buffer_var(p)])
         if len(shader.buffers) != expected:
             raise CodegenError(f"kernel {name}: {len(shader.buffers)} buffers on the GPU for {expected}")

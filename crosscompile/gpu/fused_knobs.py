@@ -1,6 +1,6 @@
 """How a single row's fused layers (fused.py) are cut, and what tuning may choose of it.
 
-The defaults are what was measured on an NVIDIA H100. A team of threads shares the columns of a row of the weight and
+The defaults are their class's (schedules.py). A team of threads shares the columns of a row of the weight and
 takes as many rows as are left for it; a result that is none of a layer's candidates is an error, as in knobs.py.
 """
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from crosscompile.gpu.fused import ROTATED_PAIRS, Source
 from crosscompile.gpu.knobs import chosen
+from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.kernels.build import Origin
 from crosscompile.kernels.linear import Tuned
 from crosscompile.packing import GROUP
@@ -22,12 +23,10 @@ _ROWS = {
     "rotated_linear": 2 * ROTATED_PAIRS,
 }
 """Of the weight, that a workgroup has, by what declares the layer: powers of two."""
-_TEAM, _LOADS = 32, 8
 _TEAMS = (16, 32, 64)
 """Candidates. Of a team that is larger than a row has groups of columns, some threads do nothing."""
-_THREADS, _MANY_THREADS, _FEW_WORKGROUPS = 256, 1024, 256
-"""Of a workgroup; and where there are so few of these that each needs more loads under way."""
-_ROTATED_THREADS = 128
+_FEW_WORKGROUPS = 256
+"""So few that each needs more loads under way."""
 _ROWS_OF_A_TEAM = 8
 """At most, of candidates: each row's sum and weights take registers."""
 
@@ -97,12 +96,14 @@ def rows_of_a_team(work: Fused, knobs: FusedKnobs) -> int:
 
 def default_fused(work: Fused, gpu: Gpu) -> FusedKnobs:
     """What counts where nothing was tuned."""
-    rows = _ROWS[work.kind]
-    wanted = _MANY_THREADS if work.source.rows // rows <= _FEW_WORKGROUPS else _THREADS
+    rows, schedule = _ROWS[work.kind], SCHEDULES[gpu.schedule]
+    many, few, rotated = schedule.fused
+    wanted = few if work.source.rows // rows <= _FEW_WORKGROUPS else many
     if work.kind == "rotated_linear":
-        wanted = _ROTATED_THREADS
-    most = min(wanted, gpu.invocations, rows * _TEAM)
-    return FusedKnobs(1 << most.bit_length() - 1, _TEAM, _LOADS)  # whole teams, of as many rows each
+        wanted = rotated
+    most = min(wanted, gpu.invocations, rows * schedule.team)
+    # whole teams, of as many rows each
+    return FusedKnobs(1 << most.bit_length() - 1, schedule.team, schedule.weights)
 
 
 def fused_candidates(work: Fused, gpu: Gpu) -> tuple[FusedKnobs, ...]:

@@ -100,13 +100,12 @@ class TileSums:
         k, w = self.k, self.w
         for i in range(self.mine_m * self.mine_r):
             k.store(self.dots, i32(0), i)
-        for j in range(8):
-            weights = [k.bind(self.w_tile[(my_r + i * self.across) * STRIDE + j]) for i in range(self.mine_r)]
-            values = [k.bind(self.a_tile[(my_m + i * self.down) * STRIDE + j]) for i in range(self.mine_m)]
-            for m in range(self.mine_m):
-                for r in range(self.mine_r):
-                    i = m * self.mine_r + r
-                    k.store(self.dots, self.dots[i] + k.dot4(weights[r], values[m]), i)
+        if k.schedule.written:
+            for word in range(8):
+                self._multiply(my_r, my_m, word)
+        else:
+            with k.loop(0, 8) as word:
+                self._multiply(my_r, my_m, word)
         row_scales = [k.bind(self.w_scales[my_r + i * self.across]) for i in range(self.mine_r)]
         row_shifts = [k.bind(self.shifts[my_r + i * self.across]) if w.summed else None for i in range(self.mine_r)]
         for m in range(self.mine_m):
@@ -117,6 +116,17 @@ class TileSums:
                 i = m * self.mine_r + r
                 dot = tirx.Cast("float32", w.product(self.dots[i], row_shifts[r], total))
                 k.store(self.sums, fma(dot, row_scales[r] * scale, self.sums[i]), i)
+
+
+    def _multiply(self, my_r: Expr, my_m: Expr, word: Any) -> None:
+        """The products of four columns."""
+        k = self.k
+        weights = [k.bind(self.w_tile[(my_r + i * self.across) * STRIDE + word]) for i in range(self.mine_r)]
+        values = [k.bind(self.a_tile[(my_m + i * self.down) * STRIDE + word]) for i in range(self.mine_m)]
+        for m in range(self.mine_m):
+            for r in range(self.mine_r):
+                i = m * self.mine_r + r
+                k.store(self.dots, self.dots[i] + k.dot4(weights[r], values[m]), i)
 
 
 def quantized_tiles(k: Builder, work: Linear, knobs: LinearKnobs) -> None:

@@ -1,7 +1,8 @@
 """How kernels are cut for each class of GPUs: the one table of workgroups, tiles and reductions.
 
 A board's manifest names its class (`[vulkan] schedule`); all classes share the kernels. Only "desktop" (NVIDIA H100 and
-H200) and "processor" (Mesa's lavapipe) were measured; the rest follow what the makers document. They are where tuning
+H200) and "processor" (Mesa's lavapipe) were measured. The others follow what the makers document and what Mesa's compilers for these GPUs say of the kernels: with
+these numbers a token's have registers enough, or nearly (`python -m tests.campaigns.drivers`). They are where tuning
 starts (knobs.py), and what counts where nothing was tuned.
 """
 
@@ -22,6 +23,11 @@ class Schedule:
     workgroups  as many of attention keep the device busy: contexts are not cut finer, and in no more than `splits`
     queries     most that share what attention reads of the cache: rows times query heads
     loads       numbers of the cache that a thread has on their way together for a single row: each takes a register
+    fused       of a token's fused layers: threads of a workgroup, of one of few workgroups, of one that rotates
+    team        threads of those that share the columns of a row of the weight
+    weights     loads of weights, 16 bytes each, that one of those has on their way together
+    rolled      drivers are asked not to unroll loops: Mesa's for Mali, Adreno and V3D otherwise run out of registers
+    written     products of a tile are written out instead of a loop, for which V3D alone lacks the registers
     """
 
     alone: bool
@@ -32,12 +38,34 @@ class Schedule:
     splits: int
     queries: int
     loads: int
+    fused: tuple[int, int, int] = (256, 256, 256)
+    team: int = 16
+    weights: int = 4
+    rolled: bool = True
+    written: bool = True
 
 
 SCHEDULES = {
-    "desktop": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=256, splits=16, queries=32, loads=64),
-    "mali": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=16),
+    "desktop": Schedule(
+        alone=False,
+        threads=128,
+        rows=2,
+        tile=0,
+        workgroups=256,
+        splits=16,
+        queries=32,
+        loads=64,
+        fused=(256, 1024, 128),
+        team=32,
+        weights=8,
+        rolled=False,
+    ),
+    "mali": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=8),
     "adreno": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=16),
-    "v3d": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16, loads=16),
-    "processor": Schedule(alone=True, threads=8, rows=8, tile=32, workgroups=6, splits=8, queries=6, loads=16),
+    "v3d": Schedule(
+        alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16, loads=8, written=False
+    ),
+    "processor": Schedule(
+        alone=True, threads=8, rows=8, tile=32, workgroups=6, splits=8, queries=6, loads=16, rolled=False
+    ),
 }

@@ -36,7 +36,9 @@ EXTENSIONS = {
 }
 """What SPIR-V 1.3 must declare for a capability of a later version."""
 
-FLOOR = ("Shader", "GroupNonUniform", "StorageBuffer16BitAccess", "StorageBuffer8BitAccess")
+BYTES = "StorageBuffer8BitAccess"
+"""What caches of int8 want, and nothing else."""
+FLOOR = ("Shader", "GroupNonUniform", "StorageBuffer16BitAccess", BYTES)
 
 MATRIX_UNITS = ("Float16", "VulkanMemoryModel", "CooperativeMatrixKHR", "GroupNonUniformArithmetic")
 """What kernels for matrix units declare: products of f16 matrices, summed in f32, by a subgroup together."""

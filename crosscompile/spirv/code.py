@@ -14,12 +14,17 @@ ORDERED = 0x48
 """Memory semantics: AcquireRelease | UniformMemory."""
 
 
+_DONT_UNROLL = 2
+"""Of a loop's controls."""
+
+
 class Code:
     """Instructions of the function. Values are ids; `label` is the block that is being written."""
 
-    def __init__(self, module: Module, edge: int = 0) -> None:
-        """edge: rows and columns of the matrices of a subgroup, if there are any."""
+    def __init__(self, module: Module, edge: int = 0, rolled: bool = False) -> None:
+        """edge: rows and columns of the matrices of a subgroup, if there are any. rolled: loops are to stay loops."""
         self.module, self.edge = module, edge
+        self._loop_control = _DONT_UNROLL if rolled else 0
         self.words: list[int] = []
         self.variables: list[int] = []
         self.label = 0
@@ -88,7 +93,7 @@ class Code:
         head, test, inside, following, merge = (self.module.id() for _ in range(5))
         self.branch(head)
         self.begin(head)
-        self.do(246, merge, following, 0)
+        self.do(246, merge, following, self._loop_control)
         self.branch(test)
         self.begin(test)
         self.do(250, condition(), inside, merge)

@@ -39,16 +39,17 @@ class Shader:
     needs: Needs
 
 
-def emit(function: tirx.PrimFunc, scalars: tuple[str, ...] = ()) -> Shader:
+def emit(function: tirx.PrimFunc, scalars: tuple[str, ...] = (), rolled: bool = False) -> Shader:
     """The SPIR-V of a function whose buffers are flat.
 
     scalars: symbolic dimensions that it may use, by name; those that it does become push constants, in this order.
+    rolled: a driver is asked not to unroll loops, as the schedule has written out what is to be.
     CodegenError for a node that is not supported.
     """
     name = str(function.attrs["global_symbol"])
     edge = int(function.attrs.get(MATRIX_EDGE, 0))
     module = Module(ordered=edge > 0)
-    code = Code(module, edge)
+    code = Code(module, edge, rolled)
     statements = Statements(code)
     buffers = [parameter for parameter in function.params if is_buffer_var(parameter)]
     if len(buffers) != len(function.params):

@@ -35,6 +35,7 @@ static void put_device(buffer *json, const ellm_vulkan_api *api, const ellm_vulk
     const bool asked = lack == NULL;
     const bool sums = asked && (device->subgroup.supportedOperations & VK_SUBGROUP_FEATURE_ARITHMETIC_BIT) != 0;
     const bool dot = asked && device->features.dot.shaderIntegerDotProduct != VK_FALSE;
+    const bool bytes = asked && device->features.storage8.storageBuffer8BitAccess != VK_FALSE;
     const uint32_t subgroup = device->subgroup.subgroupSize;
     const bool multiplies = asked && subgroup < 256 && ellm_vulkan_multiplies(api, device, subgroup, edge);
     const uint32_t width = limits->maxComputeWorkGroupSize[0], most = limits->maxComputeWorkGroupInvocations;
@@ -51,10 +52,8 @@ static void put_device(buffer *json, const ellm_vulkan_api *api, const ellm_vulk
     buffer_print(json, ",\"storage_buffers\":%u,\"binding_bytes\":%u,\"subgroup\":%u",
                  (unsigned)limits->maxPerStageDescriptorStorageBuffers, (unsigned)limits->maxStorageBufferRange,
                  (unsigned)subgroup);
-    buffer_print(json, ",\"sums\":%s,\"dot\":%s,\"dot_accelerated\":%s,\"matrices\":%s}\n", sums ? "true" : "false",
-                 dot ? "true" : "false",
-                 dot && device->dot.integerDotProduct4x8BitPackedSignedAccelerated != VK_FALSE ? "true" : "false",
-                 multiplies ? "true" : "false");
+    buffer_print(json, ",\"bytes\":%s,\"sums\":%s,\"dot\":%s,\"matrices\":%s}\n", bytes ? "true" : "false",
+                 sums ? "true" : "false", dot ? "true" : "false", multiplies ? "true" : "false");
 }
 
 ellm_status gpus_main(const settings *s, ellm_error *error) {

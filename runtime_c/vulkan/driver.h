@@ -26,7 +26,6 @@ typedef struct ellm_vulkan_device {
     VkPhysicalDeviceProperties properties;
     VkPhysicalDeviceSubgroupProperties subgroup;
     VkPhysicalDeviceSubgroupSizeControlProperties sizes;
-    VkPhysicalDeviceShaderIntegerDotProductProperties dot;
     VkPhysicalDeviceDriverProperties driver;
     VkDeviceSize most_allocation;
     ellm_vulkan_features features;   /* the first structure's chain leads to the others */

@@ -1,3 +1,5 @@
+#include <stdio.h>
+
 #include "error.h"
 #include "launch.h"
 #include "parts.h"
@@ -61,10 +63,12 @@ static ellm_status build(ellm_gpu *gpu, const ellm_plan_kernel *kernel, VkPipeli
     }
     const VkShaderModuleCreateInfo code = {
         .sType = VK_STRUCTURE_TYPE_SHADER_MODULE_CREATE_INFO, .codeSize = shader->n_bytes, .pCode = shader->code};
+    char what[128]; /* for a driver's maintainers: some take all kernels but one */
+    snprintf(what, sizeof what, "compiling kernel %.100s", kernel->name);
     VkShaderModule module;
     VkResult result = gpu->api.CreateShaderModule(gpu->device, &code, NULL, &module);
     if (result != VK_SUCCESS) {
-        return ellm_vulkan_failed(result, "compiling kernels", error);
+        return ellm_vulkan_failed(result, what, error);
     }
     const bool is_sized = (shader->needs & ELLM_NEEDS_MATRIX) != 0;
     VkPipelineShaderStageRequiredSubgroupSizeCreateInfo size = {
@@ -83,7 +87,7 @@ static ellm_status build(ellm_gpu *gpu, const ellm_plan_kernel *kernel, VkPipeli
     gpu->api.DestroyShaderModule(gpu->device, module, NULL);
     if (result != VK_SUCCESS) {
         *pipeline = VK_NULL_HANDLE;
-        return ellm_vulkan_failed(result, "compiling kernels", error);
+        return ellm_vulkan_failed(result, what, error);
     }
     return ELLM_OK;
 }

@@ -66,8 +66,7 @@ def test_a_driver_decides_class_and_limits_and_kernels_are_made_for_them(own_hom
     assert board.vulkan.schedule == "adreno"
     assert board.vulkan.storage_buffers > 8
     assert board.vulkan.invocations > 256
-    assert set(SUMS) <= set(board.vulkan.capabilities)
-    assert not set(DOT) & set(board.vulkan.capabilities)  # lavapipe emulates them
+    assert set(board.vulkan.capabilities) == {*SUMS, *DOT}
     assert board.vulkan.times_slower == 2
     assert "llvmpipe" in said[0]
     assert "class adreno: 32 buffers, 1024 threads" in said[0]
@@ -173,7 +172,6 @@ def test_the_program_says_what_another_one_does():
     assert values["maxPerStageDescriptorStorageBuffers"] == str(ours["storage_buffers"])
     assert values["maxStorageBufferRange"] == str(ours["binding_bytes"])
     assert values["maxComputeWorkGroupInvocations"] == str(ours["invocations"])
-    assert values["integerDotProduct4x8BitPackedSignedAccelerated"] == str(ours["dot_accelerated"]).lower()
     assert values["shaderIntegerDotProduct"] == str(ours["dot"]).lower()
     assert values["subgroupSize"] == str(ours["subgroup"])
     assert f"0x{ours['vendor']:x}" in (values["vendorID"], f"0x{int(values['vendorID'], 0):x}")

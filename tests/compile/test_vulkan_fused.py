@@ -204,9 +204,10 @@ def test_candidates(gpu_class: str, rows: int, columns: int) -> None:
         work = Fused(kind, Source(rows, columns, PACKING, EPSILON), ("silu",))
         first, *others = fused_candidates(work, gpu)
         assert first == default_fused(work, gpu) == chosen_fused(work, gpu, {})
-        assert others
+        assert others or (columns < 128 and gpu_class == "small")
         assert len({first, *others}) == 1 + len(others) <= 28
-        assert chosen_fused(work, gpu, {work.key: asdict(others[-1])}) == others[-1]
+        last = [first, *others][-1]
+        assert chosen_fused(work, gpu, {work.key: asdict(last)}) == last
         with pytest.raises(CodegenError, match=re.escape(work.key) + r".* is no schedule of this kernel; remove"):
             chosen_fused(work, gpu, {work.key: {**asdict(first), "threads": 2048}})
 

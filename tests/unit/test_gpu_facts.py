@@ -18,7 +18,7 @@ def line(**changes: Any) -> dict[str, Any]:
     """What `edgellm-rt gpus` prints of a GPU."""
     texts = {"name": "A GPU", "kind": "integrated", "driver": "panvk", "version": "Mesa 25.0", "vulkan": "1.3.0"}
     numbers = {"vendor": ARM, "invocations": 1024, "shared_bytes": 32768, "storage_buffers": 4096, "subgroup": 16}
-    can = {"sums": True, "dot": True, "dot_accelerated": True, "matrices": False}
+    can = {"bytes": True, "sums": True, "dot": True, "matrices": False}
     return {"type": "gpu", **texts, **numbers, "binding_bytes": 1 << 30, **can, "lacks": None, **changes}
 
 
@@ -30,7 +30,7 @@ def test_the_driver_takes_the_place_of_the_manifest_but_not_of_what_was_measured
     section = asked(MANIFEST, device())
     assert section == VulkanSection(
         device="A GPU",
-        capabilities=(*SUMS, *DOT),
+        capabilities=DOT,
         invocations=1024,
         shared_bytes=32768,
         storage_buffers=4096,
@@ -38,7 +38,7 @@ def test_the_driver_takes_the_place_of_the_manifest_but_not_of_what_was_measured
         schedule="mali",
         times_slower=3,
     )
-    limits = "1000+ buffers, 1024 threads and 32 KiB, sums of subgroups, dot products"
+    limits = "1000+ buffers, 1024 threads and 32 KiB, dot products"
     assert describe(section) == f"A GPU, class mali: {limits}"
 
 
@@ -51,14 +51,21 @@ def test_the_maker_decides_the_class(vendor: int, schedule: str):
 
 
 def test_a_program_that_imitates_a_gpu_has_a_class_of_its_own_and_no_matrices():
-    section = asked(MANIFEST, device(kind="processor", dot_accelerated=False, matrices=True, vendor=NVIDIA))
+    section = asked(MANIFEST, device(kind="processor", matrices=True, vendor=NVIDIA))
     assert section.schedule == "processor"
     assert set(DOT) <= set(section.capabilities)
     assert section.subgroup == 0
 
 
-def test_what_a_driver_only_emulates_is_not_used():
-    assert asked(MANIFEST, device(dot_accelerated=False, sums=False)).capabilities == ()
+def test_what_a_driver_does_not_have_is_not_used():
+    assert asked(MANIFEST, device(dot=False, vendor=QUALCOMM)).capabilities == SUMS
+    assert asked(MANIFEST, device(sums=False, vendor=QUALCOMM)).capabilities == DOT
+    assert not asked(MANIFEST, device(bytes=False)).bytes
+
+
+def test_sums_over_subgroups_are_not_used_where_drivers_make_too_much_of_them():
+    assert [asked(MANIFEST, device(vendor=each)).capabilities for each in (ARM, BROADCOM)] == [DOT, DOT]
+    assert asked(MANIFEST, device(vendor=QUALCOMM)).capabilities == (*SUMS, *DOT)
 
 
 def test_matrix_units_are_used_of_nvidia_or_where_the_manifest_names_them():

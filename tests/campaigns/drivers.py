@@ -1,0 +1,149 @@
+"""Every kernel with the compilers of real boards' drivers, without the boards: do they take it, and what does it cost?
+
+    python -m tests.campaigns.drivers [MODEL …] [--chips v3d-7.1,mali-g610] [--schemes w4a8,w8a8] [--families] [--json FILE]
+
+For each GPU of tests/drivers.py its driver is asked what it allows, as `edgellm deploy` asks a board's, kernels are
+made for that, and the driver compiles them. MODEL: random:SHAPE. --families: the small networks of all families, too.
+Fails where a driver refuses a kernel or does not survive it. Kernels that lack registers, which are then kept in
+memory, are counted and named, the worst first.
+
+Drivers are Mesa's, of Debian sid, fetched and not installed (700 MB beside the other caches). The makers' own drivers,
+which most phones have, are not among them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from crosscompile.gpu.choose import compile_shaders
+from crosscompile.runtime import build_runtime
+from crosscompile.spirv.capabilities import Gpu
+from crosscompile.spirv.container import pack_modules
+from crosscompile.target import Target
+from edgellm import gpu_facts, shapes
+from edgellm.boards import load_board
+from edgellm.errors import EdgeError
+from tests.drivers import CHIPS, Chip, Compiled, command, compiled
+
+MODELS = ("random:smollm2-135m", "random:llama-3.2-1b", "random:llama-2-7b")
+SCHEMES = ("w4a8", "w8a8", "f16")
+FAMILIES = Path(__file__).resolve().parents[1] / "data" / "families.json"
+_BOARDS = {"x86_64": "n100", "aarch64": "orangepi5"}
+_WORST = 6
+
+
+def target_for(chip: Chip) -> Target:
+    """What is compiled for the chip: what its driver says it allows. Raises RuntimeError if it lacks the floor."""
+    board = load_board(_BOARDS[chip.arch])
+    program = build_runtime(board.gpu_target())
+    done = subprocess.run([str(command(chip)), str(program), "gpus"], capture_output=True, text=True, check=False)
+    devices = gpu_facts.read(done.stdout, chip.name)
+    gpu = gpu_facts.chosen(devices)
+    if gpu is None:
+        lacks = ", ".join(f"{each.name} lacks {each.lacks}" for each in devices) or done.stderr.strip()
+        raise RuntimeError(f"{chip.name}: {lacks}")
+    assert board.vulkan is not None
+    section = gpu_facts.asked(replace(board.vulkan, subgroup=0), gpu)
+    print(f"{chip.name:14} {gpu_facts.describe(section)}", flush=True)
+    return replace(board, vulkan=section).gpu_target()
+
+
+def configurations(models: Sequence[str], families: bool) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, config.json) of what is compiled."""
+    for model in models:
+        folder, name = shapes.make(model)
+        yield name, json.loads((folder / "config.json").read_text())
+    if families:
+        for name, entry in json.loads(FAMILIES.read_text()).items():
+            yield name, entry["config"]
+
+
+def modules_of(config: dict[str, Any], target: Target, scheme: str) -> dict[str, bytes]:
+    """The modules of a network's kernels, by the kernel's name."""
+    from crosscompile.models.schemes import scheme_for
+    from crosscompile.program import compile_model, ladder_for
+
+    body, _, kv = scheme.partition(" ")
+    found = compile_model(config, target, scheme_for(body, kv=kv or None), ladder=ladder_for(target)).kernels
+    return _unpacked(found)
+
+
+def _unpacked(code: bytes) -> dict[str, bytes]:
+    words = memoryview(code[: len(code) // 4 * 4]).cast("I")
+    entries = [words[4 + 4 * i : 8 + 4 * i] for i in range(words[2])]
+    return {code[n : n + size].decode(): code[at : at + length] for n, size, at, length in entries}
+
+
+def run(chip: Chip, models: Sequence[tuple[str, dict[str, Any]]], schemes: Sequence[str]) -> list[dict[str, Any]]:
+    """What the chip's driver makes of each different module: its first name, and Compiled's fields."""
+    target = target_for(chip)
+    gpu = target.gpu
+    assert gpu is not None
+    named: dict[str, bytes] = {}
+    seen: set[bytes] = set()
+    for name, config in models:
+        for scheme in schemes:
+            for kernel, code in modules_of(config, target, scheme).items():
+                digest = hashlib.sha256(code).digest()
+                if digest not in seen:
+                    seen.add(digest)
+                    named[f"{name}/{scheme}/{kernel}"] = code
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernels.spv"
+        file.write_bytes(pack_modules(named, gpu))
+        return [{**asdict(each), "spills": each.spills, "bytes": len(named[each.kernel])} for each in compiled(chip, file)]
+
+
+def report(chip: Chip, found: Sequence[dict[str, Any]]) -> bool:
+    """Prints what came of a chip; whether its driver took every kernel."""
+    refused = [each for each in found if each["result"] != 0]
+    spilled = sorted((each for each in found if each["spills"]), key=lambda each: -each["spills"])
+    slowest = max(found, key=lambda each: each["ms"])
+    print(
+        f"{chip.name:14} {len(found)} kernels, {len(refused)} refused, {len(spilled)} lack registers; "
+        f"the slowest took {slowest['ms'] / 1000:.1f} s ({slowest['kernel']})"
+    )
+    for each in refused:
+        what = f"Vulkan error {each['result']}" if each["result"] is not None else "the driver crashed"
+        print(f"    refused  {each['kernel']}: {what}")
+    for each in spilled[:_WORST]:
+        print(f"    {each['spills']:5} times to and from memory: {each['kernel']}")
+    return not refused
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(prog="drivers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
+    parser.add_argument("--chips", default=",".join(CHIPS), help=f"of {', '.join(CHIPS)}")
+    parser.add_argument("--schemes", default=",".join(SCHEMES), help='such as "w4a8,w4a8 i8"')
+    parser.add_argument("--families", action="store_true", help="the small networks of all families, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="gets all of it")
+    args = parser.parse_args(arguments)
+    models = list(configurations(args.models or (() if args.families else MODELS), args.families))
+    document, good = {}, True
+    for name in args.chips.split(","):
+        try:
+            found = run(CHIPS[name], models, args.schemes.split(","))
+        except (EdgeError, RuntimeError, subprocess.SubprocessError) as error:
+            print(f"{name:14} {error}")
+            good = False
+            continue
+        good = report(CHIPS[name], found) and good
+        document[name] = found
+    if args.json:
+        args.json.write_text(json.dumps(document) + "\n")
+    return 0 if good else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -1,0 +1,160 @@
+"""Drivers of boards' and phones' GPUs, without the GPUs: Mesa's, of Debian sid, on Mesa's stand-ins for a kernel module.
+
+Debian's package mesa-drm-shim has, for each kind of GPU, a library that plays the kernel's side and runs nothing
+("noop"). On it the driver that a board has compiles kernels with the compiler that a board has, and says what came of
+it: whether it takes them, registers, what it spilled. What kernels would compute, or how fast, it does not say.
+
+Drivers for Mali and V3D are built for AArch64 alone, so they run under QEMU.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from functools import cache as once
+from pathlib import Path
+from typing import Any
+
+from edgellm import cache, virtual_parts
+
+PACKAGES = ("mesa-vulkan-drivers", "mesa-drm-shim", "libvulkan1", "libstdc++6", "libgcc-s1")
+_TRIPLETS = {"aarch64": "aarch64-linux-gnu", "x86_64": "x86_64-linux-gnu"}
+_LOADERS = {"aarch64": "ld-linux-aarch64.so.1", "x86_64": "ld-linux-x86-64.so.2"}
+_ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A GPU. driver: of Mesa's; shim: of mesa-drm-shim's; variables: which of the shim's GPUs; arch: of the programs."""
+
+    name: str
+    where: str
+    driver: str
+    shim: str
+    arch: str
+    variables: dict[str, str] = field(default_factory=dict)
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v3d-4.2", "Raspberry Pi 4", "broadcom", "v3d", "aarch64", {"V3D_GPU_ID": "42"}),
+        Chip("v3d-7.1", "Raspberry Pi 5", "broadcom", "v3d", "aarch64", {"V3D_GPU_ID": "71"}),
+        Chip("mali-g610", "RK3588: Orange Pi 5, ROCK 5B", "panfrost", "panfrost", "aarch64", {"PAN_GPU_ID": "a867"}),
+        Chip("mali-g310", "Valhall's smallest", "panfrost", "panfrost", "aarch64", {"PAN_GPU_ID": "ac04"}),
+        Chip("adreno-660", "Snapdragon 888; QCS6490's 643 is alike", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "660"}),
+        Chip("adreno-730", "Snapdragon 8 Gen 1", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "730"}),
+        Chip("adreno-740", "Snapdragon 8 Gen 2", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "740"}),
+        Chip("adreno-750", "Snapdragon 8 Gen 3", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "750"}),
+        Chip("adreno-830", "Snapdragon 8 Elite", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "830"}),
+        Chip("radeon-vega", "Ryzen's with Vega graphics", "radeon", "amdgpu", "x86_64"),
+        Chip("apple-m1", "Asahi Linux", "asahi", "asahi", "x86_64"),
+        Chip("nvidia-kepler", "NVK", "nouveau", "nouveau", "x86_64"),
+    )
+}
+
+
+def _root(arch: str) -> Path:
+    """The drivers and what they need; fetched if they are not here. Raises VirtualBoardError."""
+    root = cache.root() / f"drivers-sid-{arch}"
+    if (root / "complete").exists():
+        return root
+    print(f"fetching drivers of Debian sid for {arch} (100 MB)", flush=True)
+    shutil.rmtree(root, ignore_errors=True)
+    root.mkdir(parents=True)
+    with virtual_parts._private_apt(virtual_parts.DEBIAN_ARCHES[arch], ["sid"], lambda what, fraction: None) as apt:
+        apt._apt(["install", "--download-only", "--no-install-recommends", *PACKAGES], "fetching drivers")
+        for package in sorted((apt._folder / "cache" / "archives").glob("*.deb")):
+            subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
+    (root / "complete").touch()
+    return root
+
+
+def command(chip: Chip) -> Path:
+    """A command that runs a program, which is given with its arguments, where the chip is the only GPU."""
+    root = _root(chip.arch)
+    libraries = root / "usr" / "lib" / _TRIPLETS[chip.arch]
+    icd = root / f"{chip.name}.json"
+    driver = {"api_version": "1.1.0", "library_path": str(libraries / f"libvulkan_{chip.driver}.so")}
+    icd.write_text(json.dumps({"file_format_version": "1.0.1", "ICD": driver}))
+    variables = {
+        **chip.variables,
+        "VK_DRIVER_FILES": str(icd),
+        "VK_ICD_FILENAMES": str(icd),
+        "VK_LOADER_LAYERS_DISABLE": "~implicit~",
+        "MESA_SHADER_CACHE_DISABLE": "true",
+        "PAN_I_WANT_A_BROKEN_VULKAN_DRIVER": "1",
+    }
+    words = [str(libraries / _LOADERS[chip.arch]), "--preload", str(libraries / f"lib{chip.shim}_noop_drm_shim.so")]
+    words += ["--library-path", str(libraries)]
+    if chip.arch != platform.machine():
+        folder = cache.root() / "virtual" / "parts"
+        words.insert(0, str(virtual_parts.ensure_emulator(f"qemu-{chip.arch}", folder, lambda what, fraction: None)))
+    made = root / f"{chip.name}.sh"
+    exports = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    made.write_text(f'#!/bin/sh\nexec env {exports} {shlex.join(words)} "$@"\n')
+    made.chmod(0o755)
+    return made
+
+
+@once
+def _probe(arch: str) -> Path:
+    """The program that has a driver compile kernels (runtime_c/probe/pipelines.c)."""
+    source = _ROOT / "runtime_c" / "probe" / "pipelines.c"
+    made = _root(arch) / "pipelines"
+    if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
+        zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.2.28", "-O2", "-std=c11"]
+        include = f"-I{_ROOT / 'runtime_c' / 'third_party' / 'vulkan'}"
+        subprocess.run([*zig, "-D_GNU_SOURCE", include, str(source), "-ldl", "-o", str(made)], check=True)
+    return made
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What a driver made of a kernel. result: Vulkan's, 0 is success, None if it ended the program.
+
+    statistics: numbers by the driver's names for them (VK_KHR_pipeline_executable_properties).
+    """
+
+    kernel: str
+    result: int | None
+    ms: float = 0.0
+    statistics: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def spills(self) -> int:
+        """Times that a register is written to memory, or read from there, for want of registers."""
+        return int(sum(self.statistics.get(name, 0) for name in _SPILLS))
+
+
+_SPILLS = ("Spills", "Fills", "TMU Spills", "TMU Fills", "STP Count", "LDP Count", "Spilled SGPRs", "Spilled VGPRs")
+"""Mali's, V3D's, Adreno's, AMD's."""
+
+
+def compiled(chip: Chip, modules: Path, timeout: float = 3600) -> list[Compiled]:
+    """What the chip's driver makes of each module of a kernels.spv, once for kernels that share one."""
+    found: list[Compiled] = []
+    skip: list[str] = []
+    while True:
+        done = subprocess.run(
+            [str(command(chip)), str(_probe(chip.arch)), str(modules), *skip],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=timeout,
+        )
+        lines: list[dict[str, Any]] = [json.loads(line) for line in done.stdout.splitlines()]
+        for line in lines:
+            if "result" in line:
+                found.append(Compiled(line["kernel"], line["result"], line["ms"], line["statistics"]))
+        if done.returncode == 0:
+            return found
+        if not lines or "compiling" not in lines[-1]:
+            raise RuntimeError(f"{chip.name}: {done.stderr.strip()[-500:] or done.returncode}")
+        found.append(Compiled(lines[-1]["kernel"], None))
+        skip = ["--behind", lines[-1]["kernel"]]

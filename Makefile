@@ -85,8 +85,11 @@ load: setup-test ## 64 clients for SECONDS with BUNDLE served on this machine: s
 shaders: setup-test ## N random kernels from SEED (N=100: two minutes): SPIR-V on lavapipe against LLVM's code here
 	@$(PY) -m tests.campaigns.shaders --n $(N) --seed $(SEED)
 
-matrices: setup-test ## kernels for matrix units on a driver that has some: Debian sid's lavapipe (x86-64; 400 MB)
+matrices: setup-test ## kernels for matrix units on a driver that has some: Debian sid's lavapipe (x86-64; 350 MB)
 	@$(PY) -m tests.campaigns.matrices
+
+drivers: setup-test ## all kernels with the compilers of real boards' drivers: V3D, Mali, Adreno, AMD, … (x86-64; 700 MB; CHIPS=)
+	@$(PY) -m tests.campaigns.drivers $(if $(CHIPS),--chips $(CHIPS))
 
 service: setup-test ## BUNDLE as a service under this machine's systemd, booted in namespaces of its own (needs root)
 	@$(PY) -m tests.campaigns.service $(BUNDLE)
@@ -110,4 +113,4 @@ size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its b
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load matrices service service-board shaders voice voice-board voice-service size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load matrices drivers service service-board shaders voice voice-board voice-service size

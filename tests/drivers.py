@@ -1,10 +1,11 @@
-"""Drivers of boards' and phones' GPUs, without the GPUs: Mesa's, of Debian sid, on Mesa's stand-ins for a kernel module.
+"""Mesa's drivers for boards' and phones' GPUs, of Debian sid, on stand-ins for the GPUs; and its lavapipe.
 
 Debian's package mesa-drm-shim has, for each kind of GPU, a library that plays the kernel's side and runs nothing
 ("noop"). On it the driver that a board has compiles kernels with the compiler that a board has, and says what came of
 it: whether it takes them, registers, what it spilled. What kernels would compute, or how fast, it does not say.
 
-Drivers for Mali and V3D are built for AArch64 alone, so they run under QEMU.
+Drivers for Mali and V3D are built for AArch64 alone, so they run under QEMU. Nothing is installed: packages are fetched
+by this machine's apt, authenticated, and unpacked beside the other caches.
 """
 
 from __future__ import annotations
@@ -30,33 +31,37 @@ _ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Chip:
-    """A GPU. driver: of Mesa's; shim: of mesa-drm-shim's; variables: which of the shim's GPUs; arch: of the programs."""
+    """A GPU. arch: of the programs that see it.
+
+    driver: of Mesa's; shim: of mesa-drm-shim's, and variables: which of its GPUs; "": there is no need for one.
+    """
 
     name: str
-    where: str
-    driver: str
-    shim: str
     arch: str
+    driver: str
+    shim: str = ""
     variables: dict[str, str] = field(default_factory=dict)
+
+
+def _adreno(name: str) -> Chip:
+    return Chip(f"adreno-{name}", "x86_64", "freedreno", "freedreno", {"FD_GPU_ID": name})
 
 
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v3d-4.2", "Raspberry Pi 4", "broadcom", "v3d", "aarch64", {"V3D_GPU_ID": "42"}),
-        Chip("v3d-7.1", "Raspberry Pi 5", "broadcom", "v3d", "aarch64", {"V3D_GPU_ID": "71"}),
-        Chip("mali-g610", "RK3588: Orange Pi 5, ROCK 5B", "panfrost", "panfrost", "aarch64", {"PAN_GPU_ID": "a867"}),
-        Chip("mali-g310", "Valhall's smallest", "panfrost", "panfrost", "aarch64", {"PAN_GPU_ID": "ac04"}),
-        Chip("adreno-660", "Snapdragon 888; QCS6490's 643 is alike", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "660"}),
-        Chip("adreno-730", "Snapdragon 8 Gen 1", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "730"}),
-        Chip("adreno-740", "Snapdragon 8 Gen 2", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "740"}),
-        Chip("adreno-750", "Snapdragon 8 Gen 3", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "750"}),
-        Chip("adreno-830", "Snapdragon 8 Elite", "freedreno", "freedreno", "x86_64", {"FD_GPU_ID": "830"}),
-        Chip("radeon-vega", "Ryzen's with Vega graphics", "radeon", "amdgpu", "x86_64"),
-        Chip("apple-m1", "Asahi Linux", "asahi", "asahi", "x86_64"),
-        Chip("nvidia-kepler", "NVK", "nouveau", "nouveau", "x86_64"),
+        Chip("v3d-4.2", "aarch64", "broadcom", "v3d", {"V3D_GPU_ID": "42"}),  # Raspberry Pi 4
+        Chip("v3d-7.1", "aarch64", "broadcom", "v3d", {"V3D_GPU_ID": "71"}),  # Raspberry Pi 5
+        Chip("mali-g610", "aarch64", "panfrost", "panfrost", {"PAN_GPU_ID": "a867"}),  # Orange Pi 5, ROCK 5B
+        Chip("mali-g310", "aarch64", "panfrost", "panfrost", {"PAN_GPU_ID": "ac04"}),
+        *map(_adreno, ("660", "730", "740", "750", "830")),  # Snapdragon 888, 8 Gen 1 to 3, 8 Elite
+        Chip("radeon-vega", "x86_64", "radeon", "amdgpu"),  # in Ryzens
+        Chip("apple-m1", "x86_64", "asahi", "asahi"),
+        Chip("nvidia-kepler", "x86_64", "nouveau", "nouveau"),
     )
 }
+LAVAPIPE = Chip("lavapipe", "x86_64", "lvp")
+"""A processor that plays a GPU, with matrix units, which Debian 12's does not have."""
 
 
 def _root(arch: str) -> Path:
@@ -90,8 +95,9 @@ def command(chip: Chip) -> Path:
         "MESA_SHADER_CACHE_DISABLE": "true",
         "PAN_I_WANT_A_BROKEN_VULKAN_DRIVER": "1",
     }
-    words = [str(libraries / _LOADERS[chip.arch]), "--preload", str(libraries / f"lib{chip.shim}_noop_drm_shim.so")]
-    words += ["--library-path", str(libraries)]
+    words = [str(libraries / _LOADERS[chip.arch]), "--library-path", str(libraries)]
+    if chip.shim:
+        words += ["--preload", str(libraries / f"lib{chip.shim}_noop_drm_shim.so")]
     if chip.arch != platform.machine():
         folder = cache.root() / "virtual" / "parts"
         words.insert(0, str(virtual_parts.ensure_emulator(f"qemu-{chip.arch}", folder, lambda what, fraction: None)))

@@ -53,7 +53,8 @@ int main(int argc, char **argv) {
     if (library == NULL) fail(dlerror(), 0);
     get = (PFN_vkGetInstanceProcAddr)(void (*)(void))dlsym(library, "vkGetInstanceProcAddr");
     const VkApplicationInfo app = {.sType = VK_STRUCTURE_TYPE_APPLICATION_INFO, .apiVersion = VK_API_VERSION_1_1};
-    const VkInstanceCreateInfo instance_info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO, .pApplicationInfo = &app};
+    const VkInstanceCreateInfo instance_info = {.sType = VK_STRUCTURE_TYPE_INSTANCE_CREATE_INFO,
+                                                .pApplicationInfo = &app};
     FUNCTION(vkCreateInstance);
     VkResult result = vkCreateInstance(&instance_info, NULL, &instance);
     if (result) fail("vkCreateInstance", result);
@@ -91,14 +92,13 @@ int main(int argc, char **argv) {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_FEATURES_KHR, .pNext = &statistics};
     VkPhysicalDevice8BitStorageFeaturesKHR bytes = {
         .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_8BIT_STORAGE_FEATURES_KHR, .pNext = &dot};
-    VkPhysicalDevice16BitStorageFeatures halves = {
-        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES, .pNext = &bytes};
+    VkPhysicalDevice16BitStorageFeatures halves = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES,
+                                                   .pNext = &bytes};
     VkPhysicalDeviceFeatures2 features = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2, .pNext = &halves};
     vkGetPhysicalDeviceFeatures2(gpu, &features);
     const float one = 1;
-    const VkDeviceQueueCreateInfo queue = {.sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO,
-                                           .queueCount = 1,
-                                           .pQueuePriorities = &one};
+    const VkDeviceQueueCreateInfo queue = {
+        .sType = VK_STRUCTURE_TYPE_DEVICE_QUEUE_CREATE_INFO, .queueCount = 1, .pQueuePriorities = &one};
     const VkDeviceCreateInfo device_info = {.sType = VK_STRUCTURE_TYPE_DEVICE_CREATE_INFO,
                                             .pNext = &features,
                                             .queueCreateInfoCount = 1,
@@ -135,11 +135,11 @@ int main(int argc, char **argv) {
         VkDescriptorSetLayoutBinding bound[64];
         uint32_t n_bound = bindings(code, entry[3] / 4);
         for (uint32_t i = 0; i < n_bound; i++) {
-            bound[i] = (VkDescriptorSetLayoutBinding){i, VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, 1, VK_SHADER_STAGE_COMPUTE_BIT, NULL};
+            bound[i] = (VkDescriptorSetLayoutBinding){i, VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, 1,
+                                                      VK_SHADER_STAGE_COMPUTE_BIT, NULL};
         }
-        const VkDescriptorSetLayoutCreateInfo set = {.sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_CREATE_INFO,
-                                                     .bindingCount = n_bound,
-                                                     .pBindings = bound};
+        const VkDescriptorSetLayoutCreateInfo set = {
+            .sType = VK_STRUCTURE_TYPE_DESCRIPTOR_SET_LAYOUT_CREATE_INFO, .bindingCount = n_bound, .pBindings = bound};
         VkDescriptorSetLayout set_layout;
         VkPipelineLayout layout;
         vkCreateDescriptorSetLayout(device, &set, NULL, &set_layout);
@@ -168,16 +168,21 @@ int main(int argc, char **argv) {
         clock_gettime(CLOCK_MONOTONIC, &from);
         result = vkCreateComputePipelines(device, VK_NULL_HANDLE, 1, &info, NULL, &pipeline);
         clock_gettime(CLOCK_MONOTONIC, &to);
-        printf("{\"kernel\":\"%.*s\",\"bytes\":%u,\"result\":%d,\"ms\":%.1f,\"statistics\":{", (int)entry[1], name, entry[3], result,
-               (double)(to.tv_sec - from.tv_sec) * 1e3 + (double)(to.tv_nsec - from.tv_nsec) / 1e6);
+        printf("{\"kernel\":\"%.*s\",\"bytes\":%u,\"result\":%d,\"ms\":%.1f,\"statistics\":{", (int)entry[1], name,
+               entry[3], result, (double)(to.tv_sec - from.tv_sec) * 1e3 + (double)(to.tv_nsec - from.tv_nsec) / 1e6);
         if (result == VK_SUCCESS && has_statistics) {
             VkPipelineInfoKHR which = {.sType = VK_STRUCTURE_TYPE_PIPELINE_INFO_KHR, .pipeline = pipeline};
-            VkPipelineExecutableInfoKHR executable = {.sType = VK_STRUCTURE_TYPE_PIPELINE_EXECUTABLE_INFO_KHR, .pipeline = pipeline};
+            VkPipelineExecutableInfoKHR executable = {.sType = VK_STRUCTURE_TYPE_PIPELINE_EXECUTABLE_INFO_KHR,
+                                                      .pipeline = pipeline};
             VkPipelineExecutablePropertiesKHR properties[4];
             VkPipelineExecutableStatisticKHR values[64];
             uint32_t n_executables = 4, n_values = 64;
-            for (int i = 0; i < 4; i++) properties[i] = (VkPipelineExecutablePropertiesKHR){.sType = VK_STRUCTURE_TYPE_PIPELINE_EXECUTABLE_PROPERTIES_KHR};
-            for (int i = 0; i < 64; i++) values[i] = (VkPipelineExecutableStatisticKHR){.sType = VK_STRUCTURE_TYPE_PIPELINE_EXECUTABLE_STATISTIC_KHR};
+            for (int i = 0; i < 4; i++)
+                properties[i] =
+                    (VkPipelineExecutablePropertiesKHR){.sType = VK_STRUCTURE_TYPE_PIPELINE_EXECUTABLE_PROPERTIES_KHR};
+            for (int i = 0; i < 64; i++)
+                values[i] =
+                    (VkPipelineExecutableStatisticKHR){.sType = VK_STRUCTURE_TYPE_PIPELINE_EXECUTABLE_STATISTIC_KHR};
             vkGetPipelineExecutablePropertiesKHR(device, &which, &n_executables, properties);
             vkGetPipelineExecutableStatisticsKHR(device, &executable, &n_values, values);
             if (n_executables > 0) printf("\"subgroup\":%u%s", properties[0].subgroupSize, n_values > 0 ? "," : "");

@@ -1,11 +1,12 @@
 """Every kernel with the compilers of real boards' drivers, without the boards: do they take it, and what does it cost?
 
-    python -m tests.campaigns.drivers [MODEL …] [--chips v3d-7.1,mali-g610] [--schemes w4a8,w8a8] [--families] [--json FILE]
+    python -m tests.campaigns.drivers [MODEL …] [--chips v3d-7.1,mali-g610] [--schemes w4a8,w8a8] [--families]
 
 For each GPU of tests/drivers.py its driver is asked what it allows, as `edgellm deploy` asks a board's, kernels are
-made for that, and the driver compiles them. MODEL: random:SHAPE. --families: the small networks of all families, too.
-Fails where a driver refuses a kernel or does not survive it. Kernels that lack registers, which are then kept in
-memory, are counted and named, the worst first.
+made for that, and the driver compiles them. MODEL: random:SHAPE. --families: the small networks of all families
+instead, or too. Kernels that lack registers, whose values are then kept in memory, are counted and named, the worst
+first. Then the runtime itself runs a small model's proof there, whole: as nothing is computed, the proof has to say so.
+Fails where a driver refuses a kernel or does not survive it, or the proof says anything else.
 
 Drivers are Mesa's, of Debian sid, fetched and not installed (700 MB beside the other caches). The makers' own drivers,
 which most phones have, are not among them.
@@ -16,36 +17,38 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from crosscompile.gpu.choose import compile_shaders
 from crosscompile.runtime import build_runtime
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.spirv.container import pack_modules
 from crosscompile.target import Target
 from edgellm import gpu_facts, shapes
-from edgellm.boards import load_board
+from edgellm.boards import Board, load_board
 from edgellm.errors import EdgeError
-from tests.drivers import CHIPS, Chip, Compiled, command, compiled
+from tests.drivers import CHIPS, Chip, command, compiled
 
 MODELS = ("random:smollm2-135m", "random:llama-3.2-1b", "random:llama-2-7b")
 SCHEMES = ("w4a8", "w8a8", "f16")
 FAMILIES = Path(__file__).resolve().parents[1] / "data" / "families.json"
-_BOARDS = {"x86_64": "n100", "aarch64": "orangepi5"}
+SMALL = "random:tiny"
+_BOARDS = {"x86_64": "local", "aarch64": "orangepi5"}
 _WORST = 6
+_SAYS = "KERNEL_FAILED"
+_PATIENCE_S = 900
 
 
-def target_for(chip: Chip) -> Target:
-    """What is compiled for the chip: what its driver says it allows. Raises RuntimeError if it lacks the floor."""
+def board_for(chip: Chip) -> Board:
+    """A board with the chip, of which its driver says what it allows. Raises RuntimeError if it lacks the floor."""
     board = load_board(_BOARDS[chip.arch])
-    program = build_runtime(board.gpu_target())
+    program = build_runtime(board.target().on_gpu(Gpu()))
     done = subprocess.run([str(command(chip)), str(program), "gpus"], capture_output=True, text=True, check=False)
     devices = gpu_facts.read(done.stdout, chip.name)
     gpu = gpu_facts.chosen(devices)
@@ -55,7 +58,21 @@ def target_for(chip: Chip) -> Target:
     assert board.vulkan is not None
     section = gpu_facts.asked(replace(board.vulkan, subgroup=0), gpu)
     print(f"{chip.name:14} {gpu_facts.describe(section)}", flush=True)
-    return replace(board, vulkan=section).gpu_target()
+    return replace(board, vulkan=section)
+
+
+def proof(chip: Chip, board: Board) -> str | None:
+    """What is wrong with how the runtime's proof ends where nothing is computed; None if nothing is."""
+    from edgellm.compile import build
+    from edgellm.precision import Options
+
+    bundle = build(SMALL, board, Options("w4a8"), device="both").bundle.path
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "bundle"
+        shutil.copytree(bundle, copy)  # it writes beside what it proves
+        argv = [str(command(chip)), str(copy / "edgellm-rt"), "golden", str(copy), "--device", "vulkan"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
+    return None if _SAYS in done.stderr else f"{done.returncode}, {done.stderr.strip()[-300:] or done.stdout[-300:]}"
 
 
 def configurations(models: Sequence[str], families: bool) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -84,9 +101,11 @@ def _unpacked(code: bytes) -> dict[str, bytes]:
     return {code[n : n + size].decode(): code[at : at + length] for n, size, at, length in entries}
 
 
-def run(chip: Chip, models: Sequence[tuple[str, dict[str, Any]]], schemes: Sequence[str]) -> list[dict[str, Any]]:
+def run(
+    chip: Chip, board: Board, models: Sequence[tuple[str, dict[str, Any]]], schemes: Sequence[str]
+) -> list[dict[str, Any]]:
     """What the chip's driver makes of each different module: its first name, and Compiled's fields."""
-    target = target_for(chip)
+    target = board.gpu_target()
     gpu = target.gpu
     assert gpu is not None
     named: dict[str, bytes] = {}
@@ -101,7 +120,9 @@ def run(chip: Chip, models: Sequence[tuple[str, dict[str, Any]]], schemes: Seque
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "kernels.spv"
         file.write_bytes(pack_modules(named, gpu))
-        return [{**asdict(each), "spills": each.spills, "bytes": len(named[each.kernel])} for each in compiled(chip, file)]
+        return [
+            {**asdict(each), "spills": each.spills, "bytes": len(named[each.kernel])} for each in compiled(chip, file)
+        ]
 
 
 def report(chip: Chip, found: Sequence[dict[str, Any]]) -> bool:
@@ -133,12 +154,16 @@ def main(arguments: Sequence[str]) -> int:
     document, good = {}, True
     for name in args.chips.split(","):
         try:
-            found = run(CHIPS[name], models, args.schemes.split(","))
+            board = board_for(CHIPS[name])
+            found = run(CHIPS[name], board, models, args.schemes.split(","))
+            wrong = proof(CHIPS[name], board)
         except (EdgeError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"{name:14} {error}")
             good = False
             continue
-        good = report(CHIPS[name], found) and good
+        good = report(CHIPS[name], found) and wrong is None and good
+        if wrong is not None:
+            print(f"    the proof ended with {wrong}")
         document[name] = found
     if args.json:
         args.json.write_text(json.dumps(document) + "\n")

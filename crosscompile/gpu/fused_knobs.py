@@ -101,7 +101,7 @@ def default_fused(work: Fused, gpu: Gpu) -> FusedKnobs:
     wanted = few if work.source.rows // rows <= _FEW_WORKGROUPS else many
     if work.kind == "rotated_linear":
         wanted = rotated
-    most = min(wanted, gpu.invocations, rows * schedule.team)
+    most = min(wanted, gpu.invocations, rows * schedule.team // schedule.team_rows)
     # whole teams, of as many rows each
     return FusedKnobs(1 << most.bit_length() - 1, schedule.team, schedule.weights)
 
@@ -118,7 +118,7 @@ def fused_candidates(work: Fused, gpu: Gpu) -> tuple[FusedKnobs, ...]:
     teams = [team for team in _TEAMS if team == _TEAMS[0] or team // 2 < work.source.blocks]
     for threads in (128, 256, 512, 1024):
         for team in teams:
-            for loads in (4, 8, 16):
+            for loads in (2, 4, 8, 16):
                 knobs = FusedKnobs(threads, team, loads)
                 if (
                     rows <= threads <= min(gpu.invocations, rows * team)

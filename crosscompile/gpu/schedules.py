@@ -25,7 +25,8 @@ class Schedule:
     loads       numbers of the cache that a thread has on their way together for a single row: each takes a register
     fused       of a token's fused layers: threads of a workgroup, of one of few workgroups, of one that rotates
     team        threads of those that share the columns of a row of the weight
-    weights     loads of weights, 16 bytes each, that one of those has on their way together
+    team_rows   rows of the weight that a team has at least
+    weights     loads of weights, 16 bytes each, that a thread has on their way together
     rolled      drivers are asked not to unroll loops: Mesa's for Mali, Adreno and V3D otherwise run out of registers
     written     products of a tile are written out instead of a loop, for which V3D alone lacks the registers
     """
@@ -38,9 +39,10 @@ class Schedule:
     splits: int
     queries: int
     loads: int
-    fused: tuple[int, int, int] = (256, 256, 256)
+    fused: tuple[int, int, int] = (512, 512, 512)
     team: int = 16
-    weights: int = 4
+    team_rows: int = 2
+    weights: int = 2
     rolled: bool = True
     written: bool = True
 
@@ -57,6 +59,7 @@ SCHEDULES = {
         loads=64,
         fused=(256, 1024, 128),
         team=32,
+        team_rows=1,
         weights=8,
         rolled=False,
     ),

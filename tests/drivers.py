@@ -47,6 +47,14 @@ def _adreno(name: str) -> Chip:
     return Chip(f"adreno-{name}", "x86_64", "freedreno", "freedreno", {"FD_GPU_ID": name})
 
 
+def _radeon(name: str) -> Chip:
+    return Chip(f"radeon-{name}", "x86_64", "radeon", "amdgpu", {"AMDGPU_GPU_ID": name})
+
+
+def _nvidia(name: str, chipset: str) -> Chip:
+    return Chip(f"nvidia-{name}", "x86_64", "nouveau", "nouveau", {"NOUVEAU_CHIPSET": chipset})
+
+
 CHIPS = {
     chip.name: chip
     for chip in (
@@ -55,9 +63,9 @@ CHIPS = {
         Chip("mali-g610", "aarch64", "panfrost", "panfrost", {"PAN_GPU_ID": "a867"}),  # Orange Pi 5, ROCK 5B
         Chip("mali-g310", "aarch64", "panfrost", "panfrost", {"PAN_GPU_ID": "ac04"}),
         *map(_adreno, ("660", "730", "740", "750", "830")),  # Snapdragon 888, 8 Gen 1 to 3, 8 Elite
-        Chip("radeon-vega", "x86_64", "radeon", "amdgpu"),  # in Ryzens
+        *map(_radeon, ("renoir", "navi21", "navi31", "gfx1201")),  # in Ryzens; RDNA 2; 3 and 4, with matrix units
+        *(_nvidia(*each) for each in (("turing", "167"), ("ampere", "172"), ("orin", "17b"), ("ada", "192"))),
         Chip("apple-m1", "x86_64", "asahi", "asahi"),
-        Chip("nvidia-kepler", "x86_64", "nouveau", "nouveau"),
     )
 }
 LAVAPIPE = Chip("lavapipe", "x86_64", "lvp")
@@ -115,8 +123,9 @@ def _probe(arch: str) -> Path:
     made = _root(arch) / "pipelines"
     if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
         zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.2.28", "-O2", "-std=c11"]
-        include = f"-I{_ROOT / 'runtime_c' / 'third_party' / 'vulkan'}"
-        subprocess.run([*zig, "-D_GNU_SOURCE", include, str(source), "-ldl", "-o", str(made)], check=True)
+        runtime = _ROOT / "runtime_c"
+        include = [f"-I{runtime / each}" for each in ("third_party/vulkan", "vulkan", "include", "src")]
+        subprocess.run([*zig, "-D_GNU_SOURCE", *include, str(source), "-ldl", "-o", str(made)], check=True)
     return made
 
 

@@ -56,7 +56,7 @@ def board_for(chip: Chip) -> Board:
         lacks = ", ".join(f"{each.name} lacks {each.lacks}" for each in devices) or done.stderr.strip()
         raise RuntimeError(f"{chip.name}: {lacks}")
     assert board.vulkan is not None
-    section = gpu_facts.asked(replace(board.vulkan, subgroup=0), gpu)
+    section = gpu_facts.asked(replace(board.vulkan, subgroup=gpu.subgroup if gpu.matrices else 0), gpu)
     print(f"{chip.name:14} {gpu_facts.describe(section)}", flush=True)
     return replace(board, vulkan=section)
 

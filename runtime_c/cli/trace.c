@@ -233,8 +233,16 @@ static ellm_status print_head(const engine *e, size_t n, size_t rows, ellm_error
     buffer_put(&head, "{\"trace\":1,\"name\":", 18);
     buffer_put_json(&head, e->info.name, strlen(e->info.name));
     buffer_print(&head,
-                 ",\"scheme\":\"%s\",\"tier\":\"%s\",\"manifest\":\"%s\",\"tokens\":%zu,\"rows\":%zu,\"threads\":%d}\n",
+                 ",\"scheme\":\"%s\",\"tier\":\"%s\",\"manifest\":\"%s\",\"tokens\":%zu,\"rows\":%zu,\"threads\":%d",
                  e->info.scheme, e->info.tier, ellm_model_sha256(e->model), n, rows, (int)engine_threads_prefill(e));
+#ifdef ELLM_VULKAN
+    ellm_device_info device;
+    if (ellm_context_get_device(e->context, &device)) {
+        buffer_put(&head, ",\"gpu\":", 7);
+        buffer_put_json(&head, device.name, strlen(device.name));
+    }
+#endif
+    buffer_put(&head, "}\n", 2);
     ellm_status status = output_write(head.data, head.n, error);
     buffer_free(&head);
     return status;

@@ -158,9 +158,11 @@ class Trial:
 
     def run(self, folder: Path) -> Verdict:
         """Runs both. folder: where the GPU's trace is kept for `evidence`. Raises RemoteError, RuntimeFailedError."""
-        theirs = run_trace(self.gpu.model, self._tokens, self._n_rows, self._options, data=True)
+        theirs = run_trace(self.gpu.model, self.reference.plan, self._tokens, self._n_rows, self._options, data=True)
         self._file(folder).write_bytes(theirs)
-        ours = run_trace(self.reference.model, self._tokens, self._n_rows, self._following(folder), data=True)
+        ours = run_trace(
+            self.reference.model, self.reference.plan, self._tokens, self._n_rows, self._following(folder), data=True
+        )
         names = [
             str(trace_head(text, each.name).get("gpu") or each.name)
             for text, each in ((theirs, self.gpu), (ours, self.reference))
@@ -188,8 +190,7 @@ class Trial:
                 break
             cause, detail = "inputs", f"{what}, which was written rightly, was changed before it was read"
         same = all(
-            deviation(self._kind(launch, place, data), launch.function.n, data, expected.after[place]) is None
-            for place, data in found.after.items()
+            self._one(launch, place, data, expected.after[place], False) is None for place, data in found.after.items()
         )
         if same and cause == "kernel":
             cause, detail = "unsteady", "the second time it was right: heat, voltage, memory, or a race"
@@ -201,9 +202,13 @@ class Trial:
             if len(a.data) != len(b.data):
                 raise BundleError(f"{self.gpu.name}: {launch.name} wrote {len(a.data)} bytes, here {len(b.data)}")
             ties = kind == "<i4" and "<f4" in kinds
-            if (difference := deviation(kind, launch.function.n, a.data, b.data, a.argument, ties)) is not None:
+            if (difference := self._one(launch, a.argument, a.data, b.data, ties)) is not None:
                 return difference
         return None
+
+    def _one(self, launch: Launch, place: int, found: bytes, expected: bytes, ties: bool) -> Difference | None:
+        kind, scaled = self._kind(launch, place, found), launch.step.arguments[place].bind == "s"
+        return deviation(kind, launch.function.n, found, expected, place, ties=ties, scaled=scaled)
 
     def _kind(self, launch: Launch, argument: int, data: bytes) -> str:
         module = self.reference.modules.get(launch.step.kernel)

@@ -94,22 +94,32 @@ def _elements(code: bytes) -> dict[int, str]:
 
 
 def deviation(
-    kind: str, n_rows: int, found: bytes, expected: bytes, argument: int = 0, ties: bool = False
+    kind: str,
+    n_rows: int,
+    found: bytes,
+    expected: bytes,
+    argument: int = 0,
+    *,
+    ties: bool = False,
+    scaled: bool = False,
 ) -> Difference | None:
     """Where a kernel wrote something else than it should, beyond the tolerance; None if nowhere.
 
     n_rows: of its function; a buffer that has as many equal parts is taken to be rows. ties: they are ids of experts.
+    scaled: among int8 lie their scales, float32, as in a KV cache; words that are close as such are right.
     """
     a, b = (np.frombuffer(data, kind) for data in (found, expected))
-    wide, wanted = a.astype(np.float64), b.astype(np.float64)
     with np.errstate(invalid="ignore"):
+        wide, wanted = a.astype(np.float64), b.astype(np.float64)
         distance = np.abs(wide - wanted)
     if kind in TOLERANCES:
         wrong = ~(distance <= TOLERANCES[kind] * _scale(wanted, n_rows))
         wrong &= ~((np.isnan(wide) & np.isnan(wanted)) | (wide == wanted))
     else:
         wrong = distance > 0
-        if kind == "i1" and distance.max(initial=0) <= 1:
+        if kind == "i1" and scaled:
+            wrong &= ~_same_scales(found, expected)
+        if kind == "i1" and distance[wrong].max(initial=0) <= 1:
             wrong &= not _few(wrong, ROUNDED_SHARE)
         elif ties:
             wrong &= not _few(wrong, TIED_SHARE)
@@ -120,6 +130,14 @@ def deviation(
     largest = float(finite.max()) if finite.size else float("nan")
     numbers = (float(wide[first]), float(wanted[first]))
     return Difference(argument, int(np.count_nonzero(wrong)), wrong.size, first, *numbers, largest)
+
+
+def _same_scales(found: bytes, expected: bytes) -> np.ndarray:
+    """(bytes,) whether the word around a byte is, as float32, within the tolerance."""
+    with np.errstate(invalid="ignore"):
+        a, b = (np.frombuffer(data[: len(data) // 4 * 4], "<f4").astype(np.float64) for data in (found, expected))
+        same = np.abs(a - b) <= TOLERANCES["<f4"] * np.abs(b)
+    return np.pad(same.repeat(4), (0, len(found) % 4))
 
 
 def _few(wrong: np.ndarray, share: float) -> bool:

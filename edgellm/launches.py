@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,19 +82,32 @@ def trace(
 
     Raises RemoteError or RuntimeFailedError; CommandError also where the answer does not fit the plan.
     """
-    text = run_trace(model, tokens, n_rows, options, data)
+    text = run_trace(model, plan, tokens, n_rows, options, data)
     yield from read_trace(text, model.remote.name, plan, len(tokens), n_rows, data)
 
 
 def run_trace(
-    model: InstalledModel, tokens: Sequence[int], n_rows: int, options: Sequence[str], data: bool = False
+    model: InstalledModel, plan: Plan, tokens: Sequence[int], n_rows: int, options: Sequence[str], data: bool = False
 ) -> bytes:
-    """What `edgellm-rt trace` prints. Raises RemoteError or RuntimeFailedError."""
+    """What `edgellm-rt trace` prints. Raises RemoteError or RuntimeFailedError, which name the step it ended in."""
     argv = [*_argv(model, tokens, n_rows, options), *(["--data"] if data else [])]
     result = model.remote.run(argv, silence_s=_TRACE_S, limit_bytes=_LIMIT_BYTES)
     if result.status != 0:
-        raise failure(model.remote, "edgellm-rt trace", result.status, result.stderr)
+        error = failure(model.remote, "edgellm-rt trace", result.status, result.stderr)
+        reached = _reached(result.stdout, model.remote.name, plan, len(tokens), n_rows, data)
+        error.args = (f"{error}{reached}", *error.args[1:])
+        raise error
     return result.stdout
+
+
+def _reached(text: bytes, where: str, plan: Plan, n_tokens: int, n_rows: int, data: bool) -> str:
+    """In which step a trace ended that is not whole; "" if it did not begin."""
+    n = 0
+    with contextlib.suppress(CommandError):
+        for _ in read_trace(text, where, plan, n_tokens, n_rows, data):
+            n += 1
+    every = launches(plan, n_tokens, n_rows)
+    return f"; it ended in {every[n].name} (kernel {every[n].step.kernel})" if text and n < len(every) else ""
 
 
 def read_trace(

@@ -99,7 +99,7 @@ def main(args: argparse.Namespace) -> int:
     """Runs `edgellm compare`. 0: everything is as it should be, 1: something differs."""
     if args.replay is not None:
         return _replay(args)
-    if args.model is None:
+    if args.model is None and not (args.device == "vulkan" and args.board and args.name):
         raise UsageError("which model? `edgellm compare MODEL --board BOARD`")
     if args.rows is not None and not 1 <= args.rows <= 64:
         raise UsageError(f"--rows {args.rows} is not from 1 to 64")

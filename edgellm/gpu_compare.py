@@ -105,6 +105,8 @@ def open_gpu_bundle(remote: Remote, name: str, path: str, program: str | None = 
     grids = {kernel["name"]: kernel.get("grid", []) for kernel in json.loads(text)["kernels"]}
     modules = read_modules(fetch(remote, f"{path}/kernels.spv", 1 << 30), where)
     model = InstalledModel(remote, name, path, program)
+    if missing := {step.kernel for each in plan.functions.values() for step in each.steps} - modules.keys():
+        raise BundleError(f"{where}: kernels.spv lacks {min(missing)}; compile the model again")
     return GpuBundle(model, plan, modules, hashlib.sha256(manifest).hexdigest(), grids, vocab)
 
 
@@ -207,12 +209,13 @@ class Trial:
         return None
 
     def _one(self, launch: Launch, place: int, found: bytes, expected: bytes, ties: bool) -> Difference | None:
+        kernel, rows = launch.step.kernel, launch.function.n
         kind, scaled = self._kind(launch, place, found), launch.step.arguments[place].bind == "s"
-        return deviation(kind, launch.function.n, found, expected, place, ties=ties, scaled=scaled)
+        tolerance = self.reference.modules[kernel].tolerance(kernel)
+        return deviation(kind, rows, found, expected, place, tolerance=tolerance, ties=ties, scaled=scaled)
 
     def _kind(self, launch: Launch, argument: int, data: bytes) -> str:
-        module = self.reference.modules.get(launch.step.kernel)
-        return "u1" if module is None else module.kind(argument, len(data), written=True)
+        return self.reference.modules[launch.step.kernel].kind(argument, len(data), written=True)
 
     def _read(self, text: bytes, where: GpuBundle) -> Iterator[tuple[Launch, list[Output]]]:
         return read_trace(text, where.name, self.reference.plan, len(self._tokens), self._n_rows, data=True)

@@ -127,7 +127,7 @@ def _board(args: argparse.Namespace, board: str, show: Show) -> Iterator[GpuBund
             model = find_model(remote, wanted)
         except BoardError as error:
             raise BoardError(
-                f"{error}; send it with `edgellm deploy --device vulkan {args.model} --board {board}`"
+                f"{error}; send it with `edgellm deploy --device vulkan {args.model or 'MODEL'} --board {board}`"
             ) from error
         yield open_gpu_bundle(remote, model.name, model.path, model.program)
 

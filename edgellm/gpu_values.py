@@ -16,8 +16,12 @@ from crosscompile.spirv.container import MAGIC
 from edgellm.errors import BundleError
 from edgellm.stepwise import Difference
 
-TOLERANCES = {"<f4": 1e-3, "<f2": 2e-3}
-"""Of floats, relative to the largest of the NEIGHBOURS around, or a sixteenth of their row's largest if that is more."""
+TOLERANCE, ATTENTION, MATRICES = 1e-4, 1e-3, 2e-3
+"""Of float32, relative to the largest of the NEIGHBOURS around, or a sixteenth of their row's largest if that is more.
+Attention raises e to sums, so that what is 10⁻⁶ of a large score is more of a weight; matrix units add in ways of their
+own."""
+HALVES = 2e-3
+"""Of float16, at least: its last place is 10⁻³."""
 NEIGHBOURS = 32
 ROUNDED_SHARE = 0.05
 """Of int8, which may be off by one."""
@@ -25,9 +29,10 @@ TIED_SHARE = 0.02
 """Of the experts' ids that a router writes beside their weights; it may choose either of two that are tied."""
 HUGE = 1e30
 """From here on it is the mark of an attention that saw nothing, or an infinity: no number to be relative to."""
-_TINY = 1e-37
+_TINY = 1e-33
 
-_BITS, _SIGNED, _FLOAT, _VECTOR, _ARRAYS, _STRUCT, _POINTER = 21, 21, 22, 23, (28, 29), 30, 32
+_CAPABILITY, _MATRICES = 17, 6022
+_BITS, _FLOAT, _VECTOR, _ARRAYS, _STRUCT, _POINTER = 21, 22, 23, (28, 29), 30, 32
 _VARIABLE, _DECORATE, _BINDING = 59, 71, 33
 _STORED = {"u32": "<u4", "i32": "<i4", "u16": "<u2", "i16": "<i2", "u8": "u1", "i8": "i1", "f32": "<f4", "f16": "<f2"}
 _WRITTEN = {**_STORED, "u32": "i1", "u8": "i1"}
@@ -36,10 +41,17 @@ _WRITTEN = {**_STORED, "u32": "i1", "u8": "i1"}
 
 @dataclass(frozen=True)
 class Module:
-    """A kernel. elements: of its buffers, by binding: "f32", "u16"."""
+    """A kernel. elements: of its buffers, by binding: "f32", "u16"; on_matrices: it multiplies on matrix units."""
 
     code: bytes
     elements: Mapping[int, str]
+    on_matrices: bool = False
+
+    def tolerance(self, kernel: str) -> float:
+        """Of the float32 that the kernel of this name writes."""
+        if self.on_matrices:
+            return MATRICES
+        return ATTENTION if "attention" in kernel else TOLERANCE
 
     def kind(self, argument: int, n_bytes: int, written: bool) -> str:
         """NumPy's type of what lies in a buffer, which may be a part of it; bytes where that is not plain."""
@@ -59,18 +71,18 @@ def read_modules(data: bytes, where: str) -> dict[str, Module]:
         for entry in range(count):
             name, n_name, start, size = struct.unpack_from("<4I", data, len(MAGIC) + 8 + 16 * entry)
             code = data[start : start + size]
-            found[data[name : name + n_name].decode()] = Module(code, _elements(code))
+            found[data[name : name + n_name].decode()] = Module(code, *_look(code))
         return found
     except (ValueError, struct.error, LookupError) as error:
         raise BundleError(f"{where}: kernels.spv is damaged; compile the model again") from error
 
 
-def _elements(code: bytes) -> dict[int, str]:
-    """Types by binding. ValueError, struct.error or LookupError for what is no module."""
+def _look(code: bytes) -> tuple[dict[int, str], bool]:
+    """Types by binding, and whether there are matrices. ValueError, struct.error or LookupError for what is no module."""
     words = struct.unpack(f"<{len(code) // 4}I", code)
     types: dict[int, str] = {}
     bindings: dict[int, int] = {}
-    made = {}
+    made, on_matrices = {}, False
     at = 5
     while at < len(words):
         n_words, opcode = words[at] >> 16, words[at] & 0xFFFF
@@ -78,7 +90,9 @@ def _elements(code: bytes) -> dict[int, str]:
             raise ValueError
         operands = words[at + 1 : at + n_words]
         at += n_words
-        if opcode == _BITS:
+        if opcode == _CAPABILITY:
+            on_matrices = on_matrices or operands[0] == _MATRICES
+        elif opcode == _BITS:
             types[operands[0]] = f"{'i' if operands[2] else 'u'}{operands[1]}"
         elif opcode == _FLOAT:
             types[operands[0]] = f"f{operands[1]}"
@@ -90,7 +104,7 @@ def _elements(code: bytes) -> dict[int, str]:
             bindings[operands[0]] = operands[2]
         elif opcode == _VARIABLE and operands[1] in bindings:
             made[bindings[operands[1]]] = types[operands[0]]
-    return made
+    return made, on_matrices
 
 
 def deviation(
@@ -100,20 +114,22 @@ def deviation(
     expected: bytes,
     argument: int = 0,
     *,
+    tolerance: float = TOLERANCE,
     ties: bool = False,
     scaled: bool = False,
 ) -> Difference | None:
     """Where a kernel wrote something else than it should, beyond the tolerance; None if nowhere.
 
-    n_rows: of its function; a buffer that has as many equal parts is taken to be rows. ties: they are ids of experts.
+    tolerance: of float32. n_rows: of its function; a buffer that has as many equal parts is taken to be rows. ties: they are ids of experts.
     scaled: among int8 lie their scales, float32, as in a KV cache; words that are close as such are right.
     """
     a, b = (np.frombuffer(data, kind) for data in (found, expected))
     with np.errstate(invalid="ignore"):
         wide, wanted = a.astype(np.float64), b.astype(np.float64)
         distance = np.abs(wide - wanted)
-    if kind in TOLERANCES:
-        wrong = ~(distance <= TOLERANCES[kind] * _scale(wanted, n_rows))
+    if kind in ("<f4", "<f2"):
+        allowed = tolerance if kind == "<f4" else max(tolerance, HALVES)
+        wrong = ~(distance <= allowed * _scale(wanted, n_rows))
         wrong &= ~((np.isnan(wide) & np.isnan(wanted)) | (wide == wanted))
     else:
         wrong = distance > 0
@@ -136,7 +152,7 @@ def _same_scales(found: bytes, expected: bytes) -> np.ndarray:
     """(bytes,) whether the word around a byte is, as float32, within the tolerance."""
     with np.errstate(invalid="ignore"):
         a, b = (np.frombuffer(data[: len(data) // 4 * 4], "<f4").astype(np.float64) for data in (found, expected))
-        same = np.abs(a - b) <= TOLERANCES["<f4"] * np.abs(b)
+        same = np.abs(a - b) <= TOLERANCE * np.abs(b)
     return np.pad(same.repeat(4), (0, len(found) % 4))
 
 

@@ -99,10 +99,7 @@ def _prompts(args: argparse.Namespace, gpu: GpuBundle) -> Iterator[tuple[list[in
     from edgellm.compare_cli import parse_tokens
 
     sizes = sorted({n for role, n in gpu.plan.functions if role == "body"})
-    if args.rows is not None:
-        chosen = [args.rows]
-    else:
-        chosen = [n for n in sizes if 1 < n <= _ROWS] or [1]
+    chosen = [args.rows] if args.rows is not None else [n for n in sizes if 1 < n <= _ROWS] or [1]
     for rows in chosen:
         text = args.tokens or str(rows + 1)  # a single row follows
         yield parse_tokens(text, gpu.vocab), rows

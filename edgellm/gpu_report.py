@@ -89,11 +89,11 @@ from the same buffers. Binding {wrong.difference.argument}: {wrong.difference}.
 
 Cause, as far as edgellm can say: {evidence.cause}; {evidence.detail}.
 
-`kernel.spv` is the shader (`spirv-dis`, `spirv-val --target-env vulkan1.1`), with the entry point "main"; all buffers are
-storage buffers of set 0. `{DESCRIPTION}` says how many workgroups are dispatched, the push constants (int32), and for each
-binding what lay there before (`before`), what {verdict.reference} leaves there (`expected`) and what the GPU left
-(`written`). The files are NumPy's; a buffer of uint32 that the shader writes holds four int8 a word. A buffer without
-`before` is only written; what it held does not matter.
+`kernel.spv` is the shader (`spirv-dis`, `spirv-val --target-env vulkan1.1`), with the entry point "main"; all buffers
+are storage buffers of set 0. `{DESCRIPTION}` says how many workgroups are dispatched, the push constants (int32), and
+for each binding what lay there before (`before`), what {verdict.reference} leaves there (`expected`) and what the GPU
+left (`written`). The files are NumPy's; a buffer of uint32 that the shader writes holds four int8 a word. A buffer
+without `before` is only written; what it held does not matter.
 """
 
 

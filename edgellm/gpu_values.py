@@ -78,7 +78,10 @@ def read_modules(data: bytes, where: str) -> dict[str, Module]:
 
 
 def _look(code: bytes) -> tuple[dict[int, str], bool]:
-    """Types by binding, and whether there are matrices. ValueError, struct.error or LookupError for what is no module."""
+    """Types by binding, and whether there are matrices.
+
+    ValueError, struct.error or LookupError for what is no module.
+    """
     words = struct.unpack(f"<{len(code) // 4}I", code)
     types: dict[int, str] = {}
     bindings: dict[int, int] = {}
@@ -120,8 +123,9 @@ def deviation(
 ) -> Difference | None:
     """Where a kernel wrote something else than it should, beyond the tolerance; None if nowhere.
 
-    tolerance: of float32. n_rows: of its function; a buffer that has as many equal parts is taken to be rows. ties: they are ids of experts.
-    scaled: among int8 lie their scales, float32, as in a KV cache; words that are close as such are right.
+    n_rows: of its function; a buffer that has as many equal parts is taken to be rows. tolerance: of float32. ties:
+    they are ids of experts. scaled: among int8 lie their scales, float32, as in a KV cache; words that are close as
+    such are right.
     """
     a, b = (np.frombuffer(data, kind) for data in (found, expected))
     with np.errstate(invalid="ignore"):
@@ -169,4 +173,5 @@ def _scale(wanted: np.ndarray, n_rows: int) -> np.ndarray:
     near = padded.reshape(len(rows), -1, NEIGHBOURS).max(axis=2, initial=0.0).repeat(NEIGHBOURS, axis=1)
     scale = np.maximum(near[:, : rows.shape[1]], rows.max(axis=1, keepdims=True, initial=0.0) / 16)
     scale = np.maximum(scale.reshape(-1), _TINY)
-    return np.where(np.abs(wanted) < HUGE, scale, np.abs(wanted))
+    made: np.ndarray = np.where(np.abs(wanted) < HUGE, scale, np.abs(wanted))
+    return made

@@ -75,8 +75,7 @@ static bool writes(const ellm_observed *now, uint32_t step, uint32_t argument) {
     return now->function->steps[step].kernel->parameters[argument].writes;
 }
 
-static ellm_status read_part(const ellm_observed *now, uint32_t step, uint32_t argument, part p,
-                             const uint8_t **data) {
+static ellm_status read_part(const ellm_observed *now, uint32_t step, uint32_t argument, part p, const uint8_t **data) {
     return ellm_observed_data(now, step, argument, p.offset, p.bytes, data);
 }
 
@@ -228,21 +227,28 @@ static ellm_status trace(engine *e, tracer *t, const int32_t *ids, size_t n, siz
     return status;
 }
 
+#ifdef ELLM_VULKAN
+#define TRACE_END "" /* the GPU's name follows */
+#else
+#define TRACE_END "}\n"
+#endif
+
 static ellm_status print_head(const engine *e, size_t n, size_t rows, ellm_error *error) {
     buffer head = {0};
     buffer_put(&head, "{\"trace\":1,\"name\":", 18);
     buffer_put_json(&head, e->info.name, strlen(e->info.name));
-    buffer_print(&head,
-                 ",\"scheme\":\"%s\",\"tier\":\"%s\",\"manifest\":\"%s\",\"tokens\":%zu,\"rows\":%zu,\"threads\":%d",
-                 e->info.scheme, e->info.tier, ellm_model_sha256(e->model), n, rows, (int)engine_threads_prefill(e));
+    buffer_print(
+        &head,
+        ",\"scheme\":\"%s\",\"tier\":\"%s\",\"manifest\":\"%s\",\"tokens\":%zu,\"rows\":%zu,\"threads\":%d" TRACE_END,
+        e->info.scheme, e->info.tier, ellm_model_sha256(e->model), n, rows, (int)engine_threads_prefill(e));
 #ifdef ELLM_VULKAN
     ellm_device_info device;
     if (ellm_context_get_device(e->context, &device)) {
         buffer_put(&head, ",\"gpu\":", 7);
         buffer_put_json(&head, device.name, strlen(device.name));
     }
-#endif
     buffer_put(&head, "}\n", 2);
+#endif
     ellm_status status = output_write(head.data, head.n, error);
     buffer_free(&head);
     return status;

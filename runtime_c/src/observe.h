@@ -5,8 +5,8 @@
 #define ELLM_OBSERVE_H
 
 #include "context.h"
-#include "plan.h"
 #include "gpu.h"
+#include "plan.h"
 #include "pool.h"
 
 /* A function under way, and what its steps are bound to. */
@@ -39,8 +39,17 @@ int32_t ellm_observed_rows(const ellm_observed *now);
 /* Bytes that an argument of a step spans. */
 uint64_t ellm_observed_bytes(const ellm_observed *now, uint32_t step, uint32_t argument);
 /* Some bytes of an argument of the step under way, valid until the next call. GPU_LOST, NO_MEMORY. */
+#ifdef ELLM_VULKAN
 ellm_status ellm_observed_data(const ellm_observed *now, uint32_t step, uint32_t argument, uint64_t offset,
                                uint64_t bytes, const uint8_t **data);
+#else
+static inline ellm_status ellm_observed_data(const ellm_observed *now, uint32_t step, uint32_t argument,
+                                             uint64_t offset, uint64_t bytes, const uint8_t **data) {
+    (void)bytes;
+    *data = (const uint8_t *)now->launches[step].pointers[argument] + offset;
+    return ELLM_OK;
+}
+#endif
 /* Most steps of any function of the plan. */
 uint32_t ellm_observed_steps(const ellm_plan *plan);
 

@@ -77,8 +77,8 @@ ellm_status ellm_gpu_clear(ellm_gpu *gpu) {
     ellm_status status = ellm_gpu_put(gpu, &where, 0, plan->arena_bytes, NULL);
     for (uint32_t i = 0; i < plan->n_states && status == ELLM_OK; i++) {
         where = (ellm_plan_argument){.bind = ELLM_BIND_STATE, .value = i};
-        status = ellm_gpu_put(gpu, &where, 0, plan->state_bytes[i] * gpu->source.symbols[ellm_plan_state_count(plan, i)],
-                              NULL);
+        status = ellm_gpu_put(gpu, &where, 0,
+                              plan->state_bytes[i] * gpu->source.symbols[ellm_plan_state_count(plan, i)], NULL);
     }
     return status;
 }

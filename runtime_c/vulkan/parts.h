@@ -80,8 +80,8 @@ struct ellm_gpu {
     ellm_vulkan_buffer stage; /* transfer.c; none before it is needed */
     uint8_t *looked;          /* look.c: what was read last */
     uint64_t looked_cap;
-    ellm_status lost;         /* what went wrong once stays wrong */
-    bool is_stuck;            /* it did not answer: whatever it was given may still be in use */
+    ellm_status lost; /* what went wrong once stays wrong */
+    bool is_stuck;    /* it did not answer: whatever it was given may still be in use */
 };
 
 /* Picks a device that can do what `needs` says, the most capable kind first. GPU_MISSING names what each lacks. */

@@ -3,9 +3,9 @@
     python -m tests.campaigns.gpu_faults [--seed N] [--count N] [--through COMMAND]
 
 Of each model, its sound bundle is compared first, in which nothing may be wrong. Then `count` copies, each with one
-instruction or constant of one module changed. A fault that is not found is followed once more: where that gives the same
-bits, it has no effect on this prompt. --through: how the sound bundle's program is started there, for another lavapipe
-(`~/.cache/edgellm/lavapipe-sid/run`, which `make matrices` fetches); then no faults are tried.
+instruction or constant of one module changed. A fault that is not found is followed once more: where that gives the
+same bits, it has no effect on this prompt. --through: how the sound bundle's program is started there, for another
+lavapipe (`~/.cache/edgellm/lavapipe-sid/run`, which `make matrices` fetches); then no faults are tried.
 """
 
 from __future__ import annotations

@@ -77,9 +77,7 @@ def test_a_step_is_shown_whole(reference: GpuBundle, sound: Path) -> None:
     assert any(read in shard.read_bytes() for shard in (sound / "weights").glob("*.safetensors"))
 
 
-def test_memory_that_the_processor_does_not_see_is_shown_too(
-    reference: GpuBundle, sound: Path, loader: Path
-) -> None:
+def test_memory_that_the_processor_does_not_see_is_shown_too(reference: GpuBundle, sound: Path, loader: Path) -> None:
     apart = board(sound, LD_LIBRARY_PATH=str(loader), FAULT="apart:1:0")
     verdict, _ = judged(Trial(apart, reference, TOKENS, ROWS))
     assert verdict.n_steps == 130

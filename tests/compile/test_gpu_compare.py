@@ -19,9 +19,9 @@ from edgellm.errors import EdgeError, UsageError
 from edgellm.gpu_compare import GpuBundle, Trial, judged, lavapipe, open_gpu_bundle, open_reference, same_bundle
 from edgellm.launches import run_trace, show_launch, trace
 from edgellm.local_remote import LocalRemote
+from edgellm.machine import open_machine
 from edgellm.precision import Options
-from edgellm.runtime_program import InstalledModel
-from tests.compile.test_compare import change_weights
+from tests.compile.test_compare import change_weights, reseal
 from tests.compile.test_vulkan import compile_for
 from tests.compile.test_vulkan_faults import faulty_loader
 from tests.server import MODEL
@@ -125,6 +125,29 @@ def test_weights_that_did_not_arrive_are_told_from_a_kernel(reference: GpuBundle
     assert WEIGHT in evidence.detail
 
 
+def test_what_an_earlier_step_wrote_over_is_told_from_a_kernel(
+    reference: GpuBundle, sound: Path, tmp_path: Path
+) -> None:
+    """The rotary table lies where the first layer's quantization writes its scales, in the board's plan."""
+    copy = shutil.copytree(sound, tmp_path / "bundle")
+    plan = json.loads((copy / "plan.json").read_text())
+    for function in plan["functions"]:
+        if (function["name"], function["n"]) == ("body", ROWS):
+            steps = function["steps"]
+            names = [plan["kernels"][step["kernel"]]["name"] for step in steps]
+            table = next(step["args"][-1] for step, name in zip(steps, names, strict=True) if "rope_table" in name)
+            place = next(i for i, name in enumerate(names) if "rms_norm_quant" in name)
+            scales = steps[place]["args"][-1]
+            steps[place]["args"][-1] = table
+            steps[place + 1]["args"] = [table if place == scales else place for place in steps[place + 1]["args"]]
+    (copy / "plan.json").write_text(json.dumps(plan))
+    verdict, evidence = judged(Trial(board(reseal(copy)), reference, TOKENS, ROWS))
+    assert "rope_append" in verdict.wrong[0].launch.step.kernel
+    assert evidence is not None
+    assert evidence.cause == "inputs"
+    assert "was changed before it was read" in evidence.detail
+
+
 def test_a_driver_that_dies_is_told_by_its_kernel(reference: GpuBundle, sound: Path, loader: Path) -> None:
     dying = board(sound, LD_LIBRARY_PATH=str(loader), FAULT="vkQueueSubmit:40:-4")
     with pytest.raises(EdgeError, match=r"GPU_LOST\); it ended in step \d+, body \d+: .* \(kernel body8_"):
@@ -198,4 +221,8 @@ def test_requests_that_make_no_sense(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_bundle_for_the_processor_says_so(bundle: Path) -> None:
     with pytest.raises(UsageError, match="is for the processor alone; deploy it with --device vulkan"):
         open_gpu_bundle(LocalRemote("board"), "ember", str(bundle))
-    assert InstalledModel(LocalRemote("board"), "ember", str(bundle)).program is None
+
+
+def test_a_bundle_for_gpus_says_so(sound: Path) -> None:
+    with pytest.raises(UsageError, match="is for a GPU alone; compare it with --device vulkan"):
+        open_machine(LocalRemote("board"), "ember", str(sound))

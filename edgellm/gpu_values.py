@@ -33,7 +33,7 @@ _TINY = 1e-33
 
 _CAPABILITY, _MATRICES = 17, 6022
 _BITS, _FLOAT, _VECTOR, _ARRAYS, _STRUCT, _POINTER = 21, 22, 23, (28, 29), 30, 32
-_VARIABLE, _DECORATE, _BINDING = 59, 71, 33
+_FUNCTION, _VARIABLE, _DECORATE, _BINDING = 54, 59, 71, 33
 _STORED = {"u32": "<u4", "i32": "<i4", "u16": "<u2", "i16": "<i2", "u8": "u1", "i8": "i1", "f32": "<f4", "f16": "<f2"}
 _WRITTEN = {**_STORED, "u32": "i1", "u8": "i1"}
 """Words that a kernel writes hold four int8."""
@@ -93,6 +93,8 @@ def _look(code: bytes) -> tuple[dict[int, str], bool]:
             raise ValueError
         operands = words[at + 1 : at + n_words]
         at += n_words
+        if opcode == _FUNCTION:
+            break  # everything is declared before
         if opcode == _CAPABILITY:
             on_matrices = on_matrices or operands[0] == _MATRICES
         elif opcode == _BITS:

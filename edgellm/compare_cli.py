@@ -4,6 +4,9 @@ Each --board runs what was deployed to it; this machine runs the same model too.
 a reference: NumPy's (the default; the same operations in the same order, so every bit must agree, on every tier), this
 machine's own run, or transformers' (scheme f32 only, within --tolerance). The first difference is written as a
 reproducer: a directory with the kernel, its inputs and what was expected, which runs alone.
+
+With --device vulkan, the boards' GPUs are compared with Mesa's lavapipe on this machine, which computes every step from
+what the GPU wrote before: so every kernel is judged alone (docs/vulkan.md).
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from crosscompile.target import DEVICES
 from edgellm.compile_cli import SCHEMES, StageDisplay
 from edgellm.errors import BoardError, UsageError
 from edgellm.terminal import one_line
@@ -30,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "examples:\n  edgellm compare ./MyModel --board kitchen --board virtual-rpi5\n"
         "  edgellm compare ./MyModel --scheme f32 --reference transformers\n"
-        "  edgellm compare --replay reproducer-kitchen-step-66 --board kitchen"
+        "  edgellm compare --replay reproducer-kitchen-step-66 --board kitchen\n"
+        "  edgellm compare ./MyModel --board phone --device vulkan"
     )
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="checkpoint directory or Hub id (org/name[@revision])"
@@ -49,8 +54,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scheme", choices=SCHEMES, metavar="SCHEME", help="of this machine's bundle, without --board (default: w4a8)"
     )
-    parser.add_argument("--tokens", default="10", metavar="N|IDS", help="so many arbitrary tokens, or ids as in 1,2,3,")
-    parser.add_argument("--rows", type=int, default=8, metavar="N", help="tokens fed at a time, 1 to 64 (default: 8)")
+    parser.add_argument(
+        "--device",
+        choices=DEVICES[:2],
+        default="cpu",
+        help="what is compared (default: cpu); vulkan: the GPU, with lavapipe here",
+    )
+    parser.add_argument(
+        "--bundle", type=Path, metavar="DIR", help="for vulkan: the board's bundle, if it was not compiled here"
+    )
+    parser.add_argument(
+        "--tokens",
+        metavar="N|IDS",
+        help="so many arbitrary tokens, or ids as in 1,2,3, (default: 10; of a GPU, as many as try every function)",
+    )
+    parser.add_argument(
+        "--rows",
+        type=int,
+        metavar="N",
+        help="tokens fed at a time, 1 to 64 (default: 8; of a GPU, each of its functions of up to 64 rows)",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="threads of every machine")
     parser.add_argument("-o", "--output", type=Path, metavar="DIR", help="where the reproducer is written")
     parser.add_argument("--replay", type=Path, metavar="DIR", help="run a reproducer on --board, or here, instead")
@@ -76,14 +99,19 @@ def main(args: argparse.Namespace) -> int:
     """Runs `edgellm compare`. 0: everything is as it should be, 1: something differs."""
     if args.replay is not None:
         return _replay(args)
-    if args.model is None:
+    if args.model is None and not (args.device == "vulkan" and args.board and args.name):
         raise UsageError("which model? `edgellm compare MODEL --board BOARD`")
-    if not 1 <= args.rows <= 64:
+    if args.rows is not None and not 1 <= args.rows <= 64:
         raise UsageError(f"--rows {args.rows} is not from 1 to 64")
     if args.host is not None and len(args.board) != 1:
         raise UsageError("--host goes with exactly one --board; give names to several with `edgellm boards add`")
     if args.tolerance is not None and not 0 < args.tolerance < 1:
         raise UsageError(f"--tolerance {args.tolerance} does not lie between 0 and 1")
+    if args.device == "vulkan":
+        return _main_gpus(args)
+    if args.bundle is not None:
+        raise UsageError("--bundle goes with --device vulkan")
+    args.rows, args.tokens = args.rows or 8, args.tokens or "10"
     with StageDisplay(quiet=args.json) as display:
         reference, outcomes = _compare(args, display.update)
     if args.json:
@@ -91,6 +119,18 @@ def main(args: argparse.Namespace) -> int:
     else:
         _show(reference, outcomes)
     return int(any(outcome.step for outcome in outcomes))
+
+
+def _main_gpus(args: argparse.Namespace) -> int:
+    from edgellm.gpu_compare_cli import compare_gpus, show_outcomes
+
+    with StageDisplay(quiet=args.json) as display:
+        outcomes = compare_gpus(args, display.update)
+    if args.json:
+        print(json.dumps({"reference": "lavapipe", "machines": [asdict(outcome) for outcome in outcomes]}))
+    else:
+        show_outcomes(outcomes)
+    return int(any(outcome.wrong_steps for outcome in outcomes))
 
 
 def _compare(args: argparse.Namespace, show: Show) -> tuple[str, list[Outcome]]:
@@ -106,7 +146,7 @@ def _compare(args: argparse.Namespace, show: Show) -> tuple[str, list[Outcome]]:
         machines = [*([host] if host is not None else []), *boards]
         if not machines:
             raise UsageError("this machine's CPU has no tier, so it cannot take part; name a board with --board")
-        ids = _tokens(args.tokens, int(source.config["vocab_size"]))
+        ids = parse_tokens(args.tokens, int(source.config["vocab_size"]))
         tolerance = (args.tolerance or _TOLERANCE) if args.reference == "transformers" else 0.0
         for machine in machines:
             if args.reference == "host" and machine is host and len(machines) > 1:
@@ -158,7 +198,7 @@ def _reference(args: argparse.Namespace, source: Any, machine: Any, host: Any, i
     return lambda plan: stepwise.NotedReference(name, notes, plan)
 
 
-def _tokens(text: str, vocab: int) -> list[int]:
+def parse_tokens(text: str, vocab: int) -> list[int]:
     """--tokens: a number of arbitrary ids, or the ids."""
     try:
         numbers = [int(part) for part in text.split(",") if part.strip()]

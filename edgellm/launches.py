@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -81,17 +82,48 @@ def trace(
 
     Raises RemoteError or RuntimeFailedError; CommandError also where the answer does not fit the plan.
     """
+    text = run_trace(model, plan, tokens, n_rows, options, data)
+    yield from read_trace(text, model.remote.name, plan, len(tokens), n_rows, data)
+
+
+def run_trace(
+    model: InstalledModel, plan: Plan, tokens: Sequence[int], n_rows: int, options: Sequence[str], data: bool = False
+) -> bytes:
+    """What `edgellm-rt trace` prints. Raises RemoteError or RuntimeFailedError, which name the step it ended in."""
     argv = [*_argv(model, tokens, n_rows, options), *(["--data"] if data else [])]
     result = model.remote.run(argv, silence_s=_TRACE_S, limit_bytes=_LIMIT_BYTES)
     if result.status != 0:
-        raise failure(model.remote, "edgellm-rt trace", result.status, result.stderr)
-    reader = _Reader(result.stdout, model.remote.name)
-    head = reader.line()
-    if head.get("trace") != 1:
-        raise reader.bad()
-    for launch in launches(plan, len(tokens), n_rows):
+        error = failure(model.remote, "edgellm-rt trace", result.status, result.stderr)
+        reached = _reached(result.stdout, model.remote.name, plan, len(tokens), n_rows, data)
+        error.args = (f"{error}{reached}", *error.args[1:])
+        raise error
+    return result.stdout
+
+
+def _reached(text: bytes, where: str, plan: Plan, n_tokens: int, n_rows: int, data: bool) -> str:
+    """In which step a trace ended that is not whole; "" if it did not begin."""
+    n = 0
+    with contextlib.suppress(CommandError):
+        for _ in read_trace(text, where, plan, n_tokens, n_rows, data):
+            n += 1
+    every = launches(plan, n_tokens, n_rows)
+    return f"; it ended in {every[n].name} (kernel {every[n].step.kernel})" if text and n < len(every) else ""
+
+
+def read_trace(
+    text: bytes, where: str, plan: Plan, n_tokens: int, n_rows: int, data: bool
+) -> Iterator[tuple[Launch, list[Output]]]:
+    """What each launch of a trace wrote. CommandError where the text does not fit the plan."""
+    reader = _Reader(text, where)
+    reader.head()
+    for launch in launches(plan, n_tokens, n_rows):
         yield launch, reader.outputs(launch, data)
     reader.end()
+
+
+def trace_head(text: bytes, where: str) -> dict[str, Any]:
+    """The first line of a trace: what ran. CommandError if there is none."""
+    return _Reader(text, where).head()
 
 
 def show_launch(
@@ -132,6 +164,12 @@ class _Reader:
             raise self.bad()
         self._at = end + 1
         return value
+
+    def head(self) -> dict[str, Any]:
+        line = self.line()
+        if line.get("trace") != 1:
+            raise self.bad()
+        return line
 
     def take(self, n_bytes: int) -> bytes:
         if n_bytes > len(self._text) - self._at:

@@ -9,7 +9,7 @@ from typing import Any
 from crosscompile.kinds import KINDS
 from crosscompile.models.schemes import WEIGHT_KINDS
 from crosscompile.target import TIERS, Tier
-from edgellm.errors import BundleError
+from edgellm.errors import BundleError, UsageError
 from edgellm.profile_result import fetch
 from edgellm.remote import Remote
 from edgellm.runtime_program import InstalledModel
@@ -54,9 +54,11 @@ def open_machine(remote: Remote, name: str, path: str, options: tuple[str, ...] 
     where = f"{remote.name}: manifest.json"
     try:
         manifest = json.loads(fetch(remote, f"{path}/manifest.json"))
+        if manifest["target"].get("device") == "vulkan":
+            raise UsageError(f"{remote.name}: {name} is for a GPU alone; compare it with --device vulkan")
         scheme, tier = manifest["scheme"], TIERS[manifest["target"]["tier"]]
         parts = Parts(*(str(scheme[key]) for key in ("body", "embedding", "head", "kv")))
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{where} names no scheme and tier that are known here; deploy the model again") from error
     if not {parts.body, parts.embedding, parts.head} <= WEIGHT_KINDS.keys() or parts.kv not in _CACHES:
         raise BundleError(f"{where} names a scheme that is not known here; deploy the model again")

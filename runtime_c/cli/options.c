@@ -64,6 +64,10 @@ static const option options[] = {
     {"data", 0, "", FLAG, TRACE, FIELD(data), 0, 0, "after each line, the bytes that it describes"},
     {"at", 0, "K", COUNT, TRACE, FIELD(at), 0, INT_MAX,
      "only step K: its arguments, then their bytes, before and after"},
+#ifdef ELLM_VULKAN
+    {"follow", 0, "FILE", TEXT, TRACE, FIELD(follow), 0, 0,
+     "on a GPU: compute each step from what --data printed of another one (-: standard input)"},
+#endif
     {"limit", 0, "S", COUNT, BENCH, FIELD(limit), 1, 86400,
      "with --jsonl: no further sample of a figure after S seconds"},
     {"sustained", 0, "S", COUNT, BENCH, FIELD(sustained), 1, 86400,

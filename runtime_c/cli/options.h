@@ -17,6 +17,9 @@ typedef struct settings {
     const char *directory;
     const char *prompt, *tokens, *system, *logits, *work, *tracker, *queue, *listen, *token_file, *name;
     const char *json_schema, *grammar, *tools, *output, *session, *keep, *device;
+#ifdef ELLM_VULKAN
+    const char *follow;
+#endif
     const char *stops[most_stops];
     int n_stops;
     bool takes_cpu; /* set by commands: only the processor can do it, or should */

@@ -1,6 +1,7 @@
 /* trace: runs a prompt step by step and says what each step wrote, so that machines can be compared.
  *
- * Pieces of --step rows run in the smallest function that holds them, so that two machines run the same steps. */
+ * Pieces of --step rows run in the smallest function that holds them, so that two machines run the same steps. On a GPU, a
+ * trace may follow another one's (follow.c). */
 #include "posix.h"
 
 #include <stdio.h>
@@ -8,6 +9,7 @@
 #include <string.h>
 
 #include "engine.h"
+#include "follow.h"
 #include "model.h"
 #include "observe.h"
 #include "sha256.h"
@@ -18,14 +20,14 @@ typedef struct tracer {
     const ellm_plan *plan;
     int64_t number, at; /* of the step, counted over all functions; the one to show whole, or -1 */
     bool data, found;
+    follower followed;
     buffer line;
     ellm_error *error;
 } tracer;
 
-/* Some bytes of a buffer. */
+/* Some bytes of an argument. */
 typedef struct part {
-    const uint8_t *data;
-    uint64_t bytes;
+    uint64_t offset, bytes;
 } part;
 
 /* The blocks of a state that hold the rows' positions, in order of position: how many, and the i-th one. */
@@ -43,15 +45,15 @@ static bool is_fixed(const tracer *t, const ellm_observed *now, uint32_t step, u
 
 static part block_of(const tracer *t, const ellm_observed *now, uint32_t step, uint32_t argument, uint64_t i) {
     const int32_t *positions = now->inputs[ELLM_INPUT_POSITIONS], *table = now->inputs[ELLM_INPUT_BLOCK_TABLE];
-    const uint8_t *pool = now->launches[step].pointers[argument];
     uint64_t state = now->function->steps[step].arguments[argument].value, bytes = t->plan->state_bytes[state];
     if (is_fixed(t, now, step, argument)) {
-        return (part){pool, bytes}; /* of the one session that there is */
+        return (part){0, bytes}; /* of the one session that there is */
     }
-    return (part){pool + bytes * (uint64_t)table[(uint64_t)(positions[0] / ELLM_BLOCK) + i], bytes};
+    return (part){bytes * (uint64_t)table[(uint64_t)(positions[0] / ELLM_BLOCK) + i], bytes};
 }
 
-/* Number of parts of what a step wrote to an argument, and the i-th one. Rows that are padding come last. */
+/* Number of parts of what a step wrote to an argument, and the i-th one. On processors, rows come first and those that are
+ * padding last; a GPU's buffers are laid out otherwise, and count whole. */
 static uint64_t n_parts(const tracer *t, const ellm_observed *now, uint32_t step, uint32_t argument) {
     bool in_blocks = now->function->steps[step].arguments[argument].bind == ELLM_BIND_STATE;
     return in_blocks && !is_fixed(t, now, step, argument) ? n_blocks(now) : 1;
@@ -63,12 +65,18 @@ static part part_of(const tracer *t, const ellm_observed *now, uint32_t step, ui
     }
     uint64_t bytes = ellm_observed_bytes(now, step, argument), n = (uint64_t)now->function->n;
     bool by_rows = bytes % n == 0;
-    return (part){now->launches[step].pointers[argument],
-                  by_rows ? bytes / n * (uint64_t)ellm_observed_rows(now) : bytes};
+#ifdef ELLM_VULKAN
+    by_rows = by_rows && now->gpu == NULL;
+#endif
+    return (part){0, by_rows ? bytes / n * (uint64_t)ellm_observed_rows(now) : bytes};
 }
 
 static bool writes(const ellm_observed *now, uint32_t step, uint32_t argument) {
     return now->function->steps[step].kernel->parameters[argument].writes;
+}
+
+static ellm_status read_part(const ellm_observed *now, uint32_t step, uint32_t argument, part p, const uint8_t **data) {
+    return ellm_observed_data(now, step, argument, p.offset, p.bytes, data);
 }
 
 static void put_place(tracer *t, const ellm_observed *now, uint32_t step) {
@@ -83,6 +91,8 @@ static void put_place(tracer *t, const ellm_observed *now, uint32_t step) {
 /* The line of a step that ran, and with --data what it wrote. */
 static ellm_status show_outputs(tracer *t, const ellm_observed *now, uint32_t step) {
     uint32_t n = now->function->steps[step].kernel->n_parameters;
+    ellm_status status = ELLM_OK;
+    const uint8_t *data;
     put_place(t, now, step);
     const char *comma = "";
     buffer_print(&t->line, ",\"outputs\":[");
@@ -94,9 +104,12 @@ static ellm_status show_outputs(tracer *t, const ellm_observed *now, uint32_t st
         char hex[65];
         uint64_t bytes = 0;
         ellm_sha256_init(&sha);
-        for (uint64_t i = 0; i < n_parts(t, now, step, a); i++) {
+        for (uint64_t i = 0; status == ELLM_OK && i < n_parts(t, now, step, a); i++) {
             part p = part_of(t, now, step, a, i);
-            ellm_sha256_update(&sha, p.data, (size_t)p.bytes);
+            status = read_part(now, step, a, p, &data);
+            if (status == ELLM_OK) {
+                ellm_sha256_update(&sha, data, (size_t)p.bytes);
+            }
             bytes += p.bytes;
         }
         ellm_sha256_hex(&sha, hex);
@@ -105,11 +118,12 @@ static ellm_status show_outputs(tracer *t, const ellm_observed *now, uint32_t st
         comma = ",";
     }
     buffer_print(&t->line, "]}\n");
-    ellm_status status = output_write(t->line.data, t->line.n, t->error);
+    status = status == ELLM_OK ? output_write(t->line.data, t->line.n, t->error) : status;
     for (uint32_t a = 0; t->data && a < n; a++) {
         for (uint64_t i = 0; writes(now, step, a) && status == ELLM_OK && i < n_parts(t, now, step, a); i++) {
             part p = part_of(t, now, step, a, i);
-            status = output_write((const char *)p.data, (size_t)p.bytes, t->error);
+            status = read_part(now, step, a, p, &data);
+            status = status == ELLM_OK ? output_write((const char *)data, (size_t)p.bytes, t->error) : status;
         }
     }
     return status;
@@ -138,7 +152,10 @@ static ellm_status show_bytes(tracer *t, const ellm_observed *now, uint32_t step
     const ellm_plan_kernel *kernel = now->function->steps[step].kernel;
     for (uint32_t a = 0; a < kernel->n_parameters && status == ELLM_OK; a++) {
         if (strchr(kernel->parameters[a].access, access) != NULL) {
-            status = output_write(now->launches[step].pointers[a], (size_t)ellm_observed_bytes(now, step, a), t->error);
+            const uint8_t *data;
+            uint64_t bytes = ellm_observed_bytes(now, step, a);
+            status = read_part(now, step, a, (part){0, bytes}, &data);
+            status = status == ELLM_OK ? output_write((const char *)data, (size_t)bytes, t->error) : status;
         }
     }
     return status;
@@ -175,6 +192,18 @@ static ellm_status note(void *user, const ellm_observed *now, uint32_t step, boo
     } else if (t->at == t->number) {
         status = show_whole(t, now, step, done);
     }
+#ifdef ELLM_VULKAN
+    if (done && status == ELLM_OK && t->followed.file != NULL) {
+        put_place(t, now, step);
+        status = follow_line(&t->followed, &t->line, t->error);
+        for (uint32_t a = 0; a < now->function->steps[step].kernel->n_parameters; a++) {
+            for (uint64_t i = 0; writes(now, step, a) && status == ELLM_OK && i < n_parts(t, now, step, a); i++) {
+                part p = part_of(t, now, step, a, i);
+                status = follow_bytes(&t->followed, now, step, a, p.offset, p.bytes, t->error);
+            }
+        }
+    }
+#endif
     t->number += done;
     return status;
 }
@@ -198,13 +227,28 @@ static ellm_status trace(engine *e, tracer *t, const int32_t *ids, size_t n, siz
     return status;
 }
 
+#ifdef ELLM_VULKAN
+#define TRACE_END "" /* the GPU's name follows */
+#else
+#define TRACE_END "}\n"
+#endif
+
 static ellm_status print_head(const engine *e, size_t n, size_t rows, ellm_error *error) {
     buffer head = {0};
     buffer_put(&head, "{\"trace\":1,\"name\":", 18);
     buffer_put_json(&head, e->info.name, strlen(e->info.name));
-    buffer_print(&head,
-                 ",\"scheme\":\"%s\",\"tier\":\"%s\",\"manifest\":\"%s\",\"tokens\":%zu,\"rows\":%zu,\"threads\":%d}\n",
-                 e->info.scheme, e->info.tier, ellm_model_sha256(e->model), n, rows, (int)engine_threads_prefill(e));
+    buffer_print(
+        &head,
+        ",\"scheme\":\"%s\",\"tier\":\"%s\",\"manifest\":\"%s\",\"tokens\":%zu,\"rows\":%zu,\"threads\":%d" TRACE_END,
+        e->info.scheme, e->info.tier, ellm_model_sha256(e->model), n, rows, (int)engine_threads_prefill(e));
+#ifdef ELLM_VULKAN
+    ellm_device_info device;
+    if (ellm_context_get_device(e->context, &device)) {
+        buffer_put(&head, ",\"gpu\":", 7);
+        buffer_put_json(&head, device.name, strlen(device.name));
+    }
+    buffer_put(&head, "}\n", 2);
+#endif
     ellm_status status = output_write(head.data, head.n, error);
     buffer_free(&head);
     return status;
@@ -232,10 +276,16 @@ ellm_status trace_main(const settings *s, ellm_error *error) {
     if (status == ELLM_OK) {
         tracer t = {.plan = ellm_model_plan(e.model), .at = s->at, .data = s->data, .error = error};
         const ellm_observer observer = {.user = &t, .stepped = note};
+#ifdef ELLM_VULKAN
+        status = follow_open(&t.followed, s, &e, error);
+#endif
         ellm_context_settle(e.context, true);
         ellm_context_observe(e.context, &observer);
-        status = trace(&e, &t, ids, n, rows);
+        status = status == ELLM_OK ? trace(&e, &t, ids, n, rows) : status;
         ellm_context_observe(e.context, NULL);
+#ifdef ELLM_VULKAN
+        follow_close(&t.followed);
+#endif
         buffer_free(&t.line);
     }
     free(ids);

@@ -20,7 +20,8 @@ int32_t ellm_context_spare(const ellm_context *context, int32_t slot);
 /* Threads and covers stay as they are now, so that every evaluation runs the same functions. fit: pieces of at most the
  * largest function's rows each run as the smallest function that holds them. */
 void ellm_context_settle(ellm_context *context, bool fit);
-/* Who watches the steps from now on; NULL: nobody. It must outlive the context or the next call. */
+/* Who watches the steps from now on; NULL: nobody. It must outlive the context or the next call. Who looks at the steps of
+ * a GPU begins with buffers of zeros, whatever sessions held. */
 void ellm_context_observe(ellm_context *context, const ellm_observer *observer);
 
 #endif

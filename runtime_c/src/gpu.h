@@ -48,8 +48,17 @@ ellm_status ellm_gpu_head(ellm_gpu *gpu, uint32_t index, const uint8_t **logits)
 ellm_status ellm_gpu_finish(ellm_gpu *gpu);
 /* Runs one function alone and notes how long each of its steps took. */
 ellm_status ellm_gpu_timed(ellm_gpu *gpu, bool is_head, uint32_t index, int64_t *ns);
-/* Copies a block of every state that is in blocks, or, of ELLM_SYMBOL_SESSIONS, all that a session keeps besides. Only with
- * ELLM_VULKAN, like the two below. */
+/* Runs one step of a function alone, in their order, and waits. Only with ELLM_VULKAN, like all below. */
+ellm_status ellm_gpu_step(ellm_gpu *gpu, bool is_head, uint32_t index, uint32_t step);
+/* What lies in a buffer that a step is bound to: `bytes` from `offset` on, valid until the next call. */
+ellm_status ellm_gpu_look(ellm_gpu *gpu, const ellm_plan_argument *where, uint64_t offset, uint64_t bytes,
+                          const uint8_t **data);
+/* Writes there. data: NULL for zeros. */
+ellm_status ellm_gpu_put(ellm_gpu *gpu, const ellm_plan_argument *where, uint64_t offset, uint64_t bytes,
+                         const uint8_t *data);
+/* Arena and states begin with zeros again. */
+ellm_status ellm_gpu_clear(ellm_gpu *gpu);
+/* Copies a block of every state that is in blocks, or, of ELLM_SYMBOL_SESSIONS, all that a session keeps besides. */
 ellm_status ellm_gpu_copy(ellm_gpu *gpu, ellm_symbol what, int32_t from, int32_t to);
 /* Some of a state's blocks, or of what sessions keep of it: those at n places, one after another in `data`. Writing them
  * waits for what was asked for before, and reading for all of it. */

@@ -430,7 +430,10 @@ ellm_status ellm_model_open_on(const char *path, const ellm_trust *trust, ellm_d
     model->kernels.descriptor = model->shader_file.descriptor = model->tokenizer_file.descriptor =
         model->template_file.descriptor = -1;
     ellm_status status = ellm_bundle_open_trusted(path, trust, &model->bundle, error);
-    status = status != ELLM_OK ? status : ellm_bundle_check_cpu(&model->bundle, error);
+#ifdef ELLM_VULKAN /* kernels for GPUs run wherever this program does */
+    if (!(device == ELLM_DEVICE_GPU && model->bundle.manifest.has_gpu && !is_split(model)))
+#endif
+        status = status != ELLM_OK ? status : ellm_bundle_check_cpu(&model->bundle, error);
     status = status != ELLM_OK ? status : ellm_bundle_check_files(&model->bundle, false, NULL, NULL, error);
     status = status != ELLM_OK ? status : choose(model, device, error);
     status = status != ELLM_OK ? status : open_plan(model, error);

@@ -30,6 +30,17 @@ uint64_t ellm_observed_bytes(const ellm_observed *now, uint32_t step, uint32_t a
     return parameter->bytes * now->symbols[parameter->symbol]; /* checked at open: it fits what it is bound to */
 }
 
+#ifdef ELLM_VULKAN
+ellm_status ellm_observed_data(const ellm_observed *now, uint32_t step, uint32_t argument, uint64_t offset,
+                               uint64_t bytes, const uint8_t **data) {
+    if (now->gpu != NULL) {
+        return ellm_gpu_look(now->gpu, &now->function->steps[step].arguments[argument], offset, bytes, data);
+    }
+    *data = (const uint8_t *)now->launches[step].pointers[argument] + offset;
+    return ELLM_OK;
+}
+#endif
+
 static uint32_t longest(const ellm_plan_ladder *ladder, uint32_t most) {
     for (uint32_t i = 0; i < ladder->n_functions; i++) {
         most = ladder->functions[i].n_steps > most ? ladder->functions[i].n_steps : most;

@@ -28,6 +28,25 @@ static ellm_status run_reading(ellm_context *context, ellm_step_ladder *ladder, 
     return status;
 }
 
+#ifdef ELLM_VULKAN
+/* Runs a function's steps one by one, each of which the observer sees before and after. */
+static ellm_status run_stepped(ellm_context *context, const ellm_observed *now, uint32_t index) {
+    const ellm_plan *plan = context->plan;
+    const ellm_observer *observer = context->observer;
+    ellm_status status = ELLM_OK;
+    for (uint32_t step = 0; step < now->function->n_steps && status == ELLM_OK; step++) {
+        status = observer->stepped(observer->user, now, step, false);
+        status = status == ELLM_OK ? ellm_gpu_step(context->gpu, now->is_head, index, step) : status;
+        status = status == ELLM_OK ? observer->stepped(observer->user, now, step, true) : status;
+    }
+    const ellm_plan_argument logits = {.bind = ELLM_BIND_ARENA, .value = plan->logits_offset};
+    return now->is_head && status == ELLM_OK
+               ? ellm_gpu_look(context->gpu, &logits, 0, plan->logits_row_bytes * (uint64_t)now->function->n,
+                               &context->gpu_logits)
+               : status;
+}
+#endif
+
 /* A GPU runs functions in the order in which they are asked for; the head waits for the body. */
 static ellm_status run_on_gpu(ellm_context *context, ellm_step_ladder *ladder, const ellm_step_function *function) {
     uint32_t index = (uint32_t)(function - ladder->functions);
@@ -37,10 +56,15 @@ static ellm_status run_on_gpu(ellm_context *context, ellm_step_ladder *ladder, c
                                    .launches = function->launches,
                                    .is_head = is_head,
                                    .symbols = context->symbols,
+#ifdef ELLM_VULKAN
+                                   .gpu = context->gpu,
+#endif
                                    .inputs = context->inputs};
+#ifdef ELLM_VULKAN
         if (context->observer->ns == NULL) {
-            return ELLM_GPU_MISSING; /* buffers of a GPU cannot be looked at yet */
+            return run_stepped(context, &now, index);
         }
+#endif
         ellm_status status = ellm_gpu_timed(context->gpu, is_head, index, context->observer->ns);
         return status != ELLM_OK ? status : context->observer->timed(context->observer->user, &now);
     }
@@ -272,6 +296,11 @@ void ellm_context_settle(ellm_context *context, bool fit) {
 
 void ellm_context_observe(ellm_context *context, const ellm_observer *observer) {
     context->observer = observer;
+#ifdef ELLM_VULKAN
+    if (context->on_gpu && observer != NULL && observer->ns == NULL) {
+        (void)ellm_gpu_clear(context->gpu); /* what fails here fails at the first step */
+    }
+#endif
 }
 
 double ellm_context_cost_ns(const ellm_context *context, int32_t n) {

@@ -108,6 +108,7 @@ void ellm_gpu_close(ellm_gpu *gpu) {
     }
     ellm_vulkan_unload(&gpu->api);
     ellm_region_free(&gpu->region);
+    free(gpu->looked);
     free(gpu);
 }
 
@@ -207,17 +208,22 @@ ellm_status ellm_gpu_finish(ellm_gpu *gpu) {
     return status == ELLM_OK ? submit(gpu, NULL, NULL) : status;
 }
 
-ellm_status ellm_gpu_timed(ellm_gpu *gpu, bool is_head, uint32_t index, int64_t *ns) {
-    ellm_vulkan_function *function = is_head ? &gpu->head[index] : &gpu->body[index];
-    uint32_t n = function->source->n_steps;
+ellm_status ellm_vulkan_start_alone(ellm_gpu *gpu, bool is_head, uint32_t index) {
     ellm_status status;
     if (is_head) {
         status = ellm_vulkan_settle(gpu, NULL);
-        copy_input(gpu, ELLM_INPUT_ROWS, (uint64_t)function->source->n * 4);
+        copy_input(gpu, ELLM_INPUT_ROWS, (uint64_t)gpu->head[index].source->n * 4);
     } else {
         status = ellm_gpu_body(gpu, index);
         gpu->pending = NULL;
     }
+    return status;
+}
+
+ellm_status ellm_gpu_timed(ellm_gpu *gpu, bool is_head, uint32_t index, int64_t *ns) {
+    ellm_vulkan_function *function = is_head ? &gpu->head[index] : &gpu->body[index];
+    uint32_t n = function->source->n_steps;
+    ellm_status status = ellm_vulkan_start_alone(gpu, is_head, index);
     status = status == ELLM_OK ? ellm_vulkan_record_timed(gpu, function, is_head, NULL) : status;
     status = status == ELLM_OK ? submit(gpu, function->timed, NULL) : status;
     status = status == ELLM_OK ? wait(gpu, NULL) : status;

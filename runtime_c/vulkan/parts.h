@@ -79,8 +79,10 @@ struct ellm_gpu {
     VkCommandBuffer copying; /* of states */
     bool in_flight;
     ellm_vulkan_buffer stage; /* transfer.c; none before it is needed */
-    ellm_status lost;         /* what went wrong once stays wrong */
-    bool is_stuck;            /* it did not answer: whatever it was given may still be in use */
+    uint8_t *looked;          /* look.c: what was read last */
+    uint64_t looked_cap;
+    ellm_status lost; /* what went wrong once stays wrong */
+    bool is_stuck;    /* it did not answer: whatever it was given may still be in use */
 };
 
 /* Opens the device that the plan's kernels run on; `prepare` does all the rest before the first of them. */
@@ -118,6 +120,10 @@ ellm_status ellm_vulkan_record_all(ellm_gpu *gpu, ellm_error *error);
 /* The same function with the time of each step, recorded when it is first asked for. */
 ellm_status ellm_vulkan_record_timed(ellm_gpu *gpu, ellm_vulkan_function *function, bool is_head, ellm_error *error);
 void ellm_vulkan_free_records(ellm_gpu *gpu);
+void ellm_vulkan_record_step(ellm_gpu *gpu, const ellm_vulkan_function *function, uint32_t step,
+                             VkCommandBuffer commands);
+/* Where an argument of a step lies. */
+VkDescriptorBufferInfo ellm_vulkan_bound(const ellm_gpu *gpu, const ellm_plan_argument *argument, VkDeviceSize bytes);
 /* One command buffer of the pool. */
 ellm_status ellm_vulkan_commands(ellm_gpu *gpu, VkCommandBuffer *commands, ellm_error *error);
 ellm_status ellm_vulkan_begin(ellm_gpu *gpu, VkCommandBuffer commands, bool once, ellm_error *error);
@@ -126,6 +132,14 @@ void ellm_vulkan_barrier(const ellm_gpu *gpu, VkCommandBuffer commands, VkPipeli
                          VkAccessFlags written, VkPipelineStageFlags to, VkAccessFlags read);
 /* Everything asked for before is done. */
 ellm_status ellm_vulkan_settle(ellm_gpu *gpu, ellm_error *error);
+/* Begins `copying`, behind everything that was asked for before, which is done then. */
+ellm_status ellm_vulkan_begin_copying(ellm_gpu *gpu);
+/* Makes `stage`, of at least 4 MiB, at its first use. */
+ellm_status ellm_vulkan_open_stage(ellm_gpu *gpu);
+/* What `copying` left in `stage` is there for the processor; ends, submits and waits. */
+ellm_status ellm_vulkan_fetch(ellm_gpu *gpu);
+/* The inputs of a function that runs by itself, once everything before is done. */
+ellm_status ellm_vulkan_start_alone(ellm_gpu *gpu, bool is_head, uint32_t index);
 /* Ends, submits and waits. */
 ellm_status ellm_vulkan_run_once(ellm_gpu *gpu, VkCommandBuffer commands, ellm_error *error);
 

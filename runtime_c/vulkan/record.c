@@ -124,10 +124,7 @@ static ellm_status new_pool(ellm_gpu *gpu, ellm_error *error) {
     return ELLM_OK;
 }
 
-static VkDescriptorBufferInfo bound(const ellm_gpu *gpu, const ellm_plan_parameter *parameter,
-                                    const ellm_plan_argument *argument) {
-    VkDeviceSize bytes = parameter->bytes * gpu->source.symbols[parameter->symbol];
-    bytes = bytes > 0 ? (bytes + 3) / 4 * 4 : 4; /* an empty range is not allowed; every buffer has a word */
+VkDescriptorBufferInfo ellm_vulkan_bound(const ellm_gpu *gpu, const ellm_plan_argument *argument, VkDeviceSize bytes) {
     switch (argument->bind) {
     case ELLM_BIND_WEIGHT: {
         const ellm_vulkan_place *place = &gpu->weights[argument->value];
@@ -156,7 +153,10 @@ static ellm_status describe(ellm_gpu *gpu, const ellm_plan_step *step, VkDescrip
     }
     VkDescriptorBufferInfo buffers[ELLM_VULKAN_BINDINGS];
     for (uint32_t i = 0; i < n; i++) {
-        buffers[i] = bound(gpu, &step->kernel->parameters[i], &step->arguments[i]);
+        const ellm_plan_parameter *parameter = &step->kernel->parameters[i];
+        const VkDeviceSize bytes = parameter->bytes * gpu->source.symbols[parameter->symbol];
+        /* an empty range is not allowed; every buffer has a word */
+        buffers[i] = ellm_vulkan_bound(gpu, &step->arguments[i], bytes > 0 ? (bytes + 3) / 4 * 4 : 4);
         if (buffers[i].range > gpu->limits.maxStorageBufferRange) {
             return ellm_fail(error, ELLM_NO_MEMORY,
                              "kernel %.100s reads %llu MiB at once, %.80s can bind %u MiB; compile with --device cpu",
@@ -175,7 +175,8 @@ static ellm_status describe(ellm_gpu *gpu, const ellm_plan_step *step, VkDescrip
 
 /* ---- functions ---- */
 
-static void record_step(ellm_gpu *gpu, const ellm_vulkan_function *function, uint32_t s, VkCommandBuffer commands) {
+void ellm_vulkan_record_step(ellm_gpu *gpu, const ellm_vulkan_function *function, uint32_t s,
+                             VkCommandBuffer commands) {
     const ellm_plan_kernel *kernel = function->source->steps[s].kernel;
     VkPipelineLayout layout = gpu->layouts[kernel->n_parameters];
     gpu->api.CmdBindPipeline(commands, VK_PIPELINE_BIND_POINT_COMPUTE,
@@ -215,7 +216,7 @@ static ellm_status record(ellm_gpu *gpu, ellm_vulkan_function *function, bool is
             ellm_vulkan_barrier(gpu, commands, compute, VK_ACCESS_SHADER_WRITE_BIT, compute, both);
             n_barriers++;
         }
-        record_step(gpu, function, s, commands);
+        ellm_vulkan_record_step(gpu, function, s, commands);
         if (timed) {
             gpu->api.CmdWriteTimestamp(commands, compute, gpu->queries, s + 1);
         }

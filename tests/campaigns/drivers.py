@@ -92,10 +92,11 @@ def modules_of(config: dict[str, Any], target: Target, scheme: str) -> dict[str,
 
     body, _, kv = scheme.partition(" ")
     found = compile_model(config, target, scheme_for(body, kv=kv or None), ladder=ladder_for(target)).kernels
-    return _unpacked(found)
+    return modules_in(found)
 
 
-def _unpacked(code: bytes) -> dict[str, bytes]:
+def modules_in(code: bytes) -> dict[str, bytes]:
+    """The modules of a kernels.spv, by the kernel's name."""
     words = memoryview(code[: len(code) // 4 * 4]).cast("I")
     entries = [words[4 + 4 * i : 8 + 4 * i] for i in range(words[2])]
     return {code[n : n + size].decode(): code[at : at + length] for n, size, at, length in entries}

@@ -93,6 +93,8 @@ def test_what_fails_while_opening_is_named_and_the_processor_computes(
         assert free.returncode == 0, f"{fault}: {free.stderr}"
         assert json.loads(free.stdout)["ids"] == expected
         assert "note: the processor computes: " in free.stderr, fault
+        if (name, code) == ("CreateComputePipelines", FAILED):
+            assert re.search(r"while compiling kernel body\d+_\w+; update the GPU's driver", forced.stderr)
 
 
 def test_weights_that_the_driver_does_not_take_where_they_are_are_copied(both: Path, loader: Path):

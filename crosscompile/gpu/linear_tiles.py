@@ -117,7 +117,6 @@ class TileSums:
                 dot = tirx.Cast("float32", w.product(self.dots[i], row_shifts[r], total))
                 k.store(self.sums, fma(dot, row_scales[r] * scale, self.sums[i]), i)
 
-
     def _multiply(self, my_r: Expr, my_m: Expr, word: Any) -> None:
         """The products of four columns."""
         k = self.k

@@ -1,9 +1,9 @@
 """How kernels are cut for each class of GPUs: the one table of workgroups, tiles and reductions.
 
 A board's manifest names its class (`[vulkan] schedule`); all classes share the kernels. Only "desktop" (NVIDIA H100 and
-H200) and "processor" (Mesa's lavapipe) were measured. The others follow what the makers document and what Mesa's compilers for these GPUs say of the kernels: with
-these numbers a token's have registers enough, or nearly (`python -m tests.campaigns.drivers`). They are where tuning
-starts (knobs.py), and what counts where nothing was tuned.
+H200) and "processor" (Mesa's lavapipe) were measured. The others follow what the makers document and what Mesa's
+compilers for these GPUs say of the kernels: with these numbers a token's have registers enough, or nearly (`make
+drivers`). They are where tuning starts (knobs.py), and what counts where nothing was tuned.
 """
 
 from __future__ import annotations

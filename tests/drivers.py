@@ -1,4 +1,4 @@
-"""Mesa's drivers for boards' and phones' GPUs, of Debian sid, on stand-ins for the GPUs; and its lavapipe.
+"""Mesa's drivers for boards' and phones' GPUs, of Debian 13 or sid, on stand-ins for the GPUs; and lavapipe.
 
 Debian's package mesa-drm-shim has, for each kind of GPU, a library that plays the kernel's side and runs nothing
 ("noop"). On it the driver that a board has compiles kernels with the compiler that a board has, and says what came of
@@ -16,7 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache as once
 from pathlib import Path
 from typing import Any
@@ -72,15 +72,24 @@ LAVAPIPE = Chip("lavapipe", "x86_64", "lvp")
 """A processor that plays a GPU, with matrix units, which Debian 12's does not have."""
 
 
-def _root(arch: str) -> Path:
+SUITES = ("sid", "trixie")
+"""Mesa 26, and 25.0, which Debian 13 and Raspberry Pi OS of that time have."""
+
+
+def there(chip: Chip, suite: str) -> Chip:
+    """The chip, with programs of the architecture for which a suite has its driver."""
+    return replace(chip, arch="aarch64") if suite != SUITES[0] and chip.driver in ("freedreno", "asahi") else chip
+
+
+def _root(arch: str, suite: str) -> Path:
     """The drivers and what they need; fetched if they are not here. Raises VirtualBoardError."""
-    root = cache.root() / f"drivers-sid-{arch}"
+    root = cache.root() / f"drivers-{suite}-{arch}"
     if (root / "complete").exists():
         return root
-    print(f"fetching drivers of Debian sid for {arch} (100 MB)", flush=True)
+    print(f"fetching drivers of Debian {suite} for {arch} (100 MB)", flush=True)
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
-    with virtual_parts._private_apt(virtual_parts.DEBIAN_ARCHES[arch], ["sid"], lambda what, fraction: None) as apt:
+    with virtual_parts._private_apt(virtual_parts.DEBIAN_ARCHES[arch], [suite], lambda what, fraction: None) as apt:
         apt._apt(["install", "--download-only", "--no-install-recommends", *PACKAGES], "fetching drivers")
         for package in sorted((apt._folder / "cache" / "archives").glob("*.deb")):
             subprocess.run(["dpkg-deb", "-x", str(package), str(root)], check=True)
@@ -88,9 +97,9 @@ def _root(arch: str) -> Path:
     return root
 
 
-def command(chip: Chip) -> Path:
+def command(chip: Chip, suite: str = SUITES[0]) -> Path:
     """A command that runs a program, which is given with its arguments, where the chip is the only GPU."""
-    root = _root(chip.arch)
+    root = _root(chip.arch, suite)
     libraries = root / "usr" / "lib" / _TRIPLETS[chip.arch]
     icd = root / f"{chip.name}.json"
     driver = {"api_version": "1.1.0", "library_path": str(libraries / f"libvulkan_{chip.driver}.so")}
@@ -117,10 +126,10 @@ def command(chip: Chip) -> Path:
 
 
 @once
-def _probe(arch: str) -> Path:
+def _probe(arch: str, suite: str) -> Path:
     """The program that has a driver compile kernels (runtime_c/probe/pipelines.c)."""
     source = _ROOT / "runtime_c" / "probe" / "pipelines.c"
-    made = _root(arch) / "pipelines"
+    made = _root(arch, suite) / "pipelines"
     if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
         zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.2.28", "-O2", "-std=c11"]
         runtime = _ROOT / "runtime_c"
@@ -151,13 +160,13 @@ _SPILLS = ("Spills", "Fills", "TMU Spills", "TMU Fills", "STP Count", "LDP Count
 """Mali's, V3D's, Adreno's, AMD's."""
 
 
-def compiled(chip: Chip, modules: Path, timeout: float = 3600) -> list[Compiled]:
+def compiled(chip: Chip, modules: Path, suite: str = SUITES[0], timeout: float = 3600) -> list[Compiled]:
     """What the chip's driver makes of each module of a kernels.spv, once for kernels that share one."""
     found: list[Compiled] = []
     skip: list[str] = []
     while True:
         done = subprocess.run(
-            [str(command(chip)), str(_probe(chip.arch)), str(modules), *skip],
+            [str(command(chip, suite)), str(_probe(chip.arch, suite)), str(modules), *skip],
             capture_output=True,
             text=True,
             check=False,

@@ -8,7 +8,7 @@ instead, or too. Kernels that lack registers, whose values are then kept in memo
 first. Then the runtime itself runs a small model's proof there, whole: as nothing is computed, the proof has to say so.
 Fails where a driver refuses a kernel or does not survive it, or the proof says anything else.
 
-Drivers are Mesa's, of Debian sid, fetched and not installed (700 MB beside the other caches). The makers' own drivers,
+Drivers are Mesa's, of Debian sid or, with --suite trixie, 13, fetched and not installed (700 MB beside the other caches). The makers' own drivers,
 which most phones have, are not among them.
 """
 
@@ -33,7 +33,7 @@ from crosscompile.target import Target
 from edgellm import gpu_facts, shapes
 from edgellm.boards import Board, load_board
 from edgellm.errors import EdgeError
-from tests.drivers import CHIPS, Chip, command, compiled
+from tests.drivers import CHIPS, SUITES, Chip, command, compiled, there
 
 MODELS = ("random:smollm2-135m", "random:llama-3.2-1b", "random:llama-2-7b")
 SCHEMES = ("w4a8", "w8a8", "f16")
@@ -45,11 +45,13 @@ _SAYS = "KERNEL_FAILED"
 _PATIENCE_S = 900
 
 
-def board_for(chip: Chip) -> Board:
+def board_for(chip: Chip, suite: str = SUITES[0]) -> Board:
     """A board with the chip, of which its driver says what it allows. Raises RuntimeError if it lacks the floor."""
     board = load_board(_BOARDS[chip.arch])
     program = build_runtime(board.target().on_gpu(Gpu()))
-    done = subprocess.run([str(command(chip)), str(program), "gpus"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [str(command(chip, suite)), str(program), "gpus"], capture_output=True, text=True, check=False
+    )
     devices = gpu_facts.read(done.stdout, chip.name)
     gpu = gpu_facts.chosen(devices)
     if gpu is None:
@@ -61,7 +63,7 @@ def board_for(chip: Chip) -> Board:
     return replace(board, vulkan=section)
 
 
-def proof(chip: Chip, board: Board) -> str | None:
+def proof(chip: Chip, board: Board, suite: str = SUITES[0]) -> str | None:
     """What is wrong with how the runtime's proof ends where nothing is computed; None if nothing is."""
     from edgellm.compile import build
     from edgellm.precision import Options
@@ -70,7 +72,7 @@ def proof(chip: Chip, board: Board) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "bundle"
         shutil.copytree(bundle, copy)  # it writes beside what it proves
-        argv = [str(command(chip)), str(copy / "edgellm-rt"), "golden", str(copy), "--device", "vulkan"]
+        argv = [str(command(chip, suite)), str(copy / "edgellm-rt"), "golden", str(copy), "--device", "vulkan"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=_PATIENCE_S)
     return None if _SAYS in done.stderr else f"{done.returncode}, {done.stderr.strip()[-300:] or done.stdout[-300:]}"
 
@@ -103,7 +105,7 @@ def modules_in(code: bytes) -> dict[str, bytes]:
 
 
 def run(
-    chip: Chip, board: Board, models: Sequence[tuple[str, dict[str, Any]]], schemes: Sequence[str]
+    chip: Chip, board: Board, models: Sequence[tuple[str, dict[str, Any]]], schemes: Sequence[str], suite: str
 ) -> list[dict[str, Any]]:
     """What the chip's driver makes of each different module: its first name, and Compiled's fields."""
     target = board.gpu_target()
@@ -122,7 +124,8 @@ def run(
         file = Path(folder) / "kernels.spv"
         file.write_bytes(pack_modules(named, gpu))
         return [
-            {**asdict(each), "spills": each.spills, "bytes": len(named[each.kernel])} for each in compiled(chip, file)
+            {**asdict(each), "spills": each.spills, "bytes": len(named[each.kernel])}
+            for each in compiled(chip, file, suite)
         ]
 
 
@@ -147,6 +150,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="drivers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
     parser.add_argument("--chips", default=",".join(CHIPS), help=f"of {', '.join(CHIPS)}")
+    parser.add_argument("--suite", choices=SUITES, default=SUITES[0], help="of Debian, whose Mesa it is")
     parser.add_argument("--schemes", default=",".join(SCHEMES), help='such as "w4a8,w4a8 i8"')
     parser.add_argument("--families", action="store_true", help="the small networks of all families, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="gets all of it")
@@ -155,14 +159,15 @@ def main(arguments: Sequence[str]) -> int:
     document, good = {}, True
     for name in args.chips.split(","):
         try:
-            board = board_for(CHIPS[name])
-            found = run(CHIPS[name], board, models, args.schemes.split(","))
-            wrong = proof(CHIPS[name], board)
+            chip = there(CHIPS[name], args.suite)
+            board = board_for(chip, args.suite)
+            found = run(chip, board, models, args.schemes.split(","), args.suite)
+            wrong = proof(chip, board, args.suite)
         except (EdgeError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"{name:14} {error}")
             good = False
             continue
-        good = report(CHIPS[name], found) and wrong is None and good
+        good = report(chip, found) and wrong is None and good
         if wrong is not None:
             print(f"    the proof ended with {wrong}")
         document[name] = found

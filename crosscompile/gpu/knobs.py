@@ -79,7 +79,7 @@ def default_knobs(work: Linear, gpu: Gpu) -> LinearKnobs:
     way = way_of(work, gpu)
     if way == "few":
         threads = threads_for(_shared_columns(work, way), min(schedule.threads, gpu.invocations))
-        return LinearKnobs(threads, divisor(work.rows, schedule.rows), work.n)
+        return LinearKnobs(threads, divisor(work.rows, max(1, min(schedule.rows, schedule.sums // work.n))), work.n)
     if way == "tiles":
         return LinearKnobs(128, 64, 32)
     if way == "matrices":

@@ -23,6 +23,7 @@ class Schedule:
     workgroups  as many of attention keep the device busy: contexts are not cut finer, and in no more than `splits`
     queries     most that share what attention reads of the cache: rows times query heads
     loads       numbers of the cache that a thread has on their way together for a single row: each takes a register
+    sums        most of a thread where threads share the columns of a weight and there are several rows
     fused       of a token's fused layers: threads of a workgroup, of one of few workgroups, of one that rotates
     team        threads of those that share the columns of a row of the weight
     team_rows   rows of the weight that a team has at least
@@ -39,6 +40,7 @@ class Schedule:
     splits: int
     queries: int
     loads: int
+    sums: int = 8
     fused: tuple[int, int, int] = (512, 512, 512)
     team: int = 16
     team_rows: int = 2
@@ -57,6 +59,7 @@ SCHEDULES = {
         splits=16,
         queries=32,
         loads=64,
+        sums=16,
         fused=(256, 1024, 128),
         team=32,
         team_rows=1,
@@ -64,7 +67,9 @@ SCHEDULES = {
         rolled=False,
     ),
     "mali": Schedule(alone=False, threads=64, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=8),
-    "adreno": Schedule(alone=False, threads=128, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=16),
+    "adreno": Schedule(
+        alone=False, threads=128, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=16, sums=16
+    ),
     "v3d": Schedule(
         alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16, loads=8, written=False
     ),

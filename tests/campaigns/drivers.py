@@ -8,8 +8,9 @@ instead, or too. Kernels that lack registers, whose values are then kept in memo
 first. Then the runtime itself runs a small model's proof there, whole: as nothing is computed, the proof has to say so.
 Fails where a driver refuses a kernel or does not survive it, or the proof says anything else.
 
-Drivers are Mesa's, of Debian sid or, with --suite trixie, 13, fetched and not installed (700 MB beside the other caches). The makers' own drivers,
-which most phones have, are not among them.
+Drivers are Mesa's, of Debian sid or, with --suite trixie, of Debian 13 (whose stand-in for V3D is too old for it),
+fetched and not installed (700 MB beside the other caches). The makers' own drivers, which most phones have, are not
+among them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 #include "follow.h"
 
-#ifdef ELLM_VULKAN
+#ifdef EDGELLM_FOLLOWS
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -15,13 +15,12 @@ static ellm_status bad(ellm_error *error, const char *text) {
 
 /* A line without its end. */
 static ellm_status read_line(follower *f, ellm_error *error) {
-    int c;
+    char letter = '\0';
     buffer_clear(&f->line);
-    while ((c = getc(f->file)) != '\n' && c != EOF && f->line.n < most_line) {
-        const char letter = (char)c;
+    while (f->line.n < most_line && fread(&letter, 1, 1, f->file) == 1 && letter != '\n') {
         buffer_put(&f->line, &letter, 1);
     }
-    return c == '\n' ? ELLM_OK : bad(error, "it ends, or has a line that is none of a trace's");
+    return letter == '\n' ? ELLM_OK : bad(error, "it ends, or has a line that is none of a trace's");
 }
 
 ellm_status follow_open(follower *f, const settings *s, const engine *e, ellm_error *error) {
@@ -33,7 +32,7 @@ ellm_status follow_open(follower *f, const settings *s, const engine *e, ellm_er
     if (!ellm_context_get_device(e->context, &device)) {
         return ellm_fail(error, ELLM_USAGE, "--follow goes with --device vulkan");
     }
-    f->file = strcmp(s->follow, "-") == 0 ? stdin : fopen(s->follow, "rb");
+    f->file = fopen(s->follow, "rb");
     f->piece = malloc(piece_bytes);
     if (f->file == NULL || f->piece == NULL) {
         return ellm_fail(error, f->file == NULL ? ELLM_IO : ELLM_NO_MEMORY, "--follow %.200s: %s", s->follow,
@@ -67,7 +66,7 @@ ellm_status follow_bytes(follower *f, const ellm_observed *now, uint32_t step, u
 }
 
 void follow_close(follower *f) {
-    if (f->file != NULL && f->file != stdin) {
+    if (f->file != NULL) {
         fclose(f->file);
     }
     buffer_free(&f->line);

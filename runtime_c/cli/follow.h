@@ -2,7 +2,8 @@
 #ifndef EDGELLM_RT_FOLLOW_H
 #define EDGELLM_RT_FOLLOW_H
 
-#ifdef ELLM_VULKAN
+#if defined(ELLM_VULKAN) && !defined(__ANDROID__) /* a phone is followed by the machine that deploys to it */
+#define EDGELLM_FOLLOWS
 #include <stdio.h>
 
 #include "engine.h"
@@ -25,6 +26,6 @@ ellm_status follow_bytes(follower *f, const ellm_observed *now, uint32_t step, u
 void follow_close(follower *f);
 
 #else
-typedef int follower; /* a program without Vulkan follows nobody */
+typedef int follower; /* this program follows nobody */
 #endif
 #endif

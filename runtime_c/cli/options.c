@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "error.h"
+#include "follow.h"
 #include "utf8.h"
 
 typedef enum kind { FLAG, COUNT, REAL, TEXT, TEXTS, LOOKUP, COUNTS } kind;
@@ -64,9 +65,9 @@ static const option options[] = {
     {"data", 0, "", FLAG, TRACE, FIELD(data), 0, 0, "after each line, the bytes that it describes"},
     {"at", 0, "K", COUNT, TRACE, FIELD(at), 0, INT_MAX,
      "only step K: its arguments, then their bytes, before and after"},
-#ifdef ELLM_VULKAN
+#ifdef EDGELLM_FOLLOWS
     {"follow", 0, "FILE", TEXT, TRACE, FIELD(follow), 0, 0,
-     "on a GPU: compute each step from what --data printed of another one (-: standard input)"},
+     "on a GPU: compute each step from what --data printed of another one"},
 #endif
     {"limit", 0, "S", COUNT, BENCH, FIELD(limit), 1, 86400,
      "with --jsonl: no further sample of a figure after S seconds"},

@@ -192,7 +192,7 @@ static ellm_status note(void *user, const ellm_observed *now, uint32_t step, boo
     } else if (t->at == t->number) {
         status = show_whole(t, now, step, done);
     }
-#ifdef ELLM_VULKAN
+#ifdef EDGELLM_FOLLOWS
     if (done && status == ELLM_OK && t->followed.file != NULL) {
         put_place(t, now, step);
         status = follow_line(&t->followed, &t->line, t->error);
@@ -276,14 +276,14 @@ ellm_status trace_main(const settings *s, ellm_error *error) {
     if (status == ELLM_OK) {
         tracer t = {.plan = ellm_model_plan(e.model), .at = s->at, .data = s->data, .error = error};
         const ellm_observer observer = {.user = &t, .stepped = note};
-#ifdef ELLM_VULKAN
+#ifdef EDGELLM_FOLLOWS
         status = follow_open(&t.followed, s, &e, error);
 #endif
         ellm_context_settle(e.context, true);
         ellm_context_observe(e.context, &observer);
         status = status == ELLM_OK ? trace(&e, &t, ids, n, rows) : status;
         ellm_context_observe(e.context, NULL);
-#ifdef ELLM_VULKAN
+#ifdef EDGELLM_FOLLOWS
         follow_close(&t.followed);
 #endif
         buffer_free(&t.line);

@@ -134,7 +134,7 @@ def asked(section: VulkanSection, device: Device) -> VulkanSection:
 
     Dot products count where they are no single instruction, too: no driver of Mesa's makes more of them than of our
     own shifts and products, and on Adreno, which has them for one signed and one unsigned side, or on AMD's Vega it is
-    a third less. Matrix units whose speed nobody vouches for are not used.
+    a quarter to a third less. Matrix units whose speed nobody vouches for are not used.
     """
     schedule = PROCESSOR if device.imitates else _CLASSES.get(device.vendor, DESKTOP)
     sums = device.sums and schedule not in _WITHOUT_SUMS

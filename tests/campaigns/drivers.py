@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import platform
 import shutil
 import subprocess
 import sys
@@ -27,11 +28,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from crosscompile.errors import CompileError
 from crosscompile.runtime import build_runtime
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.spirv.container import pack_modules
 from crosscompile.target import Target
-from edgellm import gpu_facts, shapes
+from edgellm import gpu_facts, shapes, virtual_parts
 from edgellm.boards import Board, load_board
 from edgellm.errors import EdgeError
 from tests.drivers import CHIPS, SUITES, Chip, command, compiled, there
@@ -156,15 +158,24 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--families", action="store_true", help="the small networks of all families, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="gets all of it")
     args = parser.parse_args(arguments)
-    models = list(configurations(args.models or (() if args.families else MODELS), args.families))
+    chips = args.chips.split(",")
+    if unknown := sorted({*chips} - {*CHIPS}):
+        parser.error(f"--chips: there is no {unknown[0]}; there are {', '.join(CHIPS)}")
+    reason = virtual_parts.missing_tool() if platform.machine() == "x86_64" else "these drivers are run on x86-64 alone"
+    if reason is not None:
+        parser.error(reason)
+    try:
+        models = list(configurations(args.models or (() if args.families else MODELS), args.families))
+    except EdgeError as error:
+        parser.error(str(error))
     document, good = {}, True
-    for name in args.chips.split(","):
+    for name in chips:
         try:
             chip = there(CHIPS[name], args.suite)
             board = board_for(chip, args.suite)
             found = run(chip, board, models, args.schemes.split(","), args.suite)
             wrong = proof(chip, board, args.suite)
-        except (EdgeError, RuntimeError, subprocess.SubprocessError) as error:
+        except (EdgeError, CompileError, OSError, RuntimeError, subprocess.SubprocessError) as error:
             print(f"{name:14} {error}")
             good = False
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,13 @@ from tests.campaigns.drivers import configurations, modules_in
 LOOP_MERGE, DONT_UNROLL = 246, 2
 ROLLED = ("mali", "adreno", "v3d")
 LADDER = Ladder((1, 32), (1,))
-((_, TINY),) = configurations([f"{shapes.PREFIX}tiny"], families=False)
+
+
+@cache
+def tiny() -> dict[str, Any]:
+    """A small model's config.json."""
+    ((_, config),) = configurations([f"{shapes.PREFIX}tiny"], families=False)
+    return config
 
 
 @cache
@@ -28,7 +35,7 @@ def modules(schedule: str) -> dict[str, list[int]]:
     """Words of a small model's modules, by kernel."""
     gpu = Gpu(capabilities=(*FLOOR, *DOT), buffers=16, schedule=schedule)
     target = Target("aarch64", "linux", gpu_tier("aarch64", gpu), None, gpu)
-    made = compile_model(TINY, target, scheme_for("w4a8"), ladder=LADDER)
+    made = compile_model(tiny(), target, scheme_for("w4a8"), ladder=LADDER)
     return {name: list(memoryview(code).cast("I")) for name, code in modules_in(made.kernels).items()}
 
 
@@ -58,6 +65,6 @@ def test_without_single_bytes_only_caches_of_int8_are_refused() -> None:
     board = load_board("orangepi5")
     assert board.vulkan is not None
     target = replace(board, vulkan=replace(board.vulkan, bytes=False)).gpu_target()
-    assert compile_model(TINY, target, scheme_for("w4a8"), ladder=LADDER).kernels
+    assert compile_model(tiny(), target, scheme_for("w4a8"), ladder=LADDER).kernels
     with pytest.raises(CodegenError, match=r"kernel \w+ needs SPIR-V's StorageBuffer8BitAccess, which the board's GPU"):
-        compile_model(TINY, target, scheme_for("w4a8", kv="i8"), ladder=LADDER)
+        compile_model(tiny(), target, scheme_for("w4a8", kv="i8"), ladder=LADDER)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import posixpath
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 from edgellm import cache, gpu_facts, side_program
 from edgellm.boards import Board
 from edgellm.errors import CommandError, UnsuitableError
-from edgellm.gpu_facts import FOUND
+from edgellm.gpu_facts import FOUND, Device
 from edgellm.remembered import remember_gpu
 from edgellm.remote import Remote
 from edgellm.runtime_program import PROGRAM
@@ -84,38 +86,59 @@ def ask(board: Board, remote: Remote, device: str, tell: Callable[[str], None]) 
     Raises UnsuitableError where only a GPU is to compute and all lack what every bundle needs, BoardError if none is
     known.
     """
-    from crosscompile.runtime import build_runtime
-
     section = board.vulkan
     if section is None or section.schedule == FOUND:  # of this machine, whose driver is asked anyway
         return board
-    program = build_runtime(board.gpu_target(), cache=cache.root() / "runtime")
-    folder = side_program.install(remote, program)
-    done = remote.run([posixpath.join(folder, PROGRAM), "gpus"])
     said = f"kernels are made for what boards/{board.virtual or board.id}.toml says"
-    if done.status != 0:
-        tell(f"its driver could not be asked ({one_line(done.stderr.strip(), 200)}); {said}")
-        return board
     try:
-        devices = gpu_facts.read(done.text, remote.name)
+        found = gpu_facts.verdict(section, _devices(board, remote))
     except CommandError as error:
         tell(f"its driver could not be asked ({error}); {said}")
         return board
-    gpu = gpu_facts.chosen(devices)
-    if gpu is not None:
-        asked = gpu_facts.asked(section, gpu)
-        tell(gpu_facts.describe(asked))
+    if found.section is not None:
+        tell(found.text)
         if board.instance is not None:
-            remember_gpu(board.instance, board.whereabouts, asked)
-        return replace(board, vulkan=asked)
-    lacking = ", ".join(f"{each.name} lacks {each.lacks}" for each in devices if each.lacks is not None)
-    if lacking and device in ONLY_GPU:
+            remember_gpu(board.instance, board.whereabouts, found.section)
+        return replace(board, vulkan=found.section)
+    if found.unfit and device in ONLY_GPU:
         raise UnsuitableError(
-            f"{remote.name} has no GPU that could compute: {lacking}; update its driver, or use --device cpu"
+            f"{remote.name} has no GPU that could compute: {found.text}; update its driver, or use --device cpu"
         )
-    if lacking:
-        tell(f"{lacking}; until its driver is updated the processor computes")
-        return board
-    found = ", ".join(each.name for each in devices) or "nothing"
-    tell(f"Vulkan finds no GPU there ({found}); {said}")
+    tell(f"{found.text}; {'until its driver is updated the processor computes' if found.unfit else said}")
     return board
+
+
+def answer(board: Board, remote: Remote, *, passing: bool = False) -> dict[str, Any]:
+    """What Ansible hears of a board's GPU. passing: nothing is left on the board.
+
+    devices   that Vulkan finds there, as gpu_facts.read took them
+    gpu       the one that decides, in a line; None: `why` says why there is none
+    unfit     no bundle for a GPU alone could run there
+    """
+    lack = look(remote)
+    if lack is not None:
+        return {"devices": [], "gpu": None, "why": str(lack), "unfit": True}
+    try:
+        devices = _devices(board, remote, passing=passing)
+    except CommandError as error:
+        return {"devices": [], "gpu": None, "why": f"its driver could not be asked ({error})", "unfit": False}
+    found = gpu_facts.verdict(board.gpu(), devices)
+    gpu, why = (found.text, None) if found.section is not None else (None, found.text)
+    return {"devices": [asdict(device) for device in devices], "gpu": gpu, "why": why, "unfit": found.unfit}
+
+
+def program_for(board: Board) -> Path:
+    """The program that asks, built if need be. Raises BoardError if no GPU is known."""
+    from crosscompile.runtime import build_runtime
+
+    return build_runtime(board.gpu_target(), cache=cache.root() / "runtime")
+
+
+def _devices(board: Board, remote: Remote, *, passing: bool = False) -> list[Device]:
+    """Raises CommandError where the program cannot be run there, its driver fails, or what it says makes no sense."""
+    bring = side_program.lent if passing else side_program.brought
+    with bring(remote, program_for(board)) as folder:
+        done = remote.run([posixpath.join(folder, PROGRAM), "gpus"])
+    if done.status != 0:
+        raise CommandError(one_line(done.stderr.strip(), 200))
+    return gpu_facts.read(done.text, remote.name)

@@ -6,6 +6,7 @@
     serve      a model is a service, or is not
     gc         nothing is there that no model needs
     inform     what is there
+    ask_gpu    what its GPU allows kernels
 
 Each takes a `Task` and answers what Ansible wants to hear: a dict with `changed`, and `diff` where it is asked for.
 Done twice, the second time changes nothing. With `check` nothing is changed at all.
@@ -19,15 +20,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from edgellm import board_gpu, encryption, service, signing
 from edgellm import bundle as bundles
-from edgellm import encryption, service, signing
 from edgellm.address import AdbAddress, SshAddress, parse_where
 from edgellm.board_session import BoardSession, Survey, ask_once, count_of
 from edgellm.boards import load_board
 from edgellm.bundle import Bundle
 from edgellm.connection import connect, model_name
 from edgellm.deployment import deploy as deploy_bundle
-from edgellm.errors import EdgeError, HostKeyError, LoginError, RemoteError, UnreachableError
+from edgellm.errors import BoardError, EdgeError, HostKeyError, LoginError, RemoteError, UnreachableError
 from edgellm.local_remote import LocalRemote
 from edgellm.preview import described, look, manifest_in_use, preview
 from edgellm.probe import home_of, probe
@@ -234,6 +235,17 @@ def inform(task: Task) -> Answer:
         "memory_bytes": facts.memory_bytes,
         "free_bytes": facts.disk_free_bytes,
     }
+
+
+def ask_gpu(task: Task) -> Answer:
+    """What keeps a GPU from being asked is an answer, too."""
+    if task.where.type is None:
+        raise BoardError(f"{task.where.name}: edgellm_board is missing; set it to a type that `edgellm boards` lists")
+    board = load_board(task.where.type)
+    write("stage", board=task.where.name, text="connecting")
+    with task.where.connect() as remote:
+        write("stage", board=task.where.name, text="asking the driver of its GPU")
+        return {"changed": False, **board_gpu.answer(board, remote, passing=task.check)}
 
 
 def _bundle(task: Task, stack: ExitStack) -> tuple[Bundle, bytes | None]:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from crosscompile.data import data_path
 from crosscompile.gpu.schedules import SCHEDULES
-from crosscompile.spirv.capabilities import BYTES, CAPABILITIES, FLOOR, MATRIX_UNITS, Gpu
+from crosscompile.spirv.capabilities import CAPABILITIES, FLOOR, MATRIX_UNITS, NARROW, Gpu
 from crosscompile.target import Target, gpu_tier, target_for
 from edgellm import local_gpu
 from edgellm.errors import BoardError
@@ -190,8 +190,9 @@ class Board:
         """What crosscompile needs to know where the GPU computes. Raises BoardError if none is known."""
         section = self.gpu()
         more = (*section.capabilities, *(MATRIX_UNITS if section.subgroup else ()))
+        without = [NARROW[size] for size, has in ((2, section.halves), (1, section.bytes)) if not has]
         gpu = Gpu(
-            capabilities=tuple(dict.fromkeys(name for name in (*FLOOR, *more) if section.bytes or name != BYTES)),
+            capabilities=tuple(dict.fromkeys(name for name in (*FLOOR, *more) if name not in without)),
             invocations=section.invocations,
             shared_bytes=section.shared_bytes,
             buffers=section.storage_buffers,

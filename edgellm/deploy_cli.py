@@ -112,6 +112,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def main(args: argparse.Namespace) -> int:
     fleet_cli.check_place(args)
     if args.fleet is not None:
+        gpu_layers_of(args)  # first of all: no board should be asked for what cannot be
         with ExitStack() as stack:
 
             def make(model: str, board: Board | None, scheme: str | None, device: str | None) -> Bundle:

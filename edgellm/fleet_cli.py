@@ -5,17 +5,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgellm import encryption, fleet_show, signing
-from edgellm.boards import Board, load_board
+from edgellm import encryption, fleet_gpu, fleet_show, signing
 from edgellm.bundle import MANIFEST, Bundle
-from edgellm.errors import BoardError, TrustError, UsageError
-from edgellm.fleet import MAX_FAILURES, WAVES, Fleet, Member, read, share_of, wave_sizes
+from edgellm.errors import TrustError, UsageError
+from edgellm.fleet import MAX_FAILURES, WAVES, Fleet, Member, read, share_of
+from edgellm.fleet_plan import MakeBundle, Wish, gpu_wishes, planned, sizes_of_waves, wishes
 from edgellm.fleet_report import conclude, conclude_check, exit_code, show_status
 from edgellm.fleet_show import list_boards, list_failures, say
 from edgellm.rollout import CHANGED, SAME, WENT_WRONG, Rollout, Show, play
@@ -23,9 +22,6 @@ from edgellm.rollout import CHANGED, SAME, WENT_WRONG, Rollout, Show, play
 ROLLOUT_WORDS = {CHANGED: "new", SAME: "has it"}
 REHEARSAL_WORDS = {CHANGED: "would change", SAME: "has it"}
 ROLLBACK_WORDS = {CHANGED: "went back", SAME: "left alone"}
-
-MakeBundle = Callable[[str, Board | None, str | None, str | None], Bundle]
-"""The bundle of a model, for a type of board, in a scheme, for a device; None: what the model is, and what is usual."""
 
 
 def add_fleet(parser: argparse.ArgumentParser, what: str) -> Any:
@@ -44,6 +40,7 @@ def add_rollout(parser: argparse.ArgumentParser) -> None:
         parser,
         "boards get the model in waves: first one board of each type, which must succeed; no further wave begins once\n"
         "more boards have failed than may, or all of a wave. What fails, or is not reached, keeps its old model.\n"
+        "With --device vulkan or both, their GPUs are asked first, and a bundle is for what they have in common.\n"
         "Exit status: 0 all boards have it, 3 some failed, 4 it was stopped. Needs: pip install 'edgellm[fleet]'",
     )
     group.add_argument(
@@ -71,15 +68,6 @@ def check_place(args: argparse.Namespace) -> None:
         raise UsageError("--fleet FILE says which boards; leave out --board and --host")
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """What goes where: members in the order of the rollout, the bundle of each, and how many come first."""
-
-    members: list[Member]
-    bundles: dict[str, Bundle]
-    n_canaries: int
-
-
 def deploy(args: argparse.Namespace, make: MakeBundle) -> int:
     """`edgellm deploy --fleet`."""
     if args.key is not None:
@@ -87,17 +75,20 @@ def deploy(args: argparse.Namespace, make: MakeBundle) -> int:
     fleet = read(args.fleet)
     members = fleet.selected(args.group)
     n, budget = len(members), args.max_failures or fleet.max_failures or MAX_FAILURES
-    max_failures = n if args.check else share_of(budget, n)
+    max_failures = share_of(budget, n)
     key = signing.load_private(args.sign, _ask_passphrase) if args.sign is not None else None
+    wished = wishes(args, fleet, members)
+    gpus = _survey(args, fleet, wished, max_failures)
+    max_failures = n if args.check else max_failures
     with ExitStack() as stack:
-        plan = _plan(args, fleet, members, make)
+        plan = planned(wished, gpus, make)
         made: dict[Path, Bundle] = {}
         for bundle in plan.bundles.values():
             if bundle.path not in made:
                 line = key.line((bundle.path / MANIFEST).read_bytes()) if key is not None else None
                 made[bundle.path] = stack.enter_context(encryption.view(bundle, line)) if line else bundle
                 _check_signature(args, made[bundle.path])
-        waves = [n] if args.check else _wave_sizes(args.waves or fleet.waves, n, plan.n_canaries, max_failures)
+        waves = [n] if args.check else sizes_of_waves(args.waves or fleet.waves, n, plan.n_canaries, max_failures)
         if not args.json:
             which = f", {', '.join(args.group)}" if args.group else ""
             begin = f"{n} boards{which}, in waves of {', '.join(map(str, waves))}; {max_failures} may fail"
@@ -128,9 +119,12 @@ def deploy(args: argparse.Namespace, make: MakeBundle) -> int:
                 check=args.check,
                 diff=args.diff,
             )
+    if args.check:
+        fleet_gpu.rehearse(gpus, rollout)
     code = exit_code(rollout)
     if args.json:
-        print(json.dumps({"fleet": str(args.fleet), "check": args.check, "exit": code, **fleet_show.as_json(rollout)}))
+        said = {"fleet": str(args.fleet), "check": args.check, "exit": code, "gpus": gpus.as_json()}
+        print(json.dumps({**said, **fleet_show.as_json(rollout)}))
         return code
     if args.diff:
         fleet_show.show_diffs(rollout)
@@ -141,44 +135,16 @@ def deploy(args: argparse.Namespace, make: MakeBundle) -> int:
     return code
 
 
-def _plan(args: argparse.Namespace, fleet: Fleet, members: tuple[Member, ...], make: MakeBundle) -> _Plan:
-    """Makes every bundle before the first board is touched, each once; puts one board of each kind first."""
-    made: dict[tuple[str | None, ...], Bundle] = {}
-    bundles: dict[str, Bundle] = {}
-    firsts: dict[tuple[Path, str | None], Member] = {}
-    for member in members:
-        model = args.model or member.model
-        if model is None:
-            remedy = "edgellm_model" if fleet.is_ansible else "model"
-            raise UsageError(f"{fleet.path}: which model for {member.name}? Name it, or set {remedy} in its group")
-        is_made = Path(model).suffix == ".edgellm" or (Path(model) / MANIFEST).is_file()
-        if member.type is None and not is_made:
-            raise BoardError(
-                f"{fleet.path}: {member.name}: edgellm_board is missing, so nobody knows what to compile for; set it "
-                "to a type that `edgellm boards` lists, or deploy a bundle"
-            )
-        own = (None, None) if is_made else (member.scheme, member.device)
-        chosen = (args.scheme or own[0], args.device or own[1])
-        what = (model,) if is_made else (model, member.type, *chosen)
-        if what not in made:
-            made[what] = make(model, None if is_made or member.type is None else load_board(member.type), *chosen)
-        bundles[member.name] = made[what]
-        firsts.setdefault((made[what].path, member.type), member)
-    canaries = list(firsts.values())
-    ordered = [*canaries, *(member for member in members if member not in canaries)]
-    return _Plan(ordered, bundles, len(canaries))
-
-
-def _wave_sizes(asked: tuple[str, ...] | None, n: int, n_canaries: int, max_failures: int) -> list[int]:
-    """As asked for; else the canaries, a tenth, then a quarter at a time.
-
-    Ansible stops after a wave in which every board failed. So that this never happens within the budget, waves that
-    nobody asked for have more boards than may fail.
-    """
-    if asked is not None:
-        return wave_sizes(asked, n)
-    shares = (max(share_of(share, n), max_failures + 1) for share in WAVES[1:])
-    return wave_sizes((str(n_canaries), *map(str, shares)), n)
+def _survey(args: argparse.Namespace, fleet: Fleet, wished: list[Wish], max_failures: int) -> fleet_gpu.Survey:
+    """Asks the boards for whose GPU something is to be compiled, and says what they answered."""
+    wanted = gpu_wishes(args, wished)
+    gpus, run = fleet_gpu.ask(fleet, wanted, parallel=args.parallel, check=args.check, quiet=args.json)
+    if run is not None and run.interrupted:
+        raise KeyboardInterrupt
+    if not args.json:
+        fleet_gpu.tell(gpus)
+    fleet_gpu.refuse(gpus, max_failures)
+    return gpus
 
 
 def _with_defaults(member: Member, args: argparse.Namespace) -> Member:

@@ -102,6 +102,8 @@ def outcome(board: BoardState) -> str:
     if board.state not in (CHANGED, SAME):
         return board.text
     answer, parts = board.answer, []
+    if isinstance(gpu := answer.get("gpu") or answer.get("why"), str):
+        parts.append(one_line(gpu))
     version = board.in_use or answer.get("version")
     if isinstance(version, str):
         parts.append(one_line(version, 64))

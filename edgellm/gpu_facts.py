@@ -21,8 +21,8 @@ SUBGROUPS = (8, 16, 32, 64, 128)
 """Invocations that they have, of GPUs with matrix units."""
 
 PROCESSOR, DESKTOP = "processor", "desktop"
-_CLASSES = {0x5143: "adreno", 0x13B5: "mali", 0x14E4: "v3d"}
-"""Of schedules, by the maker: Qualcomm, Arm, Broadcom. Others are as desktops' are."""
+_CLASSES = {0x5143: "adreno", 0x13B5: "mali", 0x14E4: "v3d", 0x8086: "intel"}
+"""Of schedules, by the maker: Qualcomm, Arm, Broadcom, Intel. Others are as desktops' are."""
 _NVIDIA = 0x10DE
 """Whose matrix units are used unasked. Drivers of AMD and Intel also multiply matrices on GPUs that have no such units
 (llama.cpp, pull request 10597), and nobody has measured theirs here; a board's manifest may name them."""
@@ -32,6 +32,8 @@ _WITHOUT_SUMS = ("mali", "v3d")
 attention of a row took it thirty times as long to compile, and went to memory 845 times for want of registers instead
 of 103; V3DV 147 times instead of 95."""
 SUMS, DOT = ("GroupNonUniformArithmetic",), ("DotProduct", "DotProductInput4x8BitPacked")
+_LEAST_INVOCATIONS = 128
+"""That a workgroup may have by Vulkan's specification, and on PowerVR has; elsewhere it is 256 or more."""
 _MOST_DEVICES, _MOST_TEXT, _MOST_NUMBER = 64, 256, (1 << 32) - 1
 
 
@@ -45,7 +47,8 @@ class VulkanSection:
     storage_buffers of one kernel; binding_bytes: the largest part of a buffer that one can be
     schedule        how kernels are cut: a class of crosscompile/gpu/schedules.py; "found" asks this machine, for these
                     limits too
-    bytes           kernels read and write single ones, as caches of int8 want: Mesa's driver for Adreno 6xx does not
+    halves, bytes   kernels access single values of 16 and of 8 bits, as caches want; where a driver does not allow
+                    that, they are parts of words
     subgroup        invocations of a subgroup, where it multiplies 16 x 16 matrices of f16 and sums them in f32: its
                     matrix units (VK_KHR_cooperative_matrix) read prompts
     times_slower    than the board's own CPU, where that is known
@@ -58,6 +61,7 @@ class VulkanSection:
     shared_bytes: int = Gpu.shared_bytes
     storage_buffers: int = Gpu.buffers
     binding_bytes: int = Gpu.binding_bytes
+    halves: bool = True
     bytes: bool = True
     schedule: str = Gpu.schedule
     subgroup: int = Gpu.subgroup
@@ -71,7 +75,7 @@ class Device:
     kind             discrete, integrated, virtual, other, or processor: a program that imitates a GPU
     lacks            what it has not that every bundle needs; None: nothing
     vendor           PCI's number of the maker, or Khronos's
-    bytes            kernels read and write single ones
+    halves, bytes    kernels read and write single values of 16 and of 8 bits
     sums             it adds over subgroups
     dot              it has integer dot products of four signed bytes
     matrices         a subgroup multiplies the matrices of kernels
@@ -89,6 +93,7 @@ class Device:
     storage_buffers: int
     binding_bytes: int
     subgroup: int
+    halves: bool
     bytes: bool
     sums: bool
     dot: bool
@@ -145,14 +150,62 @@ def asked(section: VulkanSection, device: Device) -> VulkanSection:
         device=device.name,
         api=None,
         capabilities=(*(SUMS if sums else ()), *(DOT if device.dot else ())),
-        invocations=max(device.invocations, Gpu.invocations),
+        invocations=max(device.invocations, _LEAST_INVOCATIONS),
         shared_bytes=max(device.shared_bytes, Gpu.shared_bytes),
         storage_buffers=max(device.storage_buffers, Gpu.buffers),
         binding_bytes=max(device.binding_bytes, Gpu.binding_bytes),
+        halves=device.halves,
         bytes=device.bytes,
         schedule=schedule,
         subgroup=device.subgroup if has_matrices and vouched else 0,
     )
+
+
+def common(sections: Sequence[VulkanSection]) -> VulkanSection:
+    """What all of these GPUs, of one class, allow: kernels that are made for it open on each of them.
+
+    sections: one at least. The smallest of each limit, what every driver can, and matrix units only where all have
+    subgroups of the same size; `device` names each model of GPU once.
+    """
+    first, *others = sections
+    assert all(each.schedule == first.schedule for each in others)
+    return replace(
+        first,
+        device=one_line(", ".join(dict.fromkeys(each.device for each in sections)), _MOST_TEXT),
+        capabilities=tuple(name for name in first.capabilities if all(name in each.capabilities for each in others)),
+        invocations=min(each.invocations for each in sections),
+        shared_bytes=min(each.shared_bytes for each in sections),
+        storage_buffers=min(each.storage_buffers for each in sections),
+        binding_bytes=min(each.binding_bytes for each in sections),
+        halves=all(each.halves for each in sections),
+        bytes=all(each.bytes for each in sections),
+        subgroup=first.subgroup if all(each.subgroup == first.subgroup for each in others) else 0,
+    )
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What kernels are to be made for, as a board's drivers say it.
+
+    section: None where there is no GPU to go by. text: the GPU in a line, or why there is none. unfit: there are some,
+    and all lack what every bundle needs
+    """
+
+    section: VulkanSection | None
+    text: str
+    unfit: bool = False
+
+
+def verdict(section: VulkanSection, devices: Sequence[Device]) -> Verdict:
+    """What the devices that Vulkan finds there come to. section: the manifest's."""
+    gpu = chosen(devices)
+    if gpu is not None:
+        made_for = asked(section, gpu)
+        return Verdict(made_for, describe(made_for))
+    lacking = ", ".join(f"{each.name} lacks {each.lacks}" for each in devices if each.lacks is not None)
+    if lacking:
+        return Verdict(None, lacking, unfit=True)
+    return Verdict(None, f"Vulkan finds no GPU there ({', '.join(each.name for each in devices) or 'nothing'})")
 
 
 def describe(section: VulkanSection) -> str:
@@ -163,5 +216,6 @@ def describe(section: VulkanSection) -> str:
         *(["sums of subgroups"] if set(SUMS) <= set(section.capabilities) else []),
         *(["dot products"] if set(DOT) <= set(section.capabilities) else []),
         *(["matrix units"] if section.subgroup else []),
+        *(["16-bit values in words"] if not section.halves else []),
     ]
     return f"{section.device}, class {section.schedule}: {', '.join(can)}"

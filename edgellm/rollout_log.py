@@ -40,7 +40,9 @@ def write(event: str, **values: Any) -> None:
 def new_path() -> Path:
     """A file for a new rollout, in the user's state directory; the oldest of many are removed. Raises UsageError."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state") / "edgellm" / "rollouts"
-    path = folder / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.jsonl"
+    now_us = time.time_ns() // 1000  # a process may begin two in a second
+    named = time.strftime("%Y%m%d-%H%M%S", time.localtime(now_us // 1_000_000))
+    path = folder / f"{named}-{now_us % 1_000_000:06d}-{os.getpid()}.jsonl"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for old in sorted(folder.glob("*.jsonl"))[:-_KEPT]:

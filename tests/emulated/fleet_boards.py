@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +57,14 @@ class Board:
     def start(self) -> None:
         """Switches it on again, at the same address."""
         self.server.process = start_server(self.server.directory, self.server.port)
+
+    def set_environment(self, values: Mapping[str, str]) -> None:
+        """Starts it anew, with these variables for whatever runs there."""
+        self.stop()
+        words = shlex.join(f"{name}={value}" for name, value in values.items())
+        with (self.server.directory / "config").open("a") as config:
+            config.write(f'ForceCommand env {words} sh -c "$SSH_ORIGINAL_COMMAND"\n')
+        self.start()
 
     def pin_another_key(self, keys: Path) -> None:
         if not (keys / "other.pub").exists():

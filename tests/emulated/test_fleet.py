@@ -23,8 +23,11 @@ from edgellm.compile import build
 from edgellm.golden import host_target
 from edgellm.precision import Options
 from tests.caches import own_cache
+from tests.compile.test_vulkan_faults import faulty_loader
 from tests.emulated.conftest import free_port
 from tests.emulated.fleet_boards import Boards, running_boards, slot
+from tests.server import MODEL
+from tests.shaders import only_lavapipe
 from tests.standin import make_bundle
 
 OFF, FULL, DISTRUSTING = 2, 6, 9
@@ -243,6 +246,26 @@ def test_what_a_fleets_file_says_is_no_program(three: Boards, old: Bundle, tmp_p
     assert done["boards"]["board00"]["state"] == "changed", reasons(done)
     assert done["boards"]["board00"]["model"] == "trap"  # of a strange name, what can be one
     assert not trap.exists()
+
+
+def test_the_boards_gpus_are_asked_and_the_bundle_is_for_all_of_them(three: Boards, tmp_path: Path) -> None:
+    """GPUs that differ, played by lavapipe behind a loader that calls it one of Intel's; the third lacks too much."""
+    driver = {"LD_LIBRARY_PATH": str(faulty_loader(tmp_path)), **only_lavapipe()}
+    for board, fault in zip(three.all, ("buffers:1:20", "buffers:1:10", "api:1:0"), strict=True):
+        board.set_environment({**driver, "FAULT": f"vendor:1:32902,{fault}"})
+    own_cache(three.folder)
+    before = [board.files() for board in three.all]
+    argv = ("--device", "vulkan", "--scheme", "w4a8", "--name", "asked", "--max-failures", "1", "--check", "--json")
+    rehearsal = three.edgellm("deploy", "--fleet", str(three.fleet), str(MODEL), *argv)
+    assert rehearsal.returncode == 3, rehearsal.stdout + rehearsal.stderr
+    assert [board.files() for board in three.all] == before  # the program that asks is gone again
+    said = json.loads(rehearsal.stdout)
+    (kind,) = said["gpus"]["kinds"]
+    assert (kind["type"], kind["class"], kind["boards"]) == ("n100", "intel", ["board00", "board01"])
+    assert kind["allows"]["storage_buffers"] == 10
+    assert "lacks Vulkan 1.1" in said["gpus"]["not_counted"]["board02"]
+    assert states(said) == {"changed": [0, 1], "failed": [2]}, reasons(said)
+    assert "no GPU could compute" in said["boards"]["board02"]["why"]
 
 
 def test_the_table_fits_the_terminal(three: Boards, old: Bundle) -> None:

@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from edgellm import ansible_inventory, fleet_cli, fleet_report, rollout_log
+from edgellm import ansible_inventory, fleet_plan, fleet_report, rollout_log
 from edgellm.ansible_inventory import unsafe, written
 from edgellm.boards import Board
 from edgellm.bundle import Bundle
 from edgellm.errors import BoardError, EdgeError, UsageError
 from edgellm.fleet import Fleet, Member, read, share_of, wave_sizes
+from edgellm.fleet_gpu import Survey
 from edgellm.instances import Instance, add_instance
 from edgellm.rollout import BoardState, Rollout
 
@@ -138,7 +139,7 @@ def test_waves_and_budgets_are_counted_as_ansible_counts() -> None:
 @pytest.mark.parametrize("max_failures", [0, 1, 2, 20])
 def test_no_wave_can_fail_as_a_whole_within_the_budget(n_boards: int, max_failures: int) -> None:
     """Ansible stops after a wave in which all failed; only the canaries' wave, and the last one, may be so small."""
-    sizes = fleet_cli._wave_sizes(None, n_boards, 1, max_failures)
+    sizes = fleet_plan.sizes_of_waves(None, n_boards, 1, max_failures)
     assert sum(sizes) == n_boards
     assert all(size > max_failures for size in sizes[1:-1])
 
@@ -152,27 +153,25 @@ def test_a_model_is_compiled_once_for_each_type_and_each_type_has_a_canary(tmp_p
         asked.append((model, board.id if board else None, *chosen))
         return Bundle(tmp_path / str(len(asked)), {}, "0" * 64, ())
 
-    args = argparse.Namespace(model=None, scheme=None, device=None)
-    plan = fleet_cli._plan(args, Fleet(tmp_path, tuple(members)), tuple(members), make)
+    def planned(members: list[Member], *said: str | None, is_ansible: bool = False) -> fleet_plan.Plan:
+        args = argparse.Namespace(**dict(zip(("model", "scheme", "device"), said, strict=True)))
+        wished = fleet_plan.wishes(args, Fleet(tmp_path, tuple(members), is_ansible), members)
+        return fleet_plan.planned(wished, Survey(), make)
+
+    plan = planned(members, None, None, None)
     assert asked == [("Model", "rpi5", None, None), ("Model", "rpi4", "w8a8", "both")]
     assert [member.name for member in plan.members] == ["a0", "b0", "a1", "a2", "b1", "b2"]
     assert plan.n_canaries == 2
     assert plan.bundles["b2"].path == tmp_path / "2"
     # The command line has the last word.
-    fleet_cli._plan(
-        argparse.Namespace(model="Other", scheme="f16", device="cpu"), Fleet(tmp_path, ()), tuple(members[3:]), make
-    )
+    planned(members[3:], "Other", "f16", "cpu")
     assert asked[2:] == [("Other", "rpi4", "f16", "cpu")]
     # What a group says of compiling does not count for a bundle.
-    args = argparse.Namespace(model="made.edgellm", scheme=None, device=None)
-    fleet_cli._plan(args, Fleet(tmp_path, ()), tuple(members), make)
+    planned(members, "made.edgellm", None, None)
     assert asked[3:] == [("made.edgellm", None, None, None)]
-    nobody = (Member("c"),)
     for model, said in ((None, "which model for c"), ("Model", "c: edgellm_board is missing")):
         with pytest.raises(EdgeError, match=said):
-            fleet_cli._plan(
-                argparse.Namespace(model=model, scheme=None, device=None), Fleet(tmp_path, nobody, True), nobody, make
-            )
+            planned([Member("c")], model, None, None, is_ansible=True)
 
 
 def rollout(*boards: BoardState, max_failures: int = 1, waves: tuple[int, ...] = (1, 2)) -> Rollout:
@@ -206,6 +205,12 @@ def test_events_of_the_log_become_states(tmp_path: Path, monkeypatch: pytest.Mon
     assert (b.state, b.text) == ("failed", "no space[31m")
     assert (c.state, c.wave) == ("working", 0)
     follower.close()
+
+
+def test_each_run_of_a_process_has_a_record_of_its_own_and_the_newest_is_the_last(tmp_path: Path) -> None:
+    """A deployment to GPUs asks first, and then rolls out, perhaps in the same second."""
+    made = [rollout_log.new_path() for _ in range(5)]
+    assert sorted(set(made)) == made
 
 
 def test_without_the_variable_nothing_is_written(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 
 from edgellm.errors import CommandError
-from edgellm.gpu_facts import DOT, SUMS, Device, VulkanSection, asked, chosen, describe, read
+from edgellm.gpu_facts import DOT, SUMS, Device, VulkanSection, asked, chosen, common, describe, read, verdict
 
 MANIFEST = VulkanSection("Mali-G610", api="1.2", schedule="mali", times_slower=3)
-NVIDIA, ARM, QUALCOMM, BROADCOM, AMD = 4318, 0x13B5, 0x5143, 0x14E4, 4098
+NVIDIA, ARM, QUALCOMM, BROADCOM, AMD, INTEL = 4318, 0x13B5, 0x5143, 0x14E4, 4098, 0x8086
 
 
 def line(**changes: Any) -> dict[str, Any]:
     """What `edgellm-rt gpus` prints of a GPU."""
     texts = {"name": "A GPU", "kind": "integrated", "driver": "panvk", "version": "Mesa 25.0", "vulkan": "1.3.0"}
     numbers = {"vendor": ARM, "invocations": 1024, "shared_bytes": 32768, "storage_buffers": 4096, "subgroup": 16}
-    can = {"bytes": True, "sums": True, "dot": True, "matrices": False}
+    can = {"halves": True, "bytes": True, "sums": True, "dot": True, "matrices": False}
     return {"type": "gpu", **texts, **numbers, "binding_bytes": 1 << 30, **can, "lacks": None, **changes}
 
 
@@ -44,7 +44,10 @@ def test_the_driver_takes_the_place_of_the_manifest_but_not_of_what_was_measured
 
 @pytest.mark.parametrize(
     ("vendor", "schedule"),
-    [(ARM, "mali"), (QUALCOMM, "adreno"), (BROADCOM, "v3d"), (NVIDIA, "desktop"), (AMD, "desktop"), (1, "desktop")],
+    [
+        *((ARM, "mali"), (QUALCOMM, "adreno"), (BROADCOM, "v3d"), (INTEL, "intel")),
+        *((NVIDIA, "desktop"), (AMD, "desktop"), (1, "desktop")),
+    ],
 )
 def test_the_maker_decides_the_class(vendor: int, schedule: str):
     assert asked(MANIFEST, device(vendor=vendor)).schedule == schedule
@@ -78,9 +81,10 @@ def test_matrix_units_are_used_of_nvidia_or_where_the_manifest_names_them():
 
 
 def test_no_limit_is_less_than_all_drivers_have():
-    section = asked(MANIFEST, device(invocations=128, shared_bytes=0, storage_buffers=4, binding_bytes=1))
+    section = asked(MANIFEST, device(invocations=64, shared_bytes=0, storage_buffers=4, binding_bytes=1))
     least = VulkanSection("")
-    for name in ("invocations", "shared_bytes", "storage_buffers", "binding_bytes"):
+    assert section.invocations == 128
+    for name in ("shared_bytes", "storage_buffers", "binding_bytes"):
         assert getattr(section, name) == getattr(least, name)
 
 
@@ -114,3 +118,48 @@ def test_texts_are_harmless():
 def test_an_answer_that_makes_no_sense_is_named_with_its_field(text: str, names: str):
     with pytest.raises(CommandError, match=f"kitchen: edgellm-rt gpus: .*{names}"):
         read(text, "kitchen")
+
+
+def test_what_several_gpus_allow_is_the_least_of_each():
+    more = asked(MANIFEST, device(vendor=QUALCOMM, name="Adreno 740", storage_buffers=64, shared_bytes=16384))
+    less = asked(MANIFEST, device(vendor=QUALCOMM, name="Adreno 660", invocations=512, binding_bytes=1 << 28))
+    assert common([more]) == more
+    both = common([more, less, more])
+    assert (both.invocations, both.shared_bytes, both.storage_buffers, both.binding_bytes) == (512, 16384, 64, 1 << 28)
+    assert (both.schedule, both.capabilities, both.bytes) == ("adreno", (*SUMS, *DOT), True)
+    assert both.device == "Adreno 740, Adreno 660"
+    assert both.times_slower == MANIFEST.times_slower
+
+
+def test_several_gpus_may_only_what_all_can():
+    gpus = [asked(MANIFEST, device(vendor=AMD, **can)) for can in ({}, {"sums": False}, {"bytes": False})]
+    assert common(gpus).capabilities == common(gpus[::-1]).capabilities == DOT
+    assert not common(gpus).bytes
+    assert not common(gpus[::-1]).bytes
+    assert common(gpus[:2]).bytes
+    assert common(gpus).halves
+    in_words = asked(MANIFEST, device(vendor=AMD, halves=False))
+    assert not common([*gpus, in_words]).halves
+    assert not common([in_words, *gpus]).halves
+    assert common([gpus[1], asked(MANIFEST, device(vendor=AMD, dot=False))]).capabilities == ()
+
+
+def test_matrix_units_are_used_where_all_have_them_with_subgroups_of_one_size():
+    def with_matrices(subgroup: int, vendor: int = NVIDIA) -> VulkanSection:
+        return asked(VulkanSection(""), device(vendor=vendor, matrices=True, subgroup=subgroup))
+
+    assert common([with_matrices(32), with_matrices(32)]).subgroup == 32
+    assert common([with_matrices(32), with_matrices(64)]).subgroup == 0
+    assert common([with_matrices(32), with_matrices(32, AMD)]).subgroup == 0  # which nobody vouches for
+    assert common([with_matrices(32, AMD), with_matrices(32)]).subgroup == 0
+
+
+def test_a_verdict_names_the_gpu_or_why_there_is_none():
+    good = verdict(MANIFEST, [device()])
+    assert good.section == asked(MANIFEST, device())
+    assert good.text.startswith("A GPU, class mali: ")
+    old = verdict(MANIFEST, [device(lacks="Vulkan 1.1"), device(kind="processor")])
+    assert (old.section, old.text, old.unfit) == (None, "A GPU lacks Vulkan 1.1", True)
+    imitated = verdict(MANIFEST, [device(kind="processor", name="llvmpipe")])
+    assert (imitated.section, imitated.unfit) == (None, False)
+    assert imitated.text == "Vulkan finds no GPU there (llvmpipe)"

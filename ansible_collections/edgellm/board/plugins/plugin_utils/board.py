@@ -49,6 +49,7 @@ SPEC: dict[str, dict[str, dict[str, Any]]] = {
         "keep": {"type": "bool"},
     },
     "gc": {},
+    "gpu": {},
     "info": {},
 }
 """The options of each module; a test compares them with the documentation."""

@@ -80,9 +80,10 @@ def start(board: Board, progress: Progress | None = None) -> SshAddress | AdbAdd
     with virtual_parts.locked(folder / ".lock"):
         state = status(board)
         if state is not None and _is_android(board) and not virtual_android.answers(folder):
-            virtual_namespace.end(state.pid)  # somebody ended its adb server
+            virtual_namespace.end(folder, state.pid)  # somebody ended its adb server
             state = None
         if state is None:
+            virtual_namespace.end(folder)  # what outlived its first process
             root, emulator = fetch(board, progress)
             state = (_launch_android if _is_android(board) else _launch)(board, folder, root, emulator)
         return _address(board, state)
@@ -105,11 +106,14 @@ def fetch(board: Board, progress: Progress | None = None) -> tuple[Path, Path | 
 
 
 def stop(board: Board) -> bool:
-    """End a virtual board and all it runs; False if it was not running. What is deployed on it stays."""
+    """End a virtual board and all it runs; False if it was not running. What is deployed on it stays.
+
+    What still runs of one whose first process has ended, or was killed, ends too.
+    """
     state = status(board)
+    virtual_namespace.end(_folder(board), state.pid if state else None)
     if state is None:
         return False
-    virtual_namespace.end(state.pid)
     (_folder(board) / "state.json").unlink(missing_ok=True)
     return True
 
@@ -179,7 +183,7 @@ def _launch(board: Board, folder: Path, root: Path, emulator: Path | None) -> St
             state = State(pid, started, _boot_id(), port)
             write_atomically(folder / "state.json", json.dumps(asdict(state)).encode())
             return state
-        virtual_namespace.end(pid)
+        virtual_namespace.end(folder, pid)
         if "in use" not in log.read_text(errors="replace"):
             break
     lines = log.read_text(errors="replace").split("\n")

@@ -142,7 +142,7 @@ def launch(folder: Path, name: str, root: Path, adb: Path, emulator: Path, qemu_
             except RemoteError as error:  # adbd, which is emulated, needs longer than the server
                 reason = str(error)
         time.sleep(0.05)
-    virtual_namespace.end(pid)
+    virtual_namespace.end(folder, pid)
     lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
     raise VirtualBoardError(f"{name} did not start: {reason} (log: {log}: {lines[-1] if lines else 'empty'})")
 

@@ -151,13 +151,21 @@ def members(pid: int) -> list[int]:
     space = _mount_namespace(pid)
     if space is None or space == _mount_namespace(os.getpid()):
         return []
-    return [int(name) for name in os.listdir("/proc") if name.isdigit() and _mount_namespace(int(name)) == space]
+    return [each for each in _processes() if _mount_namespace(each) == space]
 
 
-def end(pid: int, timeout_s: float = 10.0) -> None:
-    """End every process of a board. Raises VirtualBoardError if some survive."""
+def left_over(board: Path) -> list[int]:
+    """Every process whose `/` is that board's, also where the one that `launch` started has ended before them."""
+    root, own = os.path.realpath(board / "root"), _mount_namespace(os.getpid())
+    return [each for each in _processes() if _root(each) == root and _mount_namespace(each) not in (None, own)]
+
+
+def end(board: Path, pid: int | None = None, timeout_s: float = 10.0) -> None:
+    """End every process of a board. pid: what `launch` returned, if that still runs. Raises VirtualBoardError if some
+    survive.
+    """
     deadline = time.monotonic() + timeout_s
-    wanted = members(pid)
+    wanted = [*(members(pid) if pid is not None else ()), *left_over(board)]
     while wanted and time.monotonic() < deadline:
         for each in wanted:
             try:
@@ -165,7 +173,7 @@ def end(pid: int, timeout_s: float = 10.0) -> None:
             except ProcessLookupError:
                 continue
         time.sleep(0.01)
-        wanted = [each for each in wanted if _mount_namespace(each) is not None]
+        wanted = [each for each in wanted if _mount_namespace(each) is not None] or left_over(board)
     if wanted:
         raise VirtualBoardError(f"processes {wanted} of the virtual board do not end")
 
@@ -177,6 +185,18 @@ def start_ticks(pid: int) -> int | None:
     except (FileNotFoundError, ProcessLookupError):
         return None
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _root(pid: int) -> str | None:
+    """What a process has as `/`, as this one sees it."""
+    try:
+        return os.readlink(f"/proc/{pid}/root")
+    except OSError:
+        return None
 
 
 def _mount_namespace(pid: int) -> str | None:

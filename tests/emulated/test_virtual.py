@@ -1,6 +1,7 @@
 """Virtual boards: a real SSH server that shows the emulated processor, and stops without a trace."""
 
 import os
+import signal
 import stat
 
 import pytest
@@ -51,6 +52,29 @@ def test_home_survives_a_restart_and_everything_ends_at_a_stop(virtual_cache, st
     assert not virtual.stop(board)
     with SshRemote(virtual.start(board), board.id) as remote:
         assert shell(remote, "cat ~/file") == b"kept\n"
+
+
+def test_nothing_outlives_a_board_that_was_killed(start_board):
+    """As the out-of-memory killer does it: the first process is gone, and what it had started goes on."""
+    board = load_board("virtual-local")
+
+    def kill_board() -> int:
+        with SshRemote(start_board(board.id), board.id) as remote:
+            pid = int(shell(remote, "sleep 1000 >/dev/null 2>&1 </dev/null & echo $!"))
+        state = virtual.status(board)
+        assert state is not None
+        os.kill(state.pid, signal.SIGKILL)
+        while virtual.status(board) is not None:
+            pass
+        assert virtual_namespace.start_ticks(pid) is not None
+        return pid
+
+    left = kill_board()
+    virtual.stop(board)
+    assert virtual_namespace.start_ticks(left) is None
+    left = kill_board()
+    start_board(board.id)
+    assert virtual_namespace.start_ticks(left) is None
 
 
 def test_second_start_finds_the_running_board(start_board):

@@ -1,8 +1,9 @@
 """Mesa's drivers for boards' and phones' GPUs, of Debian 13 or sid, on stand-ins for the GPUs; and lavapipe.
 
 Debian's package mesa-drm-shim has, for each kind of GPU, a library that plays the kernel's side and runs nothing
-("noop"). On it the driver that a board has compiles kernels with the compiler that a board has, and says what came of
-it: whether it takes them, registers, what it spilled. What kernels would compute, or how fast, it does not say.
+("noop"); for Intel's it has none, and runtime_c/probe/i915.c is ours. On it the driver that a board has compiles
+kernels with the compiler that a board has, and says what came of it: whether it takes them, registers, what it
+spilled. What kernels would compute, or how fast, it does not say.
 
 Drivers for Mali and V3D are built for AArch64 alone, so they run under QEMU. Nothing is installed: packages are fetched
 by this machine's apt, authenticated, and unpacked beside the other caches.
@@ -28,12 +29,15 @@ _TRIPLETS = {"aarch64": "aarch64-linux-gnu", "x86_64": "x86_64-linux-gnu"}
 _LOADERS = {"aarch64": "ld-linux-aarch64.so.1", "x86_64": "ld-linux-x86-64.so.2"}
 _ROOT = Path(__file__).resolve().parents[1]
 
+OURS = "i915"
+"""The stand-in that is not mesa-drm-shim's."""
+
 
 @dataclass(frozen=True)
 class Chip:
     """A GPU. arch: of the programs that see it.
 
-    driver: of Mesa's; shim: of mesa-drm-shim's, and variables: which of its GPUs; "": there is no need for one.
+    driver: of Mesa's; shim: of mesa-drm-shim's or OURS, and variables: which of its GPUs; "": there is no need for one.
     """
 
     name: str
@@ -51,6 +55,10 @@ def _radeon(name: str) -> Chip:
     return Chip(f"radeon-{name}", "x86_64", "radeon", "amdgpu", {"AMDGPU_GPU_ID": name})
 
 
+def _intel(name: str, id_: str) -> Chip:
+    return Chip(f"intel-{name}", "x86_64", "intel", OURS, {"I915_GPU_ID": id_})
+
+
 def _nvidia(name: str, chipset: str) -> Chip:
     return Chip(f"nvidia-{name}", "x86_64", "nouveau", "nouveau", {"NOUVEAU_CHIPSET": chipset})
 
@@ -62,10 +70,14 @@ CHIPS = {
         Chip("v3d-7.1", "aarch64", "broadcom", "v3d", {"V3D_GPU_ID": "71"}),  # Raspberry Pi 5
         Chip("mali-g610", "aarch64", "panfrost", "panfrost", {"PAN_GPU_ID": "a867"}),  # Orange Pi 5, ROCK 5B
         Chip("mali-g310", "aarch64", "panfrost", "panfrost", {"PAN_GPU_ID": "ac04"}),
-        *map(_adreno, ("660", "730", "740", "750", "830")),  # Snapdragon 888, 8 Gen 1 to 3, 8 Elite
+        # Snapdragon 730 and 845, which access nothing below 32 bits; 888, 8 Gen 1 to 3, 8 Elite
+        *map(_adreno, ("618", "630", "660", "730", "740", "750", "830")),
+        Chip("powervr-bxs", "aarch64", "powervr_mesa", "powervr"),  # as the AM62P and J722S have
         *map(_radeon, ("renoir", "navi21", "navi31", "gfx1201")),  # in Ryzens; RDNA 2; 3 and 4, with matrix units
         *(_nvidia(*each) for each in (("turing", "167"), ("ampere", "172"), ("orin", "17b"), ("ada", "192"))),
         Chip("apple-m1", "x86_64", "asahi", "asahi"),
+        *(_intel(*each) for each in (("glk", "3185"), ("n100", "46d1"), ("tgl", "9a49"), ("mtl", "7d55"))),
+        _intel("a770", "56a0"),  # of its own memory, with matrix units; before it: Gen9, Gen12 twice, 12.7
     )
 }
 LAVAPIPE = Chip("lavapipe", "x86_64", "lvp")
@@ -114,7 +126,8 @@ def command(chip: Chip, suite: str = SUITES[0]) -> Path:
     }
     words = [str(libraries / _LOADERS[chip.arch]), "--library-path", str(libraries)]
     if chip.shim:
-        words += ["--preload", str(libraries / f"lib{chip.shim}_noop_drm_shim.so")]
+        theirs = libraries / f"lib{chip.shim}_noop_drm_shim.so"
+        words += ["--preload", str(_built(OURS, chip.arch, suite) if chip.shim == OURS else theirs)]
     if chip.arch != platform.machine():
         folder = cache.root() / "virtual" / "parts"
         words.insert(0, str(virtual_parts.ensure_emulator(f"qemu-{chip.arch}", folder, lambda what, fraction: None)))
@@ -126,16 +139,22 @@ def command(chip: Chip, suite: str = SUITES[0]) -> Path:
 
 
 @once
-def _probe(arch: str, suite: str) -> Path:
-    """The program that has a driver compile kernels (runtime_c/probe/pipelines.c)."""
-    source = _ROOT / "runtime_c" / "probe" / "pipelines.c"
-    made = _root(arch, suite) / "pipelines"
+def _built(name: str, arch: str, suite: str) -> Path:
+    """runtime_c/probe/NAME.c: "pipelines", a program that has a driver compile kernels, or the library OURS."""
+    made = _root(arch, suite) / name
+    build(name, arch, made)
+    return made
+
+
+def build(name: str, arch: str, made: Path) -> None:
+    """Compiles what _built is asked for, if it is not there, or older than its source."""
+    source = _ROOT / "runtime_c" / "probe" / f"{name}.c"
     if not made.exists() or made.stat().st_mtime < source.stat().st_mtime:
         zig = [sys.executable, "-m", "ziglang", "cc", "-target", f"{arch}-linux-gnu.2.28", "-O2", "-std=c11"]
         runtime = _ROOT / "runtime_c"
         include = [f"-I{runtime / each}" for each in ("third_party/vulkan", "vulkan", "include", "src")]
-        subprocess.run([*zig, "-D_GNU_SOURCE", *include, str(source), "-ldl", "-o", str(made)], check=True)
-    return made
+        kind = ["-shared", "-fPIC"] if name == OURS else ["-ldl"]
+        subprocess.run([*zig, "-D_GNU_SOURCE", *include, str(source), *kind, "-o", str(made)], check=True)
 
 
 @dataclass(frozen=True)
@@ -157,7 +176,7 @@ class Compiled:
 
 
 _SPILLS = ("Spills", "Fills", "TMU Spills", "TMU Fills", "STP Count", "LDP Count", "Spilled SGPRs", "Spilled VGPRs")
-"""Mali's, V3D's, Adreno's, AMD's."""
+"""Mali's and Intel's, V3D's, Adreno's, AMD's."""
 
 
 def compiled(chip: Chip, modules: Path, suite: str = SUITES[0], timeout: float = 3600) -> list[Compiled]:
@@ -166,7 +185,7 @@ def compiled(chip: Chip, modules: Path, suite: str = SUITES[0], timeout: float =
     skip: list[str] = []
     while True:
         done = subprocess.run(
-            [str(command(chip, suite)), str(_probe(chip.arch, suite)), str(modules), *skip],
+            [str(command(chip, suite)), str(_built("pipelines", chip.arch, suite)), str(modules), *skip],
             capture_output=True,
             text=True,
             check=False,

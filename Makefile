@@ -88,6 +88,9 @@ shaders: setup-test ## N random kernels from SEED (N=100: two minutes): SPIR-V o
 matrices: setup-test ## kernels for matrix units on a driver that has some: Debian sid's lavapipe (x86-64; 350 MB)
 	@$(PY) -m tests.campaigns.matrices
 
+families: setup-test ## small networks of all families on SwiftShader, or with every access checked (WHERE=bounds)
+	@$(PY) -m tests.campaigns.gpu_families $(or $(WHERE),swiftshader)
+
 drivers: setup-test ## all kernels with the compilers of real boards' drivers: V3D, Mali, Adreno, AMD, … (x86-64; 700 MB; CHIPS=)
 	@$(PY) -m tests.campaigns.drivers $(if $(CHIPS),--chips $(CHIPS))
 
@@ -113,4 +116,4 @@ size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its b
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load matrices drivers service service-board shaders voice voice-board voice-service size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load matrices families drivers service service-board shaders voice voice-board voice-service size

@@ -16,7 +16,8 @@ from crosscompile.errors import PlanError
 from crosscompile.kernels.kv_cache import KV_BLOCK
 from crosscompile.lower import FUNCTION, Lowered
 
-ALIGNMENT = 64
+ALIGNMENT = 256
+"""Of offsets in the arena, in bytes: the most that Vulkan lets a GPU ask for of what kernels bind."""
 INPUTS = ("tokens", "positions", "slots", "rows", "block_table")
 CHUNK_BYTES = 16384
 """What a chunk of work should at least touch, so that handing it out costs less than doing it."""

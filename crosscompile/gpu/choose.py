@@ -214,7 +214,7 @@ def compile_shaders(
     signatures = {}
     for name, function in kernels.items():
         rolled = SCHEDULES[gpu.schedule].rolled
-        shader = emit(gpu_function(name, function, target, gpu, tuned), SCALARS, rolled)
+        shader = emit(gpu_function(name, function, target, gpu, tuned), SCALARS, rolled, gpu.packed)
         expected = len([p for p in function.params if is_buffer_var(p)])
         if len(shader.buffers) != expected:
             raise CodegenError(f"kernel {name}: {len(shader.buffers)} buffers on the GPU for {expected}")

@@ -28,7 +28,8 @@ class Schedule:
     team        threads of those that share the columns of a row of the weight
     team_rows   rows of the weight that a team has at least
     weights     loads of weights, 16 bytes each, that a thread has on their way together
-    rolled      drivers are asked not to unroll loops: Mesa's for Mali, Adreno and V3D otherwise run out of registers
+    rolled      drivers are asked not to unroll loops: Mesa's for Mali, Adreno, V3D and Intel otherwise run out of
+                registers
     written     products of a tile are written out instead of a loop, for which V3D alone lacks the registers
     """
 
@@ -72,6 +73,18 @@ SCHEDULES = {
     ),
     "v3d": Schedule(
         alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16, loads=8, written=False
+    ),
+    "intel": Schedule(
+        alone=False,
+        threads=64,
+        rows=2,
+        tile=0,
+        workgroups=64,
+        splits=8,
+        queries=16,
+        loads=8,
+        fused=(256, 256, 256),
+        weights=4,
     ),
     "processor": Schedule(
         alone=True, threads=8, rows=8, tile=32, workgroups=6, splits=8, queries=6, loads=16, rolled=False

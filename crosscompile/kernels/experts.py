@@ -42,6 +42,11 @@ def route(n: int, padded: int, total: int, used: int, normalized: bool) -> tirx.
 
         def chosen(m: Expr) -> None:
             for v in range(vectors):
+                if (v + 1) * LANES > padded:  # a vector would reach into the next row, and behind the last one
+                    k.store(left, constant(LOWEST, LANES), span(v * LANES))
+                    for e in range(v * LANES, total):
+                        k.store(left, logits[m, e], e)
+                    continue
                 each = tirx.Select(visible(v), logits[m, span(v * LANES)], constant(LOWEST, LANES))
                 k.store(left, each, span(v * LANES))
             largest = left[span(0)]

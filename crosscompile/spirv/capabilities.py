@@ -1,7 +1,8 @@
 """What a GPU allows a kernel, and the check of every kernel against it.
 
-The default is the floor that all drivers reach which a board may have (facts: V3DV, PanVK, Turnip, NVIDIA's): float32
-arithmetic, 16-bit storage, 256 invocations and 16 KiB of shared memory for a workgroup, 8 storage buffers of 128 MiB.
+The default is what nearly all drivers reach that a board may have (facts: V3DV, PanVK, Turnip, NVIDIA's): float32
+arithmetic, 8- and 16-bit storage, 256 invocations and 16 KiB of shared memory for a workgroup, 8 storage buffers of
+128 MiB.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ EXTENSIONS = {
 }
 """What SPIR-V 1.3 must declare for a capability of a later version."""
 
-BYTES = "StorageBuffer8BitAccess"
-"""What caches of int8 want, and nothing else."""
-FLOOR = ("Shader", "GroupNonUniform", "StorageBuffer16BitAccess", BYTES)
+NARROW = {2: "StorageBuffer16BitAccess", 1: "StorageBuffer8BitAccess"}
+"""What accesses to elements of so many bytes need in buffers; without it they lie in words (packed.py)."""
+FLOOR = ("Shader", "GroupNonUniform", *NARROW.values())
+"""What kernels need, and what nearly all GPUs have."""
 
 MATRIX_UNITS = ("Float16", "VulkanMemoryModel", "CooperativeMatrixKHR", "GroupNonUniformArithmetic")
 """What kernels for matrix units declare: products of f16 matrices, summed in f32, by a subgroup together."""
@@ -72,6 +74,11 @@ class Gpu:
     def has(self, *names: str) -> bool:
         """Whether kernels may use all of these capabilities."""
         return set(names) <= set(self.capabilities)
+
+    @property
+    def packed(self) -> frozenset[int]:
+        """Bytes of elements that it cannot access by themselves."""
+        return frozenset(size for size, name in NARROW.items() if not self.has(name))
 
     @property
     def has_matrices(self) -> bool:

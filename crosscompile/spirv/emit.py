@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from crosscompile.errors import CodegenError
 from crosscompile.spirv.capabilities import Needs
 from crosscompile.spirv.code import Code
 from crosscompile.spirv.matrices import MATRIX_EDGE
-from crosscompile.spirv.memory import Memory, stored_lanes
-from crosscompile.spirv.module import PUSH_CONSTANT, STORAGE_BUFFER, Module
+from crosscompile.spirv.memory import Memory
+from crosscompile.spirv.module import PUSH_CONSTANT, Module
+from crosscompile.spirv.packed import bound
 from crosscompile.spirv.scalars import split
 from crosscompile.spirv.statements import Statements
 
@@ -39,16 +40,19 @@ class Shader:
     needs: Needs
 
 
-def emit(function: tirx.PrimFunc, scalars: tuple[str, ...] = (), rolled: bool = False) -> Shader:
+def emit(
+    function: tirx.PrimFunc, scalars: tuple[str, ...] = (), rolled: bool = False, packed: Collection[int] = ()
+) -> Shader:
     """The SPIR-V of a function whose buffers are flat.
 
     scalars: symbolic dimensions that it may use, by name; those that it does become push constants, in this order.
     rolled: a driver is asked not to unroll loops, as the schedule has written out what is to be.
+    packed: bytes of elements that the GPU cannot access by themselves (Gpu.packed).
     CodegenError for a node that is not supported.
     """
     name = str(function.attrs["global_symbol"])
     edge = int(function.attrs.get(MATRIX_EDGE, 0))
-    module = Module(ordered=edge > 0)
+    module = Module(ordered=edge > 0, packed=packed)
     code = Code(module, edge, rolled)
     statements = Statements(code)
     buffers = [parameter for parameter in function.params if is_buffer_var(parameter)]
@@ -59,10 +63,7 @@ def emit(function: tirx.PrimFunc, scalars: tuple[str, ...] = (), rolled: bool = 
     parameters: dict[Any, Memory] = {}
     for binding, buffer in enumerate(buffers):
         dtype, lanes = split(str(buffer.ty.dtype))
-        variable = module.storage_buffer(
-            binding, dtype, stored_lanes(lanes), written=buffer.name in written, coherent=buffer.name in coherent
-        )
-        parameters[buffer] = Memory(variable, dtype, lanes, STORAGE_BUFFER)
+        parameters[buffer] = bound(module, binding, dtype, lanes, buffer.name in written, buffer.name in coherent)
     used = used_scalars(function, buffers, scalars)
     if used:
         _read_scalars(code, statements, used)

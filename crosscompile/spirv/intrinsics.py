@@ -7,6 +7,7 @@ from collections.abc import Callable
 from crosscompile.errors import CodegenError
 from crosscompile.spirv.code import Code
 from crosscompile.spirv.module import kind_of
+from crosscompile.spirv.scalars import packed_halves, unpacked_halves
 
 MATH = {
     "exp": 27,
@@ -67,19 +68,9 @@ def _dot4(code: Code, operands: list[int]) -> int:
     return code.make(4450, code.module.type("int32"), *operands, 0)
 
 
-def _half_low(code: Code, operands: list[int]) -> int:
-    return _half(code, operands, 0)
-
-
-def _half_high(code: Code, operands: list[int]) -> int:
-    return _half(code, operands, 1)
-
-
-def _half(code: Code, operands: list[int], which: int) -> int:
+def _half(which: int) -> Callable[[Code, list[int]], int]:
     """One of the two float16 in a word, uint32, as float32."""
-    module = code.module
-    both = code.make(12, module.vector("float32", 2), module.math, 62, *operands)  # UnpackHalf2x16
-    return code.make(81, module.type("float32"), both, which)
+    return lambda code, operands: unpacked_halves(code, operands[0], (which,))[0]
 
 
 def _halves(opcode: int) -> Callable[[Code, list[int]], int]:
@@ -97,14 +88,7 @@ def _halves(opcode: int) -> Callable[[Code, list[int]], int]:
 
 def _both_halves(code: Code, operands: list[int]) -> int:
     """A float32 as float16, twice in a word."""
-    return _two_halves(code, operands * 2)
-
-
-def _two_halves(code: Code, operands: list[int]) -> int:
-    """Two float32 as float16 in a word, the first one low."""
-    module = code.module
-    pair = code.make(80, module.vector("float32", 2), *operands)
-    return code.make(12, module.type("uint32"), module.math, 58, pair)  # PackHalf2x16
+    return packed_halves(code, operands * 2)
 
 
 WORDS: dict[str, Callable[[Code, list[int]], int]] = {
@@ -114,11 +98,11 @@ WORDS: dict[str, Callable[[Code, list[int]], int]] = {
     "ellm.subgroup_count": _builtin(_SUBGROUPS),
     "ellm.subgroup_lane": _builtin(_LANE),
     "ellm.dot4": _dot4,
-    "ellm.half_low": _half_low,
-    "ellm.half_high": _half_high,
+    "ellm.half_low": _half(0),
+    "ellm.half_high": _half(1),
     "ellm.add_halves": _halves(129),
     "ellm.times_halves": _halves(133),
-    "ellm.two_halves": _two_halves,
+    "ellm.two_halves": packed_halves,
     "ellm.both_halves": _both_halves,
 }
 """External functions that stand for instructions."""

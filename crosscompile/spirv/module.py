@@ -6,9 +6,10 @@ Numbers are those of the SPIR-V specification 1.3, "Binary Form".
 from __future__ import annotations
 
 import struct
+from collections.abc import Collection
 from typing import Any
 
-from crosscompile.spirv.capabilities import CAPABILITIES, EXTENSIONS
+from crosscompile.spirv.capabilities import CAPABILITIES, EXTENSIONS, NARROW
 
 MAGIC, VERSION = 0x07230203, 0x00010300
 
@@ -29,9 +30,12 @@ def kind_of(dtype: str) -> str:
 class Module:
     """Sections as lists of words. Types and constants are made once, by what they are."""
 
-    def __init__(self, ordered: bool = False) -> None:
-        """ordered: Vulkan's memory model, in which each access says who sees it."""
-        self.ordered = ordered
+    def __init__(self, ordered: bool = False, packed: Collection[int] = ()) -> None:
+        """ordered: Vulkan's memory model, in which each access says who sees it.
+
+        packed: bytes of elements that lie in words of 32 bits, as the GPU cannot access them alone.
+        """
+        self.ordered, self.packed = ordered, packed
         self._next = 1
         self._known: dict[Any, int] = {}
         self.capabilities: dict[str, None] = {"Shader": None}
@@ -132,7 +136,7 @@ class Module:
         """
         size = STORED_BYTES.get(dtype, 4)
         if size < 4:
-            self.need("StorageBuffer16BitAccess" if size == 2 else "StorageBuffer8BitAccess")
+            self.need(NARROW[size])
         element = self.vector(dtype, lanes) if lanes > 1 else self.type(dtype)
         fresh = ("elements", dtype, lanes) not in self._known
         elements = self._once(("elements", dtype, lanes), 29, element)

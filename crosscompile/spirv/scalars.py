@@ -8,6 +8,7 @@ indices, is 32 bits too, because no board GPU is sure to have more; a buffer has
 from __future__ import annotations
 
 from crosscompile.errors import CodegenError
+from crosscompile.spirv.capabilities import NARROW
 from crosscompile.spirv.code import Code
 from crosscompile.spirv.module import kind_of
 
@@ -140,11 +141,28 @@ def _narrowed(code: Code, target: str, value: int) -> int:
         type_, by = code.module.type(dtype), code.module.constant("uint32", bits)
         high = code.make(196, type_, value, by)
         return code.make(195 if kind_of(dtype) == "i" else 194, type_, high, by)
+    if target == "float16" and 2 in code.module.packed:
+        return unpacked_halves(code, packed_halves(code, [value]))[0]
     if target == "float16":
-        code.module.need("StorageBuffer16BitAccess")
+        code.module.need(NARROW[2])
         half = code.make(115, code.module.type("float16"), value)
         return code.make(115, code.module.type("float32"), half)
     return value
+
+
+def packed_halves(code: Code, values: list[int]) -> int:
+    """One or two float32 as the float16 of a word, the first one low; 0 is the second where there is none."""
+    module = code.module
+    both = values if len(values) > 1 else [*values, module.constant("float32", 0.0)]
+    pair = code.make(80, module.vector("float32", 2), *both)
+    return code.make(12, module.type("uint32"), module.math, 58, pair)
+
+
+def unpacked_halves(code: Code, word: int, which: tuple[int, ...] = (0, 1)) -> list[int]:
+    """The two float16 of a word, or one of them, as float32."""
+    module = code.module
+    both = code.make(12, module.vector("float32", 2), module.math, 62, word)
+    return [code.make(81, module.type("float32"), both, lane) for lane in which]
 
 
 def stored(code: Code, dtype: str, value: int) -> int:

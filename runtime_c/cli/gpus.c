@@ -29,12 +29,17 @@ static void put_text(buffer *json, const char *key, const char *text) {
     }
 }
 
+static void put_flag(buffer *json, const char *key, bool is_set) {
+    buffer_print(json, ",\"%s\":%s", key, is_set ? "true" : "false");
+}
+
 static void put_device(buffer *json, const ellm_vulkan_api *api, const ellm_vulkan_device *device, const char *lack) {
     const VkPhysicalDeviceProperties *p = &device->properties;
     const VkPhysicalDeviceLimits *limits = &p->limits;
     const bool asked = lack == NULL;
     const bool sums = asked && (device->subgroup.supportedOperations & VK_SUBGROUP_FEATURE_ARITHMETIC_BIT) != 0;
     const bool dot = asked && device->features.dot.shaderIntegerDotProduct != VK_FALSE;
+    const bool halves = asked && device->features.storage16.storageBuffer16BitAccess != VK_FALSE;
     const bool bytes = asked && device->features.storage8.storageBuffer8BitAccess != VK_FALSE;
     const uint32_t subgroup = device->subgroup.subgroupSize;
     const bool multiplies = asked && subgroup < 256 && ellm_vulkan_multiplies(api, device, subgroup, edge);
@@ -52,8 +57,12 @@ static void put_device(buffer *json, const ellm_vulkan_api *api, const ellm_vulk
     buffer_print(json, ",\"storage_buffers\":%u,\"binding_bytes\":%u,\"subgroup\":%u",
                  (unsigned)limits->maxPerStageDescriptorStorageBuffers, (unsigned)limits->maxStorageBufferRange,
                  (unsigned)subgroup);
-    buffer_print(json, ",\"bytes\":%s,\"sums\":%s,\"dot\":%s,\"matrices\":%s}\n", bytes ? "true" : "false",
-                 sums ? "true" : "false", dot ? "true" : "false", multiplies ? "true" : "false");
+    put_flag(json, "halves", halves);
+    put_flag(json, "bytes", bytes);
+    put_flag(json, "sums", sums);
+    put_flag(json, "dot", dot);
+    put_flag(json, "matrices", multiplies);
+    buffer_print(json, "}\n");
 }
 
 ellm_status gpus_main(const settings *s, ellm_error *error) {

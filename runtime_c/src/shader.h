@@ -7,12 +7,12 @@
 
 /* What a module asks of a device beyond the least; bits of ellm_shader.needs. */
 enum {
-    ELLM_NEEDS_16BIT = 1,                                   /* storage */
-    ELLM_NEEDS_8BIT = 2,                                    /* storage */
-    ELLM_NEEDS_GROUP = 4,                                   /* subgroup built-ins */
-    ELLM_NEEDS_SUMS = 8,                                    /* subgroup arithmetic */
-    ELLM_NEEDS_DOT = 16,                                    /* integer dot products */
-    ELLM_NEEDS_FLOOR = ELLM_NEEDS_16BIT | ELLM_NEEDS_GROUP, /* of every bundle */
+    ELLM_NEEDS_16BIT = 1,                /* storage */
+    ELLM_NEEDS_8BIT = 2,                 /* storage */
+    ELLM_NEEDS_GROUP = 4,                /* subgroup built-ins */
+    ELLM_NEEDS_SUMS = 8,                 /* subgroup arithmetic */
+    ELLM_NEEDS_DOT = 16,                 /* integer dot products */
+    ELLM_NEEDS_FLOOR = ELLM_NEEDS_GROUP, /* of every bundle */
     ELLM_NEEDS_MATRIX = 32, /* products of matrices: of subgroups of needs >> 16 & 255, and needs >> 24 rows */
 };
 

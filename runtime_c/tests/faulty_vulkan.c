@@ -3,10 +3,13 @@
  *   FAULT=vkQueueSubmit:3:-4   the third vkQueueSubmit returns VK_ERROR_DEVICE_LOST, and so does every later one
  *   FAULT=vkQueueSubmit:3:1002 at the third one, somebody presses Ctrl-C (signal 2); it goes on
  *   FAULT=features:1:0         no device has 16-bit storage
+ *   FAULT=api:1:0              all devices have Vulkan 1.0
  *   FAULT=clock:1:0            no queue has timestamps
  *   FAULT=apart:1:0            a GPU with memory of its own, which the processor does not see
+ *   FAULT=pages:1:0            takes pages of files, as Intel's does, and then loses the device
  *   FAULT=vendor:1:20803       Qualcomm made the device
  *   FAULT=driver:1:7           the driver's version is 7
+ *   FAULT=buffers:1:10         a kernel has at most 10 storage buffers
  *   FAULT=wrong:40:0           the 40th dispatch that is recorded is left out: it computes, and wrongly
  *   FAULT=driver:1:7,wrong:40:0    both
  *   FAULT_COUNTS=FILE          how often each call was made, a line each, at the end
@@ -124,8 +127,14 @@ static void properties(VkPhysicalDevice device, VkPhysicalDeviceProperties2 *abo
     if (is_due("vendor", 1, &told)) {
         about->properties.vendorID = (uint32_t)told;
     }
+    if (is_due("api", 1, &told)) {
+        about->properties.apiVersion = VK_API_VERSION_1_0;
+    }
     if (is_due("driver", 1, &told)) {
         about->properties.driverVersion = (uint32_t)told;
+    }
+    if (is_due("buffers", 1, &told)) {
+        about->properties.limits.maxPerStageDescriptorStorageBuffers = (uint32_t)told;
     }
 }
 
@@ -180,6 +189,20 @@ static VkResult allocate(VkDevice device, const VkMemoryAllocateInfo *info, cons
     return truly_allocate(device, &first, callbacks, memory);
 }
 
+static PFN_vkQueueSubmit truly_submit;
+static int has_pages; /* of the device that was opened last */
+
+static VkResult allocate_pages(VkDevice device, const VkMemoryAllocateInfo *info,
+                               const VkAllocationCallbacks *callbacks, VkDeviceMemory *memory) {
+    const VkBaseInStructure *next = info->pNext;
+    has_pages = has_pages || (next != NULL && next->sType == VK_STRUCTURE_TYPE_IMPORT_MEMORY_HOST_POINTER_INFO_EXT);
+    return truly_allocate(device, info, callbacks, memory);
+}
+
+static VkResult submit(VkQueue queue, uint32_t n, const VkSubmitInfo *list, VkFence fence) {
+    return has_pages ? VK_ERROR_DEVICE_LOST : truly_submit(queue, n, list, fence);
+}
+
 static PFN_vkCmdDispatch truly_dispatch;
 
 static void dispatch(VkCommandBuffer commands, uint32_t x, uint32_t y, uint32_t z) {
@@ -209,6 +232,15 @@ static PFN_vkVoidFunction device_function(VkDevice device, const char *name) {
     if (strcmp(name, "vkAllocateMemory") == 0 && is_due("apart", 1, &result)) {
         truly_allocate = (PFN_vkAllocateMemory)function;
         function = (PFN_vkVoidFunction)allocate;
+    }
+    if (strcmp(name, "vkAllocateMemory") == 0 && is_due("pages", 1, &result)) {
+        has_pages = 0;
+        truly_allocate = (PFN_vkAllocateMemory)function;
+        return (PFN_vkVoidFunction)allocate_pages;
+    }
+    if (strcmp(name, "vkQueueSubmit") == 0 && is_due("pages", 1, &result)) {
+        truly_submit = (PFN_vkQueueSubmit)function;
+        return (PFN_vkVoidFunction)submit;
     }
     if (strcmp(name, "vkCmdDispatch") == 0) {
         truly_dispatch = (PFN_vkCmdDispatch)function;

@@ -11,7 +11,7 @@ static void enable_import(ellm_gpu *gpu, ellm_vulkan_features *f) {
     VkPhysicalDeviceProperties2 about = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &host};
     if (f->has_import) {
         gpu->api.GetPhysicalDeviceProperties2(gpu->physical, &about);
-        f->has_import = gpu->is_shared;
+        f->has_import = gpu->is_shared && !gpu->copies_all;
         gpu->import_alignment = host.minImportedHostPointerAlignment;
     }
     if (f->has_import) {

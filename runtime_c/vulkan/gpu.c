@@ -39,6 +39,10 @@ ellm_status ellm_vulkan_open(ellm_gpu *gpu, ellm_error *error) {
 ellm_status ellm_vulkan_prepare(ellm_gpu *gpu, ellm_error *error) {
     int64_t start = ellm_now_ns();
     ellm_status status = ellm_vulkan_allocate(gpu, error);
+    if (status == ELLM_OK) {
+        status = ellm_vulkan_try_imports(gpu, error);
+        gpu->lacks_pages = status != ELLM_OK;
+    }
     int64_t uploaded = ellm_now_ns();
     status = status == ELLM_OK ? ellm_vulkan_build_pipelines(gpu, error) : status;
     gpu->info.upload_ms = (double)(uploaded - start) / 1e6;
@@ -46,22 +50,33 @@ ellm_status ellm_vulkan_prepare(ellm_gpu *gpu, ellm_error *error) {
     return status == ELLM_OK ? ellm_vulkan_record_all(gpu, error) : status;
 }
 
-ellm_status ellm_gpu_open(const ellm_gpu_source *source, ellm_gpu **result, ellm_error *error) {
+/* copies: weights, even if they could be imported. lacks_pages: set if the device was lost over those that were. */
+static ellm_status open_once(const ellm_gpu_source *source, bool copies, bool *lacks_pages, ellm_gpu **result,
+                             ellm_error *error) {
     *result = NULL;
     ellm_gpu *gpu = calloc(1, sizeof *gpu);
     if (gpu == NULL) {
         return ellm_fail(error, ELLM_NO_MEMORY, "no memory for a GPU");
     }
     gpu->source = *source;
+    gpu->copies_all = copies;
     ellm_region_init(&gpu->region, (size_t)512 << 20);
     ellm_status status = ellm_vulkan_open(gpu, error);
     status = status == ELLM_OK ? ellm_vulkan_prepare(gpu, error) : status;
     if (status != ELLM_OK) {
+        *lacks_pages = gpu->lacks_pages;
+        gpu->api.library = gpu->lacks_pages ? NULL : gpu->api.library; /* it stays, as below */
         ellm_gpu_close(gpu);
         return status;
     }
     *result = gpu;
     return ELLM_OK;
+}
+
+ellm_status ellm_gpu_open(const ellm_gpu_source *source, ellm_gpu **result, ellm_error *error) {
+    bool lacks_pages = false;
+    ellm_status status = open_once(source, false, &lacks_pages, result, error);
+    return lacks_pages ? open_once(source, true, &lacks_pages, result, error) : status;
 }
 
 ellm_status ellm_gpu_find(const ellm_plan *plan, bool real, char driver[ELLM_GPU_DRIVER], ellm_error *error) {

@@ -1,7 +1,9 @@
 /* import.c: weights that stay where they are, in the page cache, where a GPU and the processor share one memory.
  *
  * VK_EXT_external_memory_host makes memory of the GPU's of pages that the process has mapped already. Drivers may refuse
- * pages of a file, or pages that cannot be written; what they refuse is copied instead. */
+ * pages of a file, or pages that cannot be written; what they refuse is copied instead. Intel's takes them, and its kernel,
+ * which wants pages that it may write (i915), refuses the first submission with them: the device is lost then. So that is
+ * tried, and a device opened anew that copies all (gpu.c). */
 #include "posix.h"
 
 #include <stdlib.h>
@@ -11,7 +13,7 @@
 #include "parts.h"
 
 static const VkExternalMemoryHandleTypeFlagBits handle_type = VK_EXTERNAL_MEMORY_HANDLE_TYPE_HOST_ALLOCATION_BIT_EXT;
-static const VkBufferUsageFlags usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT;
+static const VkBufferUsageFlags usage = VK_BUFFER_USAGE_STORAGE_BUFFER_BIT | VK_BUFFER_USAGE_TRANSFER_SRC_BIT;
 
 /* A weight, to be sorted by where it is. */
 struct found {
@@ -117,4 +119,26 @@ void ellm_vulkan_import(ellm_gpu *gpu) {
         }
         import_run(gpu, &list[first], &list[last], page);
     }
+}
+
+ellm_status ellm_vulkan_try_imports(ellm_gpu *gpu, ellm_error *error) {
+    if (gpu->info.imported_bytes == 0) {
+        return ELLM_OK;
+    }
+    ellm_vulkan_buffer words = {0};
+    ellm_status status =
+        ellm_vulkan_new_stage(gpu, (VkDeviceSize)gpu->n_chunks * 4, "trying imported weights", &words, error);
+    status = status == ELLM_OK ? ellm_vulkan_commands(gpu, &gpu->copying, error) : status;
+    status = status == ELLM_OK ? ellm_vulkan_begin(gpu, gpu->copying, true, error) : status;
+    for (uint32_t i = 0; i < gpu->n_chunks && status == ELLM_OK; i++) {
+        const VkBufferCopy region = {.dstOffset = (VkDeviceSize)i * 4, .size = 4};
+        if (gpu->chunks[i].imported) {
+            gpu->api.CmdCopyBuffer(gpu->copying, gpu->chunks[i].buffer, words.buffer, 1, &region);
+        }
+    }
+    status = status == ELLM_OK ? ellm_vulkan_run_once(gpu, gpu->copying, error) : status;
+    if (!gpu->is_stuck) {
+        ellm_vulkan_free_buffer(gpu, &words);
+    }
+    return status;
 }

@@ -29,7 +29,8 @@ static int choose_memory(const ellm_gpu *gpu, uint32_t allowed, enum kind kind) 
     int found = -1;
     switch (kind) {
     case KIND_DEVICE:
-        found = find_memory(gpu, allowed, device, VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT);
+        /* of one memory for both, some drivers list a kind that the processor does not see first (Intel's, AMD's) */
+        found = gpu->is_shared ? -1 : find_memory(gpu, allowed, device, VK_MEMORY_PROPERTY_HOST_VISIBLE_BIT);
         found = found < 0 ? find_memory(gpu, allowed, device | host, 0) : found;
         found = found < 0 ? find_memory(gpu, allowed, device, 0) : found;
         break;
@@ -173,11 +174,6 @@ static ellm_status place_all(ellm_gpu *gpu, ellm_error *error) {
 
 ellm_status ellm_vulkan_allocate(ellm_gpu *gpu, ellm_error *error) {
     const ellm_plan *plan = gpu->source.plan;
-    if (gpu->limits.minStorageBufferOffsetAlignment > 64) {
-        return ellm_fail(error, ELLM_GPU_MISSING,
-                         "%.80s aligns buffers to %llu bytes, plans to 64; compile with --device cpu", gpu->info.name,
-                         (unsigned long long)gpu->limits.minStorageBufferOffsetAlignment);
-    }
     VkDeviceSize inputs = 0;
     for (int i = 0; i < ELLM_INPUTS; i++) {
         uint64_t entries = i == ELLM_INPUT_BLOCK_TABLE ? gpu->source.symbols[ELLM_SYMBOL_TABLE] : ELLM_STEP_ROWS;

@@ -54,6 +54,8 @@ struct ellm_gpu {
     VkPhysicalDeviceMemoryProperties memories;
     PFN_vkGetMemoryHostPointerPropertiesEXT get_host_pointer; /* NULL: it imports nothing */
     VkDeviceSize import_alignment;
+    bool copies_all;  /* imports nothing, as pages of files have cost a device */
+    bool lacks_pages; /* that is what went wrong */
     /* memory.c */
     ellm_vulkan_buffer *chunks; /* of weights and states */
     uint32_t n_chunks;
@@ -107,6 +109,8 @@ ellm_status ellm_vulkan_upload(ellm_gpu *gpu, ellm_error *error);
 
 /* Gives weights their place in the process's own memory, those that the driver takes there. */
 void ellm_vulkan_import(ellm_gpu *gpu);
+/* Has the device read a word of all that was imported. GPU_LOST, or another error, if it cannot. */
+ellm_status ellm_vulkan_try_imports(ellm_gpu *gpu, ellm_error *error);
 
 /* The pipelines that the driver compiled last time, beside the bundle (FORMAT.md, .pipelines). Nothing fails here: what
  * cannot be read is compiled again, what cannot be written is left. */

@@ -157,6 +157,15 @@ static ellm_status describe(ellm_gpu *gpu, const ellm_plan_step *step, VkDescrip
         const VkDeviceSize bytes = parameter->bytes * gpu->source.symbols[parameter->symbol];
         /* an empty range is not allowed; every buffer has a word */
         buffers[i] = ellm_vulkan_bound(gpu, &step->arguments[i], bytes > 0 ? (bytes + 3) / 4 * 4 : 4);
+        const VkDeviceSize alignment = gpu->limits.minStorageBufferOffsetAlignment;
+        if (alignment > 0 && buffers[i].offset % alignment != 0) {
+            return ellm_fail(
+                error, ELLM_GPU_MISSING,
+                "kernel %.100s binds what lies at %llu in the arena, %.80s wants multiples of %llu; compile "
+                "the bundle anew",
+                step->kernel->name, (unsigned long long)buffers[i].offset, gpu->info.name,
+                (unsigned long long)alignment);
+        }
         if (buffers[i].range > gpu->limits.maxStorageBufferRange) {
             return ellm_fail(error, ELLM_NO_MEMORY,
                              "kernel %.100s reads %llu MiB at once, %.80s can bind %u MiB; compile with --device cpu",
@@ -285,7 +294,7 @@ ellm_status ellm_vulkan_record_all(ellm_gpu *gpu, ellm_error *error) {
     ellm_status status = new_pool(gpu, error);
     status = status == ELLM_OK ? record_ladder(gpu, &plan->body, false, &gpu->body, error) : status;
     status = status == ELLM_OK ? record_ladder(gpu, &plan->head, true, &gpu->head, error) : status;
-    status = status == ELLM_OK ? ellm_vulkan_commands(gpu, &gpu->copying, error) : status;
+    status = status == ELLM_OK && gpu->copying == NULL ? ellm_vulkan_commands(gpu, &gpu->copying, error) : status;
     status = status == ELLM_OK ? new_queries(gpu, error) : status;
     if (status == ELLM_OK) {
         gpu->info.n_dispatches = gpu->body->source->n_steps + gpu->head->source->n_steps;

@@ -1,6 +1,8 @@
 """Random kernels, as SPIR-V and as GLSL on a Vulkan device and as LLVM's machine code here: all must compute the same.
 
-python -m tests.campaigns.shaders [--n 100] [--seed 1]
+python -m tests.campaigns.shaders [--n 100] [--seed 1] [--swiftshader]
+
+SPIR-V is made twice, also for GPUs that access nothing narrower than 32 bits; SwiftShader is one.
 
 A kernel has buffers of several types, loops with sums, guards whose untaken side would read out of bounds, divisions of
 negative numbers, conversions, vectors and breaks off; or a workgroup reduces rows, with subgroups and through shared
@@ -13,12 +15,13 @@ from __future__ import annotations
 import argparse
 import ctypes
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from tvm import tirx
 from tvm.script.ir_builder import tirx as T
 
@@ -27,11 +30,11 @@ from crosscompile.codegen import compile_kernels
 from crosscompile.gpu import build as gpu_build
 from crosscompile.gpu.choose import as_threads, flat
 from crosscompile.kernels.build import Builder, cast, kernel, span
-from crosscompile.spirv.capabilities import Gpu
+from crosscompile.spirv.capabilities import NARROW, Gpu
 from crosscompile.spirv.emit import emit
 from crosscompile.spirv.glsl import print_glsl
 from edgellm.golden import host_target
-from tests.shaders import DESKTOP, build_runner, compile_glsl, run_shader, validate
+from tests.shaders import DESKTOP, WORDS, build_runner, compile_glsl, run_shader, swiftshader, validate
 
 INPUTS = ("float32", "float16", "int32", "int8", "uint8", "uint32")
 OUTPUTS = ("float32", "int32", "int8", "float16")
@@ -267,8 +270,8 @@ def difference(expected: np.ndarray, found: np.ndarray) -> str | None:
     return f"off by {off:.2g} of the largest" if off > TOLERANCE[str(expected.dtype)] else None
 
 
-def run(n: int, seed: int, folder: Path) -> list[str]:
-    """Compares n kernels; returns what is wrong, one line each."""
+def run(n: int, seed: int, folder: Path, other: Mapping[str, str] | None = None) -> list[str]:
+    """Compares n kernels; returns what is wrong, one line each. other: SwiftShader's environment."""
     target = host_target()
     assert target is not None, "this machine has no tier"
     rng = np.random.default_rng(seed)
@@ -282,9 +285,13 @@ def run(n: int, seed: int, folder: Path) -> list[str]:
         for function in sample.on_gpus(name):
             shader = emit(function)
             validate(shader.code, name, folder)
-            printed = compile_glsl(print_glsl(function), name, folder)
-            for way, code in (("SPIR-V", shader.code), ("GLSL", printed)):
-                (raw,) = run_shader(program, folder, replace(shader, code=code), sample.inputs, [expected.nbytes])
+            in_words = emit(function, packed=WORDS.packed)
+            validate(in_words.code, name, folder)
+            assert not {*NARROW.values()} & {*in_words.needs.capabilities}
+            printed = replace(shader, code=compile_glsl(print_glsl(function), name, folder))
+            ways = [("SPIR-V", shader, None), ("GLSL", printed, None), ("SPIR-V in words", in_words, None)]
+            for way, made, env in (*ways, *([("SwiftShader", in_words, other)] if other is not None else [])):
+                (raw,) = run_shader(program, folder, made, sample.inputs, [expected.nbytes], env=env)
                 wrong = difference(expected, np.frombuffer(raw, expected.dtype).reshape(sample.shape))
                 if wrong is not None:
                     problems.append(f"{name}, {way}: {wrong}\n{function.script()}")
@@ -295,9 +302,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Random kernels: SPIR-V, GLSL and LLVM agree.")
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--swiftshader", action="store_true", help="on Chromium's imitation of a GPU, too")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgellm-shaders-") as name:
-        problems = run(arguments.n, arguments.seed, Path(name))
+        try:
+            other = swiftshader() if arguments.swiftshader else None
+        except pytest.skip.Exception as error:
+            parser.error(str(error))
+        problems = run(arguments.n, arguments.seed, Path(name), other)
     print(*problems, sep="\n\n")
     print(f"{arguments.n} kernels from seed {arguments.seed}: {len(problems)} differ")
     return 1 if problems else 0

@@ -96,11 +96,11 @@ def test_a_deployment_asks_compiles_and_tries(own_home: Path, loader: Path, monk
 
 def test_a_gpu_that_lacks_what_all_need_is_named_before_anything_is_compiled(own_home: Path, loader: Path):
     said: list[str] = []
-    remote, board = machine(own_home, loader, "features:1:0"), board_of()
+    remote, board = machine(own_home, loader, "api:1:0"), board_of()
     with pytest.raises(UnsuitableError, match="kitchen has no GPU that could compute: llvmpipe"):
         board_gpu.ask(board, remote, "vulkan", said.append)
     assert board_gpu.ask(board, remote, "both", said.append) == board
-    assert "lacks 16-bit storage; until its driver is updated the processor computes" in said[0]
+    assert "lacks Vulkan 1.1; until its driver is updated the processor computes" in said[0]
 
 
 def test_where_no_gpu_answers_the_manifest_counts_and_a_line_says_so(own_home: Path):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from crosscompile import checkpoint
 from crosscompile.kernels.linear import Tuned
 from crosscompile.kinds import BASES
 from crosscompile.runtime import build_runtime
+from crosscompile.spirv.capabilities import Gpu
 from crosscompile.target import Target, target_of_tier
 from edgellm import bundle as bundles
 from edgellm.worker import request_of
@@ -79,26 +80,32 @@ def add_half(
     bundles.seal(bundle, {**manifest, "target": {**manifest["target"], "device": "both"}})
 
 
-def logits(program: Path, bundle: Path, ids: list[int], device: str) -> np.ndarray:
+def logits(
+    program: Path, bundle: Path, ids: list[int], device: str, env: Mapping[str, str] | None = None
+) -> np.ndarray:
     file = bundle.parent / "logits.f32"
     argv = [str(program), "run", str(bundle), "--tokens", ",".join(map(str, ids)), "--logits", str(file)]
     argv += ["--device", device, "--step", "8"]
-    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, env=lavapipe(), check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=600, env=env or lavapipe(), check=False)
     assert done.returncode == 0, done.stderr
+    assert "Validation Error" not in done.stdout, done.stdout[done.stdout.index("Validation Error") :]
     return np.fromfile(file, np.float32).reshape(len(ids), -1)
 
 
-def check(name: str, scheme: str, folder: Path) -> None:
-    """The largest difference of the logits, relative to the largest of them, is within the tolerance."""
+def check(name: str, scheme: str, folder: Path, of: Gpu = DESKTOP, env: Mapping[str, str] | None = None) -> None:
+    """The largest difference of the logits, relative to the largest of them, is within the tolerance.
+
+    of: what the GPU is like for which they are made; env: where Vulkan finds it, else lavapipe.
+    """
     tier = host_tiers()[-1]
-    buffers = 12 if name in IN_ONE else DESKTOP.buffers
-    gpu = replace(DESKTOP, buffers=buffers, binding_bytes=BINDING_BYTES.get(name, DESKTOP.binding_bytes))
+    buffers = 12 if name in IN_ONE else of.buffers
+    gpu = replace(of, buffers=buffers, binding_bytes=BINDING_BYTES.get(name, of.binding_bytes))
     target = target_of_tier(tier).on_gpu(gpu)
     ids = prepare(folder, name)
     bundle = make_bundle(folder / "bundle", folder / "model", tier, scheme, short=True, stop_id=2)
     add_half(bundle, folder / "model", target, scheme)
     program = build_runtime(target)
-    expected, found = (logits(program, bundle, ids, device) for device in ("cpu", "vulkan"))
+    expected, found = (logits(program, bundle, ids, device, env) for device in ("cpu", "vulkan"))
     tolerance, ties = TOLERANCE[scheme.partition(" ")[0]], 0
     if name.startswith(MIXTURES) and deviations(found, expected).max() > tolerance:
         runner = RoutedRunner(bundle, folder / "model")

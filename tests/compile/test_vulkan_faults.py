@@ -100,7 +100,8 @@ def test_what_fails_while_opening_is_named_and_the_processor_computes(
 def test_weights_that_the_driver_does_not_take_where_they_are_are_copied(both: Path, loader: Path):
     tokens = json.loads(run(both, loader, "", "--device", "cpu").stdout)["ids"]
     bundle_bytes = sum(file.stat().st_size for file in (both / "weights").iterdir())
-    for fault, imports in (("", True), (f"vkGetMemoryHostPointerPropertiesEXT:1:{FAILED}", False)):
+    refused = f"vkGetMemoryHostPointerPropertiesEXT:1:{FAILED}"
+    for fault, imports in (("", True), (refused, False), ("pages:1:0", False)):
         done = run(both, loader, fault, "--device", "vulkan")
         assert json.loads(done.stdout)["ids"] == tokens, fault
         argv = [str(both / "edgellm-rt"), "bench", str(both), "--prompt", "8", "--generate", "2", "--repeat", "1"]

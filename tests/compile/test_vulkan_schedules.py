@@ -8,18 +8,17 @@ from typing import Any
 
 import pytest
 
-from crosscompile.errors import CodegenError
 from crosscompile.models.schemes import scheme_for
 from crosscompile.program import Ladder, compile_model
-from crosscompile.spirv.capabilities import FLOOR, Gpu
+from crosscompile.spirv.capabilities import CAPABILITIES, FLOOR, NARROW, Gpu
 from crosscompile.target import Target, gpu_tier
 from edgellm import shapes
 from edgellm.boards import load_board
 from edgellm.gpu_facts import DOT
 from tests.campaigns.drivers import configurations, modules_in
 
-LOOP_MERGE, DONT_UNROLL = 246, 2
-ROLLED = ("mali", "adreno", "v3d")
+CAPABILITY, LOOP_MERGE, DONT_UNROLL = 17, 246, 2
+ROLLED = ("mali", "adreno", "v3d", "intel")
 LADDER = Ladder((1, 32), (1,))
 
 
@@ -60,11 +59,24 @@ def test_products_of_a_tile_are_a_loop_for_v3d_alone() -> None:
     assert 3 * sizes["v3d"] < 2 * sizes["mali"] == 2 * sizes["adreno"]
 
 
-def test_without_single_bytes_only_caches_of_int8_are_refused() -> None:
-    """As with Mesa's driver for Adreno 6xx."""
+@pytest.mark.parametrize(
+    ("can", "expected"),
+    [({}, {1, 2}), ({"bytes": False}, {2}), ({"bytes": False, "halves": False}, set())],
+)
+def test_what_a_gpu_cannot_access_alone_is_asked_of_none(can: dict[str, bool], expected: set[int]) -> None:
+    """As with Mesa's drivers for Adreno 6xx and PowerVR."""
     board = load_board("orangepi5")
     assert board.vulkan is not None
-    target = replace(board, vulkan=replace(board.vulkan, bytes=False)).gpu_target()
-    assert compile_model(tiny(), target, scheme_for("w4a8"), ladder=LADDER).kernels
-    with pytest.raises(CodegenError, match=r"kernel \w+ needs SPIR-V's StorageBuffer8BitAccess, which the board's GPU"):
-        compile_model(tiny(), target, scheme_for("w4a8", kv="i8"), ladder=LADDER)
+    target = replace(board, vulkan=replace(board.vulkan, **can)).gpu_target()  # type: ignore[arg-type]
+    made = compile_model(tiny(), target, scheme_for("w4a8", kv="i8"), ladder=LADDER)
+    declared = set().union(*(capabilities(code) for code in modules_in(made.kernels).values()))
+    assert {size for size, name in NARROW.items() if CAPABILITIES[name] in declared} == expected
+
+
+def capabilities(module: bytes) -> set[int]:
+    """Numbers of those that it declares, which come first."""
+    words, found, at = memoryview(module).cast("I"), set(), 5
+    while words[at] & 0xFFFF == CAPABILITY:
+        found.add(words[at + 1])
+        at += 2
+    return found

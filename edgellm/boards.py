@@ -199,6 +199,7 @@ class Board:
             binding_bytes=section.binding_bytes,
             schedule=section.schedule,
             subgroup=section.subgroup,
+            mixed=section.mixed,
         )
         return self._gpu_half().on_gpu(gpu)
 

@@ -49,6 +49,7 @@ class VulkanSection:
                     limits too
     halves, bytes   kernels access single values of 16 and of 8 bits, as caches want; where a driver does not allow
                     that, they are parts of words
+    mixed           dot products are less work where one side's bytes have a sign and the other's none
     subgroup        invocations of a subgroup, where it multiplies 16 x 16 matrices of f16 and sums them in f32: its
                     matrix units (VK_KHR_cooperative_matrix) read prompts
     times_slower    than the board's own CPU, where that is known
@@ -64,6 +65,7 @@ class VulkanSection:
     halves: bool = True
     bytes: bool = True
     schedule: str = Gpu.schedule
+    mixed: bool = Gpu.mixed
     subgroup: int = Gpu.subgroup
     times_slower: int | None = None
 
@@ -77,7 +79,7 @@ class Device:
     vendor           PCI's number of the maker, or Khronos's
     halves, bytes    kernels read and write single values of 16 and of 8 bits
     sums             it adds over subgroups
-    dot              it has integer dot products of four signed bytes
+    dot              it has integer dot products of four bytes; mixed: they are less work where one side has no sign
     matrices         a subgroup multiplies the matrices of kernels
     """
 
@@ -97,6 +99,7 @@ class Device:
     bytes: bool
     sums: bool
     dot: bool
+    mixed: bool
     matrices: bool
 
     @property
@@ -138,8 +141,7 @@ def asked(section: VulkanSection, device: Device) -> VulkanSection:
     """The section with what the driver says in the manifest's place; no limit is less than all drivers have.
 
     Dot products count where they are no single instruction, too: no driver of Mesa's makes more of them than of our
-    own shifts and products, and on Adreno, which has them for one signed and one unsigned side, or on AMD's Vega it is
-    a quarter to a third less. Matrix units whose speed nobody vouches for are not used.
+    own shifts and products, and on AMD's Vega it is a quarter to a third less. Matrix units whose speed nobody vouches for are not used.
     """
     schedule = PROCESSOR if device.imitates else _CLASSES.get(device.vendor, DESKTOP)
     sums = device.sums and schedule not in _WITHOUT_SUMS
@@ -157,6 +159,7 @@ def asked(section: VulkanSection, device: Device) -> VulkanSection:
         halves=device.halves,
         bytes=device.bytes,
         schedule=schedule,
+        mixed=device.dot and device.mixed,
         subgroup=device.subgroup if has_matrices and vouched else 0,
     )
 
@@ -179,6 +182,7 @@ def common(sections: Sequence[VulkanSection]) -> VulkanSection:
         binding_bytes=min(each.binding_bytes for each in sections),
         halves=all(each.halves for each in sections),
         bytes=all(each.bytes for each in sections),
+        mixed=any(each.mixed for each in sections),
         subgroup=first.subgroup if all(each.subgroup == first.subgroup for each in others) else 0,
     )
 

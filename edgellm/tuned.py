@@ -79,7 +79,7 @@ def gpu_key_for(board: Board) -> GpuKey:
     assert gpu is not None
     assert section is not None
     numbers = (gpu.invocations, gpu.shared_bytes, gpu.buffers, gpu.binding_bytes)
-    limits = " ".join([*sorted(gpu.capabilities), *map(str, numbers)])
+    limits = " ".join([*sorted(gpu.capabilities), *map(str, numbers), *(["mixed"] if gpu.mixed else [])])
     tvm = importlib.metadata.version("apache-tvm")
     return GpuKey(section.device, gpu.schedule, limits, GPU_TEMPLATE_REVISION, tvm)
 

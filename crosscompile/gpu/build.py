@@ -14,7 +14,7 @@ from crosscompile.arithmetic import Expr, constant
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.spirv.emit import COHERENT
-from crosscompile.spirv.expressions import NAMED, dtype_of
+from crosscompile.spirv.expressions import NAMED, PUT_LANE, dtype_of
 from crosscompile.spirv.matrices import MATRIX_EDGE
 
 WORD_BYTES, QUAD_BYTES = 4, 16
@@ -78,7 +78,7 @@ class Builder:
         return self.buffer(name, (_whole(name, n_bytes, QUAD_BYTES),), f"{dtype}x4")
 
     def shared(self, size: int, dtype: str = "float32") -> Any:
-        """Memory of a workgroup, 4 bytes an element."""
+        """Memory of a workgroup, 4 bytes an element, or a lane."""
         return T.alloc_buffer((size,), dtype, scope="shared")
 
     def local(self, size: int, dtype: str = "float32") -> Any:
@@ -159,6 +159,10 @@ class Builder:
 
     def store(self, buffer: Any, value: Expr, *index: Any) -> None:
         T.buffer_store(buffer, value, list(index))
+
+    def store_lane(self, buffer: Any, value: Expr, index: Any, lane: Any) -> None:
+        """Writes one lane of a vector in shared memory."""
+        T.evaluate(tirx.call_extern("void", PUT_LANE, T.address_of(buffer[index]), lane, value))
 
     def loop(self, start: Any, stop: Any) -> Any:
         """for start ≤ i < stop, in order."""
@@ -253,7 +257,12 @@ class Builder:
     # ---- words
 
     def dot4(self, a: Expr, b: Expr) -> Expr:
-        """Σ of the products of four signed bytes in a and in b, both uint32."""
+        """Σ of the products of four bytes in a and of four signed ones in b, both uint32.
+
+        Those of a are signed, too, but where GPUs want them to be unsigned (`unsigned_dots`).
+        """
+        if self.unsigned_dots:
+            return tirx.call_pure_extern("int32", "ellm.dot4_mixed", b, a)
         if self._dots:
             return tirx.call_pure_extern("int32", "ellm.dot4", a, b)
         total = None
@@ -265,8 +274,13 @@ class Builder:
     def sum4(self, a: Expr) -> Expr:
         """Σ of the four signed bytes in a, uint32."""
         if self._dots:
-            return self.dot4(a, tirx.const(0x01010101, "uint32"))
+            return self.dot4(tirx.const(0x01010101, "uint32"), a)
         return signed_byte(a, 0) + signed_byte(a, 1) + (signed_byte(a, 2) + signed_byte(a, 3))
+
+    @property
+    def unsigned_dots(self) -> bool:
+        """Whether one side of its dot products is to have no sign, as on Adreno."""
+        return self._dots and self.gpu.mixed and not self.schedule.alone
 
     @property
     def _dots(self) -> bool:

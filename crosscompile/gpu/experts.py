@@ -149,7 +149,7 @@ def _quantized(k: Builder, work: Experts, knobs: LinearKnobs) -> None:
             scale = k.bind(scale_a[source, b])
             for r in range(together):
                 (group,) = w.read(k.bind(strip.weight + i32(r)), b)
-                product = tirx.Cast("float32", w.product(group_dot(k, group.words(), words), group.shift, total))
+                product = tirx.Cast("float32", w.product(group_dot(k, group.factors(), words), group.shift, total))
                 k.store(sums, fma(product, group.scale * scale, sums[r]), r)
         strip.write_shared(thread, sums, together, y)
 
@@ -166,7 +166,7 @@ def _quantized_alone(k: Builder, work: Experts, knobs: LinearKnobs) -> None:
         with k.when(at < i32(strips)):
             with k.when(strip.held), k.loop(0, blocks) as b:
                 values = floats_of(k, [k.bind(a[(strip.source * blocks + b) * 2 + half]) for half in range(2)])
-                total = k.bind(sum(values[1:], values[0])) if w.summed else None
+                total = k.bind(sum(values[1:], values[0])) if w.shifted else None
                 scale = k.bind(scale_a[strip.source, b] * f32(float(w.times)))
                 for r in range(together):
                     (group,) = w.read(k.bind(strip.weight + i32(r)), b)

@@ -106,7 +106,7 @@ class Rows:
                 squares = None if squares is None else tirx.Select(inside, squares, f32(0.0))
             total = k.bind(group_sum(k, words)) if self.w.summed else None
             for r, weights in enumerate(of_rows):
-                dot = tirx.Cast("float32", self.w.product(group_dot(k, weights.words(), words), weights.shift, total))
+                dot = tirx.Cast("float32", self.w.product(group_dot(k, weights.factors(), words), weights.shift, total))
                 k.store(self.sums, fma(dot, weights.scale * scale, self.sums[r]), r)
             if squares is not None:
                 at_end = len(rows)

@@ -29,13 +29,11 @@ if TYPE_CHECKING:
 Knobs = TypeVar("Knobs", bound=Any)
 """A dataclass of whole numbers, one of those that a kind of kernels has."""
 
-TEMPLATE_REVISION = 3
+TEMPLATE_REVISION = 4
 """Raised with every change to the kernels, or to what is searched, that makes earlier results worth nothing."""
 
 FEW_ROWS = 8
 """Rows of the activation that are kept in registers while weights pass by."""
-STRIDE = 9
-"""Words from one row of a group to the next in shared memory: eight, and one that spreads rows over the banks."""
 SUMS = 32
 """A thread's, at most, where threads share the columns of a weight, or a tile."""
 ALONE_SUMS = 512
@@ -144,7 +142,7 @@ def candidates(work: Linear, gpu: Gpu) -> tuple[LinearKnobs, ...]:
 
 def tile_bytes(rows: int, tile: int) -> int:
     """Shared memory of a tile: words, scales, sums of activations and zero points."""
-    return 4 * ((rows + tile) * STRIDE + rows + tile + 2 * tile + rows)
+    return 4 * ((rows + tile) * GROUP // 4 + rows + tile + 2 * tile + rows)
 
 
 # ---- matrix units

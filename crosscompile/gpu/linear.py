@@ -115,7 +115,7 @@ def _quantized_few(k: Builder, work: Linear, knobs: LinearKnobs) -> None:
 
     def multiply(b: Expr, groups: list[Group]) -> None:
         """Adds the products of a group of each row."""
-        unpacked = [group.words() for group in groups]
+        unpacked = [group.factors() for group in groups]
         for m in range(work.n):
             words = [lane(k.bind(a[(m * blocks + b) * 2 + half]), i) for half in range(2) for i in range(4)]
             total = k.bind(group_sum(k, words)) if w.summed else None

@@ -75,14 +75,14 @@ def add_products(
             quads = [k.bind(a[(at * blocks + b) * 2 + half]) for half in range(2)]
             values, scale = floats_of(k, quads), k.bind(scale_a[at, b])
             total = values[0]
-            for value in values[1:] if w.summed else ():
+            for value in values[1:] if w.shifted else ():
                 total = total + value
             total = k.bind(total)
             for r in range(each):
                 dot = weights[r][0] * values[0]
                 for weight, value in zip(weights[r][1:], values[1:], strict=True):
                     dot = fma(weight, value, dot)
-                if w.summed:
+                if w.shifted:
                     dot = fma(dot, f32(float(w.step)), shifts[r] * total)
                 k.store(sums, fma(dot, scales[r] * scale, sums[m * each + r]), m * each + r)
 

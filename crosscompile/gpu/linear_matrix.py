@@ -200,7 +200,7 @@ class _Tile:
         k, w = self.k, self.w
         for turn, r, group in self._w_tasks(thread):
             words = [k.bind(self.w_words[turn * w.n_words + i]) for i in range(w.n_words)]
-            shift = k.bind(self.w_shifts[turn]) if w.summed else None
+            shift = k.bind(self.w_shifts[turn]) if w.shifted else None
             read = Group.of(w, words, k.bind(self.w_scales[turn]), shift)
             add, scale = self._bias(shift), k.both_halves(read.scale)
             # codes of kinds with steps are few: their products fit a byte

@@ -18,6 +18,8 @@ from crosscompile.packing import GROUP, Packing
 
 _ONES = 0x01010101
 """A word of four bytes that are 1."""
+_SIGN = 128
+"""What a byte counts more if its sign bit is turned and it is taken for unsigned."""
 NIBBLES = 16
 """How often nibbles count that keep their place in the byte, and so their sign; activations' scales make up for it."""
 
@@ -32,7 +34,8 @@ class Weights:
     at_once  groups that `read` takes together
     times    how often the words of a group count: NIBBLES or 1
     step     by what the sum of products with them is to be multiplied, besides
-    summed   whether Σ a is needed: groups have a shift
+    shifted  whether groups have a shift: what Σ a counts
+    summed   whether dot products need Σ a: for that or, with `unsigned` words, for what these are too large by
     """
 
     def __init__(self, k: Builder, rows: int, columns: int, packing: str, at_once: int = 1) -> None:
@@ -46,7 +49,10 @@ class Weights:
         even = len(steps) == 1
         self.step: int = steps.pop() if even else 1
         self._looked_up = bool(how.levels) and not even
-        self.summed = how.zero or even
+        self.shifted = how.zero or even
+        signed = self._nibbles or how.fields == 1 or self._looked_up
+        self._excess = _SIGN if k.unsigned_dots and signed else 0
+        self.summed = self.shifted or self._excess > 0
         stored = form.stored(rows, columns)
         self._data = _Stream(k, "w", rows * self.blocks, group_bytes(packing), at_once)
         self._scale = k.buffer("scale_w", stored[".scale"][0][:2], "float16")
@@ -67,7 +73,7 @@ class Weights:
                 data[i * each : (i + 1) * each],
                 high[i * more : (i + 1) * more],
                 self.scale(row, first + i),
-                self.shift(row, first + i) if self.summed else None,
+                self.shift(row, first + i) if self.shifted else None,
             )
             for i in range(self.at_once)
         ]
@@ -91,7 +97,9 @@ class Weights:
         return self.k.bind(i32(1 << self.how.bits - 1) - zero)
 
     def product(self, dot: Expr, shift: Expr | None, total: Expr | None) -> Expr:
-        """`times` · Σ weight · a, from Σ words · a and Σ a, int32 both."""
+        """`times` · Σ weight · a, from Σ factors · a and Σ a, int32 both."""
+        if self._excess:
+            dot = dot - total * i32(self._excess)
         dot = dot if self.step == 1 else dot * i32(self.step)
         return dot if shift is None else dot + shift * (total if self.times == 1 else total * i32(self.times))
 
@@ -113,8 +121,18 @@ class Group:
         count = weights._data.n_words // weights.at_once
         return cls(weights, stored[:count], stored[count:], scale, shift)
 
+    def factors(self) -> list[Expr]:
+        """Four columns each, in order, as Builder.dot4 multiplies them."""
+        bind = self._weights.k.bind
+        if not self._weights._excess:
+            return self.words()
+        if self._weights._nibbles:
+            turned = [bind(w ^ u32(8 * NIBBLES * _ONES + 8 * _ONES)) for w in self._data]
+            return Group(self._weights, turned, [], self.scale, None).words()
+        return [bind(word ^ u32(_SIGN * _ONES)) for word in self.words()]
+
     def words(self) -> list[Expr]:
-        """Four columns each, as signed bytes, in order: to be multiplied as they are."""
+        """Four columns each, as signed bytes, in order."""
         weights, bind = self._weights, self._weights.k.bind
         how = weights.how
         if how.fields == 1:

@@ -60,6 +60,7 @@ class Gpu:
     schedule        its class in crosscompile/gpu/schedules.py
     subgroup        invocations of a subgroup, where matrix units depend on it; 0: it has none, or they are not used
     matrix          rows and columns of the matrices that a subgroup multiplies
+    mixed           dot products are less work of signed bytes and unsigned ones than of signed ones alone
     """
 
     capabilities: tuple[str, ...] = FLOOR
@@ -70,6 +71,7 @@ class Gpu:
     schedule: str = "desktop"
     subgroup: int = 0
     matrix: int = 16
+    mixed: bool = False
 
     def has(self, *names: str) -> bool:
         """Whether kernels may use all of these capabilities."""

@@ -19,7 +19,7 @@ from tvm.tirx.buffer import is_buffer_var
 from crosscompile.errors import CodegenError
 from crosscompile.spirv import glsl_matrices
 from crosscompile.spirv.emit import coherent_buffers, used_scalars
-from crosscompile.spirv.expressions import NAMED, dtype_of
+from crosscompile.spirv.expressions import NAMED, PUT_LANE, dtype_of
 from crosscompile.spirv.matrices import MATRIX_EDGE
 from crosscompile.spirv.memory import stored_lanes
 from crosscompile.spirv.scalars import computed, split
@@ -58,6 +58,7 @@ _WORDS = {
     "ellm.subgroup_count": "int(gl_NumSubgroups)",
     "ellm.subgroup_lane": "int(gl_SubgroupInvocationID)",
     "ellm.dot4": "dot4({}, {})",
+    "ellm.dot4_mixed": "dot4_mixed({}, {})",
     "ellm.half_low": "unpackHalf2x16({}).x",
     "ellm.half_high": "unpackHalf2x16({}).y",
 } | glsl_matrices.WORDS
@@ -93,6 +94,7 @@ int dot4(uint a, uint b) {
     return byte_of(a, 0) * byte_of(b, 0) + byte_of(a, 1) * byte_of(b, 1) + byte_of(a, 2) * byte_of(b, 2)
         + byte_of(a, 3) * byte_of(b, 3);
 }
+int dot4_mixed(uint a, uint b) { return dot4(a, b ^ 0x80808080u) + 128 * dot4(a, 0x01010101u); }
 """
 
 
@@ -380,6 +382,11 @@ class _Printer:
             name, args = str(args[0].value), args[1:]
         if name == NAMED:
             return self.value(args[0])
+        if name == PUT_LANE:
+            element = args[0].args[0]
+            place = f"{self.arrays[element.source][0]}[{self.scalar(element.indices[0])}][{self.scalar(args[1])}]"
+            self.line(f"{place} = {self.scalar(args[2])};")
+            return []
         if name == "ellm.atomic_add":
             return [self._atomic_add(*args)]
         if name.startswith("ellm.matrix_"):

@@ -62,10 +62,14 @@ def _reduce(opcode: int, dtype: str) -> Callable[[Code, list[int]], int]:
     return reduce
 
 
-def _dot4(code: Code, operands: list[int]) -> int:
-    """a · b of four signed bytes in each of two words, uint32."""
-    code.module.need("DotProduct", "DotProductInput4x8BitPacked")
-    return code.make(4450, code.module.type("int32"), *operands, 0)
+def _dot4(opcode: int) -> Callable[[Code, list[int]], int]:
+    """a · b of four bytes in each of two words, uint32."""
+
+    def compute(code: Code, operands: list[int]) -> int:
+        code.module.need("DotProduct", "DotProductInput4x8BitPacked")
+        return code.make(opcode, code.module.type("int32"), *operands, 0)
+
+    return compute
 
 
 def _half(which: int) -> Callable[[Code, list[int]], int]:
@@ -97,7 +101,8 @@ WORDS: dict[str, Callable[[Code, list[int]], int]] = {
     "ellm.subgroup_index": _builtin(_SUBGROUP_ID),
     "ellm.subgroup_count": _builtin(_SUBGROUPS),
     "ellm.subgroup_lane": _builtin(_LANE),
-    "ellm.dot4": _dot4,
+    "ellm.dot4": _dot4(4450),  # signed bytes
+    "ellm.dot4_mixed": _dot4(4452),  # signed ones and unsigned ones
     "ellm.half_low": _half(0),
     "ellm.half_high": _half(1),
     "ellm.add_halves": _halves(129),

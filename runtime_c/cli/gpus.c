@@ -8,7 +8,7 @@
 #include "driver.h"
 #include "shader.h"
 
-enum { edge = 16 };
+enum { edge = 16, intel = 0x8086 };
 
 static const char *kind_of(VkPhysicalDeviceType type) {
     switch (type) {
@@ -31,6 +31,18 @@ static void put_text(buffer *json, const char *key, const char *text) {
 
 static void put_flag(buffer *json, const char *key, bool is_set) {
     buffer_print(json, ",\"%s\":%s", key, is_set ? "true" : "false");
+}
+
+/* Whether dot products of four bytes are less work if one side has no sign: they are an instruction then, but not those
+ * of two signed ones, on Adreno; Intel's GPUs that have none take single bytes from a register, if they have no sign. */
+static bool wants_unsigned(const ellm_vulkan_api *api, const ellm_vulkan_device *device) {
+    VkPhysicalDeviceShaderIntegerDotProductProperties dot = {
+        .sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES};
+    VkPhysicalDeviceProperties2 about = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_PROPERTIES_2, .pNext = &dot};
+    api->GetPhysicalDeviceProperties2(device->physical, &about);
+    return dot.integerDotProduct4x8BitPackedSignedAccelerated == VK_FALSE
+           && (dot.integerDotProduct4x8BitPackedMixedSignednessAccelerated != VK_FALSE
+               || device->properties.vendorID == intel);
 }
 
 static void put_device(buffer *json, const ellm_vulkan_api *api, const ellm_vulkan_device *device, const char *lack) {
@@ -61,6 +73,7 @@ static void put_device(buffer *json, const ellm_vulkan_api *api, const ellm_vulk
     put_flag(json, "bytes", bytes);
     put_flag(json, "sums", sums);
     put_flag(json, "dot", dot);
+    put_flag(json, "mixed", dot && wants_unsigned(api, device));
     put_flag(json, "matrices", multiplies);
     buffer_print(json, "}\n");
 }

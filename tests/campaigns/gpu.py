@@ -45,7 +45,8 @@ WHOLE_BYTES, PATTERN_BYTES = 8 << 20, 8 << 10
 HOPPER = {
     "type": "gpu", "name": "NVIDIA Hopper", "kind": "discrete", "driver": "NVIDIA", "version": "580", "lacks": None,
     "vulkan": "1.4.312", "vendor": 4318, "invocations": 1024, "shared_bytes": 49152, "storage_buffers": 1048576,
-    "binding_bytes": 4294967295, "subgroup": 32, "sums": True, "dot": True, "dot_accelerated": True, "matrices": True,
+    "binding_bytes": 4294967295, "subgroup": 32, "halves": True, "bytes": True, "sums": True, "dot": True,
+    "mixed": False, "matrices": True,
 }  # fmt: skip
 """As an H100's driver answers."""
 

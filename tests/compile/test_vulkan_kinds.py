@@ -35,8 +35,10 @@ CLASSES = {
     "desktop": DESKTOP,
     "v3d": Gpu(schedule="v3d"),
     "processor": Gpu(DESKTOP.capabilities, schedule="processor"),
+    "adreno": replace(DESKTOP, schedule="adreno", mixed=True),
 }
-"""With dot products and subgroups, with the least that drivers reach, and where threads share nothing."""
+"""With dot products and subgroups, with the least that drivers reach, where threads share nothing, and with dot
+products of which one side has no sign."""
 ROWS, COLUMNS = 10, 256
 SAMPLE = [
     (kind.name, list(CLASSES)[i % 3], n) for i, kind in enumerate(BASES) for n in ((1, 12) if i % 3 < 2 else (3,))
@@ -63,15 +65,17 @@ def compare_linear(
     shape: tuple[int, int] = (ROWS, COLUMNS),
     knobs: LinearKnobs | None = None,
     before: int = 0,
-) -> None:
-    """A linear layer with a bias and what it is added to: as many buffers as every GPU binds.
+    signed: bool = False,
+) -> bytes:
+    """A linear layer with a bias and what it is added to: as many buffers as every GPU binds. Returns its results.
 
-    before: rows of a larger one that are another part's, as are a few behind these.
+    before: rows of a larger one that are another part's, as are a few behind these. signed: with dot products of which
+    both sides have a sign, whatever the class has.
     """
     rng = np.random.default_rng(1)
     rows, columns = shape
     packing, q, scale, stored = weights(kind, rng, rows, columns)
-    gpu = CLASSES[gpu_class]
+    gpu = replace(CLASSES[gpu_class], mixed=CLASSES[gpu_class].mixed and not signed)
     whole = before + rows + 3 if before else rows
     function = linear_kernel("linear", gpu, Linear(n, rows, columns, packing, (True, False), before, whole), knobs)
     shader = emit(flat("linear", function))
@@ -87,6 +91,7 @@ def compare_linear(
     expected = (a * scale_a.repeat(GROUP, 1)).astype(np.float64) @ dequantize(q, scale).T.astype(np.float64)
     expected += (bias + rest)[:, before : before + rows]
     assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    return raw
 
 
 def compare_embedding(kind: str, program: Path, folder: Path) -> None:
@@ -104,6 +109,14 @@ def compare_embedding(kind: str, program: Path, folder: Path) -> None:
 @pytest.mark.parametrize(("kind", "gpu_class", "n"), SAMPLE)
 def test_a_linear_layer_of_each_kind(kind: str, gpu_class: str, n: int, program: Path, tmp_path: Path) -> None:
     compare_linear(kind, gpu_class, n, program, tmp_path)
+
+
+@pytest.mark.parametrize("n", [1, 12])
+@pytest.mark.parametrize("kind", [kind.name for kind in BASES])
+def test_dot_products_of_which_one_side_has_no_sign(kind: str, n: int, program: Path, tmp_path: Path) -> None:
+    """The sums are the same integers, so the results are those of signed ones, bit for bit."""
+    mixed, signed = (compare_linear(kind, "adreno", n, program, tmp_path, signed=each) for each in (False, True))
+    assert mixed == signed
 
 
 @pytest.mark.parametrize(("gpu_class", "n"), [("desktop", 1), ("v3d", 12), ("processor", 3)])

@@ -18,7 +18,7 @@ def line(**changes: Any) -> dict[str, Any]:
     """What `edgellm-rt gpus` prints of a GPU."""
     texts = {"name": "A GPU", "kind": "integrated", "driver": "panvk", "version": "Mesa 25.0", "vulkan": "1.3.0"}
     numbers = {"vendor": ARM, "invocations": 1024, "shared_bytes": 32768, "storage_buffers": 4096, "subgroup": 16}
-    can = {"halves": True, "bytes": True, "sums": True, "dot": True, "matrices": False}
+    can = {"halves": True, "bytes": True, "sums": True, "dot": True, "mixed": False, "matrices": False}
     return {"type": "gpu", **texts, **numbers, "binding_bytes": 1 << 30, **can, "lacks": None, **changes}
 
 

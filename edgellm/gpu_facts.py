@@ -141,7 +141,8 @@ def asked(section: VulkanSection, device: Device) -> VulkanSection:
     """The section with what the driver says in the manifest's place; no limit is less than all drivers have.
 
     Dot products count where they are no single instruction, too: no driver of Mesa's makes more of them than of our
-    own shifts and products, and on AMD's Vega it is a quarter to a third less. Matrix units whose speed nobody vouches for are not used.
+    own shifts and products, and on AMD's Vega it is a quarter to a third less. Matrix units whose speed nobody vouches
+    for are not used.
     """
     schedule = PROCESSOR if device.imitates else _CLASSES.get(device.vendor, DESKTOP)
     sums = device.sums and schedule not in _WITHOUT_SUMS

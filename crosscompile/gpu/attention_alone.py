@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, exp, fma, tanh
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, quotient, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.rows import Output
 from crosscompile.gpu.schedules import SCHEDULES, Schedule
@@ -64,10 +64,10 @@ def parts_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
         newest, oldest = k.local(1, "int32"), k.local(1, "int32")
         with k.launch((-(-work // threads),), threads) as (group, thread):
             unit = k.bind(tirx.Min(group * threads + thread, i32(work - 1)))  # the last ones compute the same again
-            split, rest = k.bind(tirx.truncmod(unit, i32(splits))), k.bind(tirx.truncdiv(unit, i32(splits)))
-            first_row = k.bind(tirx.truncmod(rest, i32(tiles)) * tile)
-            first_head = k.bind(tirx.truncdiv(rest, i32(tiles)) * share)
-            kv_head = k.bind(tirx.truncdiv(first_head, i32(per_kv)))
+            split, rest = k.bind(remainder(unit, splits)), k.bind(quotient(unit, splits))
+            first_row = k.bind(remainder(rest, tiles) * tile)
+            first_head = k.bind(quotient(rest, tiles) * share)
+            kv_head = k.bind(quotient(first_head, per_kv))
             positions = [k.bind(cached.positions[first_row + m]) for m in range(tile)]
             slots = [k.bind(cached.slots[first_row + m]) for m in range(tile)]
             for i in range(len(queries)):
@@ -85,12 +85,12 @@ def parts_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
                     begin = tirx.Max(positions[m] - i32(heads.window - 1), i32(0)) if heads.window else i32(0)
                     k.store(newest, tirx.Select(mine[m], tirx.Max(newest[0], positions[m]), newest[0]), 0)
                     k.store(oldest, tirx.Select(mine[m], tirx.Min(oldest[0], begin), oldest[0]), 0)
-                last = k.bind(tirx.truncdiv(newest[0] + i32(KV_BLOCK), i32(KV_BLOCK)))  # behind the newest block
-                first = k.bind(tirx.truncdiv(tirx.Min(oldest[0], tirx.Max(newest[0], i32(0))), i32(KV_BLOCK)))
+                last = k.bind(quotient(newest[0] + i32(KV_BLOCK), KV_BLOCK))  # behind the newest block
+                first = k.bind(quotient(tirx.Min(oldest[0], tirx.Max(newest[0], i32(0))), KV_BLOCK))
                 runs = each // RUN
                 with k.loop(first * runs, last * runs) as turn:
-                    logical = k.bind(tirx.truncdiv(turn, i32(runs)))
-                    place = k.bind(split * each + tirx.truncmod(turn, i32(runs)) * RUN)
+                    logical = k.bind(quotient(turn, runs))
+                    place = k.bind(split * each + remainder(turn, runs) * RUN)
                     start = k.bind(cached.start(cached.table[slots[leader], logical], kv_head))
                     score(start, place)
                     scales: list[list[Expr]] = []
@@ -198,8 +198,8 @@ def merge_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, form: Fo
         merged, total, threads = k.local(width), k.local(1), k.schedule.threads
         with k.launch((-(-n * groups // threads),), threads) as (group, thread):
             unit = k.bind(tirx.Min(group * threads + thread, i32(n * groups - 1)))
-            m, g = k.bind(tirx.truncdiv(unit, i32(groups))), k.bind(tirx.truncmod(unit, i32(groups)))
-            head, first = k.bind(tirx.truncdiv(g, i32(per_head))), k.bind(tirx.truncmod(g, i32(per_head)) * width)
+            m, g = k.bind(quotient(unit, groups)), k.bind(remainder(unit, groups))
+            head, first = k.bind(quotient(g, per_head)), k.bind(remainder(g, per_head) * width)
             highest: list[Any] = [k.bind(parts[m, head, s, heads.dim]) for s in range(splits)]
             most = highest[0]
             for value in highest[1:]:

@@ -16,7 +16,7 @@ from tvm import tirx
 from crosscompile.arithmetic import Expr, magnitude
 from crosscompile.gpu.attention_cuts import KEY_QUADS, LINE, MatrixTile
 from crosscompile.gpu.attention_rows import Layer, block_of, oldest_of
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, quotient, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.weights import u32
 from crosscompile.kernels.attention import LOWEST
@@ -44,8 +44,8 @@ def matrix_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, tile: 
         work = _Tile(k, layer, n, tile)
         grid = (heads.query // tile.heads, -(-n // tile.rows) * tile.leaders, splits)
         with k.launch(grid, tile.threads) as (group, part, split, thread):
-            first_row = k.bind(tirx.truncdiv(part, i32(tile.leaders)) * tile.rows)
-            first = k.bind(tirx.truncmod(part, i32(tile.leaders)))
+            first_row = k.bind(quotient(part, tile.leaders) * tile.rows)
+            first = k.bind(remainder(part, tile.leaders))
             work.begin(k.bind(group * tile.heads), first_row, split, thread)
             with k.loop(0, tile.rows // tile.leaders) as turn:
                 work.lead(k.bind(first + turn * tile.leaders))
@@ -78,11 +78,11 @@ class _Tile:
     def begin(self, head: Expr, first_row: Expr, split: Expr, thread: Expr) -> None:
         k, tile = self.k, self.tile
         self.head, self.first_row, self.split, self.thread = head, first_row, split, thread
-        self.kv_head = k.bind(tirx.truncdiv(head, i32(self.heads.query // self.heads.kv)))
+        self.kv_head = k.bind(quotient(head, self.heads.query // self.heads.kv))
         subgroup = k.bind(tirx.call_extern("int32", "ellm.subgroup_index"))
         self.lane = k.bind(tirx.call_extern("int32", "ellm.subgroup_lane"))
-        self.column = k.bind(tirx.truncmod(subgroup, i32(tile.across)))
-        self.my_query = k.bind(tirx.truncdiv(subgroup, i32(tile.across)) * self.edge)
+        self.column = k.bind(remainder(subgroup, tile.across))
+        self.my_query = k.bind(quotient(subgroup, tile.across) * self.edge)
 
     def lead(self, leader: Expr) -> None:
         """All rows of the session of a row of the tile, if it is the session's first one there."""
@@ -100,10 +100,10 @@ class _Tile:
 
     def _row(self, query: Expr) -> Expr:
         """The row of a query, which may lie behind the last one."""
-        return self.first_row + tirx.truncdiv(query, i32(self.tile.heads))
+        return self.first_row + quotient(query, self.tile.heads)
 
     def _query_head(self, query: Expr) -> Expr:
-        return self.head + tirx.truncmod(query, i32(self.tile.heads))
+        return self.head + remainder(query, self.tile.heads)
 
     def _look_around(self, leader: Expr, slot: Expr) -> None:
         k, tile, cached = self.k, self.tile, self.cached
@@ -140,7 +140,7 @@ class _Tile:
 
         def start_of(turn: Expr) -> Expr:
             logical = k.bind(tirx.Min(first + turn * layer.splits, last))
-            return k.bind(tirx.truncdiv(cached.start(cached.table[slot, logical], self.kv_head), i32(8)))
+            return k.bind(quotient(cached.start(cached.table[slot, logical], self.kv_head), 8))
 
         self._fetch(cached.keys, start_of(i32(0)))
         with k.loop(0, turns) as turn:
@@ -242,7 +242,7 @@ class _Tile:
 
     def _put_keys(self, start: Expr) -> None:
         def put(at: Expr, words: list[Expr]) -> None:
-            place = tirx.truncdiv(at, i32(KV_BLOCK // 8)) * KEY_QUADS + tirx.truncmod(at, i32(KV_BLOCK // 8))
+            place = quotient(at, KV_BLOCK // 8) * KEY_QUADS + remainder(at, KV_BLOCK // 8)
             self.k.store(self.chunk, tirx.Shuffle(words, [0, 1, 2, 3]), place)
 
         self._put(self.cached.keys, start, put)
@@ -253,12 +253,12 @@ class _Tile:
 
         def put(at: Expr, words: list[Expr]) -> None:
             k = self.k
-            position = k.bind(tirx.truncdiv(at, i32(quads)))
-            which, of = k.bind(tirx.truncdiv(position, i32(size))), k.bind(tirx.truncmod(position, i32(size)))
-            row = (tirx.truncdiv(which, i32(2)) * size + of) * 2 + tirx.truncmod(which, i32(2))
+            position = k.bind(quotient(at, quads))
+            which, of = k.bind(quotient(position, size)), k.bind(remainder(position, size))
+            row = (quotient(which, 2) * size + of) * 2 + remainder(which, 2)
             written = k.bind(base + position <= newest)
             known = [tirx.Select(written, word, u32(0)) for word in words]
-            place = row * (quads + 1) + tirx.truncmod(at, i32(quads))
+            place = row * (quads + 1) + remainder(at, quads)
             k.store(self.chunk, tirx.Shuffle(known, [0, 1, 2, 3]), place)
 
         self._put(self.cached.values, start, put)
@@ -349,8 +349,8 @@ class _Tile:
                 k.matrix_store(f"c{i}", self.lines, line + self.column * width + u * edge, LINE)
             k.barrier()
             with k.strided(self.thread, tile.slots * tile.across * width) as at:
-                query, place = (k.bind(f(at, i32(tile.across * width))) for f in (tirx.truncdiv, tirx.truncmod))
-                d = tirx.truncdiv(place, i32(width)) * (sums * edge) + begin * edge + tirx.truncmod(place, i32(width))
+                query, place = (k.bind(f(at, tile.across * width)) for f in (quotient, remainder))
+                d = quotient(place, width) * (sums * edge) + begin * edge + remainder(place, width)
                 value = tirx.reinterpret("float32", self.lines[query * LINE + place])
                 with k.when(self.positions[query] >= i32(0)):
                     k.store(parts, value, self._row(query), self._query_head(query), self.split, d)

@@ -10,7 +10,7 @@ from tvm import tirx
 
 from crosscompile.arithmetic import Expr, exp, fma
 from crosscompile.gpu.attention_rows import block_of, oldest_of
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, remainder
 from crosscompile.gpu.rows import Output
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.kv_cache import Heads
@@ -44,7 +44,7 @@ class Merge:
         seen = tirx.Min(block_of(position) - first + 1, i32(splits))
         count = k.bind(tirx.Select(position >= i32(0), seen, i32(0)))
         room = k.local(splits), k.local(splits), k.local(splits), k.local(2)
-        return cls(parts, heads, splits, room, count, k.bind(tirx.truncmod(first, i32(splits))))
+        return cls(parts, heads, splits, room, count, k.bind(remainder(first, splits)))
 
     def value(self, k: Builder, m: Expr, head: Expr, d: Expr) -> Expr:
         """Dimension d of a head's result. What is read of all parts is asked for together."""
@@ -64,7 +64,7 @@ class Merge:
         def load(turns: range) -> None:
             for turn in turns:
                 known = tirx.Max(tirx.Min(i32(turn), self.count - 1), i32(0))
-                part = k.bind(tirx.truncmod(self.first + known, i32(splits)) if splits > 1 else known)
+                part = k.bind(remainder(self.first + known, splits) if splits > 1 else known)
                 k.store(most, self.parts[m, head, part, dim], turn)
                 k.store(sums, self.parts[m, head, part, dim + 1], turn)
                 k.store(values, self.parts[m, head, part, d], turn)

@@ -15,7 +15,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, exp, fma, tanh
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.schedules import SCHEDULES, Schedule
 from crosscompile.kernels.attention import LOWEST
@@ -59,9 +59,7 @@ class Layer:
         """The first block of a part, from block `first` on: its number leaves `split` when divided by `splits`."""
         if self.splits == 1:
             return first
-        return k.bind(
-            first + tirx.truncmod(split + i32(self.splits) - tirx.truncmod(first, i32(self.splits)), i32(self.splits))
-        )
+        return k.bind(first + remainder(split + i32(self.splits) - remainder(first, self.splits), self.splits))
 
     def turns(self, first: Expr, last: Expr) -> Expr:
         """How many blocks of a part there are from `first` on."""
@@ -187,9 +185,9 @@ def attend_row(
     early = keys_each + values_each * parts_of <= loads  # values are loaded with the keys
     sums, running, score = k.local(count * parts_of), k.local(2 * count), k.local(count)
     block = k.local(1, "int32")
-    kv_head = k.bind(tirx.truncdiv(head, i32(heads.query // heads.kv)))
-    reader, place = k.bind(tirx.truncdiv(thread, i32(KV_BLOCK))), k.bind(tirx.truncmod(thread, i32(KV_BLOCK)))
-    sharer, column = k.bind(tirx.truncdiv(thread, i32(across))), k.bind(tirx.truncmod(thread, i32(across)))
+    kv_head = k.bind(quotient(head, heads.query // heads.kv))
+    reader, place = k.bind(quotient(thread, KV_BLOCK)), k.bind(remainder(thread, KV_BLOCK))
+    sharer, column = k.bind(quotient(thread, across)), k.bind(remainder(thread, across))
     first_d, first_j = k.bind(reader * keys_each), k.bind(sharer * values_each)
 
     def load_keys(start: Expr, d: Expr, run: int) -> list[Expr]:

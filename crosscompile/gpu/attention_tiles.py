@@ -26,7 +26,7 @@ from crosscompile.gpu.attention_rows import (
     block_of,
     oldest_of,
 )
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, remainder
 from crosscompile.gpu.schedules import Schedule
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import divisor
@@ -83,7 +83,7 @@ def tiles_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, tile: T
         found = k.local(4, "int32")  # newest and oldest position of the session's rows, how many, how many before
         with k.launch((heads.query // tile.heads, n, splits), THREADS) as (group, leader, split, thread):
             head = k.bind(group * tile.heads)
-            first_row = k.bind(tirx.truncdiv(leader, i32(tile.rows)) * tile.rows)
+            first_row = k.bind(quotient(leader, tile.rows) * tile.rows)
             position, slot = k.bind(cached.positions[leader]), k.bind(cached.slots[leader])
 
             def look_around() -> None:
@@ -155,20 +155,20 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
     heads, cached, dim, slots = layer.heads, layer.cached, layer.heads.dim, tile.slots
     mine, wide, thread = range(slots // DOWN), range(dim // ACROSS), place.thread
     columns = range(KV_BLOCK // ACROSS)
-    down, across = k.bind(tirx.truncdiv(thread, i32(ACROSS))), k.bind(tirx.truncmod(thread, i32(ACROSS)))
+    down, across = k.bind(quotient(thread, ACROSS)), k.bind(remainder(thread, ACROSS))
     newest, oldest = seen
-    kv_head = k.bind(tirx.truncdiv(place.head, i32(heads.query // heads.kv)))
+    kv_head = k.bind(quotient(place.head, heads.query // heads.kv))
     sums, scores = k.local(len(mine) * len(wide)), k.local(len(mine) * len(columns))
     running, total = k.local(len(mine)), k.local(len(mine))
     rows, query_heads, positions = [], [], []  # of this thread's queries
     for i in mine:
         query = k.bind(down + i * DOWN)
-        row = k.bind(place.first_row + tirx.truncdiv(query, i32(tile.heads)))
+        row = k.bind(place.first_row + quotient(query, tile.heads))
         inside = tirx.And(query < i32(tile.rows * tile.heads), row < i32(place.n))
         m = k.bind(tirx.Min(row, i32(place.n - 1)))
         same = tirx.And(inside, tirx.EQ(cached.slots[m], place.slot))
         rows.append(m)
-        query_heads.append(k.bind(place.head + tirx.truncmod(query, i32(tile.heads))))
+        query_heads.append(k.bind(place.head + remainder(query, tile.heads)))
         positions.append(k.bind(tirx.Select(same, cached.positions[m], i32(-1))))
         k.store(running, f32(LOWEST), i)
         k.store(total, f32(0.0), i)
@@ -243,7 +243,7 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
             steps = range(deep * dim // THREADS)
             values = [k.bind(tirx.Cast("float32", cached.values[at + u * THREADS])) for u in steps]
             for u, value in enumerate(values):
-                there = base + first + tirx.truncdiv(thread + u * THREADS, i32(dim))
+                there = base + first + quotient(thread + u * THREADS, dim)
                 k.store(memory.chunk, tirx.Select(there <= newest, value, f32(0.0)), thread + u * THREADS)
             k.barrier()
             with k.loop(0, deep) as j:
@@ -262,8 +262,8 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
         start = k.bind(cached.start(cached.table[place.slot, logical], kv_head))
         if cached.quantized:
             for half, buffer in enumerate((cached.keys, cached.values)):
-                with k.when(tirx.EQ(tirx.truncdiv(thread, i32(KV_BLOCK)), i32(half))):
-                    scale = cached.scale(k, buffer, start, k.bind(tirx.truncmod(thread, i32(KV_BLOCK))))
+                with k.when(tirx.EQ(quotient(thread, KV_BLOCK), i32(half))):
+                    scale = cached.scale(k, buffer, start, k.bind(remainder(thread, KV_BLOCK)))
                     k.store(memory.scales, scale, thread)
         score(start)
         soften(base)

@@ -17,7 +17,7 @@ from tvm import tirx
 from crosscompile.arithmetic import Expr
 from crosscompile.gpu.attention_merge import Merge, write_groups
 from crosscompile.gpu.attention_rows import THREADS, Layer, Room, Row, attend_row, heads_at_once
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.rows import Output
 from crosscompile.gpu.schedules import SCHEDULES
@@ -115,7 +115,7 @@ def whole_kernel(name: str, gpu: Gpu, heads: Heads, splits: int, form: Form | No
                 merge = Merge.of(k, parts, heads, splits, row.position)
                 with _if_last(k, turns, room.weights, group, merge.count, thread):
                     with k.strided(thread, count * dim) as at:
-                        own, d = tirx.truncdiv(at, i32(dim)), tirx.truncmod(at, i32(dim))
+                        own, d = quotient(at, dim), remainder(at, dim)
                         k.store(room.query, merge.value(k, m, k.bind(head + own), k.bind(d)), at)
                     k.barrier()
                     write_groups(k, out, room.query, m, head, count, dim, thread)

@@ -107,7 +107,7 @@ class Builder:
         with self.launch((-(-n * columns // threads),), threads) as (workgroup, thread):
             unit = self.bind(workgroup * threads + thread)
             with self.when(unit < i32(n * columns)):
-                yield self.bind(tirx.truncdiv(unit, i32(columns))), self.bind(tirx.truncmod(unit, i32(columns)))
+                yield self.bind(quotient(unit, columns)), self.bind(remainder(unit, columns))
 
     def barrier(self) -> None:
         """Waits for the workgroup."""
@@ -306,6 +306,22 @@ class Builder:
         """The two float16 in a uint32, as float32."""
         low, high = (tirx.call_pure_extern("float32", f"ellm.half_{part}", word) for part in ("low", "high"))
         return low, high
+
+
+def quotient(value: Expr, by: int) -> Expr:
+    """value // by, of what is not negative: compilers do not know that, and make much of a signed division."""
+    if by & (by - 1) == 0:
+        return value if by == 1 else value >> i32(by.bit_length() - 1)
+    return _unsigned(tirx.truncdiv, value, by)
+
+
+def remainder(value: Expr, by: int) -> Expr:
+    """value % by, of what is not negative."""
+    return value & i32(by - 1) if by & (by - 1) == 0 else _unsigned(tirx.truncmod, value, by)
+
+
+def _unsigned(operator: Callable[[Expr, Expr], Expr], value: Expr, by: int) -> Expr:
+    return tirx.Cast("int32", operator(tirx.Cast("uint32", value), tirx.const(by, "uint32")))
 
 
 def signed_byte(word: Expr, byte: int) -> Expr:

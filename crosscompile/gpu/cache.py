@@ -8,7 +8,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr
-from crosscompile.gpu.build import Builder, i32, lane, signed_byte
+from crosscompile.gpu.build import Builder, i32, lane, quotient, remainder, signed_byte
 from crosscompile.kernels.kv_cache import BLOCKS_CAP, KV_BLOCK, SCALE_BYTES, SESSIONS_CAP, Heads, kv_dtype
 
 
@@ -41,9 +41,9 @@ class Cache:
 
     def place(self, k: Builder, m: Expr, position: Expr) -> tuple[Expr, Expr]:
         """(block of the pool, column in it) of a row's position ≥ 0."""
-        logical = tirx.truncdiv(position, i32(KV_BLOCK))
+        logical = quotient(position, KV_BLOCK)
         block = k.bind(self.table[self.slots[m], logical])
-        return block, k.bind(tirx.truncmod(position, i32(KV_BLOCK)))
+        return block, k.bind(remainder(position, KV_BLOCK))
 
     def start(self, block: Expr, head: Expr) -> Expr:
         """Where a head's part of a block begins, in keys and in values."""
@@ -58,9 +58,9 @@ class Cache:
     def run(self, k: Builder, buffer: Any, at: Expr) -> list[Expr]:
         """Eight elements, from a multiple of eight on, of keys or values that are read so; int8 not yet scaled."""
         if self.heads.dtype == "f32":
-            pair = [k.bind(buffer[tirx.truncdiv(at, i32(4)) + i]) for i in range(2)]
+            pair = [k.bind(buffer[quotient(at, 4) + i]) for i in range(2)]
             return [lane(quad, i) for quad in pair for i in range(4)]
-        vector = k.bind(buffer[tirx.truncdiv(at, i32(8))])
+        vector = k.bind(buffer[quotient(at, 8)])
         if self.heads.dtype == "f16":
             return [k.bind(value) for i in range(4) for value in k.halves(lane(vector, i))]
         words = [lane(vector, i) for i in range(2)]
@@ -68,7 +68,7 @@ class Cache:
 
     def run_of_scales(self, k: Builder, buffer: Any, start: Expr, place: Expr) -> list[Expr]:
         """Scales of eight positions, from a multiple of eight on, of int8 that is read by runs."""
-        first = k.bind(tirx.truncdiv(self._scale_place(start, place), i32(8)))
+        first = k.bind(quotient(self._scale_place(start, place), 8))
         pairs = [k.bind(buffer[first + i]) for i in range(4)]
         return [k.bind(tirx.reinterpret("float32", lane(pair, i))) for pair in pairs for i in range(2)]
 

@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, exp, fma, sigmoid
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, threads_for
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, quotient, threads_for
 from crosscompile.gpu.experts_knobs import Experts, default_experts
 from crosscompile.gpu.knobs import LinearKnobs
 from crosscompile.gpu.linear import group_dot, group_sum
@@ -116,7 +116,7 @@ class _Strip:
             self._written = tirx.And(self.weight < i32(work.held), self.first < i32(work.out))
         else:
             self.weight = k.bind(expert * work.out + self.first - work.first)
-        self.source = k.bind(tirx.truncdiv(row, i32(work.each)))
+        self.source = k.bind(quotient(row, work.each))
         self.held = expert >= i32(0)
         if self._written is not None:
             self.held = tirx.And(self.held, self._written)

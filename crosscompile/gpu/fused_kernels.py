@@ -13,7 +13,7 @@ from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma, integer_product, magnitude
 from crosscompile.gpu.attention_whole import clear, counters
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, packed
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, packed, quotient, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.fused import ROTATED_PAIRS, Source
 from crosscompile.gpu.fused_knobs import Fused, FusedKnobs, default_fused, groups_at_once, rows_of, rows_of_a_team
@@ -51,7 +51,7 @@ class Rows:
     def totals(self, thread: Expr, row_of: Callable[[Any], Expr]) -> Callable[[Any], Expr]:
         """Multiplies; row_of: which row of the weight row i of the workgroup is. Then gives row i's result."""
         k, source, members = self.k, self.source, self.team
-        team, member = k.bind(tirx.truncdiv(thread, i32(members))), k.bind(tirx.truncmod(thread, i32(members)))
+        team, member = k.bind(quotient(thread, members)), k.bind(remainder(thread, members))
         factored = source.epsilon is not None
         for i in range(self.together + factored):
             k.store(self.sums, f32(0.0), i)
@@ -71,7 +71,7 @@ class Rows:
         k.barrier()
         pieces = self.threads // self.count  # threads that add up a row
         each = members // pieces
-        row, piece = k.bind(tirx.truncdiv(thread, i32(pieces))), k.bind(tirx.truncmod(thread, i32(pieces)))
+        row, piece = k.bind(quotient(thread, pieces)), k.bind(remainder(thread, pieces))
         k.store(self.piece, self._sum(self.partial, row * (members + 1) + piece * each, each), piece * self.count + row)
         k.barrier()
         factor: Expr | None = None
@@ -240,8 +240,8 @@ def rotated_kernel(
             if clears:
                 clear(k, turns, workgroup, thread)
             each = half // pairs  # workgroups of a head
-            head = k.bind(tirx.truncdiv(workgroup, i32(each)))
-            column = k.bind(tirx.truncmod(workgroup, i32(each)) * pairs)
+            head = k.bind(quotient(workgroup, each))
+            column = k.bind(remainder(workgroup, each) * pairs)
             first = k.bind(head * heads.dim + column)
             # on their way while weights are read: what turns a pair, and where a key or a value goes
             c = k.bind(column + tirx.Min(thread, i32(pairs - 1)))

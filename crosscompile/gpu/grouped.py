@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, constant
-from crosscompile.gpu.build import Builder, gpu_kernel, i32, lane, threads_for
+from crosscompile.gpu.build import Builder, gpu_kernel, i32, lane, quotient, threads_for
 from crosscompile.gpu.knobs import FEW_ROWS
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.kernels.build import Builder as Declaration
@@ -178,7 +178,7 @@ def group_rows_kernel(name: str, gpu: Gpu, groups: Groups) -> tirx.PrimFunc:
                     yield turn * (4 * loads) + at, tirx.EQ(tirx.Cast("int32", word), expert)
 
         def tiles_of(kind: Expr) -> Expr:
-            return tirx.truncdiv(counts[kind] + (tile - 1), i32(tile))
+            return quotient(counts[kind] + (tile - 1), tile)
 
         with k.launch((1,), threads_for(kinds, gpu.invocations)) as (_, thread):
             with k.strided(thread, kinds) as kind:

@@ -9,7 +9,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, quotient
 from crosscompile.gpu.experts_knobs import default_experts
 from crosscompile.gpu.grouped import Grouped
 from crosscompile.gpu.knobs import LinearKnobs
@@ -70,7 +70,7 @@ class _Table:
 
     def source(self, m: Any) -> Expr:
         """The same in the activation."""
-        return self.k.bind(tirx.truncdiv(self.place(m), i32(self.work.each)))
+        return self.k.bind(quotient(self.place(m), self.work.each))
 
     def weight_row(self, r: Any) -> Expr:
         """Row r of the tile in the weight, or another one that the tensor has."""

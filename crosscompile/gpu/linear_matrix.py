@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr
-from crosscompile.gpu.build import Builder, f32, i32, lane
+from crosscompile.gpu.build import Builder, f32, i32, lane, quotient, remainder
 from crosscompile.gpu.knobs import LinearKnobs, matrix_groups, matrix_split, matrix_stride
 from crosscompile.gpu.linear import Linear, Output
 from crosscompile.gpu.weights import Group, Weights, u32
@@ -74,8 +74,8 @@ class _Tile:
         k = self.k
         self.first_m, self.first_row = first_m, first_row
         self.subgroup = k.bind(tirx.call_extern("int32", "ellm.subgroup_index"))
-        self.my_m = k.bind(tirx.truncdiv(self.subgroup, i32(self.across)) * (self.per_m * self.edge))
-        self.my_r = k.bind(tirx.truncmod(self.subgroup, i32(self.across)) * (self.per_r * self.edge))
+        self.my_m = k.bind(quotient(self.subgroup, self.across) * (self.per_m * self.edge))
+        self.my_r = k.bind(remainder(self.subgroup, self.across) * (self.per_r * self.edge))
         self._scale_rows()
         for i in range(self.per_m * self.per_r):
             k.matrix_clear(f"c{i}")
@@ -94,8 +94,8 @@ class _Tile:
         by, area, mine = f"c{sums}", edge**2, self.knobs.threads * edge**2 // self.k.gpu.subgroup
         for i in range(self.per_m):
             with k.strided(thread, mine) as at:
-                row = tirx.truncdiv(tirx.truncdiv(at, i32(area)), i32(self.across)) * (self.per_m * edge) + i * edge
-                k.store(self.stage, self.row_up[row + tirx.truncdiv(tirx.truncmod(at, i32(area)), i32(edge))], at)
+                row = quotient(quotient(at, area), self.across) * (self.per_m * edge) + i * edge
+                k.store(self.stage, self.row_up[row + quotient(remainder(at, area), edge)], at)
             k.barrier()
             k.matrix_load(by, self.stage, self.subgroup * area, edge)
             m = k.bind(self.first_m + self.my_m + i * edge)
@@ -116,11 +116,11 @@ class _Tile:
             k.matrix_store(f"c{i}", self.stage, self.subgroup * area, edge)
             k.barrier()
             with k.strided(thread, size) as at:
-                whose, place = k.bind(tirx.truncdiv(at, i32(area))), k.bind(tirx.truncmod(at, i32(area)))
-                m = tirx.truncdiv(whose, i32(self.across)) * self.per_m + i // self.per_r
-                r = tirx.truncmod(whose, i32(self.across)) * self.per_r + i % self.per_r
-                m = k.bind(m * edge + tirx.truncdiv(place, i32(edge)))
-                row = k.bind(self.first_row + r * edge + tirx.truncmod(place, i32(edge)))
+                whose, place = k.bind(quotient(at, area)), k.bind(remainder(at, area))
+                m = quotient(whose, self.across) * self.per_m + i // self.per_r
+                r = remainder(whose, self.across) * self.per_r + i % self.per_r
+                m = k.bind(m * edge + quotient(place, edge))
+                row = k.bind(self.first_row + r * edge + remainder(place, edge))
                 with k.when(tirx.And(self.first_m + m < i32(self.work.n), row < i32(self.work.rows))):
                     out.write(k.bind(self.first_m + m), row, self.stage[at] * self.row_up[m])
             k.barrier()
@@ -168,13 +168,13 @@ class _Tile:
         """(turn, row of the tile, quarter of a group: 16 columns)."""
         parts = 2 * self.groups
         for turn, task in self._tasks(thread, self.a_turns, self.knobs.tile * parts):
-            yield turn, self.k.bind(tirx.truncdiv(task, i32(parts))), self.k.bind(tirx.truncmod(task, i32(parts)))
+            yield turn, self.k.bind(quotient(task, parts)), self.k.bind(remainder(task, parts))
 
     def _w_tasks(self, thread: Expr) -> Any:
         """(turn, row of the tile, group)."""
         groups = self.groups
         for turn, task in self._tasks(thread, self.w_turns, self.knobs.rows * groups):
-            yield turn, self.k.bind(tirx.truncdiv(task, i32(groups))), self.k.bind(tirx.truncmod(task, i32(groups)))
+            yield turn, self.k.bind(quotient(task, groups)), self.k.bind(remainder(task, groups))
 
     def _fetch(self, thread: Expr, first: Expr) -> None:
         """Asks for the groups of columns from `first` on."""
@@ -189,7 +189,7 @@ class _Tile:
                 k.store(self.w_shifts, read.shift, turn)
         for turn, m, part in self._a_tasks(thread):
             source = k.bind(tirx.Min(self.first_m + m, i32(self.work.n - 1)))
-            b = k.bind(first + tirx.truncdiv(part, i32(2)))
+            b = k.bind(first + quotient(part, 2))
             quad = k.bind(self.a[source * self.blocks * 2 + first * 2 + part])
             for i in range(4):
                 k.store(self.a_words, lane(quad, i), turn * 4 + i)

@@ -8,7 +8,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma
-from crosscompile.gpu.build import Builder, f32, i32, lane
+from crosscompile.gpu.build import Builder, f32, i32, lane, quotient, remainder
 from crosscompile.gpu.knobs import LinearKnobs
 from crosscompile.gpu.linear import Linear, Output, group_sum
 from crosscompile.gpu.weights import Weights
@@ -55,7 +55,7 @@ class _Side:
     def place(self, row: Expr) -> tuple[Expr, ...]:
         """Where a row lies, for `put`."""
         if self._in_quads:
-            return self.k.bind(tirx.truncdiv(row, i32(QUAD))), self.k.bind(tirx.truncmod(row, i32(QUAD)))
+            return self.k.bind(quotient(row, QUAD)), self.k.bind(remainder(row, QUAD))
         return (row,)
 
     def put(self, buffer: Any, value: Expr, place: tuple[Expr, ...], word: Any = 0) -> None:
@@ -102,11 +102,11 @@ class TileSums:
         """
         k, across, down = self.k, self.of_w.threads, self.of_a.threads
         edge_r, edge_m = min(across, QUAD), min(down, QUAD)
-        in_row = k.bind(tirx.truncdiv(thread, i32(edge_r)))
-        square = k.bind(tirx.truncdiv(in_row, i32(edge_m)))
+        in_row = k.bind(quotient(thread, edge_r))
+        square = k.bind(quotient(in_row, edge_m))
         wide = across // edge_r
-        r = tirx.truncmod(square, i32(wide)) * edge_r + tirx.truncmod(thread, i32(edge_r))
-        m = tirx.truncdiv(square, i32(wide)) * edge_m + tirx.truncmod(in_row, i32(edge_m))
+        r = remainder(square, wide) * edge_r + remainder(thread, edge_r)
+        m = quotient(square, wide) * edge_m + remainder(in_row, edge_m)
         return k.bind(r), k.bind(m)
 
     def multiply(
@@ -134,7 +134,7 @@ class TileSums:
         return each
 
     def _load(self, thread: Expr, b: Expr, weight_row: Row, source_row: Row) -> None:
-        """A group of columns of all rows, by all threads: the weight's by the first ones, by others the activation's."""
+        """A group of columns of all rows, by all threads: the first ones' are of the weight."""
         k, w, of_w, of_a = self.k, self.w, self.of_w, self.of_a
         with k.strided(thread, of_w.size) as r:
             row = k.bind(weight_row(r))
@@ -146,9 +146,9 @@ class TileSums:
             if group.shift is not None:
                 of_w.put(self.shifts, group.shift, place)
         busy = of_w.size % self.threads
-        other = k.bind(tirx.truncmod(thread + (self.threads - busy), i32(self.threads))) if busy else thread
+        other = k.bind(remainder(thread + (self.threads - busy), self.threads)) if busy else thread
         with k.strided(other, 2 * of_a.size) as half:
-            m, part = k.bind(tirx.truncdiv(half, i32(2))), k.bind(tirx.truncmod(half, i32(2)))
+            m, part = k.bind(quotient(half, 2)), k.bind(remainder(half, 2))
             source = k.bind(source_row(m))
             quad = k.bind(self.a[(source * self.blocks + b) * 2 + part])
             words, place = [lane(quad, i) for i in range(4)], of_a.place(m)

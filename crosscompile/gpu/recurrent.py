@@ -14,7 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import LANES, Expr, exp, fma, silu, softplus
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, remainder
 from crosscompile.gpu.rows import Output, each_group, read_group
 from crosscompile.kernels.build import Builder as Declaration
 from crosscompile.kernels.build import divisor, kernel, kernel_maker
@@ -57,7 +57,7 @@ class Scan:
             with k.when(c < i32(self.channels)), k.loop(0, self.n) as m:
 
                 def real() -> None:
-                    first = k.bind(self.start(m, tirx.truncdiv(c, i32(LANES))) + tirx.truncmod(c, i32(LANES)))
+                    first = k.bind(self.start(m, quotient(c, LANES)) + remainder(c, LANES))
                     fresh = k.bind(tirx.EQ(self.positions[m], i32(0)))
                     k.store(y, step(m, c, lambda j: first + j * LANES, fresh), m, c)
 
@@ -77,7 +77,7 @@ class Scan:
         k, parts = self.k, self.parts
         shared = k.shared(2 * parts * LANES) if parts > 1 else None
         with k.launch((self.channels // LANES,), parts * LANES) as (group, thread):
-            lane, part = k.bind(tirx.truncmod(thread, i32(LANES))), k.bind(tirx.truncdiv(thread, i32(LANES)))
+            lane, part = k.bind(remainder(thread, LANES)), k.bind(quotient(thread, LANES))
             body(Threads(self, parts, group, lane, part, shared))
 
 
@@ -328,8 +328,8 @@ def heads_kernel(name: str, gpu: Gpu, n: int, shape: ScanHeads) -> tirx.PrimFunc
 
         def rows(t: Threads) -> None:
             c = k.bind(t.channel)
-            head = k.bind(tirx.truncdiv(t.group, i32(shape.dim // LANES)))
-            shared_by = tirx.truncdiv(head, i32(heads // shape.groups))
+            head = k.bind(quotient(t.group, shape.dim // LANES))
+            shared_by = quotient(head, heads // shape.groups)
             begin = k.bind(shared_by * i32(states) + i32(shape.channels))
             with k.loop(0, n) as m:
                 k.store(total, f32(0.0), 0)

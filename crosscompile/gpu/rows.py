@@ -8,7 +8,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma, integer_product, magnitude
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, packed, threads_for
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, packed, remainder, threads_for
 from crosscompile.kernels.rows import ACTIVATIONS, Form
 from crosscompile.packing import GROUP
 from crosscompile.spirv.capabilities import Gpu
@@ -203,6 +203,6 @@ def added(name: str, gpu: Gpu, n: int, columns: int, bias: bool) -> tirx.PrimFun
         with k.launch((-(-n * columns // threads),), threads) as (part, thread):
             at = k.bind(part * threads + thread)
             with k.when(at < i32(n * columns)):
-                k.store(y, a[at] + (b[tirx.truncmod(at, i32(columns))] if bias else b[at]), at)
+                k.store(y, a[at] + (b[remainder(at, columns)] if bias else b[at]), at)
 
     return gpu_kernel(name, gpu, body)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, exp, fma, sigmoid
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, threads_for
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, threads_for
 from crosscompile.gpu.recurrent import Scan, Threads, declare_result
 from crosscompile.gpu.rows import Output, each_group, read_group
 from crosscompile.kernels.build import Builder as Declaration
@@ -133,7 +133,7 @@ def delta_scan(name: str, gpu: Gpu, n: int, shape: KeyHeads) -> tirx.PrimFunc:
 
         def rows(t: Threads) -> None:
             c = k.bind(t.channel)
-            begin = k.bind(tirx.truncdiv(c, i32(dim)) * i32(dim))
+            begin = k.bind(quotient(c, dim) * i32(dim))
             with k.loop(0, n) as m:
                 real = k.bind(scan.positions[m] >= i32(0))
                 start = k.bind(scan.start(m, t.group))
@@ -246,7 +246,7 @@ def out_kernel(name: str, gpu: Gpu, n: int, shape: KeyHeads, epsilon: float, for
             return mean, factor, k.bind(asked[m, head])
 
         def group(m: Expr, b: Expr) -> list[Expr]:
-            heads = [k.bind(tirx.truncdiv(b * i32(GROUP) + i32(half), i32(dim))) for half in (0, HALF)]
+            heads = [k.bind(quotient(b * i32(GROUP) + i32(half), dim)) for half in (0, HALF)]
             found = [about(m, heads[0])]
             found.append(found[0] if dim % GROUP == 0 else about(m, heads[1]))
             at = k.bind(m * blocks + b)

@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr
-from crosscompile.gpu.build import Builder, i32, signed_byte
+from crosscompile.gpu.build import Builder, i32, quotient, remainder, signed_byte
 from crosscompile.kernels.tile import of_scale
 from crosscompile.packing import GROUP, Packing
 
@@ -92,8 +92,8 @@ class Weights:
             return i32(self.how.levels[0])
         each = 32 // self.how.bits
         at = of_scale(self.form, group)
-        word = self._zero[row, tirx.truncdiv(at, i32(each))]
-        zero = (word >> (tirx.truncmod(at, i32(each)) * self.how.bits)) & i32(self.how.top)
+        word = self._zero[row, quotient(at, each)]
+        zero = (word >> (remainder(at, each) * self.how.bits)) & i32(self.how.top)
         return self.k.bind(i32(1 << self.how.bits - 1) - zero)
 
     def product(self, dot: Expr, shift: Expr | None, total: Expr | None) -> Expr:
@@ -170,7 +170,7 @@ class _Stream:
 
     def read(self, group: Expr) -> list[Expr]:
         loads = self.n_words // self.lanes
-        at = group if self.at_once == 1 else tirx.truncdiv(group, i32(self.at_once))
+        at = group if self.at_once == 1 else quotient(group, self.at_once)
         found = [self.k.bind(self.buffer[at * loads + i]) for i in range(loads)]
         if self.lanes == 1:
             return found

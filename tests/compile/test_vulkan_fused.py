@@ -37,8 +37,8 @@ CLASSES = {
     "adreno": replace(DESKTOP, invocations=1024, buffers=16, schedule="adreno", mixed=True),
     "roomy": replace(DESKTOP, invocations=1024, buffers=16, shared_bytes=32768),
 }
-"""With as many threads as these kernels use, the floor's, the fewest that Vulkan allows, no power of two; dot products of
-which one side has no sign; and memory for the widest teams."""
+"""With as many threads as these kernels use, the floor's, the fewest that Vulkan allows, no power of two; dot products
+of which one side has no sign; and memory for the widest teams."""
 EPSILON = 0.25
 """Large enough to be seen in the result."""
 BLOCKS, TABLE = 4, np.array([[2, 0], [3, 1]], np.int32)

@@ -9,6 +9,8 @@ sessions, one of each, are computed side by side (attention_rows.py).
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +30,7 @@ from crosscompile.gpu.attention_rows import (
 )
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, remainder
 from crosscompile.gpu.schedules import Schedule
+from crosscompile.gpu.side import Side, square
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import divisor
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
@@ -66,20 +69,17 @@ class Tile:
 
 def tiles_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, tile: Tile) -> tirx.PrimFunc:
     """crosscompile.gpu.attention.attention_parts by tiles."""
-    queries, weights = max(tile.slots * (ACROSS + 1), DEEP * (tile.slots + 1)), KV_BLOCK * (tile.slots + 1)
-    # a row alone has the same memory: its queries in what the rest leaves, its numbers where keys and values are
-    few = divisor(tile.heads, max(1, min(TOGETHER, (FLOATS - CHUNK - weights - 2 * KV_BLOCK) // heads.dim)))
-    for_row, for_weights, numbers = Room.sizes(few, heads.dim, THREADS)
+    is_tile = tile.rows > 1
+    # a row alone has what memory the tiles leave
+    taken = CHUNK + (ACROSS + KV_BLOCK) * tile.slots + 2 * KV_BLOCK if is_tile else 0
+    left = min(gpu.shared_bytes // 4, 2 * FLOATS) - taken
+    few = divisor(tile.heads, max(1, min(TOGETHER, left // sum(Room.sizes(1, heads.dim, THREADS)))))
 
     def body(k: Builder) -> None:
         layer = Layer.parameters(k, n, heads, splits)
         cached = layer.cached
-        memory = _Memory(
-            k.shared(max(CHUNK, numbers)),
-            k.shared(max(queries, for_row)),
-            k.shared(max(weights, for_weights)),
-            k.shared(2 * KV_BLOCK) if cached.quantized else None,
-        )
+        memory = _Memory.allocate(k, heads.dim, tile.slots, cached.quantized) if is_tile else None
+        room = Room(*(k.shared(size) for size in Room.sizes(few, heads.dim, THREADS)))
         found = k.local(4, "int32")  # newest and oldest position of the session's rows, how many, how many before
         with k.launch((heads.query // tile.heads, n, splits), THREADS) as (group, leader, split, thread):
             head = k.bind(group * tile.heads)
@@ -100,7 +100,6 @@ def tiles_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, tile: T
                             k.store(found, found[3] + 1, 3)
 
             def alone() -> None:
-                room = Room(memory.queries, memory.weights, memory.chunk)
                 with k.loop(0, tile.heads // few) as part:
                     own = k.bind(head + part * few)
                     row = Row.read(k, layer, leader, own, few, split, thread)
@@ -109,33 +108,45 @@ def tiles_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, tile: T
                         attend_row(k, layer, room, row, leader, own, few, split, thread, loads)
 
             def together() -> None:
+                assert memory is not None
                 seen = k.bind(found[0]), k.bind(oldest_of(found[1], heads))
                 _attend(k, layer, tile, memory, _Place(first_row, n, head, slot, split, thread), seen)
 
             with k.when(position >= i32(0)):
                 look_around()
                 with k.when(tirx.EQ(found[3], i32(0))):
-                    if tile.rows == 1:
-                        alone()
-                    else:
+                    if is_tile:
                         k.choose(tirx.EQ(found[2], i32(1)), alone, together)
+                    else:
+                        alone()
 
     return gpu_kernel(name, gpu, body)
 
 
 @dataclass(frozen=True)
 class _Memory:
-    """Shared memory of a workgroup.
+    """Shared memory of a workgroup, and how rows lie there.
 
-    chunk    keys (16, 64) or values (positions, dim)
-    queries  (16, slots + 1); between blocks, a number of each query and thread across it, (slots, 17)
-    weights  (64, slots + 1); scales: of keys and values that are int8, (2, 64)
+    of_q, of_k, of_v  queries of a tile, positions of a block, dimensions of values
+    chunk             keys, words of positions (16, 64), or values, words of dimensions (positions, dim)
+    queries           (16, slots); between blocks, a number of each query and thread across it
+    weights           (64, slots); scales: of keys and values that are int8, (2, 64)
     """
 
+    of_q: Side
+    of_k: Side
+    of_v: Side
     chunk: Any
     queries: Any
     weights: Any
     scales: Any
+
+    @classmethod
+    def allocate(cls, k: Builder, dim: int, slots: int, quantized: bool) -> _Memory:
+        of_v = Side(k, dim, dim // ACROSS)
+        of_k, of_q = Side(k, KV_BLOCK, KV_BLOCK // ACROSS, of_v.lanes), Side(k, slots, slots // DOWN)
+        chunk, scales = of_k.array("float32", DEEP), k.shared(2 * KV_BLOCK) if quantized else None
+        return cls(of_q, of_k, of_v, chunk, of_q.array("float32", ACROSS), of_q.array("float32", KV_BLOCK), scales)
 
 
 @dataclass(frozen=True)
@@ -152,17 +163,17 @@ class _Place:
 
 def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place, seen: tuple[Expr, Expr]) -> None:
     """A part of the context of a tile's rows that are of the session. seen: (newest, oldest) position that any sees."""
-    heads, cached, dim, slots = layer.heads, layer.cached, layer.heads.dim, tile.slots
-    mine, wide, thread = range(slots // DOWN), range(dim // ACROSS), place.thread
-    columns = range(KV_BLOCK // ACROSS)
-    down, across = k.bind(quotient(thread, ACROSS)), k.bind(remainder(thread, ACROSS))
+    heads, cached, dim = layer.heads, layer.cached, layer.heads.dim
+    of_q, of_k, of_v, thread = memory.of_q, memory.of_k, memory.of_v, place.thread
+    mine, wide, columns = range(of_q.mine), range(of_v.mine), range(of_k.mine)
+    across, down = square(k, thread, of_k, of_q)
     newest, oldest = seen
     kv_head = k.bind(quotient(place.head, heads.query // heads.kv))
     sums, scores = k.local(len(mine) * len(wide)), k.local(len(mine) * len(columns))
     running, total = k.local(len(mine)), k.local(len(mine))
     rows, query_heads, positions = [], [], []  # of this thread's queries
     for i in mine:
-        query = k.bind(down + i * DOWN)
+        query = k.bind(of_q.row(down, i))
         row = k.bind(place.first_row + quotient(query, tile.heads))
         inside = tirx.And(query < i32(tile.rows * tile.heads), row < i32(place.n))
         m = k.bind(tirx.Min(row, i32(place.n - 1)))
@@ -175,6 +186,14 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
         for j in wide:
             k.store(sums, f32(0.0), i * len(wide) + j)
 
+    def of_all(join: Callable[[Expr, Expr], Expr]) -> list[Expr]:
+        """What the threads across this one's queries have left of each, joined."""
+        found = of_q.read(memory.queries, down)
+        for other in range(1, ACROSS):
+            more = of_q.read(memory.queries, down, other)
+            found = [k.bind(join(a, b)) for a, b in zip(found, more, strict=True)]
+        return found
+
     def score(start: Expr) -> None:
         """scores = q · k of this thread's queries and positions."""
         for i in range(len(mine) * len(columns)):
@@ -184,14 +203,13 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
             at = k.bind(start + first * KV_BLOCK + thread)
             keys = [k.bind(tirx.Cast("float32", cached.keys[at + u * THREADS])) for u in range(CHUNK // THREADS)]
             asked = [k.bind(layer.q[rows[i], query_heads[i] * dim + first + across]) for i in mine]
+            column, word = of_k.place(k.bind(remainder(thread, KV_BLOCK))), k.bind(quotient(thread, KV_BLOCK))
             for u, key in enumerate(keys):
-                k.store(memory.chunk, key, thread + u * THREADS)
-            for i, value in enumerate(asked):
-                k.store(memory.queries, value, across * (slots + 1) + down + i * DOWN)
+                of_k.put(memory.chunk, key, column, word + u * (THREADS // KV_BLOCK))
+            of_q.write(memory.queries, down, asked, across)
             k.barrier()
             with k.loop(0, DEEP) as d:
-                by_query = [k.bind(memory.queries[d * (slots + 1) + down + i * DOWN]) for i in mine]
-                by_position = [k.bind(memory.chunk[d * KV_BLOCK + across + j * ACROSS]) for j in columns]
+                by_query, by_position = of_q.read(memory.queries, down, d), of_k.read(memory.chunk, across, d)
                 for i, query in enumerate(by_query):
                     for j, key in enumerate(by_position):
                         c = i * len(columns) + j
@@ -200,39 +218,42 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
 
     def soften(base: Expr) -> None:
         """Scores to weights, and what was summed so far to the new largest score."""
-        scales = [k.bind(memory.scales[across + j * ACROSS]) if cached.quantized else None for j in columns]
-        visible = []
+        own_columns = [k.bind(of_k.row(across, j)) for j in columns]
+        scales = [k.bind(memory.scales[column]) if cached.quantized else None for column in own_columns]
+        visible, largest = [], []
         for i in mine:
             lowest = k.bind(oldest_of(positions[i], heads))
             most = f32(LOWEST)
             for j in columns:
-                c, at = i * len(columns) + j, base + (across + j * ACROSS)
+                c, at = i * len(columns) + j, base + own_columns[j]
                 seen = tirx.And(at >= lowest, at <= positions[i]) if heads.window else at <= positions[i]
                 visible.append(k.bind(seen))
                 value = layer.score(scores[c] if scales[j] is None else scores[c] * scales[j])
                 own = k.bind(tirx.Select(visible[c], value, f32(LOWEST)))
                 k.store(scores, own, c)
                 most = tirx.Max(most, own)
-            k.store(memory.queries, most, (down + i * DOWN) * (ACROSS + 1) + across)
+            largest.append(k.bind(most))
+        of_q.write(memory.queries, down, largest, across)
         k.barrier()
+        highest_of = of_all(tirx.Max)
+        weights: list[list[Expr]] = [[] for _ in columns]
         for i in mine:
-            most = running[i]
-            for other in range(ACROSS):
-                most = tirx.Max(most, memory.queries[(down + i * DOWN) * (ACROSS + 1) + other])
-            highest = k.bind(most)
+            highest = k.bind(tirx.Max(running[i], highest_of[i]))
             decay = k.bind(exp(running[i] - highest))
             k.store(running, highest, i)
             sum_ = total[i] * decay
             for j in columns:
-                c, column = i * len(columns) + j, across + j * ACROSS
+                c = i * len(columns) + j
                 weight = k.bind(tirx.Select(visible[c], exp(scores[c] - highest), f32(0.0)))
                 sum_ = sum_ + weight
                 if cached.quantized:
-                    weight = tirx.Select(visible[c], weight * memory.scales[column + KV_BLOCK], f32(0.0))
-                k.store(memory.weights, weight, column * (slots + 1) + down + i * DOWN)
+                    weight = tirx.Select(visible[c], weight * memory.scales[own_columns[j] + KV_BLOCK], f32(0.0))
+                weights[j].append(k.bind(weight))
             k.store(total, sum_, i)
             for j in wide:
                 k.store(sums, sums[i * len(wide) + j] * decay, i * len(wide) + j)
+        for j, of_queries in enumerate(weights):
+            of_q.write(memory.weights, down, of_queries, own_columns[j])
 
     def weigh(start: Expr, base: Expr) -> None:
         """Adds the values of a block, times their weights. What was never written may be no number."""
@@ -243,12 +264,13 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
             steps = range(deep * dim // THREADS)
             values = [k.bind(tirx.Cast("float32", cached.values[at + u * THREADS])) for u in steps]
             for u, value in enumerate(values):
-                there = base + first + quotient(thread + u * THREADS, dim)
-                k.store(memory.chunk, tirx.Select(there <= newest, value, f32(0.0)), thread + u * THREADS)
+                own = thread + u * THREADS
+                word = k.bind(quotient(own, dim))
+                seen = tirx.Select(base + first + word <= newest, value, f32(0.0))
+                of_v.put(memory.chunk, seen, of_v.place(k.bind(remainder(own, dim))), word)
             k.barrier()
             with k.loop(0, deep) as j:
-                by_query = [k.bind(memory.weights[(first + j) * (slots + 1) + down + i * DOWN]) for i in mine]
-                by_column = [k.bind(memory.chunk[j * dim + across + c * ACROSS]) for c in wide]
+                by_query, by_column = of_q.read(memory.weights, down, first + j), of_v.read(memory.chunk, across, j)
                 for i, weight in enumerate(by_query):
                     for c, value in enumerate(by_column):
                         at_sum = i * len(wide) + c
@@ -268,17 +290,14 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
         score(start)
         soften(base)
         weigh(start, base)
-    for i in mine:
-        k.store(memory.queries, total[i], (down + i * DOWN) * (ACROSS + 1) + across)
+    of_q.write(memory.queries, down, [total[i] for i in mine], across)
     k.barrier()
+    wholes = of_all(operator.add)
     for i in mine:
         with k.when(positions[i] >= i32(0)):
             for c in wide:
                 value = sums[i * len(wide) + c]
-                k.store(layer.parts, value, rows[i], query_heads[i], place.split, across + c * ACROSS)
+                k.store(layer.parts, value, rows[i], query_heads[i], place.split, of_v.row(across, c))
             with k.when(tirx.EQ(across, i32(0))):
-                whole = total[i]
-                for other in range(1, ACROSS):
-                    whole = whole + memory.queries[(down + i * DOWN) * (ACROSS + 1) + other]
                 k.store(layer.parts, running[i], rows[i], query_heads[i], place.split, dim)
-                k.store(layer.parts, whole, rows[i], query_heads[i], place.split, dim + 1)
+                k.store(layer.parts, wholes[i], rows[i], query_heads[i], place.split, dim + 1)

@@ -11,11 +11,12 @@ from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.build import Builder, f32, i32, lane, quotient, remainder
 from crosscompile.gpu.knobs import LinearKnobs
 from crosscompile.gpu.linear import Linear, Output, group_sum
+from crosscompile.gpu.side import Side, square
 from crosscompile.gpu.weights import Weights
 from crosscompile.packing import GROUP
 
-QUAD = 4
-"""Rows of a thread that lie side by side in shared memory."""
+WORDS = GROUP // 4
+"""Of a group of columns of a row: four columns each."""
 Row = Callable[[Expr], Expr]
 """Row of a tile -> row of a buffer, one that there is."""
 
@@ -25,55 +26,6 @@ def _mine(knobs: LinearKnobs) -> tuple[int, int]:
     each = knobs.rows * knobs.tile // knobs.threads
     mine_m = 1 << (each.bit_length() - 1) // 2
     return each // mine_m, mine_m
-
-
-class _Side:
-    """The rows of a tile on one side of the product: `size`, of which `mine` are a thread's, and of `threads` others.
-
-    In shared memory the rows of a word lie side by side, and so do a thread's, four at a time: a load gives it those,
-    and neighbors' lie beside them. That is one line of a cache for 16 threads (Mali's shared memory is one), and no two
-    threads want the same bank.
-    """
-
-    def __init__(self, k: Builder, size: int, mine: int) -> None:
-        self.k, self.size, self.mine, self.threads = k, size, mine, size // mine
-        self._in_quads = mine % QUAD == 0
-        self.words, self.scales = self.array("uint32", 8), self.array("float32")
-
-    def array(self, dtype: str, words: int = 1) -> Any:
-        """Shared memory for so many words of each row."""
-        if self._in_quads:
-            return self.k.shared(words * self.size // QUAD, f"{dtype}x{QUAD}")
-        return self.k.shared(words * self.size, dtype)
-
-    def row(self, thread: Expr, i: int) -> Expr:
-        """Which row of the tile the i-th of a thread is."""
-        if self._in_quads:
-            return (thread + i // QUAD * self.threads) * QUAD + i % QUAD
-        return thread + i * self.threads
-
-    def place(self, row: Expr) -> tuple[Expr, ...]:
-        """Where a row lies, for `put`."""
-        if self._in_quads:
-            return self.k.bind(quotient(row, QUAD)), self.k.bind(remainder(row, QUAD))
-        return (row,)
-
-    def put(self, buffer: Any, value: Expr, place: tuple[Expr, ...], word: Any = 0) -> None:
-        """A word of a row."""
-        first, *lane_of = place
-        if lane_of:
-            self.k.store_lane(buffer, value, first + word * (self.size // QUAD), *lane_of)
-        else:
-            self.k.store(buffer, value, first + word * self.size)
-
-    def read(self, buffer: Any, thread: Expr, word: Any = 0) -> list[Expr]:
-        """A word of each of a thread's rows."""
-        k = self.k
-        if not self._in_quads:
-            return [k.bind(buffer[self.row(thread, i) + word * self.size]) for i in range(self.mine)]
-        runs = [thread + (i * self.threads + word * (self.size // QUAD)) for i in range(self.mine // QUAD)]
-        quads = [k.bind(buffer[run]) for run in runs]
-        return [k.bind(lane(quad, i)) for quad in quads for i in range(QUAD)]
 
 
 class TileSums:
@@ -86,7 +38,9 @@ class TileSums:
         self.k, self.blocks = k, blocks
         self.a, self.scale_a, self.w = a, scale_a, w
         mine_r, mine_m = _mine(knobs)
-        self.of_w, self.of_a = _Side(k, knobs.rows, mine_r), _Side(k, knobs.tile, mine_m)
+        self.of_w, self.of_a = Side(k, knobs.rows, mine_r), Side(k, knobs.tile, mine_m)
+        self.w_words, self.w_scales = self.of_w.array("uint32", WORDS), self.of_w.array("float32")
+        self.a_words, self.a_scales = self.of_a.array("uint32", WORDS), self.of_a.array("float32")
         self.a_sums = k.shared(2 * knobs.tile, "int32") if w.summed else ()
         self.shifts = self.of_w.array("int32") if w.shifted else ()
         self.sums, self.dots = k.local(mine_m * mine_r), k.local(mine_m * mine_r, "int32")
@@ -94,20 +48,6 @@ class TileSums:
     @property
     def threads(self) -> int:
         return self.of_w.threads * self.of_a.threads
-
-    def _square(self, thread: Expr) -> tuple[Expr, Expr]:
-        """(which of the threads of the weight's rows, and of the activation's) a thread is.
-
-        Neighbors are squares of four by four, which read the same few rows, not sixteen of one side.
-        """
-        k, across, down = self.k, self.of_w.threads, self.of_a.threads
-        edge_r, edge_m = min(across, QUAD), min(down, QUAD)
-        in_row = k.bind(quotient(thread, edge_r))
-        square = k.bind(quotient(in_row, edge_m))
-        wide = across // edge_r
-        r = remainder(square, wide) * edge_r + remainder(thread, edge_r)
-        m = quotient(square, wide) * edge_m + remainder(in_row, edge_m)
-        return k.bind(r), k.bind(m)
 
     def multiply(
         self, thread: Expr, weight_row: Row, source_row: Row, steps: Any = None
@@ -117,7 +57,7 @@ class TileSums:
         steps: groups of columns, where a tile may have none.
         """
         k = self.k
-        my_r, my_m = self._square(thread)
+        my_r, my_m = square(k, thread, self.of_w, self.of_a)
         for i in range(self.of_a.mine * self.of_w.mine):
             k.store(self.sums, f32(0.0), i)
         with k.loop(0, self.blocks if steps is None else steps) as b:
@@ -141,8 +81,8 @@ class TileSums:
             (group,) = w.read(row, b)
             place = of_w.place(r)
             for j, word in enumerate(group.factors()):
-                of_w.put(of_w.words, word, place, j)
-            of_w.put(of_w.scales, group.scale, place)
+                of_w.put(self.w_words, word, place, j)
+            of_w.put(self.w_scales, group.scale, place)
             if group.shift is not None:
                 of_w.put(self.shifts, group.shift, place)
         busy = of_w.size % self.threads
@@ -153,11 +93,11 @@ class TileSums:
             quad = k.bind(self.a[(source * self.blocks + b) * 2 + part])
             words, place = [lane(quad, i) for i in range(4)], of_a.place(m)
             for i, word in enumerate(words):
-                of_a.put(of_a.words, word, place, part * 4 + i)
+                of_a.put(self.a_words, word, place, part * 4 + i)
             if w.summed:
                 k.store(self.a_sums, group_sum(k, words), half)
             with k.when(tirx.EQ(part, i32(0))):
-                of_a.put(of_a.scales, self.scale_a[source, b], place)
+                of_a.put(self.a_scales, self.scale_a[source, b], place)
 
     def _add(self, my_r: Expr, my_m: Expr) -> None:
         """The products of a group of columns, of a thread's own rows."""
@@ -165,12 +105,12 @@ class TileSums:
         for i in range(of_a.mine * of_w.mine):
             k.store(self.dots, i32(0), i)
         if k.schedule.written:
-            for word in range(8):
+            for word in range(WORDS):
                 self._multiply(my_r, my_m, word)
         else:
-            with k.loop(0, 8) as word:
+            with k.loop(0, WORDS) as word:
                 self._multiply(my_r, my_m, word)
-        row_scales, scales = of_w.read(of_w.scales, my_r), of_a.read(of_a.scales, my_m)
+        row_scales, scales = of_w.read(self.w_scales, my_r), of_a.read(self.a_scales, my_m)
         row_shifts = of_w.read(self.shifts, my_r) if w.shifted else [None] * of_w.mine
         for m, scale in enumerate(scales):
             at = of_a.row(my_m, m)
@@ -183,7 +123,7 @@ class TileSums:
     def _multiply(self, my_r: Expr, my_m: Expr, word: Any) -> None:
         """The products of four columns."""
         k, of_w, of_a = self.k, self.of_w, self.of_a
-        weights, values = of_w.read(of_w.words, my_r, word), of_a.read(of_a.words, my_m, word)
+        weights, values = of_w.read(self.w_words, my_r, word), of_a.read(self.a_words, my_m, word)
         for m, value in enumerate(values):
             for r, weight in enumerate(weights):
                 i = m * of_w.mine + r

@@ -121,7 +121,7 @@ static void open_device(void) {
     VkPhysicalDevice16BitStorageFeatures halves = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_16BIT_STORAGE_FEATURES,
                                                    .pNext = &bytes};
     VkPhysicalDeviceFeatures2 features = {.sType = VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_FEATURES_2, .pNext = &halves};
-    vkGetPhysicalDeviceFeatures2(gpu, &features); /* all that there are are asked for, */
+    vkGetPhysicalDeviceFeatures2(gpu, &features);    /* all that there are are asked for, */
     features.features.robustBufferAccess = VK_FALSE; /* but for what the runtime does without: checks of every access */
     matrices.cooperativeMatrixRobustBufferAccess = VK_FALSE;
     const float one = 1;

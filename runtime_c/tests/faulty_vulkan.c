@@ -8,6 +8,7 @@
  *   FAULT=apart:1:0            a GPU with memory of its own, which the processor does not see
  *   FAULT=pages:1:0            takes pages of files, as Intel's does, and then loses the device
  *   FAULT=vendor:1:20803       Qualcomm made the device
+ *   FAULT=mixed:1:0            dot products are an instruction only if one side has no sign, as Qualcomm's are
  *   FAULT=driver:1:7           the driver's version is 7
  *   FAULT=buffers:1:10         a kernel has at most 10 storage buffers
  *   FAULT=wrong:40:0           the 40th dispatch that is recorded is left out: it computes, and wrongly
@@ -132,6 +133,13 @@ static void properties(VkPhysicalDevice device, VkPhysicalDeviceProperties2 *abo
     }
     if (is_due("driver", 1, &told)) {
         about->properties.driverVersion = (uint32_t)told;
+    }
+    for (VkBaseOutStructure *next = about->pNext; next != NULL && is_due("mixed", 1, &told); next = next->pNext) {
+        if (next->sType == VK_STRUCTURE_TYPE_PHYSICAL_DEVICE_SHADER_INTEGER_DOT_PRODUCT_PROPERTIES) {
+            VkPhysicalDeviceShaderIntegerDotProductProperties *dot = (void *)next;
+            dot->integerDotProduct4x8BitPackedSignedAccelerated = VK_FALSE;
+            dot->integerDotProduct4x8BitPackedMixedSignednessAccelerated = VK_TRUE;
+        }
     }
     if (is_due("buffers", 1, &told)) {
         about->properties.limits.maxPerStageDescriptorStorageBuffers = (uint32_t)told;

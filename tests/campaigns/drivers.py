@@ -5,8 +5,8 @@
 For each GPU of tests/drivers.py its driver is asked what it allows, as `edgellm deploy` asks a board's, kernels are
 made for that, and the driver compiles them. MODEL: random:SHAPE. --families: the small networks of all families
 instead, or too. Kernels that lack registers, whose values are then kept in memory, are counted and named, the worst
-first. Then the runtime itself runs a small model's proof there, whole: as nothing is computed, the proof has to say so.
-Fails where a driver refuses a kernel or does not survive it, or the proof says anything else.
+first; with --against, so are those that changed most. Then the runtime itself runs a small model's proof there, whole:
+as nothing is computed, the proof has to say so. Fails where a driver refuses a kernel or does not survive it, or the proof says anything else.
 
 Drivers are Mesa's, of Debian sid or, with --suite trixie, of Debian 13 (whose stand-in for V3D is too old for it),
 fetched and not installed (700 MB beside the other caches). The makers' own drivers, which most phones have, are not
@@ -44,6 +44,8 @@ FAMILIES = Path(__file__).resolve().parents[1] / "data" / "families.json"
 SMALL = "random:tiny"
 _BOARDS = {"x86_64": "local", "aarch64": "orangepi5"}
 _WORST = 6
+_UNITS = ("Instruction Count", "Instructions", "Static cycle count", "Code size")
+"""In which drivers say how much there is of a kernel: Adreno's and V3D's; most; NVK; any."""
 _SAYS = "KERNEL_FAILED"
 _PATIENCE_S = 900
 
@@ -149,6 +151,24 @@ def report(chip: Chip, found: Sequence[dict[str, Any]]) -> bool:
     return not refused
 
 
+def compare(found: Sequence[dict[str, Any]], before: Sequence[dict[str, Any]]) -> None:
+    """Prints what became of the kernels that an earlier run has too, in the units that the driver counts in."""
+    earlier = {each["kernel"]: each for each in before if each["result"] == 0}
+    pairs = [(earlier[each["kernel"]], each) for each in found if each["result"] == 0 and each["kernel"] in earlier]
+    unit = next((unit for unit in _UNITS if all(unit in each["statistics"] for pair in pairs for each in pair)), None)
+    if not pairs or unit is None:
+        print("    nothing that could be compared")
+        return
+    sizes = [(old["statistics"][unit], new["statistics"][unit]) for old, new in pairs]
+    total = " -> ".join(f"{sum(size):.0f}" for size in zip(*sizes, strict=True))
+    spills = " -> ".join(str(sum(each["spills"] for each in side)) for side in zip(*pairs, strict=True))
+    print(f"    {len(pairs)} kernels of both: {unit.lower()} {total}, times to and from memory {spills}")
+    by_change = sorted(zip(sizes, pairs, strict=True), key=lambda each: abs(each[0][1] / each[0][0] - 1), reverse=True)
+    for (old_size, new_size), (old, new) in by_change[:_WORST]:
+        if old_size != new_size or old["spills"] != new["spills"]:
+            print(f"    {old_size:7.0f} -> {new_size:.0f}, {old['spills']} -> {new['spills']}: {new['kernel']}")
+
+
 def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="drivers", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"default: {' '.join(MODELS)}")
@@ -157,7 +177,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--schemes", default=",".join(SCHEMES), help='such as "w4a8,w4a8 i8"')
     parser.add_argument("--families", action="store_true", help="the small networks of all families, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="gets all of it")
+    parser.add_argument("--against", type=Path, metavar="FILE", help="an earlier one's: what became of its kernels")
     args = parser.parse_args(arguments)
+    try:
+        before = json.loads(args.against.read_text()) if args.against is not None else {}
+    except (OSError, ValueError) as error:
+        parser.error(f"--against: {error}")
     chips = args.chips.split(",")
     if unknown := sorted({*chips} - {*CHIPS}):
         parser.error(f"--chips: there is no {unknown[0]}; there are {', '.join(CHIPS)}")
@@ -180,6 +205,8 @@ def main(arguments: Sequence[str]) -> int:
             good = False
             continue
         good = report(chip, found) and wrong is None and good
+        if name in before:
+            compare(found, before[name])
         if wrong is not None:
             print(f"    the proof ended with {wrong}")
         document[name] = found

@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="edgellm-families-") as folder:
             try:
-                check(name, scheme, Path(folder), replace(gpu, schedule=schedule), env)
+                check(name, scheme, Path(folder), replace(gpu, schedule=schedule, mixed=schedule == "adreno"), env)
                 said = "within the tolerance"
             except (AssertionError, subprocess.TimeoutExpired) as error:
                 failed += 1

@@ -26,7 +26,7 @@ from tests.compile.test_vulkan_faults import faulty_loader
 from tests.server import MODEL
 from tests.shaders import lavapipe
 
-ADRENO, MALI = "vendor:1:20803", "vendor:1:5045"
+ADRENO, MALI = "vendor:1:20803,mixed:1:0", "vendor:1:5045"
 LOCAL = VulkanSection("what Vulkan finds here", schedule=FOUND)
 
 
@@ -67,6 +67,7 @@ def test_a_driver_decides_class_and_limits_and_kernels_are_made_for_them(own_hom
     assert board.vulkan.storage_buffers > 8
     assert board.vulkan.invocations > 256
     assert set(board.vulkan.capabilities) == {*SUMS, *DOT}
+    assert board.vulkan.mixed
     assert board.vulkan.times_slower == 2
     assert "llvmpipe" in said[0]
     assert "class adreno: 32 buffers, 1024 threads" in said[0]
@@ -173,5 +174,8 @@ def test_the_program_says_what_another_one_does():
     assert values["maxStorageBufferRange"] == str(ours["binding_bytes"])
     assert values["maxComputeWorkGroupInvocations"] == str(ours["invocations"])
     assert values["shaderIntegerDotProduct"] == str(ours["dot"]).lower()
+    packed = "integerDotProduct4x8BitPacked"
+    accelerated = [values[f"{packed}{how}Accelerated"] == "true" for how in ("Signed", "MixedSignedness")]
+    assert ours["mixed"] == (accelerated == [False, True])
     assert values["subgroupSize"] == str(ours["subgroup"])
     assert f"0x{ours['vendor']:x}" in (values["vendorID"], f"0x{int(values['vendorID'], 0):x}")

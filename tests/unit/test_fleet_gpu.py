@@ -22,7 +22,7 @@ from edgellm.rollout import FAILED, SAME, UNREACHABLE, BoardState, Rollout
 ARM, QUALCOMM = 0x13B5, 0x5143
 GPU = Device(
     *("A GPU", "integrated", "driver", "1.0", None, "1.3.0", ARM, 1024, 32768, 64, 1 << 30, 16),
-    *(True, True, True, True, False),
+    *(True, True, True, True, False, False),
 )
 NO_DRIVER: dict[str, Any] = {"devices": [], "gpu": None, "why": "no Vulkan driver", "unfit": True}
 PHONE = "android-arm64"

@@ -144,6 +144,17 @@ def test_several_gpus_may_only_what_all_can():
     assert common([gpus[1], asked(MANIFEST, device(vendor=AMD, dot=False))]).capabilities == ()
 
 
+def test_unsigned_sides_of_dot_products_are_what_one_of_several_wants():
+    """The others can do that, too, if with more work."""
+    plain, mixed = (asked(MANIFEST, device(vendor=QUALCOMM, mixed=each)) for each in (False, True))
+    assert (common([plain, plain]).mixed, common([plain, mixed]).mixed, common([mixed, plain]).mixed) == (
+        False,
+        True,
+        True,
+    )
+    assert not asked(MANIFEST, device(vendor=QUALCOMM, mixed=True, dot=False)).mixed
+
+
 def test_matrix_units_are_used_where_all_have_them_with_subgroups_of_one_size():
     def with_matrices(subgroup: int, vendor: int = NVIDIA) -> VulkanSection:
         return asked(VulkanSection(""), device(vendor=vendor, matrices=True, subgroup=subgroup))

@@ -170,7 +170,7 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
     newest, oldest = seen
     kv_head = k.bind(quotient(place.head, heads.query // heads.kv))
     sums, scores = k.local(len(mine) * len(wide)), k.local(len(mine) * len(columns))
-    running, total = k.local(len(mine)), k.local(len(mine))
+    running, total, joined = (k.local(len(mine)) for _ in range(3))
     rows, query_heads, positions = [], [], []  # of this thread's queries
     for i in mine:
         query = k.bind(of_q.row(down, i))
@@ -188,11 +188,12 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
 
     def of_all(join: Callable[[Expr, Expr], Expr]) -> list[Expr]:
         """What the threads across this one's queries have left of each, joined."""
-        found = of_q.read(memory.queries, down)
-        for other in range(1, ACROSS):
-            more = of_q.read(memory.queries, down, other)
-            found = [k.bind(join(a, b)) for a, b in zip(found, more, strict=True)]
-        return found
+        for i, first in enumerate(of_q.read(memory.queries, down)):
+            k.store(joined, first, i)
+        with k.loop(1, ACROSS) as other:
+            for i, more in enumerate(of_q.read(memory.queries, down, other)):
+                k.store(joined, join(joined[i], more), i)
+        return [k.bind(joined[i]) for i in mine]
 
     def score(start: Expr) -> None:
         """scores = q · k of this thread's queries and positions."""

@@ -6,7 +6,8 @@ For each GPU of tests/drivers.py its driver is asked what it allows, as `edgellm
 made for that, and the driver compiles them. MODEL: random:SHAPE. --families: the small networks of all families
 instead, or too. Kernels that lack registers, whose values are then kept in memory, are counted and named, the worst
 first; with --against, so are those that changed most. Then the runtime itself runs a small model's proof there, whole:
-as nothing is computed, the proof has to say so. Fails where a driver refuses a kernel or does not survive it, or the proof says anything else.
+as nothing is computed, the proof has to say so. Fails where a driver refuses a kernel or does not survive it, or the
+proof says anything else.
 
 Drivers are Mesa's, of Debian sid or, with --suite trixie, of Debian 13 (whose stand-in for V3D is too old for it),
 fetched and not installed (700 MB beside the other caches). The makers' own drivers, which most phones have, are not

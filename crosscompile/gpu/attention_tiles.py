@@ -143,10 +143,11 @@ class _Memory:
 
     @classmethod
     def allocate(cls, k: Builder, dim: int, slots: int, quantized: bool) -> _Memory:
-        of_v = Side(k, dim, dim // ACROSS)
-        of_k, of_q = Side(k, KV_BLOCK, KV_BLOCK // ACROSS, of_v.lanes), Side(k, slots, slots // DOWN)
-        chunk, scales = of_k.array("float32", DEEP), k.shared(2 * KV_BLOCK) if quantized else None
-        return cls(of_q, of_k, of_v, chunk, of_q.array("float32", ACROSS), of_q.array("float32", KV_BLOCK), scales)
+        of_q, of_k, of_v = (
+            Side(k, size, size // threads) for size, threads in ((slots, DOWN), (KV_BLOCK, ACROSS), (dim, ACROSS))
+        )
+        queries, weights = of_q.array(words=ACROSS), of_q.array(words=KV_BLOCK)
+        return cls(of_q, of_k, of_v, k.shared(CHUNK), queries, weights, k.shared(2 * KV_BLOCK) if quantized else None)
 
 
 @dataclass(frozen=True)
@@ -204,9 +205,10 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
             at = k.bind(start + first * KV_BLOCK + thread)
             keys = [k.bind(tirx.Cast("float32", cached.keys[at + u * THREADS])) for u in range(CHUNK // THREADS)]
             asked = [k.bind(layer.q[rows[i], query_heads[i] * dim + first + across]) for i in mine]
-            column, word = of_k.place(k.bind(remainder(thread, KV_BLOCK))), k.bind(quotient(thread, KV_BLOCK))
+            # thread + u * THREADS, said so that Mali's and Intel's compilers need fewer registers
+            column, word = k.bind(remainder(thread, KV_BLOCK)), k.bind(quotient(thread, KV_BLOCK))
             for u, key in enumerate(keys):
-                of_k.put(memory.chunk, key, column, word + u * (THREADS // KV_BLOCK))
+                k.store(memory.chunk, key, column + (word + u * (THREADS // KV_BLOCK)) * KV_BLOCK)
             of_q.write(memory.queries, down, asked, across)
             k.barrier()
             with k.loop(0, DEEP) as d:
@@ -265,10 +267,8 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
             steps = range(deep * dim // THREADS)
             values = [k.bind(tirx.Cast("float32", cached.values[at + u * THREADS])) for u in steps]
             for u, value in enumerate(values):
-                own = thread + u * THREADS
-                word = k.bind(quotient(own, dim))
-                seen = tirx.Select(base + first + word <= newest, value, f32(0.0))
-                of_v.put(memory.chunk, seen, of_v.place(k.bind(remainder(own, dim))), word)
+                there = base + first + quotient(thread + u * THREADS, dim)
+                k.store(memory.chunk, tirx.Select(there <= newest, value, f32(0.0)), thread + u * THREADS)
             k.barrier()
             with k.loop(0, deep) as j:
                 by_query, by_column = of_q.read(memory.weights, down, first + j), of_v.read(memory.chunk, across, j)

@@ -14,7 +14,7 @@ from crosscompile.arithmetic import Expr, constant
 from crosscompile.gpu.schedules import SCHEDULES
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.spirv.emit import COHERENT
-from crosscompile.spirv.expressions import NAMED, PUT_LANE, dtype_of
+from crosscompile.spirv.expressions import NAMED, dtype_of
 from crosscompile.spirv.matrices import MATRIX_EDGE
 
 WORD_BYTES, QUAD_BYTES = 4, 16
@@ -78,7 +78,7 @@ class Builder:
         return self.buffer(name, (_whole(name, n_bytes, QUAD_BYTES),), f"{dtype}x4")
 
     def shared(self, size: int, dtype: str = "float32") -> Any:
-        """Memory of a workgroup, 4 bytes an element, or a lane."""
+        """Memory of a workgroup, 4 bytes an element."""
         return T.alloc_buffer((size,), dtype, scope="shared")
 
     def local(self, size: int, dtype: str = "float32") -> Any:
@@ -159,10 +159,6 @@ class Builder:
 
     def store(self, buffer: Any, value: Expr, *index: Any) -> None:
         T.buffer_store(buffer, value, list(index))
-
-    def store_lane(self, buffer: Any, value: Expr, index: Any, lane: Any) -> None:
-        """Writes one lane of a vector in shared memory."""
-        T.evaluate(tirx.call_extern("void", PUT_LANE, T.address_of(buffer[index]), lane, value))
 
     def loop(self, start: Any, stop: Any) -> Any:
         """for start ≤ i < stop, in order."""

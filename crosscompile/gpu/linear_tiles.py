@@ -39,8 +39,8 @@ class TileSums:
         self.a, self.scale_a, self.w = a, scale_a, w
         mine_r, mine_m = _mine(knobs)
         self.of_w, self.of_a = Side(k, knobs.rows, mine_r), Side(k, knobs.tile, mine_m)
-        self.w_words, self.w_scales = self.of_w.array("uint32", WORDS), self.of_w.array("float32")
-        self.a_words, self.a_scales = self.of_a.array("uint32", WORDS), self.of_a.array("float32")
+        self.w_words, self.w_scales = self.of_w.array("uint32", WORDS), self.of_w.array()
+        self.a_words, self.a_scales = self.of_a.array("uint32", WORDS), self.of_a.array()
         self.a_sums = k.shared(2 * knobs.tile, "int32") if w.summed else ()
         self.shifts = self.of_w.array("int32") if w.shifted else ()
         self.sums, self.dots = k.local(mine_m * mine_r), k.local(mine_m * mine_r, "int32")
@@ -79,25 +79,24 @@ class TileSums:
         with k.strided(thread, of_w.size) as r:
             row = k.bind(weight_row(r))
             (group,) = w.read(row, b)
-            place = of_w.place(r)
             for j, word in enumerate(group.factors()):
-                of_w.put(self.w_words, word, place, j)
-            of_w.put(self.w_scales, group.scale, place)
+                k.store(self.w_words, word, r + j * of_w.size)
+            k.store(self.w_scales, group.scale, r)
             if group.shift is not None:
-                of_w.put(self.shifts, group.shift, place)
+                k.store(self.shifts, group.shift, r)
         busy = of_w.size % self.threads
         other = k.bind(remainder(thread + (self.threads - busy), self.threads)) if busy else thread
         with k.strided(other, 2 * of_a.size) as half:
             m, part = k.bind(quotient(half, 2)), k.bind(remainder(half, 2))
             source = k.bind(source_row(m))
             quad = k.bind(self.a[(source * self.blocks + b) * 2 + part])
-            words, place = [lane(quad, i) for i in range(4)], of_a.place(m)
+            words = [lane(quad, i) for i in range(4)]
             for i, word in enumerate(words):
-                of_a.put(self.a_words, word, place, part * 4 + i)
+                k.store(self.a_words, word, m + (part * 4 + i) * of_a.size)
             if w.summed:
                 k.store(self.a_sums, group_sum(k, words), half)
             with k.when(tirx.EQ(part, i32(0))):
-                of_a.put(self.a_scales, self.scale_a[source, b], place)
+                k.store(self.a_scales, self.scale_a[source, b], m)
 
     def _add(self, my_r: Expr, my_m: Expr) -> None:
         """The products of a group of columns, of a thread's own rows."""

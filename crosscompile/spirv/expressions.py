@@ -17,9 +17,6 @@ from crosscompile.spirv.scalars import BINARY, binary, computed, convert, reinte
 NAMED = "ellm.named"
 """An external function that gives its argument (crosscompile/gpu/build.py, Builder.bind)."""
 
-PUT_LANE = "ellm.put_lane"
-"""An external function: (address of a vector in shared memory, lane, value), which is written there."""
-
 
 def dtype_of(expr: Any) -> str:
     """TVM's type of an expression, such as float32x4."""
@@ -151,10 +148,6 @@ class Expressions:
             name = str(first.value)
             if name == NAMED:
                 return self.value(args[0])
-            if name == PUT_LANE:
-                memory, place = self._reach(args[0])
-                memory.store_lane(self.code, place, self.scalar(args[1]), self.scalar(args[2]))
-                return []
             if name == "ellm.atomic_add":
                 return [self._atomic_add(*args)]
             if name.startswith("ellm.matrix_"):

@@ -19,7 +19,7 @@ from tvm.tirx.buffer import is_buffer_var
 from crosscompile.errors import CodegenError
 from crosscompile.spirv import glsl_matrices
 from crosscompile.spirv.emit import coherent_buffers, used_scalars
-from crosscompile.spirv.expressions import NAMED, PUT_LANE, dtype_of
+from crosscompile.spirv.expressions import NAMED, dtype_of
 from crosscompile.spirv.matrices import MATRIX_EDGE
 from crosscompile.spirv.memory import stored_lanes
 from crosscompile.spirv.scalars import computed, split
@@ -382,11 +382,6 @@ class _Printer:
             name, args = str(args[0].value), args[1:]
         if name == NAMED:
             return self.value(args[0])
-        if name == PUT_LANE:
-            element = args[0].args[0]
-            place = f"{self.arrays[element.source][0]}[{self.scalar(element.indices[0])}][{self.scalar(args[1])}]"
-            self.line(f"{place} = {self.scalar(args[2])};")
-            return []
         if name == "ellm.atomic_add":
             return [self._atomic_add(*args)]
         if name.startswith("ellm.matrix_"):

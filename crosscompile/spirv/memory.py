@@ -72,12 +72,6 @@ class Memory:
         lanes = [code.make(81, module.type(self.dtype), whole, lane) for lane in range(self.lanes)]
         return [loaded(code, self.dtype, lane) for lane in lanes]
 
-    def store_lane(self, code: Code, index: int, lane: int, value: int) -> None:
-        """Writes one lane of a vector, of a type that is computed with."""
-        pointer = code.module.pointer(self.storage, code.module.type(self.dtype))
-        place = code.make(65, pointer, self.variable, index, lane)
-        code.do(62, place, value, *seen(code, self.storage, written=True))
-
     def store(self, code: Code, index: int, values: list[int]) -> None:
         """Writes one element; values in their computed type."""
         if self.width < self.lanes:

@@ -30,7 +30,7 @@ FORMAT = 1
 TEMPLATE_REVISION = 2
 """crosscompile.kernels.linear.TEMPLATE_REVISION, which cannot be imported here without TVM; a test compares them."""
 
-GPU_TEMPLATE_REVISION = 4
+GPU_TEMPLATE_REVISION = 5
 """crosscompile.gpu.knobs.TEMPLATE_REVISION, likewise."""
 
 _KNOBS = ("tokens", "groups", "ahead", "block")

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm import tirx
 
-from crosscompile.arithmetic import Expr, exp, fma, tanh
+from crosscompile.arithmetic import Expr, fma, tanh
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, quotient, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.rows import Output
@@ -135,11 +135,11 @@ def parts_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
                     for value in scaled:
                         most = tirx.Max(most, value)
                     most = k.bind(most)
-                    decay = k.bind(exp(highest[i] - most))
+                    decay = k.bind(tirx.exp(highest[i] - most))
                     k.store(highest, most, i)
                     sum_ = total[i] * decay
                     for j in range(RUN):
-                        weight = k.bind(tirx.Select(visible[j], exp(scaled[j] - most), f32(0.0)))
+                        weight = k.bind(tirx.Select(visible[j], tirx.exp(scaled[j] - most), f32(0.0)))
                         scaled_weight = tirx.Select(visible[j], weight * scales[1][j], f32(0.0)) if scales else weight
                         k.store(weights, scaled_weight, i * RUN + j)
                         sum_ = sum_ + weight
@@ -209,7 +209,7 @@ def merge_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, form: Fo
             for i in range(width):
                 k.store(merged, f32(0.0), i)
             for s in range(splits):
-                factor = k.bind(exp(highest[s] - most)) if splits > 1 else f32(1.0)
+                factor = k.bind(tirx.exp(highest[s] - most)) if splits > 1 else f32(1.0)
                 k.store(total, fma(parts[m, head, s, heads.dim + 1], factor, total[0]), 0)
                 for i in range(width):
                     k.store(merged, fma(parts[m, head, s, first + i], factor, merged[i]), i)

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvm import tirx
 
-from crosscompile.arithmetic import Expr, exp, fma
+from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.attention_rows import block_of, oldest_of
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, remainder
 from crosscompile.gpu.rows import Output
@@ -75,7 +75,7 @@ class Merge:
 
         def add(turns: range) -> None:
             for turn in turns:
-                factor = k.bind(tirx.Select(self.count > i32(turn), exp(most[turn] - largest), f32(0.0)))
+                factor = k.bind(tirx.Select(self.count > i32(turn), tirx.exp(most[turn] - largest), f32(0.0)))
                 k.store(total, fma(values[turn], factor, total[0]), 0)
                 k.store(total, fma(sums[turn], factor, total[1]), 1)
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from tvm import tirx
 
-from crosscompile.arithmetic import Expr, exp, fma, tanh
-from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, remainder
+from crosscompile.arithmetic import Expr, fma, tanh
+from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, reduction_size, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.schedules import SCHEDULES, Schedule
 from crosscompile.kernels.attention import LOWEST
@@ -70,26 +70,26 @@ class Layer:
 class Room:
     """Shared memory for `count` query heads: their queries, the weights of a block, and a number of each thread.
 
-    apart: room for two reductions, which take fewer barriers then; () where there is none.
+    apart: room for reductions, which takes a barrier less; None where there is none, and `numbers` are that.
     """
 
     query: Any
     weights: Any
     numbers: Any
-    apart: tuple[Any, ...] = ()
+    apart: Any = None
 
     @staticmethod
     def sizes(count: int, dim: int, threads: int) -> tuple[int, int, int]:
         """Elements of the first three, in this order."""
-        return count * dim, count * KV_BLOCK, count * threads
+        return count * dim, count * KV_BLOCK, count * reduction_size(threads)
 
     @classmethod
     def allocate(cls, k: Builder, count: int, dim: int, threads: int) -> Room:
-        """All of a workgroup's. Reductions through shared memory alone gain little by being apart."""
-        sizes, each = cls.sizes(count, dim, threads), count * threads
-        fits = k.gpu.has("GroupNonUniformArithmetic") and sum(sizes) + 2 * each <= FLOATS
+        """All of a workgroup's."""
+        sizes = cls.sizes(count, dim, threads)
+        fits = sum(sizes) + sizes[2] <= FLOATS
         query, weights, numbers = (k.shared(size) for size in sizes)
-        return cls(query, weights, numbers, (k.shared(each), k.shared(each)) if fits else ())
+        return cls(query, weights, numbers, k.reduction(count, threads) if fits else None)
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,9 @@ def attend_row(
     parts_of = -(-dim // across)  # dimensions that a thread sums
     keys_each, values_each = dim // readers, KV_BLOCK // sharers
     early = keys_each + values_each * parts_of <= loads  # values are loaded with the keys
-    sums, running, score = k.local(count * parts_of), k.local(2 * count), k.local(count)
+    sums, score = k.local(count * parts_of), k.local(count)
+    running = k.local(2 * count)  # of each head the largest score, and the sum of this thread's exponentials
+    for_all = room.numbers if room.apart is None else room.apart
     block = k.local(1, "int32")
     kv_head = k.bind(quotient(head, heads.query // heads.kv))
     reader, place = k.bind(quotient(thread, KV_BLOCK)), k.bind(remainder(thread, KV_BLOCK))
@@ -279,24 +281,24 @@ def attend_row(
                 total = total + room.numbers[place + (h * threads + other * KV_BLOCK)]
             scaled = layer.score(total if scales[0] is None else total * scales[0])
             own.append(k.bind(tirx.Select(visible, scaled, f32(LOWEST))))
-        if not room.apart:
+        if room.apart is None:
             k.barrier()
-        for_most, for_totals = room.apart or (room.numbers, room.numbers)
-        most = k.reduce(thread, own, for_most, largest=True, apart=bool(room.apart))
+        most = k.reduce(thread, own, for_all, largest=True, apart=room.apart is not None)
         highest = [k.bind(tirx.Max(running[2 * h], most[h])) for h in each_head]
-        decays = [k.bind(exp(running[2 * h] - highest[h])) for h in each_head]
-        weights = [k.bind(tirx.Select(visible, exp(own[h] - highest[h]), f32(0.0))) for h in each_head]
+        decays = [k.bind(tirx.exp(running[2 * h] - highest[h])) for h in each_head]
+        weights = [k.bind(tirx.Select(visible, tirx.exp(own[h] - highest[h]), f32(0.0))) for h in each_head]
         leads = k.bind(tirx.EQ(reader, i32(0)))
-        counted = [k.bind(tirx.Select(leads, weight, f32(0.0))) for weight in weights]
         with k.when(leads):
             for h, weight in enumerate(weights):
                 times = weight if scales[1] is None else tirx.Select(visible, weight * scales[1], f32(0.0))
                 k.store(room.weights, times, place + h * KV_BLOCK)
-        totals = k.reduce(thread, counted, for_totals, apart=bool(room.apart))  # and weights are there for all
-        for h in each_head:
+        for h, weight in enumerate(weights):
+            counted = tirx.Select(leads, weight, f32(0.0))
             k.store(running, highest[h], 2 * h)
-            k.store(running, fma(running[2 * h + 1], decays[h], totals[h]), 2 * h + 1)
+            k.store(running, fma(running[2 * h + 1], decays[h], counted), 2 * h + 1)
+        k.barrier()
         weigh(start, base, decays, values)
+    totals = k.reduce(thread, [running[2 * h + 1] for h in each_head], for_all, apart=room.apart is not None)
     for part in range(parts_of):  # the sharers of a dimension, together
         for h in each_head:
             k.store(room.numbers, sums[h * parts_of + part], thread + h * threads)
@@ -313,4 +315,4 @@ def attend_row(
     with k.when(tirx.EQ(thread, i32(0))):
         for h in each_head:
             k.store(layer.parts, running[2 * h], m, head + h, split, dim)
-            k.store(layer.parts, running[2 * h + 1], m, head + h, split, dim + 1)
+            k.store(layer.parts, totals[h], m, head + h, split, dim + 1)

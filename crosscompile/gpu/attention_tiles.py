@@ -16,7 +16,7 @@ from typing import Any
 
 from tvm import tirx
 
-from crosscompile.arithmetic import Expr, exp, fma
+from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.attention_rows import (
     FLOATS,
     RUN,
@@ -29,7 +29,7 @@ from crosscompile.gpu.attention_rows import (
     oldest_of,
 )
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, remainder
-from crosscompile.gpu.schedules import Schedule
+from crosscompile.gpu.schedules import SCHEDULES, Schedule
 from crosscompile.gpu.side import Side, square
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import divisor
@@ -43,6 +43,9 @@ CHUNK = 1024
 """Elements of keys or values in shared memory at once."""
 DEEP = CHUNK // KV_BLOCK
 """Dimensions of keys that these are."""
+LOADS_A_HEAD = 8
+"""Of a row alone in its tile: where it has few loads under way, it has few heads at once, so that registers are the
+tile's."""
 SUMS = 4096
 """Numbers that a workgroup sums up in registers: 32 of each thread."""
 
@@ -73,7 +76,9 @@ def tiles_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, tile: T
     # a row alone has what memory the tiles leave
     taken = CHUNK + (ACROSS + KV_BLOCK) * tile.slots + 2 * KV_BLOCK if is_tile else 0
     left = min(gpu.shared_bytes // 4, 2 * FLOATS) - taken
-    few = divisor(tile.heads, max(1, min(TOGETHER, left // sum(Room.sizes(1, heads.dim, THREADS)))))
+    schedule = SCHEDULES[gpu.schedule]
+    most = min(TOGETHER, schedule.loads // LOADS_A_HEAD, left // sum(Room.sizes(1, heads.dim, THREADS)))
+    few = divisor(tile.heads, max(1, most))
 
     def body(k: Builder) -> None:
         layer = Layer.parameters(k, n, heads, splits)
@@ -182,7 +187,7 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
         rows.append(m)
         query_heads.append(k.bind(place.head + remainder(query, tile.heads)))
         positions.append(k.bind(tirx.Select(same, cached.positions[m], i32(-1))))
-        k.store(running, f32(LOWEST), i)
+        k.store(running, f32(LOWEST / 2), i)  # above what is hidden, of which nothing is left then
         k.store(total, f32(0.0), i)
         for j in wide:
             k.store(sums, f32(0.0), i * len(wide) + j)
@@ -223,40 +228,38 @@ def _attend(k: Builder, layer: Layer, tile: Tile, memory: _Memory, place: _Place
         """Scores to weights, and what was summed so far to the new largest score."""
         own_columns = [k.bind(of_k.row(across, j)) for j in columns]
         scales = [k.bind(memory.scales[column]) if cached.quantized else None for column in own_columns]
-        visible, largest = [], []
+        largest = []
         for i in mine:
             lowest = k.bind(oldest_of(positions[i], heads))
             most = f32(LOWEST)
             for j in columns:
                 c, at = i * len(columns) + j, base + own_columns[j]
-                seen = tirx.And(at >= lowest, at <= positions[i]) if heads.window else at <= positions[i]
-                visible.append(k.bind(seen))
+                visible = tirx.And(at >= lowest, at <= positions[i]) if heads.window else at <= positions[i]
                 value = layer.score(scores[c] if scales[j] is None else scores[c] * scales[j])
-                own = k.bind(tirx.Select(visible[c], value, f32(LOWEST)))
+                own = k.bind(tirx.Select(visible, value, f32(LOWEST)))
                 k.store(scores, own, c)
                 most = tirx.Max(most, own)
             largest.append(k.bind(most))
         of_q.write(memory.queries, down, largest, across)
         k.barrier()
         highest_of = of_all(tirx.Max)
-        weights: list[list[Expr]] = [[] for _ in columns]
         for i in mine:
             highest = k.bind(tirx.Max(running[i], highest_of[i]))
-            decay = k.bind(exp(running[i] - highest))
+            decay = k.bind(tirx.exp(running[i] - highest))
             k.store(running, highest, i)
-            sum_ = total[i] * decay
-            for j in columns:
-                c = i * len(columns) + j
-                weight = k.bind(tirx.Select(visible[c], exp(scores[c] - highest), f32(0.0)))
-                sum_ = sum_ + weight
-                if cached.quantized:
-                    weight = tirx.Select(visible[c], weight * memory.scales[own_columns[j] + KV_BLOCK], f32(0.0))
-                weights[j].append(k.bind(weight))
-            k.store(total, sum_, i)
+            k.store(total, total[i] * decay, i)
             for j in wide:
                 k.store(sums, sums[i * len(wide) + j] * decay, i * len(wide) + j)
-        for j, of_queries in enumerate(weights):
-            of_q.write(memory.weights, down, of_queries, own_columns[j])
+        for j in columns:
+            weights = []
+            for i in mine:
+                weight = k.bind(tirx.exp(scores[i * len(columns) + j] - running[i]))
+                k.store(total, total[i] + weight, i)
+                if cached.quantized:  # a scale that was never written may be no number
+                    scaled = weight * memory.scales[own_columns[j] + KV_BLOCK]
+                    weight = k.bind(tirx.Select(weight > f32(0.0), scaled, f32(0.0)))
+                weights.append(weight)
+            of_q.write(memory.weights, down, weights, own_columns[j])
 
     def weigh(start: Expr, base: Expr) -> None:
         """Adds the values of a block, times their weights. What was never written may be no number."""

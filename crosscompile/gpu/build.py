@@ -12,6 +12,7 @@ from tvm.script.ir_builder import tirx as T
 
 from crosscompile.arithmetic import Expr, constant
 from crosscompile.gpu.schedules import SCHEDULES
+from crosscompile.kernels.build import divisor
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.spirv.emit import COHERENT
 from crosscompile.spirv.expressions import NAMED, dtype_of
@@ -80,6 +81,10 @@ class Builder:
     def shared(self, size: int, dtype: str = "float32") -> Any:
         """Memory of a workgroup, 4 bytes an element."""
         return T.alloc_buffer((size,), dtype, scope="shared")
+
+    def reduction(self, count: int, threads: int) -> Any:
+        """Shared memory for `reduce` of up to `count` values of so many threads."""
+        return self.shared(count * reduction_size(threads))
 
     def local(self, size: int, dtype: str = "float32") -> Any:
         """An array of one thread. Kept in registers where only constants index it."""
@@ -203,28 +208,36 @@ class Builder:
     ) -> list[Expr]:
         """Sums of each of the values over the workgroup, or their maxima; every thread gets them.
 
-        shared: room for len(values) · threads elements. Begins and ends with what all threads see: no barrier is needed
-        around it unless `shared` is used for something else. apart: it is not until there was another barrier.
+        shared: what `reduction` gives. Begins and ends with what all threads see: no barrier is needed around it unless
+        `shared` is used for something else. apart: it is not until there was another barrier.
         """
-        count = len(values)
         if self.gpu.has("GroupNonUniformArithmetic"):
             return self._reduce_subgroups(thread, values, shared, largest, apart)
+        return self._reduce_in_two(thread, values, shared, largest)
+
+    def _reduce_in_two(self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool) -> list[Expr]:
+        """Few threads join neighbors' numbers, and then every thread what these have left: two barriers, and loads of
+        neighbors, of which drivers make vectors. Numbers and what is left of them are apart, so none follows.
+        """
+        count, joined = len(values), _joined(self.threads)
+        each = self.threads // joined
+        left = int(shared.shape[0]) - count * joined
         for i, value in enumerate(values):
             self.store(shared, value, thread + i * self.threads)
         self.barrier()
-        active = _power_below(self.threads)
-        while active >= 1:
-            with self.when(tirx.And(thread < active, thread + active < self.threads)):
-                for i in range(count):
-                    first, second = shared[thread + i * self.threads], shared[thread + i * self.threads + active]
-                    both = tirx.Max(first, second) if largest else first + second
-                    self.store(shared, both, thread + i * self.threads)
-            self.barrier()
-            active //= 2
-        results = [self.bind(shared[i * self.threads]) for i in range(count)]
-        if not apart:
-            self.barrier()
-        return results
+        with self.strided(thread, count * joined) as part:
+            self.store(shared, self._join(shared, part * each, each, largest), part + left)
+        self.barrier()
+        return [self.bind(self._join(shared, i32(left + i * joined), joined, largest)) for i in range(count)]
+
+    def _join(self, buffer: Any, first: Expr, count: int, largest: bool) -> Expr:
+        """The sum, or the largest, of neighbors, by pairs."""
+        values = [self.bind(buffer[first + i]) for i in range(count)]
+        while len(values) > 1:
+            pairs = zip(values[::2], values[1::2], strict=False)
+            rest = values[-1:] if len(values) % 2 else []
+            values = [tirx.Max(a, b) if largest else a + b for a, b in pairs] + rest
+        return values[0]
 
     def _reduce_subgroups(
         self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool, apart: bool
@@ -345,9 +358,14 @@ def _whole(name: str, n_bytes: int, unit: int) -> int:
     return n_bytes // unit
 
 
-def _power_below(value: int) -> int:
-    """The largest power of two below a value; 0 for 1."""
-    return 1 << ((value - 1).bit_length() - 1) if value > 1 else 0
+def _joined(threads: int) -> int:
+    """Threads that join a value's numbers, where subgroups do not."""
+    return divisor(threads, 8 if threads <= 128 else 16)
+
+
+def reduction_size(threads: int) -> int:
+    """Elements of shared memory that `reduce` takes a value, with subgroups or without."""
+    return threads + _joined(threads)
 
 
 def threads_for(work: int, most: int, least: int = 32) -> int:

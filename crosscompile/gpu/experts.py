@@ -34,7 +34,7 @@ def route(name: str, gpu: Gpu, n: int, padded: int, total: int, used: int, norma
         positions = k.buffer("positions", (n,), "int32")
         ids = k.buffer("ids", (n * used,), "int32")
         weights = k.buffer("weights", (n * used,), "float32")
-        shared, left, sums, shares = k.shared(threads), k.local(1), k.local(1), k.local(used)
+        shared, left, sums, shares = k.reduction(1, threads), k.local(1), k.local(1), k.local(used)
         with k.launch((n,), threads) as (m, thread):
             inside = k.bind(thread < i32(total))
             mine = k.bind(tirx.Select(inside, logits[m, tirx.Min(thread, i32(total - 1))], f32(LOWEST)))
@@ -129,7 +129,7 @@ class _Strip:
     def write_shared(self, thread: Expr, sums: Any, together: int, y: Any) -> None:
         """Sums over the workgroup."""
         k = self.k
-        totals = k.reduce(thread, [sums[r] for r in range(together)], k.shared(together * k.threads))
+        totals = k.reduce(thread, [sums[r] for r in range(together)], k.reduction(together, k.threads))
         for r, total in enumerate(totals):
             with k.when(tirx.EQ(thread, i32(r % k.threads))):
                 self.write(y, r, total)

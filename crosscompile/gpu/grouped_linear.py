@@ -173,7 +173,7 @@ def _floats(k: Builder, work: Grouped, knobs: LinearKnobs) -> None:
     """A workgroup for a tile of the activation and a few rows of its expert's weight; its threads share the columns."""
     f = _Floats(k, work)
     table, tile, together, threads = f.table, knobs.tile, knobs.rows, knobs.threads
-    sums, shared = k.local(tile * together), k.shared(4 * threads)
+    sums, shared = k.local(tile * together), k.reduction(4, threads)
     grid = (-(-work.reach // together), work.groups.tiles)
     with k.launch(grid, threads) as (strip, t, thread), table.tile(t, strip * together, f.eights):
         for i in range(tile * together):

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Knobs = TypeVar("Knobs", bound=Any)
 """A dataclass of whole numbers, one of those that a kind of kernels has."""
 
-TEMPLATE_REVISION = 4
+TEMPLATE_REVISION = 5
 """Raised with every change to the kernels, or to what is searched, that makes earlier results worth nothing."""
 
 FEW_ROWS = 8

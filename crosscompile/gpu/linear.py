@@ -78,7 +78,7 @@ class Output:
 
 def _reduced(k: Builder, thread: Expr, sums: Any, count: int, out: Output, first_row: Expr, together: int) -> None:
     """Sums over the workgroup, m outermost, to the result."""
-    shared = k.shared(min(count, 4) * k.threads)
+    shared = k.reduction(min(count, 4), k.threads)
     for start in range(0, count, 4):
         part = list(range(start, min(start + 4, count)))
         totals = k.reduce(thread, [sums[i] for i in part], shared)
@@ -170,7 +170,7 @@ def _float_few(k: Builder, work: Linear, knobs: LinearKnobs) -> None:
                     for weight, value in zip(weights[r], values, strict=True):
                         total = fma(weight, value, total)
                     k.store(sums, total, m * together + r)
-        shared = k.shared(min(n * together, 4) * k.threads)
+        shared = k.reduction(min(n * together, 4), k.threads)
         for start in range(0, n * together, 4):
             chosen = list(range(start, min(start + 4, n * together)))
             totals = k.reduce(thread, [sums[i] for i in chosen], shared)

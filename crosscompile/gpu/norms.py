@@ -29,7 +29,7 @@ def gated_norm(
         weight = k.quads("weight", columns * 4, "float32")
         out = Output(k, n, columns, form)
         threads = threads_for(blocks, min(256, k.gpu.invocations))
-        shared, square = k.shared(threads), k.local(1)
+        shared, square = k.reduction(1, threads), k.local(1)
         with k.launch((groups, n), threads) as (part, m, thread):
 
             def values(b: Expr) -> list[Expr]:
@@ -73,7 +73,7 @@ def narrow(name: str, gpu: Gpu, n: int, columns: int, count: int, groups: int, e
                 k.store(y, x[m, c], m, c)
             return
         threads = threads_for(width, min(256, k.gpu.invocations))
-        shared, square = k.shared(threads), k.local(1)
+        shared, square = k.reduction(1, threads), k.local(1)
         with k.launch((groups, n), threads) as (part, m, thread):
             k.store(square, f32(0.0), 0)
             with k.strided(thread, width) as d:

@@ -232,7 +232,7 @@ def states_kernel(name: str, gpu: Gpu, n: int, channels: int, states: int) -> ti
                         j = k.bind(t.number(i))
                         at = k.bind(t.place(start, j))
                         kept = tirx.Select(fresh, f32(0.0), scan.state[at])
-                        state = k.bind(fma(put, bc[m, j], exp(delta * a[j, c]) * kept))
+                        state = k.bind(fma(put, bc[m, j], tirx.exp(delta * a[j, c]) * kept))
                         scan.put(state, at)
                         k.store(total, fma(state, bc[m, j + i32(states)], total[0]), 0)
                 t.write(y, t.total(total[0], m & i32(1)), m, c)

@@ -47,7 +47,7 @@ def normalize_heads(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn) -> ti
         wq, wk = k.buffer("wq", (queries,), "float32"), k.buffer("wk", (keys,), "float32")
         y = k.buffer("y", (n, total * heads.dim), "float32")
         threads = min(64, k.gpu.invocations)
-        sum_, shared = k.local(1), k.shared(threads)
+        sum_, shared = k.local(1), k.reduction(1, threads)
         with k.launch((total, n), threads) as (head, m, thread):
             first, is_query = k.bind(head * heads.dim), head < i32(heads.query)
             start: Any = first
@@ -124,7 +124,7 @@ def rope_append(name: str, gpu: Gpu, n: int, heads: Heads, turn: Turn, clears: b
         q = k.buffer("q", (n, heads.query * heads.dim), "float32")
         threads = min(64, k.gpu.invocations)
         if cached.quantized:
-            vector, scratch, most = k.shared(heads.dim), k.shared(threads), k.local(1)
+            vector, scratch, most = k.shared(heads.dim), k.reduction(1, threads), k.local(1)
         with k.launch((heads.query + 2 * heads.kv, n), threads) as (head, m, thread):
             first = k.bind(head * heads.dim)
             if clears:

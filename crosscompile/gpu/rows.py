@@ -114,7 +114,7 @@ def rms_norm(name: str, gpu: Gpu, n: int, columns: int, epsilon: float, form: Fo
         weight = k.quads("weight", columns * 4, "float32")
         out = Output(k, n, columns, form)
         blocks, threads = columns // GROUP, _row_threads(k, columns)
-        shared, square = k.shared(threads), k.local(1)
+        shared, square = k.reduction(1, threads), k.local(1)
 
         def whole_row(k: Builder, m: Expr, thread: Expr) -> None:
             """A thread for each group: the row is read once, and the weights while the sum is on its way."""
@@ -153,7 +153,7 @@ def layer_norm(name: str, gpu: Gpu, n: int, columns: int, epsilon: float, form: 
         weight, bias = (k.quads(each, columns * 4, "float32") for each in ("weight", "bias"))
         out = Output(k, n, columns, form)
         blocks, threads = columns // GROUP, _row_threads(k, columns)
-        shared, total = k.shared(threads), k.local(1)
+        shared, total = k.reduction(1, threads), k.local(1)
         with k.launch((n,), threads) as (m, thread):
 
             def over_row(term: Callable[[Expr, Expr], Expr]) -> Expr:

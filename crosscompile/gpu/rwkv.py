@@ -86,7 +86,7 @@ def rwkv_keys(name: str, gpu: Gpu, n: int, shape: KeyHeads) -> tirx.PrimFunc:
         y = k.buffer("y", (n, 4 * channels), "float32")
         alone = k.schedule.alone
         threads = min(8, k.gpu.invocations) if alone else threads_for(dim, min(256, k.gpu.invocations))
-        shared, square = None if alone else k.shared(threads), k.local(1)
+        shared, square = None if alone else k.reduction(1, threads), k.local(1)
         with k.launch((shape.heads, n), threads) as (head, m, thread):
             begin = k.bind(head * i32(dim))
             k.store(square, f32(0.0), 0)

@@ -13,11 +13,11 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma, tanh
+from crosscompile.gpu.attention_rows import LOWEST
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, quotient, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.rows import Output
 from crosscompile.gpu.schedules import SCHEDULES, Schedule
-from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import divisor
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.kernels.rows import Form

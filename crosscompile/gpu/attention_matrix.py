@@ -15,11 +15,10 @@ from tvm import tirx
 
 from crosscompile.arithmetic import Expr, magnitude
 from crosscompile.gpu.attention_cuts import KEY_QUADS, LINE, MatrixTile
-from crosscompile.gpu.attention_rows import Layer, block_of, oldest_of
+from crosscompile.gpu.attention_rows import LOWEST, Layer, block_of, oldest_of
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, quotient, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.weights import u32
-from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.spirv.capabilities import Gpu
 

@@ -9,10 +9,9 @@ from typing import Any
 from tvm import tirx
 
 from crosscompile.arithmetic import Expr, fma
-from crosscompile.gpu.attention_rows import block_of, oldest_of
+from crosscompile.gpu.attention_rows import LOWEST, block_of, oldest_of
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, remainder
 from crosscompile.gpu.rows import Output
-from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.kv_cache import Heads
 from crosscompile.kernels.rows import Form
 from crosscompile.packing import GROUP

@@ -14,11 +14,10 @@ from typing import Any
 
 from tvm import tirx
 
-from crosscompile.arithmetic import Expr, fma, tanh
+from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, reduction_size, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.schedules import SCHEDULES, Schedule
-from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import divisor
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.spirv.capabilities import Gpu
@@ -31,6 +30,8 @@ FLOATS = 4096
 """Of shared memory, which every GPU has for a workgroup."""
 TOGETHER = 8
 """Query heads at once: each has sums in registers."""
+LOWEST = -1.0e30
+"""The score of what a row does not see. Its exponential is 0 with every driver, as nothing on the way is infinite."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +53,11 @@ class Layer:
 
     def score(self, value: Expr) -> Expr:
         """What becomes of q · k."""
-        scaled = value * f32(self.heads.scores)
-        return tanh(scaled * f32(1.0 / self.heads.cap)) * f32(self.heads.cap) if self.heads.cap else scaled
+        scaled, cap = value * f32(self.heads.scores), self.heads.cap
+        if not cap:
+            return scaled
+        # cap · tanh(scaled / cap); drivers' own may be no number where its exponentials are infinite
+        return f32(cap) - f32(2.0 * cap) / (tirx.exp(tirx.Min(scaled * f32(2.0 / cap), f32(30.0))) + f32(1.0))
 
     def first_block(self, k: Builder, first: Expr, split: Expr) -> Expr:
         """The first block of a part, from block `first` on: its number leaves `split` when divided by `splits`."""

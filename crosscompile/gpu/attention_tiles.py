@@ -19,6 +19,7 @@ from tvm import tirx
 from crosscompile.arithmetic import Expr, fma
 from crosscompile.gpu.attention_rows import (
     FLOATS,
+    LOWEST,
     RUN,
     TOGETHER,
     Layer,
@@ -31,7 +32,6 @@ from crosscompile.gpu.attention_rows import (
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, quotient, remainder
 from crosscompile.gpu.schedules import SCHEDULES, Schedule
 from crosscompile.gpu.side import Side, square
-from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import divisor
 from crosscompile.kernels.kv_cache import KV_BLOCK, Heads
 from crosscompile.spirv.capabilities import Gpu

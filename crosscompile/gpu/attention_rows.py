@@ -28,8 +28,6 @@ THREADS = 256
 """Of a workgroup, where a GPU has as many."""
 FLOATS = 4096
 """Of shared memory, which every GPU has for a workgroup."""
-TOGETHER = 8
-"""Query heads at once: each has sums in registers."""
 LOWEST = -1.0e30
 """The score of what a row does not see. Its exponential is 0 with every driver, as nothing on the way is infinite."""
 
@@ -143,7 +141,7 @@ def heads_at_once(n: int, heads: Heads, schedule: Schedule, threads: int = THREA
     """Query heads of a KV head that a workgroup takes: it has room for them, and enough workgroups are left."""
     room = FLOATS // sum(Room.sizes(1, heads.dim, threads))
     spare = heads.query * n * schedule.splits // schedule.workgroups
-    return divisor(heads.query // heads.kv, max(1, min(TOGETHER, room, spare)))
+    return divisor(heads.query // heads.kv, max(1, min(schedule.heads, room, spare)))
 
 
 def rows_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.PrimFunc:

@@ -21,7 +21,6 @@ from crosscompile.gpu.attention_rows import (
     FLOATS,
     LOWEST,
     RUN,
-    TOGETHER,
     Layer,
     Room,
     Row,
@@ -77,7 +76,7 @@ def tiles_kernel(name: str, gpu: Gpu, n: int, heads: Heads, splits: int, tile: T
     taken = CHUNK + (ACROSS + KV_BLOCK) * tile.slots + 2 * KV_BLOCK if is_tile else 0
     left = min(gpu.shared_bytes // 4, 2 * FLOATS) - taken
     schedule = SCHEDULES[gpu.schedule]
-    most = min(TOGETHER, schedule.loads // LOADS_A_HEAD, left // sum(Room.sizes(1, heads.dim, THREADS)))
+    most = min(schedule.heads, schedule.loads // LOADS_A_HEAD, left // sum(Room.sizes(1, heads.dim, THREADS)))
     few = divisor(tile.heads, max(1, most))
 
     def body(k: Builder) -> None:

@@ -19,6 +19,8 @@ from crosscompile.spirv.expressions import NAMED, dtype_of
 from crosscompile.spirv.matrices import MATRIX_EDGE
 
 WORD_BYTES, QUAD_BYTES = 4, 16
+_LEFT = 4
+"""Numbers of subgroups that are read together."""
 PART_ROWS = 64
 """Of whose multiples parts of a matrix have rows (split.py): a tile of a linear layer."""
 
@@ -211,7 +213,7 @@ class Builder:
         shared: what `reduction` gives. Begins and ends with what all threads see: no barrier is needed around it unless
         `shared` is used for something else. apart: it is not until there was another barrier.
         """
-        if self.gpu.has("GroupNonUniformArithmetic"):
+        if self.gpu.has("GroupNonUniformArithmetic") and self.threads >= _LEFT:
             return self._reduce_subgroups(thread, values, shared, largest, apart)
         return self._reduce_in_two(thread, values, shared, largest)
 
@@ -242,22 +244,27 @@ class Builder:
     def _reduce_subgroups(
         self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool, apart: bool
     ) -> list[Expr]:
+        """Subgroups join their own numbers, and every thread what they have left, some neighbors at a time."""
         word = "ellm.subgroup_max" if largest else "ellm.subgroup_sum"
+        nothing, each = f32(-3.4e38 if largest else 0.0), reduction_size(self.threads)
         index, lane, groups = (
             self.bind(tirx.call_extern("int32", f"ellm.subgroup_{name}")) for name in ("index", "lane", "count")
         )
         parts = [self.bind(tirx.call_extern("float32", word, value)) for value in values]
         with self.when(tirx.EQ(lane, i32(0))):
             for i, part in enumerate(parts):
-                self.store(shared, part, index + i * self.threads)
+                self.store(shared, part, index + i * each)
+        with self.when(thread < i32(_LEFT - 1)):
+            for i in range(len(values)):
+                self.store(shared, nothing, groups + thread + i * each)
         self.barrier()
         totals = self.local(len(values))
         for i in range(len(values)):
-            self.store(totals, shared[i * self.threads], i)
-        with self.loop(1, groups) as g:
+            self.store(totals, nothing, i)
+        with self.loop(0, quotient(groups + (_LEFT - 1), _LEFT)) as turn:
             for i in range(len(values)):
-                other = shared[g + i * self.threads]
-                self.store(totals, tirx.Max(totals[i], other) if largest else totals[i] + other, i)
+                some = self._join(shared, turn * _LEFT + i * each, _LEFT, largest)
+                self.store(totals, tirx.Max(totals[i], some) if largest else totals[i] + some, i)
         results = [self.bind(totals[i]) for i in range(len(values))]
         if not apart:
             self.barrier()

@@ -22,6 +22,7 @@ class Schedule:
     tile        rows of the activation that are computed together with them where threads are alone
     workgroups  as many of attention keep the device busy: contexts are not cut finer, and in no more than `splits`
     queries     most that share what attention reads of the cache: rows times query heads
+    heads       query heads that a workgroup of a single row takes at once: each has sums in registers
     loads       numbers of the cache that a thread has on their way together for a single row: each takes a register
     sums        most of a thread where threads share the columns of a weight and there are several rows
     fused       of a token's fused layers: threads of a workgroup, of one of few workgroups, of one that rotates
@@ -41,6 +42,7 @@ class Schedule:
     splits: int
     queries: int
     loads: int
+    heads: int = 8
     sums: int = 8
     fused: tuple[int, int, int] = (512, 512, 512)
     team: int = 16
@@ -72,7 +74,7 @@ SCHEDULES = {
         alone=False, threads=128, rows=2, tile=0, workgroups=64, splits=8, queries=16, loads=16, sums=16
     ),
     "v3d": Schedule(
-        alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16, loads=8, written=False
+        alone=False, threads=64, rows=2, tile=0, workgroups=32, splits=4, queries=16, loads=8, heads=2, written=False
     ),
     "intel": Schedule(
         alone=False,

@@ -53,8 +53,14 @@ LINK_FLAGS = (
     "-Wl,-z,relro",
     "-Wl,-z,now",
 )
-SMALL_FLAGS = ("-Xclang", "-Oz")
-"""Of code that runs a few times per request: see is_small. By way of -Xclang, for zig cc takes -Oz for -Os."""
+SMALL_FLAGS = ("-Xclang", "-Oz", "-mllvm", "-machine-outliner-reruns=3")
+"""Of code that runs a few times per request: see is_small. By way of -Xclang, for zig cc takes -Oz for -Os. What was
+taken out of functions because it repeats is looked through for repetitions again."""
+_SMALL = (
+    *("bundle", "file", "grammar", "manifest", "object", "pattern", "plan", "region", "safetensors", "schema"),
+    *("session", "signature", "state", "status", "template", "ways"),
+)
+"""What the names of such files in src begin with."""
 AGENT_FLAGS = ("-DELLM_RPC",)
 SERVER_FLAGS = ("-DELLM_SERVE",)
 VULKAN_FLAGS = ("-DELLM_VULKAN",)
@@ -94,9 +100,7 @@ def is_small(path: Path) -> bool:
     """Whether a source is compiled for the least size: what stands around the library, and what reads texts once."""
     if path.parent.name in ("cli", "serve", "rpc", "vulkan"):
         return path.name != "bandwidth.c"  # measures
-    return path.parent.name == "src" and path.stem.startswith(
-        ("bundle", "grammar", "manifest", "pattern", "plan", "schema", "session", "state", "template")
-    )
+    return path.parent.name == "src" and path.stem.startswith(_SMALL)
 
 
 def page_sources() -> tuple[Path, Path]:

@@ -215,12 +215,14 @@ def verdict(section: VulkanSection, devices: Sequence[Device]) -> Verdict:
 
 def describe(section: VulkanSection) -> str:
     """What kernels are made for, in a line."""
+    has_dots = set(DOT) <= set(section.capabilities)
+    narrow = " and ".join(size for size, has in (("8", section.bytes), ("16", section.halves)) if not has)
     can = [
         f"{section.storage_buffers if section.storage_buffers < 1000 else '1000+'} buffers",
         f"{section.invocations} threads and {section.shared_bytes // 1024} KiB",
         *(["sums of subgroups"] if set(SUMS) <= set(section.capabilities) else []),
-        *(["dot products"] if set(DOT) <= set(section.capabilities) else []),
+        *([f"dot products{' with a side without signs' if section.mixed else ''}"] if has_dots else []),
         *(["matrix units"] if section.subgroup else []),
-        *(["16-bit values in words"] if not section.halves else []),
+        *([f"values of {narrow} bits in words"] if narrow else []),
     ]
     return f"{section.device}, class {section.schedule}: {', '.join(can)}"

@@ -87,7 +87,7 @@ def test_such_a_driver_is_asked_and_kernels_are_made_for_it(tmp_path: Path) -> N
     program = build_runtime(board.gpu_target(), cache=cache.root() / "runtime")
     (device,) = gpu_facts.read(remote.run([str(program), "gpus"]).text, "kitchen")
     section = gpu_facts.asked(board.gpu(), replace(device, kind="integrated"))
-    assert "16-bit values in words" in gpu_facts.describe(section)
+    assert "values of 8 and 16 bits in words" in gpu_facts.describe(section)
     made = replace(board, vulkan=section).gpu_target().gpu
     assert made is not None
     assert made.packed == {1, 2}

@@ -64,11 +64,16 @@ def test_what_a_driver_does_not_have_is_not_used():
     assert asked(MANIFEST, device(dot=False, vendor=QUALCOMM)).capabilities == SUMS
     assert asked(MANIFEST, device(sums=False, vendor=QUALCOMM)).capabilities == DOT
     assert not asked(MANIFEST, device(bytes=False)).bytes
+    assert "8 bits in words" in describe(asked(MANIFEST, device(bytes=False)))
 
 
 def test_sums_over_subgroups_are_not_used_where_drivers_make_too_much_of_them():
     assert [asked(MANIFEST, device(vendor=each)).capabilities for each in (ARM, BROADCOM)] == [DOT, DOT]
     assert asked(MANIFEST, device(vendor=QUALCOMM)).capabilities == (*SUMS, *DOT)
+
+
+def test_what_kind_of_dot_products_there_are_is_said():
+    assert describe(asked(MANIFEST, device(mixed=True))).endswith("dot products with a side without signs")
 
 
 def test_matrix_units_are_used_of_nvidia_or_where_the_manifest_names_them():

@@ -12,8 +12,8 @@ from typing import Any
 
 from tvm import tirx
 
-from crosscompile.arithmetic import Expr, fma, tanh
-from crosscompile.gpu.attention_rows import LOWEST
+from crosscompile.arithmetic import Expr, fma
+from crosscompile.gpu.attention_rows import LOWEST, flattened
 from crosscompile.gpu.build import Builder, f32, gpu_kernel, i32, lane, quotient, remainder
 from crosscompile.gpu.cache import Cache
 from crosscompile.gpu.rows import Output
@@ -124,8 +124,7 @@ def parts_alone(name: str, gpu: Gpu, n: int, heads: Heads, splits: int) -> tirx.
                     for j in range(RUN):
                         value = scores[i * RUN + j] * f32(heads.scores)
                         value = value * scales[0][j] if scales else value
-                        if heads.cap:
-                            value = tanh(value * f32(1.0 / heads.cap)) * f32(heads.cap)
+                        value = flattened(value, heads.cap)
                         seen = tirx.And(mine[m], at + j <= positions[m])
                         if heads.window:
                             seen = tirx.And(seen, at + j > positions[m] - i32(heads.window))

@@ -51,11 +51,7 @@ class Layer:
 
     def score(self, value: Expr) -> Expr:
         """What becomes of q · k."""
-        scaled, cap = value * f32(self.heads.scores), self.heads.cap
-        if not cap:
-            return scaled
-        # cap · tanh(scaled / cap); drivers' own may be no number where its exponentials are infinite
-        return f32(cap) - f32(2.0 * cap) / (tirx.exp(tirx.Min(scaled * f32(2.0 / cap), f32(30.0))) + f32(1.0))
+        return flattened(value * f32(self.heads.scores), self.heads.cap)
 
     def first_block(self, k: Builder, first: Expr, split: Expr) -> Expr:
         """The first block of a part, from block `first` on: its number leaves `split` when divided by `splits`."""
@@ -125,6 +121,13 @@ class Row:
         begin, last = layer.first_block(k, block_of(oldest), split), k.bind(block_of(position))
         blocks = k.bind(tirx.Select(position >= i32(0), layer.turns(begin, last), i32(0)))
         return cls(position, slot, oldest, begin, last, blocks, asked)
+
+
+def flattened(score: Expr, cap: float) -> Expr:
+    """cap · tanh(score / cap); no cap: 0. Drivers' own tanh may be no number where its exponentials are infinite."""
+    if not cap:
+        return score
+    return f32(cap) - f32(2.0 * cap) / (tirx.exp(tirx.Min(score * f32(2.0 / cap), f32(30.0))) + f32(1.0))
 
 
 def oldest_of(position: Expr, heads: Heads) -> Expr:

@@ -228,18 +228,18 @@ class Builder:
             self.store(shared, value, thread + i * self.threads)
         self.barrier()
         with self.strided(thread, count * joined) as part:
-            self.store(shared, self._join(shared, part * each, each, largest), part + left)
+            self.store(shared, self.join(shared, part * each, each, largest=largest), part + left)
         self.barrier()
-        return [self.bind(self._join(shared, i32(left + i * joined), joined, largest)) for i in range(count)]
+        return [self.join(shared, i32(left + i * joined), joined, largest=largest) for i in range(count)]
 
-    def _join(self, buffer: Any, first: Expr, count: int, largest: bool) -> Expr:
-        """The sum, or the largest, of neighbors, by pairs."""
-        values = [self.bind(buffer[first + i]) for i in range(count)]
+    def join(self, buffer: Any, first: Any, count: int, stride: int = 1, largest: bool = False) -> Expr:
+        """The sum, or the largest, of elements `stride` apart, by pairs."""
+        values = [self.bind(buffer[first + i * stride]) for i in range(count)]
         while len(values) > 1:
             pairs = zip(values[::2], values[1::2], strict=False)
             rest = values[-1:] if len(values) % 2 else []
             values = [tirx.Max(a, b) if largest else a + b for a, b in pairs] + rest
-        return values[0]
+        return self.bind(values[0])
 
     def _reduce_subgroups(
         self, thread: Expr, values: Sequence[Expr], shared: Any, largest: bool, apart: bool
@@ -263,7 +263,7 @@ class Builder:
             self.store(totals, nothing, i)
         with self.loop(0, quotient(groups + (_LEFT - 1), _LEFT)) as turn:
             for i in range(len(values)):
-                some = self._join(shared, turn * _LEFT + i * each, _LEFT, largest)
+                some = self.join(shared, turn * _LEFT + i * each, _LEFT, largest=largest)
                 self.store(totals, tirx.Max(totals[i], some) if largest else totals[i] + some, i)
         results = [self.bind(totals[i]) for i in range(len(values))]
         if not apart:

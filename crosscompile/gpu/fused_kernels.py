@@ -72,16 +72,16 @@ class Rows:
         pieces = self.threads // self.count  # threads that add up a row
         each = members // pieces
         row, piece = k.bind(quotient(thread, pieces)), k.bind(remainder(thread, pieces))
-        k.store(self.piece, self._sum(self.partial, row * (members + 1) + piece * each, each), piece * self.count + row)
+        k.store(self.piece, k.join(self.partial, row * (members + 1) + piece * each, each), piece * self.count + row)
         k.barrier()
         factor: Expr | None = None
         if source.epsilon is not None:
-            squares = self._sum(self.partial, i32(self.count * (members + 1)), members)
+            squares = k.join(self.partial, i32(self.count * (members + 1)), members)
             mean = squares * f32(1.0 / source.columns)
             factor = k.bind(f32(1.0) / tirx.sqrt(mean + f32(source.epsilon)))
 
         def result(i: Any) -> Expr:
-            total = self._sum(self.piece, i, pieces, self.count)
+            total = k.join(self.piece, i, pieces, self.count)
             return k.bind(total if factor is None else total * factor)
 
         return result
@@ -111,14 +111,6 @@ class Rows:
             if squares is not None:
                 at_end = len(rows)
                 k.store(self.sums, self.sums[at_end] + squares, at_end)
-
-    def _sum(self, buffer: Any, first: Any, count: int, stride: int = 1) -> Expr:
-        k = self.k
-        values = [k.bind(buffer[first + i * stride]) for i in range(count)]
-        while len(values) > 1:
-            pairs = [a + b for a, b in zip(values[::2], values[1::2], strict=False)]
-            values = [*pairs, *([values[-1]] if len(values) % 2 else [])]
-        return k.bind(values[0])
 
 
 class Group:

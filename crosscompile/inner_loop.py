@@ -11,7 +11,14 @@ import re
 from dataclasses import dataclass
 
 from crosscompile.codegen import compile_object
-from crosscompile.kernels.linear import default_knobs, effective, float_linear, quantized_linear, schedule
+from crosscompile.kernels.linear import (
+    LinearKnobs,
+    default_knobs,
+    effective,
+    float_linear,
+    quantized_linear,
+    schedule,
+)
 from crosscompile.kinds import BASES
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import TIERS, Tier, target_of_tier
@@ -70,7 +77,7 @@ def innermost(assembly: str, function: str) -> tuple[str, ...]:
     return longest
 
 
-def loop_of(tier: Tier, kind: str, n: int) -> Loop:
+def loop_of(tier: Tier, kind: str, n: int, knobs: LinearKnobs | None = None) -> Loop:
     """The inner loop of a linear layer for n rows."""
     packing = tier.packing(kind)
     form = Packing.parse(packing)
@@ -79,14 +86,15 @@ def loop_of(tier: Tier, kind: str, n: int) -> Loop:
         function = quantized_linear(n, rows * ROW_GROUPS, COLUMNS, tier, packing)
     else:
         function = float_linear(n, rows * ROW_GROUPS, COLUMNS, packing)
-    library, _ = compile_object({"kernel": schedule(function, tier, packing)}, target_of_tier(tier.name))
-    knobs = effective(default_knobs(tier, packing, n), n, ROW_GROUPS)
+    knobs = effective(knobs or default_knobs(tier, packing, n), n, ROW_GROUPS)
+    library, _ = compile_object({"kernel": schedule(function, tier, packing, knobs)}, target_of_tier(tier.name))
     tokens, groups = knobs.tokens, knobs.groups
     assembly = library.inspect_source("asm")
     loop, framed = innermost(assembly, "kernel"), bool(_FRAMED.search(assembly))
     if quantized:
         eight = form.stored(rows, 8 * GROUP).values()  # whose zero points are one number
         stored = sum(math.prod(shape) * dtype.itemsize for shape, dtype in eight) // 8
+        stored, rows = stored // knobs.parts, rows // knobs.parts
         return Loop(tier.name, kind, tokens, groups * stored, tokens * groups * rows * GROUP, loop, framed)
     products = sum(bool(_FMA.match(line)) for line in loop) * _LANES[tier.name]
     stored = products // tokens * (4 if kind == "f32" else 2)

@@ -27,7 +27,7 @@ from edgellm.errors import BoardError
 from edgellm.files import write_atomically
 
 FORMAT = 1
-TEMPLATE_REVISION = 2
+TEMPLATE_REVISION = 3
 """crosscompile.kernels.linear.TEMPLATE_REVISION, which cannot be imported here without TVM; a test compares them."""
 
 GPU_TEMPLATE_REVISION = 5

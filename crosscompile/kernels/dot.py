@@ -18,19 +18,25 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import IRBuilder
 from tvm.script.ir_builder import tirx as B
 
-from crosscompile.arithmetic import Expr
+from crosscompile.arithmetic import MAGIC, MAGIC_BITS, Expr, constant, from_bits, lanes_of, wide
 from crosscompile.kernels.build import bind, prefetch
 from crosscompile.kernels.tile import Tile, call, codes, high_place, level, splat, weight_shape
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import TIERS, Tier
 
 Dots = list[list[list[Expr]]]
-"""[token][row group] -> the dots of its R rows, int32 vectors of as many rows as the instructions have lanes."""
+"""[token][row group] -> the dots of its rows, int32 vectors of as many rows as the instructions have lanes."""
 Family = Callable[[Tile], Dots]
 
 
 Step = Callable[[Any, Expr, int, int], Expr]
 """(acc, weights, token, column) -> acc."""
+
+_BIAS = MAGIC_BITS - (1 << 31)
+_BIASED = ("dotprod", "i8mm")
+"""Tiers whose dots start at the bits of −1.5 · 2²³, where an integer that is added to the bits makes the float smaller by
+it; so that one subtraction from that same number makes floats of them. It is exact below 2²², which no dot reaches.
+Conversions take one of Cortex-A76's two vector units for two cycles each, subtractions either for one."""
 
 
 def _by_rows(
@@ -46,7 +52,8 @@ def _by_rows(
     ways: sums kept side by side for every vector of results and joined at the end, so that one token's few results do
     not wait for each other. The first starts at start(token), the others, and it too where that is None, at 0.
     """
-    chunks, rows, chunk = weight_shape(tile.form)
+    chunks, _, chunk = weight_shape(tile.form)
+    rows = tile.rows
     vectors = [(group, row) for group in range(tile.groups) for row in range(0, rows, width)]
     first = [start(token) for token in range(tile.tokens)]
     sums: dict[tuple[int, int, int, int], Expr] = {}
@@ -83,16 +90,16 @@ def _sdot(tile: Tile) -> Dots:
         lane = T.reinterpret("int8x16", tirx.Shuffle([words], [column % 16 // 4] * 4))
         return call("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, weights, lane)
 
-    return _by_rows(tile, 4, lambda token: T.broadcast(T.int32(0), 4), step)
+    return _by_rows(tile, 4, lambda token: T.broadcast(bias(tile.tier), 4), step)
 
 
 def _smmla(tile: Tile) -> Dots:
     """smmla: 8 columns of two rows with two tokens. A lone token is both columns of the result."""
-    zero = T.broadcast(T.int32(0), 4)
-    chunks, rows, _ = weight_shape(tile.form)
+    first = T.broadcast(bias(tile.tier), 4)
+    chunks, rows = weight_shape(tile.form)[0], tile.rows
     pairs = [(t, min(t + 1, tile.tokens - 1)) for t in range(0, tile.tokens, 2)]
     vectors = [(group, row) for group in range(tile.groups) for row in range(0, rows, 2)]
-    sums = {(pair, vector): zero for pair in pairs for vector in vectors}
+    sums = {(pair, vector): first for pair in pairs for vector in vectors}
 
     def columns(pair: tuple[int, int], column: int) -> Expr:
         if pair[0] == pair[1]:
@@ -305,8 +312,23 @@ WIDE_OFFSET = {"w4": 1, "w8": 16}
 """What a wide sum, −8 · Σa, is multiplied by to give −offset · Σa."""
 
 
-def start_value(tier: Tier, form: Packing, word: Expr) -> Expr:
-    """What a group's dot starts at, as the intrinsics read it from the word of `sum`."""
+def bias(tier: Tier) -> Expr:
+    """What dots of weights without an offset start at."""
+    return tirx.const(_BIAS if tier.name in _BIASED else 0, "int32")
+
+
+def to_float(tier: Tier, dots: Expr) -> Expr:
+    """float32 of a group's dots, with whatever integers were added to them: a number, or a vector."""
+    lanes = lanes_of(dots)
+    if tier.name not in _BIASED:
+        return T.Cast(wide("float32", lanes), dots)
+    return constant(-MAGIC, lanes) - from_bits(dots)
+
+
+def start_value(tier: Tier, form: Packing, word: Expr | None) -> Expr:
+    """What a group's dot starts at, of weights with an offset as the intrinsics read it from the word of `sum`."""
+    if word is None:
+        return bias(tier)
     if tier.sums in ("narrow", "negated"):
         low = (word << T.int32(16)) >> T.int32(16)
         return low if tier.sums == "narrow" else T.int32(0) - low
@@ -355,16 +377,18 @@ def scalar_dot(
 
 
 @cache
-def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: int) -> str:
+def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: int, parts: int) -> str:
     """Registers a tier's dot intrinsic for a packing and a tile, and returns its name.
 
-    ahead: column groups between the one that is computed and the one that is asked from memory, 0 for none.
+    ahead: column groups between the one that is computed and the one that is asked from memory, 0 for none. parts: of a
+    row group, of which the tile has the rows of one.
     """
     tier = TIERS[tier_name]
     form = Packing.parse(packing)
     chunks, rows, chunk = weight_shape(form)
+    rows //= parts
     fields = form.about.fields
-    name = f"ellm.dot.{tier.name}.{packing}.{tokens}x{groups}.{ahead}"
+    name = f"ellm.dot.{tier.name}.{packing}.{tokens}x{groups}.{parts}.{ahead}"
 
     def operand(label: str, shape: Sequence[int], dtype: str) -> Any:
         strides = [tirx.Var(f"{label}_s{i}", "int64") for i in range(len(shape) - 1)]
@@ -405,7 +429,7 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
             B.reads(d[t, g, 0, r], *word, w[g, 0, c, r, i], *more, a[t, 0, column : column + width])
             B.writes(d[t, g, 0, r])
             with B.init():
-                first = start_value(tier, form, start[t, 0]) if start is not None else tirx.const(0, "int32")
+                first = start_value(tier, form, None if start is None else start[t, 0])
                 B.buffer_store(d, first, [t, g, 0, r])
             products = scalar_dot(
                 form, lambda c, i: w[g, 0, c, r, i], lambda k: a[t, 0, k], c, i, lambda at: high[g, 0, at], place
@@ -418,7 +442,7 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
                 prefetch(w[group, ahead, 0, 0, line], level=3)
             for line in range(0, high_bytes, 64):
                 prefetch(high[group, ahead, line], level=3)
-        dots = family(tier, form)(Tile(tier, form, tokens, groups, w, a, start, high))
+        dots = family(tier, form)(Tile(tier, form, tokens, groups, rows, w, a, start, high))
         for t in range(tokens):
             for g in range(groups):
                 width = rows // len(dots[t][g])

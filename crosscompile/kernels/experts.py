@@ -13,7 +13,7 @@ from tvm import tirx
 from crosscompile.arithmetic import LANES, Expr, constant, exp, fma, sigmoid, tree_max, tree_sum
 from crosscompile.kernels.attention import LOWEST
 from crosscompile.kernels.build import Builder, cast, kernel, kernel_maker, span
-from crosscompile.kernels.dot import family, group_sum
+from crosscompile.kernels.dot import family, group_sum, to_float
 from crosscompile.kernels.tile import Tile, of_scale, weight_shape, zero_point
 from crosscompile.packing import GROUP, Packing
 from crosscompile.target import GPU_TIER, Tier
@@ -151,7 +151,7 @@ def expert_linear(
             with k.loop(0, blocks) as b:
                 start = _At(sum_a, source, b) if form.unsigned else None
                 high = None if high_w is None else _At(high_w, group, b)
-                tile = Tile(tier, form, 1, 1, _At(w, group, b), _At(a, source, b), start, high)
+                tile = Tile(tier, form, 1, 1, lanes, _At(w, group, b), _At(a, source, b), start, high)
                 vectors = family(tier, form)(tile)[0][0]
                 width = lanes // len(vectors)
                 for i, vector in enumerate(vectors):
@@ -162,7 +162,7 @@ def expert_linear(
                     scale = cast(f"float32x{width}", scale_w[group, of_scale(form, b), at]) * tirx.Broadcast(
                         scale_a[source, b], width
                     )
-                    k.store(total_, fma(cast(f"float32x{width}", vector), scale, total_[at]), at)
+                    k.store(total_, fma(to_float(tier, vector), scale, total_[at]), at)
 
         def plain(group: Expr, source: Expr) -> None:
             with k.loop(0, columns) as c:

@@ -15,7 +15,7 @@ from tvm import s_tir, tirx
 
 from crosscompile.arithmetic import constant, fma
 from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, divisor, kernel, kernel_maker
-from crosscompile.kernels.dot import group_sum, register_dot, scalar_dot, start_value
+from crosscompile.kernels.dot import group_sum, register_dot, scalar_dot, start_value, to_float
 from crosscompile.kernels.tile import of_scale, weight_shape, zero_point
 from crosscompile.packing import GROUP, KINDS, Packing
 from crosscompile.target import Tier
@@ -23,7 +23,7 @@ from crosscompile.target import Tier
 KIND = re.compile(rf"linear_({'|'.join(sorted((*KINDS, 'f16', 'f32'), key=len, reverse=True))})")
 """The kind of weights in the name of a linear layer's kernel, which numbers may follow."""
 
-TEMPLATE_REVISION = 2
+TEMPLATE_REVISION = 3
 """Raised with every change to the template that makes earlier tuning results worth nothing."""
 
 
@@ -35,6 +35,7 @@ class LinearKnobs:
     groups   row groups of the weight computed together
     block    such tiles of row groups that a tile of tokens passes before the next one does: their weights should fit
              the first cache, and then activations are read that much less often
+    parts    of a row group, which are computed one after another: of fewer rows, more tokens fit the registers
     ahead    how many column groups ahead weights are prefetched, into the last cache: the processor's own prefetching
              stops at the end of a 4 KB page, which is soon at this rate, and the first cache is too small for all that
              must be on its way. NEXT: as many as a tile's row groups have, so that the next tile's weights are there
@@ -47,6 +48,7 @@ class LinearKnobs:
     groups: int = 1
     ahead: int = 0
     block: int = 1
+    parts: int = 1
 
 
 @kernel_maker
@@ -74,7 +76,7 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
         d = k.intermediate((n, groups, blocks, rows), "int32")
 
         with k.block("dot", "SSSSRR", (n, groups, blocks, rows, chunks, chunk)) as (m, g, b, r, c, i):
-            k.start(d, start_value(tier, form, sum_a[m, b]) if form.unsigned else tirx.const(0, "int32"), m, g, b, r)
+            k.start(d, start_value(tier, form, sum_a[m, b] if form.unsigned else None), m, g, b, r)
             place = ((c if chunks > 1 else 0) * rows + r) * chunk + i
             products = scalar_dot(
                 form,
@@ -95,7 +97,7 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
             if zero_w is not None:
                 word = sum_a[m, b] if sums else sum((a[m, b, i] for i in range(GROUP)), tirx.const(0, "int32")) * -8
                 total = total + zero_point(form, zero_w, g, b, r) * group_sum(tier, form, word)
-            k.store(y, fma(cast("float32", total), scale, y[m, row]), m, row)
+            k.store(y, fma(to_float(tier, total), scale, y[m, row]), m, row)
 
     return kernel(f"linear_{form.kind}", body, OUT_EWISE_FUSABLE)
 
@@ -141,7 +143,8 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
     tokens, groups = knobs.tokens, knobs.groups
     m_outer, m_inner = sch.split(m, [None, tokens])
     g_outer, g_block, g_inner = sch.split(g, [None, knobs.block, groups])
-    sch.reorder(g_outer, m_outer, g_block, b, m_inner, g_inner, r)
+    part, r = sch.split(r, [knobs.parts, None])
+    sch.reorder(g_outer, m_outer, g_block, part, b, m_inner, g_inner, r)
     sch.annotate(g_outer, RANGE, 1)
 
     m_last, column = sch.get_loops(last)[-2:]
@@ -158,7 +161,7 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
         tile, g_tile, unit, *_ = sch.get_loops(dot)[-6:]
         sch.reorder(unit, tile, g_tile)
         ahead = groups * int(sch.get(b).extent) if knobs.ahead == LinearKnobs.NEXT else knobs.ahead
-        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, ahead))
+        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, ahead, knobs.parts))
     sch.unroll(m_inner)
     sch.unroll(g_inner)
     sch.vectorize(r)
@@ -179,7 +182,6 @@ _TILES = {
     ("armv7-neon", "w4"): (2, 1),
     ("armv7-neon", "w8"): (2, 1),
     ("dotprod", "w3"): (2, 1),
-    ("i8mm", "u4"): (2, 1),
     ("i8mm", "w3"): (2, 1),
     ("i8mm", "w2"): (2, 1),
     ("avx2", "n4"): (2, 1),
@@ -206,6 +208,8 @@ def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
         return LinearKnobs(tokens=1, ahead=far)
     form = Packing.parse(packing)
     like, base = (form.about.like, form.about.base) if form.quantized else (form.kind, form.kind)
+    if tier.name == "dotprod" and n % 8 == 0 and form.quantized and base != "w3":
+        return LinearKnobs(8, 1, near, parts=2)
     tokens, groups = _TILES.get((tier.name, base), _TILES.get((tier.name, like), (4, 1)))
     return LinearKnobs(min(n, tokens), groups, near)
 
@@ -263,7 +267,8 @@ def candidates(tier: Tier, packing: str, n: int, n_groups: int) -> tuple[LinearK
 def effective(knobs: LinearKnobs, n: int, n_groups: int) -> LinearKnobs:
     """The knobs as `schedule` applies them: tiles leave no remainder."""
     groups = divisor(n_groups, knobs.groups)
-    return LinearKnobs(divisor(n, knobs.tokens), groups, knobs.ahead, divisor(n_groups // groups, knobs.block))
+    block = divisor(n_groups // groups, knobs.block)
+    return LinearKnobs(divisor(n, knobs.tokens), groups, knobs.ahead, block, knobs.parts)
 
 
 Tuned = Mapping[str, Mapping[str, int]]

@@ -90,7 +90,11 @@ def _sdot(tile: Tile) -> Dots:
         lane = T.reinterpret("int8x16", tirx.Shuffle([words], [column % 16 // 4] * 4))
         return call("int32x4", "llvm.aarch64.neon.sdot.v4i32.v16i8", acc, weights, lane)
 
-    return _by_rows(tile, 4, lambda token: T.broadcast(bias(tile.tier), 4), step)
+    def start(token: int) -> Expr:
+        biases = tile.biases(token, 4)
+        return T.broadcast(bias(tile.tier), 4) if biases is None else biases
+
+    return _by_rows(tile, 4, start, step)
 
 
 def _smmla(tile: Tile) -> Dots:
@@ -317,6 +321,18 @@ def bias(tier: Tier) -> Expr:
     return tirx.const(_BIAS if tier.name in _BIASED else 0, "int32")
 
 
+BIASES = (2, 8, 4)
+"""Of a table of biases: groups of columns that take turns, tokens, lanes.
+
+A register that holds the bias would be copied for every sum, by a vector unit, of which Cortex-A76 has fewer than it
+has for loads. LLVM reads a table once and copies, too, unless where it reads depends on the group."""
+
+
+def reads_bias(tier: Tier, form: Packing, n: int) -> bool:
+    """Whether the dots of n rows start at what they read from such a table, for which registers must be left."""
+    return tier.name == "dotprod" and n % BIASES[1] == 0 and form.about.base not in ("u4", "w3")
+
+
 def to_float(tier: Tier, dots: Expr) -> Expr:
     """float32 of a group's dots, with whatever integers were added to them: a number, or a vector."""
     lanes = lanes_of(dots)
@@ -377,7 +393,7 @@ def scalar_dot(
 
 
 @cache
-def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: int, parts: int) -> str:
+def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: int, parts: int, table: bool) -> str:
     """Registers a tier's dot intrinsic for a packing and a tile, and returns its name.
 
     ahead: column groups between the one that is computed and the one that is asked from memory, 0 for none. parts: of a
@@ -388,7 +404,7 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
     chunks, rows, chunk = weight_shape(form)
     rows //= parts
     fields = form.about.fields
-    name = f"ellm.dot.{tier.name}.{packing}.{tokens}x{groups}.{parts}.{ahead}"
+    name = f"ellm.dot.{tier.name}.{packing}.{tokens}x{groups}.{parts}.{ahead}.{table:d}"
 
     def operand(label: str, shape: Sequence[int], dtype: str) -> Any:
         strides = [tirx.Var(f"{label}_s{i}", "int64") for i in range(len(shape) - 1)]
@@ -404,9 +420,11 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
             high = operand("high", (groups, 1, high_bytes), "uint8") if high_bytes else None
             a = operand("a", (tokens, 1, GROUP), tier.activations(packing)[2])
             start = operand("start", (tokens, 1), "int32") if form.unsigned else None
+            if table:
+                start = operand("start", (1, tokens, BIASES[2]), "int32")
             d = operand("d", (tokens, groups, 1, rows), "int32")
             with B.sblock("root"):
-                first = [] if start is None else [start[0:tokens, 0:1]]
+                first = [] if start is None else [start[0:1, 0:tokens, 0:4] if table else start[0:tokens, 0:1]]
                 more = [] if high is None else [high[0:groups, 0:1, 0:high_bytes]]
                 B.reads(*first, w[0:groups, 0:1, 0:chunks, 0:rows, 0:chunk], *more, a[0:tokens, 0:1, 0:GROUP])
                 B.writes(d[0:tokens, 0:groups, 0:1, 0:rows])
@@ -423,13 +441,13 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
             t, g, r, c, i = (named.get(j, tirx.IntImm("int64", 0)) for j in range(5))
             column = c * (fields * chunk) + i
             width = (fields - 1) * chunk + 1
-            word = [] if start is None else [start[t, 0]]
+            word = [] if start is None else [start[0, t, r % BIASES[2]] if table else start[t, 0]]
             place = (c * rows + r) * chunk + i
             more = [] if high is None else [high[g, 0, high_place(form, place)[0]]]
             B.reads(d[t, g, 0, r], *word, w[g, 0, c, r, i], *more, a[t, 0, column : column + width])
             B.writes(d[t, g, 0, r])
             with B.init():
-                first = start_value(tier, form, None if start is None else start[t, 0])
+                first = word[0] if table else start_value(tier, form, *(word or [None]))
                 B.buffer_store(d, first, [t, g, 0, r])
             products = scalar_dot(
                 form, lambda c, i: w[g, 0, c, r, i], lambda k: a[t, 0, k], c, i, lambda at: high[g, 0, at], place

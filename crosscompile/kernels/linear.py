@@ -15,10 +15,13 @@ from tvm import s_tir, tirx
 
 from crosscompile.arithmetic import constant, fma
 from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, divisor, kernel, kernel_maker
-from crosscompile.kernels.dot import group_sum, register_dot, scalar_dot, start_value, to_float
+from crosscompile.kernels.dot import BIASES, bias, group_sum, reads_bias, register_dot, scalar_dot, start_value, to_float
 from crosscompile.kernels.tile import of_scale, weight_shape, zero_point
 from crosscompile.packing import GROUP, KINDS, Packing
 from crosscompile.target import Tier
+
+_OWN = ("bias", "dot", "sum")
+"""The blocks of a linear layer; others are fused behind it."""
 
 KIND = re.compile(rf"linear_({'|'.join(sorted((*KINDS, 'f16', 'f32'), key=len, reverse=True))})")
 """The kind of weights in the name of a linear layer's kernel, which numbers may follow."""
@@ -74,9 +77,19 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
         zero_w: Any = k.buffer("zero_w", stored[".zero"][0], "int32") if form.about.zero else None
         y = k.buffer("y", (n, rows_padded), "float32")
         d = k.intermediate((n, groups, blocks, rows), "int32")
+        table = reads_bias(tier, form, n)
+        if table:
+            starts = k.intermediate(BIASES, "int32")
+            with k.block("bias", "SSS", BIASES) as place:
+                k.store(starts, bias(tier), *place)
 
         with k.block("dot", "SSSSRR", (n, groups, blocks, rows, chunks, chunk)) as (m, g, b, r, c, i):
-            k.start(d, start_value(tier, form, sum_a[m, b] if form.unsigned else None), m, g, b, r)
+            if table:
+                turns, tokens, lanes = BIASES
+                first = starts[b % turns, m % tokens, r % lanes]
+            else:
+                first = start_value(tier, form, sum_a[m, b] if form.unsigned else None)
+            k.start(d, first, m, g, b, r)
             place = ((c if chunks > 1 else 0) * rows + r) * chunk + i
             products = scalar_dot(
                 form,
@@ -131,7 +144,7 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
     quantized = Packing.parse(packing).quantized
     dot = sch.get_sblock("dot") if quantized else None
     names = [sch.get(block).name_hint for block in sch.get_child_blocks(sch.get_sblock("root"))]
-    epilogues = [sch.get_sblock(name) for name in names if name not in ("dot", "sum")]
+    epilogues = [sch.get_sblock(name) for name in names if name not in _OWN]
     for block in epilogues[:-1]:
         sch.compute_inline(block)
     last = epilogues[-1] if epilogues else sch.cache_write(total, 0, "global")
@@ -158,10 +171,14 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
 
     if dot is not None:
         sch.compute_at(dot, b, preserve_unit_loops=True)
+        if "bias" in names:
+            starts = sch.get_sblock("bias")
+            sch.compute_at(starts, g_outer)
+            sch.vectorize(sch.fuse(*sch.get_loops(starts)[1:]))
         tile, g_tile, unit, *_ = sch.get_loops(dot)[-6:]
         sch.reorder(unit, tile, g_tile)
         ahead = groups * int(sch.get(b).extent) if knobs.ahead == LinearKnobs.NEXT else knobs.ahead
-        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, ahead, knobs.parts))
+        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, ahead, knobs.parts, "bias" in names))
     sch.unroll(m_inner)
     sch.unroll(g_inner)
     sch.vectorize(r)
@@ -240,7 +257,7 @@ def workload(function: tirx.PrimFunc, packing: str) -> Workload:
     m, g, r, b = (int(sch.get(loop).extent) for loop in sch.get_loops(sch.get_sblock("sum")))
     names = [sch.get(block).name_hint for block in sch.get_child_blocks(sch.get_sblock("root"))]
     columns = b * GROUP if Packing.parse(packing).quantized else b
-    return Workload(m, g * r, columns, packing, tuple(name for name in names if name not in ("dot", "sum")))
+    return Workload(m, g * r, columns, packing, tuple(name for name in names if name not in _OWN))
 
 
 _SEARCHED_TOKENS, _SEARCHED_GROUPS, _SEARCHED_AHEAD = (1, 2, 4, 8, 16), (1, 2, 4), (0, 16, 64, 256)

@@ -65,6 +65,10 @@ class Tile:
         """The group's word of `sum` of a token."""
         return self._start.vload([token, 0], dtype="int32")
 
+    def biases(self, token: int, lanes: int) -> Expr | None:
+        """What a token's sums start at, where that is read from a table."""
+        return None if self._start is None else bind(self._start.vload([0, token, 0], dtype=f"int32x{lanes}"))
+
     def halves(self, vector: Expr, lanes: int) -> tuple[Expr, Expr]:
         """Low and high nibbles of bytes, as 0…15 (unsigned) or as 16 · q (signed: the top nibble of an int8)."""
         if self.form.dtype == "int8":

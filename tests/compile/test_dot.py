@@ -200,16 +200,18 @@ def operands(tier: str, kind: str, tokens: int, groups: int, extreme: bool) -> t
 @pytest.mark.parametrize("tier", TIERS)
 def test_a_tile_is_the_integer_dots_of_its_group(tier, kind, tokens, groups, extreme):
     buffers, expected = operands(tier, kind, tokens, groups, extreme)
-    execute(register_dot(tier, TIERS[tier].packing(kind), tokens, groups, 0, 1), buffers)
+    execute(register_dot(tier, TIERS[tier].packing(kind), tokens, groups, 0, 1, False), buffers)
     np.testing.assert_array_equal(integers(tier, buffers["d"].data), expected)
 
 
 @pytest.mark.parametrize("extreme", [False, True], ids=["random", "extreme"])
 @pytest.mark.parametrize("kind", [kind.name for kind in BASES if not kind.high_bits])
-@pytest.mark.parametrize("tier", ["dotprod", "i8mm"])
-def test_parts_of_a_row_group_are_its_dots(tier, kind, extreme):
+@pytest.mark.parametrize(("tier", "table"), [("dotprod", False), ("dotprod", True), ("i8mm", False)])
+def test_parts_of_a_row_group_are_its_dots(tier, table, kind, extreme):
     buffers, expected = operands(tier, kind, 8, 1, extreme)
-    name = register_dot(tier, TIERS[tier].packing(kind), 8, 1, 0, 2)
+    if table:
+        buffers["start"] = Buffer(np.full((1, 8, 4), np.float32(-12582912)).view(np.int32))
+    name = register_dot(tier, TIERS[tier].packing(kind), 8, 1, 0, 2, table)
     found = []
     for w, d in zip(*(np.split(buffers[which].data, 2, 3) for which in "wd"), strict=True):
         part = {**buffers, "w": Buffer(w), "d": Buffer(np.ascontiguousarray(d))}

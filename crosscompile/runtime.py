@@ -89,6 +89,17 @@ def sources(agent: bool = True, server: bool = True, vulkan: bool = False) -> li
     return [path for part in parts for path in sorted((root / part).glob("*.[ch]"))]
 
 
+def is_static(target: Target, libc: Libc = "gnu") -> bool:
+    """Whether the program is linked with musl, which Zig compiles with the program's flags."""
+    android = target.os == "android"
+    return (libc == "musl" or android) and not bionic.is_used(target) and find_ndk(target) is None
+
+
+def static_sources() -> list[Path]:
+    """What such a program has instead of what Zig would link."""
+    return sorted((data_path("runtime_c") / "static").glob("*.c"))
+
+
 def compile_flags(target: Target) -> list[str]:
     """COMPILE_FLAGS, a guarded stack, and what makes programs of less than a megabyte smaller: on AArch64 every address
     is one `adr`."""
@@ -176,7 +187,7 @@ def build_runtime(
         cache = Path(root).expanduser() / "runtime"
     agent = agent and has_agent(target, libc)
     vulkan = has_vulkan(target, libc)
-    files = sources(agent, server, vulkan)
+    files = [*sources(agent, server, vulkan), *(static_sources() if is_static(target, libc) else ())]
     content = [*files, *(page_sources() if server else ())]
     defines = [
         *(AGENT_FLAGS if agent else ()),

@@ -20,6 +20,7 @@ from crosscompile.data import data_path
 from crosscompile.runtime import build_runtime, compiler, run_compiler
 from crosscompile.target import target_of_tier
 from edgellm import cache, virtual_parts
+from edgellm.bundle import Bundle
 from edgellm.compile import compile_checkpoint
 from edgellm.cross_peer import Processor, steps_program
 from edgellm.errors import ModelError, PeerError
@@ -55,20 +56,29 @@ class Counter:
     root: Path
     plugin: Path
 
-    def count(self, processor: Processor, command: Sequence[str]) -> int:
-        """Instructions of a command, from its start to its end. Raises PeerError if it fails."""
-        loader = next((self.root / "lib").glob("*/ld-linux-*.so.*"))
-        libraries = ":".join(str(self.root / part / loader.parent.name) for part in ("lib", "usr/lib"))
+    def count(self, processor: Processor, command: Sequence[str], blocks: Path | None = None) -> int:
+        """Instructions of a command, from its start to its end. Raises PeerError if it fails.
+
+        blocks: a file that gets every block of them, as runtime_c/probe/insns.c says.
+        """
         with tempfile.NamedTemporaryFile(prefix="edgellm-insns-") as log:
             emulator = [str(self.root / "usr/bin" / processor.emulator), "-cpu", processor.cpu]
-            plugin = ["-d", "plugin", "-D", log.name, "-plugin", str(self.plugin)]
-            whole = [str(loader), "--library-path", libraries, *emulator, *plugin, *command]
+            option = f",blocks={blocks}" if blocks else ""
+            plugin = ["-d", "plugin", "-D", log.name, "-plugin", f"{self.plugin}{option}"]
+            whole = [*loaded(self.root), *emulator, *plugin, *command]
             done = subprocess.run(whole, capture_output=True, check=False, stdin=subprocess.DEVNULL)
             found = re.findall(r"insns: (\d+)", Path(log.name).read_text(errors="replace"))
         if done.returncode or not found:
             last = (done.stderr or done.stdout).decode(errors="replace").strip().splitlines() or ["it said nothing"]
             raise PeerError(f"{processor.name}: `{' '.join(command[:2])} …` failed: {one_line(last[-1])}")
         return int(found[-1])
+
+
+def loaded(root: Path, *more: str) -> list[str]:
+    """What runs a program of unpacked packages of Debian's with their libraries. more: further folders of them."""
+    loader = next((root / "lib").glob("*/ld-linux-*.so.*"))
+    folders = [*(f"{part}/{loader.parent.name}" for part in ("lib", "usr/lib")), *more]
+    return [str(loader), "--library-path", ":".join(str(root / folder) for folder in folders)]
 
 
 def counter(progress: Progress) -> Counter:
@@ -95,6 +105,36 @@ def counter(progress: Progress) -> Counter:
     return Counter(root, plugin)
 
 
+Command = Callable[[int, int], list[str]]
+"""(tokens of the prompt, tokens decoded) -> what runs a side's program."""
+
+
+@dataclass(frozen=True)
+class Sides:
+    """A model compiled for a processor, and the same for the peer."""
+
+    bundle: Bundle
+    commands: dict[str, Command]
+
+
+def sides(source: Checkpoint, name: str, options: Options, processor: Processor, progress: Progress) -> Sides:
+    """Both sides of a model, built if need be. Raises PeerError and what compiling raises."""
+    target = target_of_tier(processor.tier)
+    bundle = compile_checkpoint(source, name, target, options, progress=progress).bundle
+    program = build_runtime(target, "musl", cache.root() / "runtime")
+    steps, file = steps_program(processor, progress), gguf_of(source, bundle, progress)
+
+    def ours(prompt: int, decode: int) -> list[str]:
+        context = max(256, prompt + decode)
+        sizes = ["--prompt", str(prompt), "--generate", str(decode), "--repeat", "1", "--context", str(context)]
+        return [str(program), "bench", str(bundle.path), *sizes, "--threads", "1", "--json"]
+
+    def theirs(prompt: int, decode: int) -> list[str]:
+        return [str(steps), str(file), "1", str(prompt), str(decode)]
+
+    return Sides(bundle, {"edgellm": ours, "peer": theirs})
+
+
 def counts(
     source: Checkpoint,
     name: str,
@@ -105,21 +145,10 @@ def counts(
     progress: Progress,
 ) -> list[dict[str, Any]]:
     """Both sides' counts of one model on one processor, as edgellm.peer_result's document has them."""
-    target = target_of_tier(processor.tier)
-    bundle = compile_checkpoint(source, name, target, options, progress=progress).bundle
-    program = build_runtime(target, "musl", cache.root() / "runtime")
-    steps, file = steps_program(processor, progress), gguf_of(source, bundle, progress)
-
-    def ours(prompt: int, decode: int) -> list[str]:
-        sizes = ["--prompt", str(prompt), "--generate", str(decode), "--repeat", "1", "--context", "256"]
-        return [str(program), "bench", str(bundle.path), *sizes, "--threads", "1", "--json"]
-
-    def theirs(prompt: int, decode: int) -> list[str]:
-        return [str(steps), str(file), "1", str(prompt), str(decode)]
-
-    weights = weight_bytes_per_token(bundle)
+    both = sides(source, name, options, processor, progress)
+    weights = weight_bytes_per_token(both.bundle)
     found = []
-    for side, command in (("edgellm", ours), ("peer", theirs)):
+    for side, command in both.commands.items():
         progress(f"counting {name}, {label}, {processor.name}, {side}", 0, 0)
         entry: dict[str, Any] = {"model": name, "match": label, "cpu": processor.name, "side": side}
         for kind, (low, high) in (("decode", DECODE), ("prefill", PREFILL)):

@@ -34,9 +34,10 @@ Step = Callable[[Any, Expr, int, int], Expr]
 
 _BIAS = MAGIC_BITS - (1 << 31)
 _BIASED = ("dotprod", "i8mm")
-"""Tiers whose dots start at the bits of −1.5 · 2²³, where an integer that is added to the bits makes the float smaller by
-it; so that one subtraction from that same number makes floats of them. It is exact below 2²², which no dot reaches.
-Conversions take one of Cortex-A76's two vector units for two cycles each, subtractions either for one."""
+"""Tiers whose dots start at the bits of −1.5 · 2²³.
+
+An integer added to the bits makes that float smaller by as much, so one subtraction makes floats of dots: exactly, for
+all are below 2²². Of Cortex-A76's two vector units one can convert, and takes two cycles; each subtracts, in one."""
 
 
 def _by_rows(
@@ -321,16 +322,16 @@ def bias(tier: Tier) -> Expr:
     return tirx.const(_BIAS if tier.name in _BIASED else 0, "int32")
 
 
-BIASES = (2, 8, 4)
+BIASES = (2, 16, 4)
 """Of a table of biases: groups of columns that take turns, tokens, lanes.
 
-A register that holds the bias would be copied for every sum, by a vector unit, of which Cortex-A76 has fewer than it
-has for loads. LLVM reads a table once and copies, too, unless where it reads depends on the group."""
+Sums that start at what a register holds are copies of it, made by the vector units, which have most to do; units that
+load have time. That groups take turns is for LLVM, which would read the same place once and copy registers."""
 
 
 def reads_bias(tier: Tier, form: Packing, n: int) -> bool:
     """Whether the dots of n rows start at what they read from such a table, for which registers must be left."""
-    return tier.name == "dotprod" and n % BIASES[1] == 0 and form.about.base not in ("u4", "w3")
+    return tier.name == "dotprod" and n % 8 == 0 and form.about.base not in ("u4", "w3")
 
 
 def to_float(tier: Tier, dots: Expr) -> Expr:

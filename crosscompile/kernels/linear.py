@@ -15,12 +15,21 @@ from tvm import s_tir, tirx
 
 from crosscompile.arithmetic import constant, fma
 from crosscompile.kernels.build import OUT_EWISE_FUSABLE, RANGE, Builder, cast, divisor, kernel, kernel_maker
-from crosscompile.kernels.dot import BIASES, bias, group_sum, reads_bias, register_dot, scalar_dot, start_value, to_float
+from crosscompile.kernels.dot import (
+    BIASES,
+    bias,
+    group_sum,
+    reads_bias,
+    register_dot,
+    scalar_dot,
+    start_value,
+    to_float,
+)
 from crosscompile.kernels.tile import of_scale, weight_shape, zero_point
 from crosscompile.packing import GROUP, KINDS, Packing
 from crosscompile.target import Tier
 
-_OWN = ("bias", "dot", "sum")
+_OWN = ("starts", "dot", "sum")
 """The blocks of a linear layer; others are fused behind it."""
 
 KIND = re.compile(rf"linear_({'|'.join(sorted((*KINDS, 'f16', 'f32'), key=len, reverse=True))})")
@@ -80,7 +89,7 @@ def quantized_linear(n: int, rows_padded: int, columns: int, tier: Tier, packing
         table = reads_bias(tier, form, n)
         if table:
             starts = k.intermediate(BIASES, "int32")
-            with k.block("bias", "SSS", BIASES) as place:
+            with k.block("starts", "SSS", BIASES) as place:
                 k.store(starts, bias(tier), *place)
 
         with k.block("dot", "SSSSRR", (n, groups, blocks, rows, chunks, chunk)) as (m, g, b, r, c, i):
@@ -171,14 +180,14 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
 
     if dot is not None:
         sch.compute_at(dot, b, preserve_unit_loops=True)
-        if "bias" in names:
-            starts = sch.get_sblock("bias")
+        if "starts" in names:
+            starts = sch.get_sblock("starts")
             sch.compute_at(starts, g_outer)
             sch.vectorize(sch.fuse(*sch.get_loops(starts)[1:]))
         tile, g_tile, unit, *_ = sch.get_loops(dot)[-6:]
         sch.reorder(unit, tile, g_tile)
         ahead = groups * int(sch.get(b).extent) if knobs.ahead == LinearKnobs.NEXT else knobs.ahead
-        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, ahead, knobs.parts, "bias" in names))
+        sch.tensorize(tile, register_dot(tier.name, packing, tokens, groups, ahead, knobs.parts, "starts" in names))
     sch.unroll(m_inner)
     sch.unroll(g_inner)
     sch.vectorize(r)
@@ -218,6 +227,11 @@ kind is like: `python -m tests.campaigns.inner_loops` shows it. Without broadcas
 (avx-vnni), two row groups that share them beat four tokens that share unpacked weights."""
 
 
+def _parts(tier: Tier, form: Packing) -> tuple[int, ...]:
+    """Into how many parts a row group can be cut: with whole vectors of rows, and bits of their own."""
+    return (1, 2) if tier.name in ("dotprod", "i8mm") and form.quantized and not form.about.high_bits else (1,)
+
+
 def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
     """The tile for n rows where nothing was tuned."""
     near, far = (LinearKnobs.NEXT, 256) if tier.arch == "x86_64" else (0, 0)
@@ -225,7 +239,7 @@ def default_knobs(tier: Tier, packing: str, n: int) -> LinearKnobs:
         return LinearKnobs(tokens=1, ahead=far)
     form = Packing.parse(packing)
     like, base = (form.about.like, form.about.base) if form.quantized else (form.kind, form.kind)
-    if tier.name == "dotprod" and n % 8 == 0 and form.quantized and base != "w3":
+    if tier.name == "dotprod" and n % 8 == 0 and 2 in _parts(tier, form):
         return LinearKnobs(8, 1, near, parts=2)
     tokens, groups = _TILES.get((tier.name, base), _TILES.get((tier.name, like), (4, 1)))
     return LinearKnobs(min(n, tokens), groups, near)
@@ -271,9 +285,10 @@ def candidates(tier: Tier, packing: str, n: int, n_groups: int) -> tuple[LinearK
     form = Packing.parse(packing)
     quantized, most = form.quantized, min(16, _STACK_BYTES // (4 * form.rows))
     searched = [
-        LinearKnobs(tokens, groups, ahead, block)
+        LinearKnobs(tokens, groups, ahead, block, parts)
         for tokens in _SEARCHED_TOKENS
         for groups in _SEARCHED_GROUPS
+        for parts in (_parts(tier, form) if tokens >= 8 and groups == 1 else (1,))
         for ahead in (_SEARCHED_AHEAD if n == 1 and quantized else (default_knobs(tier, packing, n).ahead,))
         for block in (_SEARCHED_BLOCK if n > tokens else (1,))
         if n % tokens == 0 and n_groups % (groups * block) == 0 and tokens * groups <= most and groups * block <= 16

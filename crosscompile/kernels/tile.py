@@ -36,7 +36,16 @@ class Tile:
     """What the instruction families see of one tile: its operands, and what it computes."""
 
     def __init__(
-        self, tier: Tier, form: Packing, tokens: int, groups: int, rows: int, w: Any, a: Any, start: Any, high: Any = None
+        self,
+        tier: Tier,
+        form: Packing,
+        tokens: int,
+        groups: int,
+        rows: int,
+        w: Any,
+        a: Any,
+        start: Any,
+        high: Any = None,
     ) -> None:
         self.tier, self.form, self.tokens, self.groups, self.rows = tier, form, tokens, groups, rows
         self._w, self._a, self._start, self._high = w, a, start, high

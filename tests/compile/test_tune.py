@@ -79,6 +79,18 @@ def test_no_tile_needs_more_stack_than_tvm_gives_it(tier):
             assert 4 * knobs.tokens * knobs.groups * Packing.parse(packing).rows < 1024
 
 
+@pytest.mark.parametrize("kind", ["w4", "u4", "w8"])
+@pytest.mark.parametrize("tier", ["dotprod", "i8mm"])
+def test_tiles_that_this_machine_cannot_run_can_be_made(tier, kind):
+    packing = TIERS[tier].packing(kind)
+    for n in (8, 32):
+        function = linear.quantized_linear(n, 64, 256, TIERS[tier], packing)
+        knobs = [each for each in linear.candidates(TIERS[tier], packing, n, 8) if each.block == 1]
+        assert {(each.tokens, each.parts) for each in knobs} >= {(1, 1), (4, 1), (8, 1), (8, 2), (min(n, 16), 2)}
+        for each in knobs:
+            linear.schedule(function, TIERS[tier], packing, each)
+
+
 def aligned(values: np.ndarray) -> np.ndarray:
     """The same at an address that kernels may expect."""
     memory = np.zeros(values.nbytes + 64, dtype="uint8")

@@ -1,0 +1,231 @@
+"""Cycles of boards' cores by LLVM's models of them, ours and llama.cpp's, without the boards.
+
+    python -m tests.campaigns.cycles [MODEL] [--weights w4a8,w8a8] [--cores cortex-a76,…] [--kinds prefill,decode]
+                                     [--side edgellm] [--show 10]
+
+An emulator runs both programs and says how often each block of instructions was executed; llvm-mca says how many cycles
+a block takes when it follows itself, as inner loops do, with everything in the first cache. So memory is left out: what
+a prompt takes, which is bound by instructions, is comparable; of decoding it says whether the core could keep up with
+the memory. --show lists the blocks that take most, with --side of one side alone. MODEL: random:smollm2-135m.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from crosscompile import checkpoint
+from edgellm import cache as caches
+from edgellm import hub, virtual_parts
+from edgellm.comparison import MATCHES
+from edgellm.cross_peer import PROCESSORS, Processor
+from edgellm.emulated_bench import DECODE, PREFILL, Counter, counter, loaded, sides
+from edgellm.errors import EdgeError
+
+PACKAGES = (
+    *("llvm-19", "libllvm19", "libc6", "libgcc-s1", "libstdc++6", "libz3-4", "libzstd1", "zlib1g", "libxml2"),
+    *("libedit2", "libtinfo6", "libffi8", "libbsd0", "libmd0", "libicu72", "liblzma5"),
+)
+_FOLDER = "usr/lib/llvm-19"
+_COVERED = 0.992
+"""Share of the instructions whose blocks are looked at; the others are taken to be like them."""
+_TURNS = 100
+
+Blocks = dict[str, tuple[int, str]]
+"""Bytes in hexadecimal -> how often they were executed, and the symbol they are of, or "-"."""
+Progress = virtual_parts.Progress
+
+
+@dataclass(frozen=True)
+class Core:
+    """A core. processor: whose programs are emulated; model: LLVM's name; options: of llvm-mca."""
+
+    name: str
+    processor: Processor
+    model: str
+    options: tuple[str, ...] = ()
+
+
+CORES: dict[str, Core] = {
+    core.name: core
+    for core in (
+        # Neoverse N1 is Cortex-A76 with other caches. LLVM lets it dispatch three instructions; Arm's manual has four.
+        Core("cortex-a76", PROCESSORS["cortex-a76"], "neoverse-n1", ("-dispatch=4",)),
+        Core("cortex-a55", PROCESSORS["cortex-a76"], "cortex-a55"),
+        Core("cortex-a72", PROCESSORS["cortex-a72"], "cortex-a72"),
+        Core("cortex-a53", PROCESSORS["cortex-a72"], "cortex-a53"),
+    )
+}
+"""Raspberry Pi 5, the small cores of its generation, Raspberry Pi 4, Raspberry Pi 3 and Zero 2 W."""
+
+
+class Llvm:
+    """Debian's llvm-mca and disassembler, fetched if need be and not installed."""
+
+    def __init__(self, progress: Progress) -> None:
+        folder = caches.root() / "peers"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._instructions: dict[str, tuple[str, ...]] = {}
+        self._root = virtual_parts.ensure_packages(folder, "llvm", PACKAGES, "fetching LLVM 19 (60 MB)", progress)
+
+    def run(self, tool: str, options: Sequence[str], text: str) -> str:
+        """What a tool prints for a text. RuntimeError if it fails."""
+        command = [*loaded(self._root, f"{_FOLDER}/lib"), str(self._root / _FOLDER / "bin" / tool), "-triple=aarch64"]
+        if tool == "llvm-mca":
+            command[-1] = "-mtriple=aarch64"
+        done = subprocess.run(
+            [*command, "-mattr=+all", *options], input=text, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{tool}: {done.stderr.strip()[:300]}\n{text[:300]}")
+        return done.stdout
+
+    def instructions(self, code: str) -> tuple[str, ...]:
+        """The instructions of a block."""
+        if code not in self._instructions:
+            text = " ".join(f"0x{code[i : i + 2]}" for i in range(0, len(code), 2))
+            lines = (line.strip() for line in self.run("llvm-mc", ["-disassemble"], text).splitlines())
+            self._instructions[code] = tuple(line for line in lines if line and not line.startswith("."))
+        return self._instructions[code]
+
+    def cycles(self, code: str, core: Core) -> float:
+        """Of a block that is executed again and again."""
+        lacking = "-skip-unsupported-instructions=lack-sched"  # a few that no inner loop has
+        options = [f"-mcpu={core.model}", f"-iterations={_TURNS}", lacking, *core.options]
+        said = self.run("llvm-mca", options, "\n".join(self.instructions(code)) + "\n")
+        match = re.search(r"Total Cycles:\s+(\d+)", said)
+        if match is None:
+            raise RuntimeError(f"llvm-mca said no cycles: {said[:300]}")
+        return int(match[1]) / _TURNS
+
+
+def _branches(word: str) -> bool:
+    """Whether an AArch64 instruction, in hexadecimal as it lies in memory, ends a block by itself."""
+    top = int.from_bytes(bytes.fromhex(word), "little") >> 24
+    return top in (0x54, 0xD6) or top & 0x7E in (0x34, 0x36) or top & 0x7C == 0x14
+
+
+def joined(lines: Iterable[str]) -> Blocks:
+    """The blocks of a file of runtime_c/probe/insns.c, those that the emulator cut where no branch is put together."""
+    at: dict[int, tuple[int, str, str]] = {}
+    for line in lines:
+        address, executed, symbol, code = line.split()
+        place, n = int(address, 16), int(executed)
+        if n > at.get(place, (0, "", ""))[0]:
+            at[place] = (n, symbol, code)
+    used: set[int] = set()
+    found: dict[str, tuple[int, str]] = {}
+    for place in sorted(at):
+        if place in used:
+            continue
+        n, symbol, code = at[place]
+        end = place + len(code) // 2
+        while end in at and abs(at[end][0] - n) <= n // 1000 and not _branches(code[-8:]):
+            used.add(end)
+            code += at[end][2]
+            end = place + len(code) // 2
+        found[code] = (found.get(code, (0, ""))[0] + n, symbol)
+    return found
+
+
+def executed(emulators: Counter, processor: Processor, command: Sequence[str]) -> Blocks:
+    """The blocks that a command executes."""
+    with tempfile.NamedTemporaryFile("r", prefix="edgellm-blocks-") as file:
+        emulators.count(processor, command, Path(file.name))
+        return joined(Path(file.name).read_text().splitlines())
+
+
+def more(few: Blocks, many: Blocks) -> Blocks:
+    """What the second has more."""
+    left = {code: (n - few.get(code, (0, ""))[0], symbol) for code, (n, symbol) in many.items()}
+    return {code: each for code, each in left.items() if each[0] > 0}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Of some tokens: instructions and cycles, and the blocks that were looked at with their shares of the cycles."""
+
+    instructions: float
+    cycles: float
+    blocks: tuple[tuple[float, float, str, str], ...]
+
+
+def estimated(blocks: Blocks, core: Core, llvm: Llvm) -> Estimate:
+    """blocks: (share, cycles, symbol, code), the largest first."""
+    total = sum(n * len(code) // 8 for code, (n, _) in blocks.items())
+    seen, cycles, listed = 0, 0.0, []
+    for code, (n, symbol) in sorted(blocks.items(), key=lambda each: -each[1][0] * len(each[0])):
+        if seen > _COVERED * total:
+            break
+        seen += n * len(code) // 8
+        each = llvm.cycles(code, core)
+        cycles += n * each
+        listed.append((n * each, each, symbol, code))
+    listed.sort(reverse=True)
+    return Estimate(total, cycles * total / seen, tuple((share / cycles, *rest) for share, *rest in listed))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Cycles of boards' cores, by LLVM's models of them.")
+    parser.add_argument("model", nargs="?", default="random:smollm2-135m", metavar="MODEL")
+    parser.add_argument("--weights", default="w4a8", help=f"of {', '.join(MATCHES)}")
+    parser.add_argument("--cores", default="cortex-a76,cortex-a72", help=f"of {', '.join(CORES)}")
+    parser.add_argument("--kinds", default="prefill,decode", help="of prefill, decode")
+    parser.add_argument("--side", choices=("edgellm", "peer"), help="of this side alone")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="the N blocks that take most")
+    arguments = parser.parse_args()
+    console = Console()
+
+    def progress(what: str, *_: float) -> None:
+        status.update(escape(what))
+
+    table = Table("model", "weights", "core", "kind", "side", "instructions", "cycles", "peer's cycles to ours")
+    try:
+        with console.status("") as status:
+            path, name = hub.resolve(arguments.model, progress)
+            source, emulators, llvm = checkpoint.load(path), counter(progress), Llvm(progress)
+            for core in (CORES[each] for each in arguments.cores.split(",")):
+                for label in arguments.weights.split(","):
+                    both = sides(source, name, MATCHES[label], core.processor, progress)
+                    for kind in arguments.kinds.split(","):
+                        low, high = {"prefill": PREFILL, "decode": DECODE}[kind]
+                        ours = None
+                        for side, command in both.commands.items():
+                            if arguments.side not in (None, side):
+                                continue
+                            runs = (command(n, 1) if kind == "prefill" else command(1, n) for n in (low, high))
+                            few, many = (executed(emulators, core.processor, run) for run in runs)
+                            found = estimated(more(few, many), core, llvm)
+                            counted = (each / (high - low) / 1e6 for each in (found.instructions, found.cycles))
+                            ratio = f"{found.cycles / ours:.2f}" if ours else ""
+                            ours = ours or found.cycles
+                            table.add_row(
+                                name, label, core.name, kind, side, *(f"{each:.2f} M" for each in counted), ratio
+                            )
+                            show(console, found, llvm, arguments.show)
+    except (EdgeError, RuntimeError) as error:
+        console.print(f"[red]{error}[/red]")
+        return 1
+    console.print(table)
+    return 0
+
+
+def show(console: Console, found: Estimate, llvm: Llvm, most: int) -> None:
+    """The blocks that take most."""
+    for share, cycles, symbol, code in found.blocks[:most]:
+        instructions = llvm.instructions(code)
+        about = f"{100 * share:5.1f} %  {cycles:.1f} cycles, {len(instructions)} instructions"
+        console.print(f"{about}  {symbol}: {instructions[0]} …".replace("\t", " "), highlight=False, markup=False)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

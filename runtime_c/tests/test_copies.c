@@ -1,7 +1,7 @@
 /* Static programs' copies, of all lengths and distances that their loops tell apart. */
-#define memcpy own_copy
+#define memcpy  own_copy
 #define memmove own_move
-#define memset own_set
+#define memset  own_set
 #include "../static/copies.c"
 #undef memcpy
 #undef memmove
@@ -35,7 +35,7 @@ static void copies(void) {
 static void moves(void) {
     uint8_t bytes[size], expected[size];
     for (size_t n = 0; n <= longest; n++) {
-        for (size_t to = 0; to <= (size_t)2 * margin; to++) { /* from far before where it is to far behind, and not at all */
+        for (size_t to = 0; to <= (size_t)2 * margin; to++) { /* from before it to behind it */
             fill(bytes), fill(expected);
             memmove(expected + to, expected + margin, n);
             CHECK(own_move(bytes + to, bytes + margin, n) == bytes + to);

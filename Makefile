@@ -94,6 +94,9 @@ families: setup-test ## small networks of all families on SwiftShader, or with e
 drivers: setup-test ## all kernels with the compilers of real boards' drivers: V3D, Mali, Adreno, AMD, … (x86-64; 700 MB; CHIPS=)
 	@$(PY) -m tests.campaigns.drivers $(if $(CHIPS),--chips $(CHIPS))
 
+cycles: setup-bench ## cycles of boards' cores by LLVM's models of them, ours and llama.cpp's (CORES=; builds llama.cpp)
+	@$(PY) -m tests.campaigns.cycles $(if $(CORES),--cores $(CORES))
+
 service: setup-test ## BUNDLE as a service under this machine's systemd, booted in namespaces of its own (needs root)
 	@$(PY) -m tests.campaigns.service $(BUNDLE)
 
@@ -103,7 +106,10 @@ service-board: setup-test setup-faults ## the demo model as a service under syst
 voice-board: setup-test setup-faults ## the voice assistant as a service under systemd on the full-system board (needs root)
 	@$(PY) -m tests.campaigns.voice_service
 
-voice-service: setup-test ## the same under this machine's systemd, booted in namespaces of its own (needs root)
+voice-cycles: setup-bench ## cycles of boards' cores by LLVM's models of them, ours and llama.cpp's (CORES=; builds llama.cpp)
+	@$(PY) -m tests.campaigns.cycles $(if $(CORES),--cores $(CORES))
+
+service: setup-test ## the same under this machine's systemd, booted in namespaces of its own (needs root)
 	@$(PY) -m tests.campaigns.voice_service here
 
 voice: setup-test ## the voice assistant with other speakers than it was tuned with, then interrupted, with BUNDLE on this machine
@@ -116,4 +122,4 @@ size: setup-demo ## edgellm-rt stripped for aarch64, part by part, against its b
 setup-%:
 	@.ci/setup $*
 
-.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load matrices families drivers service service-board shaders voice voice-board voice-service size
+.PHONY: help demo test test-full oracle lint format bench bench-peer fuzz sessions faults fleet upload load matrices families drivers cycles service service-board shaders voice voice-board voice-service size

@@ -33,7 +33,7 @@ Step = Callable[[Any, Expr, int, int], Expr]
 """(acc, weights, token, column) -> acc."""
 
 _BIAS = MAGIC_BITS - (1 << 31)
-_BIASED = ("dotprod", "i8mm")
+_BIASED = ("dotprod",)
 """Tiers whose dots start at the bits of −1.5 · 2²³.
 
 An integer added to the bits makes that float smaller by as much, so one subtraction makes floats of dots: exactly, for
@@ -331,7 +331,8 @@ load have time. That groups take turns is for LLVM, which would read the same pl
 
 def reads_bias(tier: Tier, form: Packing, n: int) -> bool:
     """Whether the dots of n rows start at what they read from such a table, for which registers must be left."""
-    return tier.name == "dotprod" and n % 8 == 0 and form.about.base not in ("u4", "w3")
+    how = form.about
+    return tier.name in _BIASED and n % 8 == 0 and how.base not in ("u4", "w3")
 
 
 def to_float(tier: Tier, dots: Expr) -> Expr:

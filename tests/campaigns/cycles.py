@@ -188,7 +188,7 @@ def main() -> int:
     def progress(what: str, *_: float) -> None:
         status.update(escape(what))
 
-    table = Table("model", "weights", "core", "kind", "side", "instructions", "cycles", "peer's cycles to ours")
+    table = Table("weights", "core", "kind", "side", "instructions", "cycles", "ratio", title=arguments.model)
     try:
         with console.status("") as status:
             path, name = hub.resolve(arguments.model, progress)

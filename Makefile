@@ -106,10 +106,7 @@ service-board: setup-test setup-faults ## the demo model as a service under syst
 voice-board: setup-test setup-faults ## the voice assistant as a service under systemd on the full-system board (needs root)
 	@$(PY) -m tests.campaigns.voice_service
 
-voice-cycles: setup-bench ## cycles of boards' cores by LLVM's models of them, ours and llama.cpp's (CORES=; builds llama.cpp)
-	@$(PY) -m tests.campaigns.cycles $(if $(CORES),--cores $(CORES))
-
-service: setup-test ## the same under this machine's systemd, booted in namespaces of its own (needs root)
+voice-service: setup-test ## the same under this machine's systemd, booted in namespaces of its own (needs root)
 	@$(PY) -m tests.campaigns.voice_service here
 
 voice: setup-test ## the voice assistant with other speakers than it was tuned with, then interrupted, with BUNDLE on this machine

@@ -43,6 +43,8 @@ _FRAMED = re.compile(r"movq\s+%rsp, %rbp")
 class Loop:
     """instructions of one pass over a tile: `tokens` tokens, row groups of `bytes` stored bytes, `products` in all.
 
+    groups, parts: whole row groups of the tile, or into how many parts one is cut, of which the tile has one.
+
     Loops over weights that are not quantized are unrolled as LLVM likes; their bytes and products follow from that.
     """
 
@@ -53,6 +55,8 @@ class Loop:
     products: int
     instructions: tuple[str, ...]
     framed: bool = False
+    groups: int = 1
+    parts: int = 1
 
     @property
     def spills(self) -> int:
@@ -86,7 +90,7 @@ def loop_of(tier: Tier, kind: str, n: int, knobs: LinearKnobs | None = None) -> 
         function = quantized_linear(n, rows * ROW_GROUPS, COLUMNS, tier, packing)
     else:
         function = float_linear(n, rows * ROW_GROUPS, COLUMNS, packing)
-    knobs = effective(knobs or default_knobs(tier, packing, n), n, ROW_GROUPS)
+    knobs = effective(knobs or default_knobs(tier, packing, n), tier, packing, n, ROW_GROUPS)
     library, _ = compile_object({"kernel": schedule(function, tier, packing, knobs)}, target_of_tier(tier.name))
     tokens, groups = knobs.tokens, knobs.groups
     assembly = library.inspect_source("asm")
@@ -95,7 +99,8 @@ def loop_of(tier: Tier, kind: str, n: int, knobs: LinearKnobs | None = None) -> 
         eight = form.stored(rows, 8 * GROUP).values()  # whose zero points are one number
         stored = sum(math.prod(shape) * dtype.itemsize for shape, dtype in eight) // 8
         stored, rows = stored // knobs.parts, rows // knobs.parts
-        return Loop(tier.name, kind, tokens, groups * stored, tokens * groups * rows * GROUP, loop, framed)
+        products = tokens * groups * rows * GROUP
+        return Loop(tier.name, kind, tokens, groups * stored, products, loop, framed, groups, knobs.parts)
     products = sum(bool(_FMA.match(line)) for line in loop) * _LANES[tier.name]
     stored = products // tokens * (4 if kind == "f32" else 2)
     return Loop(tier.name, kind, tokens, stored, products, loop, framed)

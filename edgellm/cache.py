@@ -58,12 +58,17 @@ def versions() -> dict[str, str]:
 
 def sources_digest() -> str:
     """SHA-256 over the compiler's and the runtime's sources."""
+    return _digest(bundle_sources())
+
+
+def bundle_sources() -> list[tuple[str, Path]]:
+    """What a bundle is made by, with names that do not depend on the machine."""
     runtime = data_path("runtime_c")
     files = _compiler_sources()
-    for folder in ("src", "include", "rpc", "serve", "cli", "vulkan", "bionic", "third_party"):
+    for folder in ("src", "include", "rpc", "serve", "cli", "vulkan", "bionic", "static", "third_party"):
         files += [(f"runtime_c/{f.relative_to(runtime)}", f) for f in (runtime / folder).rglob("*") if f.is_file()]
     files += [(f"edgellm/{f.name}", f) for f in Path(__file__).parent.glob("compile*.py")]
-    return _digest(files)
+    return files
 
 
 def compiler_digest() -> str:

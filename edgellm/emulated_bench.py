@@ -63,7 +63,7 @@ class Counter:
         """
         with tempfile.NamedTemporaryFile(prefix="edgellm-insns-") as log:
             emulator = [str(self.root / "usr/bin" / processor.emulator), "-cpu", processor.cpu]
-            option = f",blocks={blocks}" if blocks else ""
+            option = f",blocks={str(blocks).replace(',', ',,')}" if blocks else ""
             plugin = ["-d", "plugin", "-D", log.name, "-plugin", f"{self.plugin}{option}"]
             whole = [*loaded(self.root), *emulator, *plugin, *command]
             done = subprocess.run(whole, capture_output=True, check=False, stdin=subprocess.DEVNULL)

@@ -33,7 +33,8 @@ TEMPLATE_REVISION = 3
 GPU_TEMPLATE_REVISION = 5
 """crosscompile.gpu.knobs.TEMPLATE_REVISION, likewise."""
 
-_KNOBS = ("tokens", "groups", "ahead", "block")
+_KNOBS = (("tokens", "groups", "ahead", "block"), ("tokens", "groups", "ahead", "block", "parts"))
+"""Those of a linear layer by earlier revisions, and those by this one."""
 _GPU_KNOBS = (("threads", "rows", "tile"), ("threads", "team", "loads"), ("splits",))
 _MOST = 4096
 
@@ -152,7 +153,7 @@ def _check(result: Any, path: Path) -> None:
         raise BoardError(f"{path}: key: {error}; remove the file and tune again") from error
     for workload, entry in result["kernels"].items():
         knobs = entry.get("knobs") if isinstance(entry, dict) else None
-        known = _GPU_KNOBS if isinstance(key, GpuKey) else (_KNOBS,)
+        known = _GPU_KNOBS if isinstance(key, GpuKey) else _KNOBS
         if not isinstance(knobs, dict) or set(knobs) not in map(set, known):
             names = " or ".join(", ".join(each) for each in known)
             raise BoardError(f"{path}: {workload}: knobs must be {names}; remove the file and tune again")

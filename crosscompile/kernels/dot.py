@@ -25,7 +25,8 @@ from crosscompile.packing import GROUP, Packing
 from crosscompile.target import TIERS, Tier
 
 Dots = list[list[list[Expr]]]
-"""[token][row group] -> the dots of its rows, int32 vectors of as many rows as the instructions have lanes."""
+"""[token][row group] -> the dots of its rows and what they started at (`bias`), int32 vectors of as many rows as the
+instructions have lanes."""
 Family = Callable[[Tile], Dots]
 
 
@@ -36,8 +37,9 @@ _BIAS = MAGIC_BITS - (1 << 31)
 _BIASED = ("dotprod",)
 """Tiers whose dots start at the bits of −1.5 · 2²³.
 
-An integer added to the bits makes that float smaller by as much, so one subtraction makes floats of dots: exactly, for
-all are below 2²². Of Cortex-A76's two vector units one can convert, and takes two cycles; each subtracts, in one."""
+An integer added to the bits makes that float smaller by as much, so one subtraction makes floats of dots, exactly below
+2²²: the largest are u8's, of at most 255 · 127 · 32. Of Cortex-A76's two vector units one can convert, and takes two
+cycles; each can subtract, in one."""
 
 
 def _by_rows(
@@ -331,8 +333,7 @@ load have time. That groups take turns is for LLVM, which would read the same pl
 
 def reads_bias(tier: Tier, form: Packing, n: int) -> bool:
     """Whether the dots of n rows start at what they read from such a table, for which registers must be left."""
-    how = form.about
-    return tier.name in _BIASED and n % 8 == 0 and how.base not in ("u4", "w3")
+    return tier.name in _BIASED and n % 8 == 0 and form.quantized and form.about.base not in ("u4", "w3")
 
 
 def to_float(tier: Tier, dots: Expr) -> Expr:
@@ -399,7 +400,7 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
     """Registers a tier's dot intrinsic for a packing and a tile, and returns its name.
 
     ahead: column groups between the one that is computed and the one that is asked from memory, 0 for none. parts: of a
-    row group, of which the tile has the rows of one.
+    row group, of which the tile has the rows of one. table: `start` is what BIASES describes, of one turn.
     """
     tier = TIERS[tier_name]
     form = Packing.parse(packing)
@@ -423,10 +424,13 @@ def register_dot(tier_name: str, packing: str, tokens: int, groups: int, ahead: 
             a = operand("a", (tokens, 1, GROUP), tier.activations(packing)[2])
             start = operand("start", (tokens, 1), "int32") if form.unsigned else None
             if table:
+                assert start is None, "of weights with an offset, dots start at their words"
                 start = operand("start", (1, tokens, BIASES[2]), "int32")
             d = operand("d", (tokens, groups, 1, rows), "int32")
             with B.sblock("root"):
-                first = [] if start is None else [start[0:1, 0:tokens, 0:4] if table else start[0:tokens, 0:1]]
+                first = (
+                    [] if start is None else [start[0:1, 0:tokens, 0 : BIASES[2]] if table else start[0:tokens, 0:1]]
+                )
                 more = [] if high is None else [high[0:groups, 0:1, 0:high_bytes]]
                 B.reads(*first, w[0:groups, 0:1, 0:chunks, 0:rows, 0:chunk], *more, a[0:tokens, 0:1, 0:GROUP])
                 B.writes(d[0:tokens, 0:groups, 0:1, 0:rows])

@@ -1,11 +1,13 @@
 """The linear layer: y[m, row] = Σ over groups of dot(w, a) · scale_w · scale_a, in S-TIR, and its schedule.
 
-The function is plain: a block for the int32 dot of a group and one that accumulates groups. FuseOps and FuseTIR put
-epilogues behind it; `schedule` then tiles, tensorizes and vectorizes whatever came out.
+The function is plain: a block for the int32 dot of a group and one that accumulates groups; on some tiers one with what
+dots start at, too (kernels/dot.py, BIASES). FuseOps and FuseTIR put epilogues behind it; `schedule` then tiles,
+tensorizes and vectorizes whatever came out.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -145,8 +147,8 @@ def float_linear(n: int, rows_padded: int, columns: int, packing: str) -> tirx.P
 def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKnobs | None = None) -> tirx.PrimFunc:
     """Schedules a linear layer with whatever elementwise epilogue FuseTIR put behind it.
 
-    Loops become: tile of row groups (the range that threads share), tile of tokens, group of columns, and inside the
-    tile, unrolled: token, row group, row lane.
+    Loops become: tile of row groups (the range that threads share), tile of tokens, part of a row group, group of
+    columns, and inside the tile, unrolled: token, row group, row lane.
     """
     sch = s_tir.Schedule(function)
     total = sch.get_sblock("sum")
@@ -161,7 +163,7 @@ def schedule(function: tirx.PrimFunc, tier: Tier, packing: str, knobs: LinearKno
     m, g, r, b = sch.get_loops(total)
     n, n_groups, rows = (int(sch.get(loop).extent) for loop in (m, g, r))
     knobs = knobs or default_knobs(tier, packing, n)
-    knobs = effective(knobs, n, n_groups)
+    knobs = effective(knobs, tier, packing, n, n_groups)
     tokens, groups = knobs.tokens, knobs.groups
     m_outer, m_inner = sch.split(m, [None, tokens])
     g_outer, g_block, g_inner = sch.split(g, [None, knobs.block, groups])
@@ -294,14 +296,16 @@ def candidates(tier: Tier, packing: str, n: int, n_groups: int) -> tuple[LinearK
         for block in (_SEARCHED_BLOCK if n > tokens else (1,))
         if n % tokens == 0 and n_groups % (groups * block) == 0 and tokens * groups <= most and groups * block <= 16
     ]
-    return tuple(dict.fromkeys([effective(default_knobs(tier, packing, n), n, n_groups), *searched]))
+    return tuple(dict.fromkeys([effective(default_knobs(tier, packing, n), tier, packing, n, n_groups), *searched]))
 
 
-def effective(knobs: LinearKnobs, n: int, n_groups: int) -> LinearKnobs:
-    """The knobs as `schedule` applies them: tiles leave no remainder."""
+def effective(knobs: LinearKnobs, tier: Tier, packing: str, n: int, n_groups: int) -> LinearKnobs:
+    """The knobs as `schedule` applies them: tiles leave no remainder, not of a table of biases either."""
+    form = Packing.parse(packing)
     groups = divisor(n_groups, knobs.groups)
     block = divisor(n_groups // groups, knobs.block)
-    return LinearKnobs(divisor(n, knobs.tokens), groups, knobs.ahead, block, knobs.parts)
+    tokens = divisor(math.gcd(n, BIASES[1]) if reads_bias(tier, form, n) else n, knobs.tokens)
+    return LinearKnobs(tokens, groups, knobs.ahead, block, min(knobs.parts, max(_parts(tier, form))))
 
 
 Tuned = Mapping[str, Mapping[str, int]]

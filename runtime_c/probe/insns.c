@@ -3,8 +3,8 @@
  *   qemu-aarch64 -d plugin -D LOG -plugin insns.so[,blocks=FILE] PROGRAM
  *
  * LOG ends with "insns: N". The count is the emulated processor's: it does not depend on how busy this machine is.
- * FILE gets a line for each block of instructions that was executed: its address, how often (right for one thread), the
- * symbol it is of, or -, and its bytes, all but the second in hexadecimal or as they are.
+ * FILE gets a line for each block of instructions: its address in hexadecimal, how often it was executed (right for one
+ * thread), its symbol or -, and its bytes in hexadecimal.
  * What is declared here is the part of qemu-plugin.h that is used; it is the same from QEMU 6 to 8. */
 #define _POSIX_C_SOURCE 200809L /* strdup */
 #include <inttypes.h>
@@ -87,7 +87,9 @@ static void write_blocks(void) {
         }
         fputc('\n', file);
     }
-    fclose(file);
+    if (fclose(file) != 0) {
+        abort();
+    }
 }
 
 static void executed(unsigned thread, void *n_insns) {

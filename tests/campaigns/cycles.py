@@ -1,7 +1,7 @@
 """Cycles of boards' cores by LLVM's models of them, ours and llama.cpp's, without the boards.
 
     python -m tests.campaigns.cycles [MODEL] [--weights w4a8,w8a8] [--cores cortex-a76,…] [--kinds prefill,decode]
-                                     [--side edgellm] [--show 10]
+                                     [--prompt 64,512] [--side edgellm] [--show 10]
 
 An emulator runs both programs and says how often each block of instructions was executed; llvm-mca says how many cycles
 a block takes when it follows itself, as inner loops do, with everything in the first cache. So memory is left out: what
@@ -24,6 +24,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from crosscompile import checkpoint
+from crosscompile.errors import CompileError
 from edgellm import cache as caches
 from edgellm import hub, virtual_parts
 from edgellm.comparison import MATCHES
@@ -40,8 +41,10 @@ _COVERED = 0.992
 """Share of the instructions whose blocks are looked at; the others are taken to be like them."""
 _TURNS = 100
 
+Executed = dict[tuple[int, str], tuple[int, str]]
+"""(Address, bytes in hexadecimal) of a block -> how often it was executed, and its symbol, or "-"."""
 Blocks = dict[str, tuple[int, str]]
-"""Bytes in hexadecimal -> how often they were executed, and the symbol they are of, or "-"."""
+"""The same without addresses."""
 Progress = virtual_parts.Progress
 
 
@@ -108,28 +111,45 @@ class Llvm:
         return int(match[1]) / _TURNS
 
 
-def _branches(word: str) -> bool:
+def branches(word: str) -> bool:
     """Whether an AArch64 instruction, in hexadecimal as it lies in memory, ends a block by itself."""
     top = int.from_bytes(bytes.fromhex(word), "little") >> 24
     return top in (0x54, 0xD6) or top & 0x7E in (0x34, 0x36) or top & 0x7C == 0x14
 
 
-def joined(lines: Iterable[str]) -> Blocks:
-    """The blocks of a file of runtime_c/probe/insns.c, those that the emulator cut where no branch is put together."""
-    at: dict[int, tuple[int, str, str]] = {}
+def read(lines: Iterable[str]) -> Executed:
+    """A file of runtime_c/probe/insns.c. The emulator may translate a block twice, each with a count of its own."""
+    found: Executed = {}
     for line in lines:
-        address, executed, symbol, code = line.split()
-        place, n = int(address, 16), int(executed)
-        if n > at.get(place, (0, "", ""))[0]:
-            at[place] = (n, symbol, code)
+        address, n, symbol, code = line.split()
+        key = int(address, 16), code
+        found[key] = (found.get(key, (0, ""))[0] + int(n), symbol)
+    return found
+
+
+def more(few: Executed, many: Executed) -> Executed:
+    """What the second run executed more than the first. RuntimeError if code lay elsewhere there."""
+    total = sum(n * len(key[1]) for key, (n, _) in few.items())
+    elsewhere = sum(n * len(key[1]) for key, (n, _) in few.items() if key not in many)
+    if elsewhere > 0.01 * total:
+        raise RuntimeError("the two runs have code at different addresses")
+    left = {key: (n - few.get(key, (0, ""))[0], symbol) for key, (n, symbol) in many.items()}
+    return {key: each for key, each in left.items() if each[0] > 0}
+
+
+def joined(executed: Executed) -> Blocks:
+    """Blocks by their code, those that the emulator cut where there is no branch put together."""
+    at: dict[int, tuple[int, str, str]] = {}
+    for (place, code), (n, symbol) in executed.items():
+        at[place] = max(at.get(place, (0, "", "")), (n, symbol, code))
     used: set[int] = set()
-    found: dict[str, tuple[int, str]] = {}
+    found: Blocks = {}
     for place in sorted(at):
         if place in used:
             continue
         n, symbol, code = at[place]
         end = place + len(code) // 2
-        while end in at and abs(at[end][0] - n) <= n // 1000 and not _branches(code[-8:]):
+        while end in at and abs(at[end][0] - n) <= n // 1000 and not branches(code[-8:]):
             used.add(end)
             code += at[end][2]
             end = place + len(code) // 2
@@ -137,17 +157,11 @@ def joined(lines: Iterable[str]) -> Blocks:
     return found
 
 
-def executed(emulators: Counter, processor: Processor, command: Sequence[str]) -> Blocks:
-    """The blocks that a command executes."""
+def executed(emulators: Counter, processor: Processor, command: Sequence[str]) -> Executed:
+    """What a command executes."""
     with tempfile.NamedTemporaryFile("r", prefix="edgellm-blocks-") as file:
         emulators.count(processor, command, Path(file.name))
-        return joined(Path(file.name).read_text().splitlines())
-
-
-def more(few: Blocks, many: Blocks) -> Blocks:
-    """What the second has more."""
-    left = {code: (n - few.get(code, (0, ""))[0], symbol) for code, (n, symbol) in many.items()}
-    return {code: each for code, each in left.items() if each[0] > 0}
+        return read(Path(file.name).read_text().splitlines())
 
 
 @dataclass(frozen=True)
@@ -170,8 +184,18 @@ def estimated(blocks: Blocks, core: Core, llvm: Llvm) -> Estimate:
         each = llvm.cycles(code, core)
         cycles += n * each
         listed.append((n * each, each, symbol, code))
+    if not listed:
+        raise RuntimeError("the longer run executed no more than the shorter one")
     listed.sort(reverse=True)
     return Estimate(total, cycles * total / seen, tuple((share / cycles, *rest) for share, *rest in listed))
+
+
+def numbers(text: str) -> tuple[int, int]:
+    """Two lengths, the shorter first."""
+    low, high = (int(each) for each in text.split(","))
+    if not 0 < low < high:
+        raise argparse.ArgumentTypeError("the first must be the shorter one")
+    return low, high
 
 
 def main() -> int:
@@ -180,9 +204,16 @@ def main() -> int:
     parser.add_argument("--weights", default="w4a8", help=f"of {', '.join(MATCHES)}")
     parser.add_argument("--cores", default="cortex-a76,cortex-a72", help=f"of {', '.join(CORES)}")
     parser.add_argument("--kinds", default="prefill,decode", help="of prefill, decode")
+    parser.add_argument(
+        "--prompt", type=numbers, default=PREFILL, metavar="LOW,HIGH", help="two lengths; between them counts"
+    )
     parser.add_argument("--side", choices=("edgellm", "peer"), help="of this side alone")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="the N blocks that take most")
     arguments = parser.parse_args()
+    for option, known in (("weights", MATCHES), ("cores", CORES), ("kinds", ("prefill", "decode"))):
+        for name in getattr(arguments, option).split(","):
+            if name not in known:
+                parser.error(f"--{option}: {name!r} is none of {', '.join(known)}")
     console = Console()
 
     def progress(what: str, *_: float) -> None:
@@ -197,14 +228,14 @@ def main() -> int:
                 for label in arguments.weights.split(","):
                     both = sides(source, name, MATCHES[label], core.processor, progress)
                     for kind in arguments.kinds.split(","):
-                        low, high = {"prefill": PREFILL, "decode": DECODE}[kind]
+                        low, high = {"prefill": arguments.prompt, "decode": DECODE}[kind]
                         ours = None
                         for side, command in both.commands.items():
                             if arguments.side not in (None, side):
                                 continue
                             runs = (command(n, 1) if kind == "prefill" else command(1, n) for n in (low, high))
                             few, many = (executed(emulators, core.processor, run) for run in runs)
-                            found = estimated(more(few, many), core, llvm)
+                            found = estimated(joined(more(few, many)), core, llvm)
                             counted = (each / (high - low) / 1e6 for each in (found.instructions, found.cycles))
                             ratio = f"{found.cycles / ours:.2f}" if ours else ""
                             ours = ours or found.cycles
@@ -212,8 +243,8 @@ def main() -> int:
                                 name, label, core.name, kind, side, *(f"{each:.2f} M" for each in counted), ratio
                             )
                             show(console, found, llvm, arguments.show)
-    except (EdgeError, RuntimeError) as error:
-        console.print(f"[red]{error}[/red]")
+    except (EdgeError, CompileError, RuntimeError) as error:
+        console.print(f"[red]{escape(str(error))}[/red]")
         return 1
     console.print(table)
     return 0

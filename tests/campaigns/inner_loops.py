@@ -30,7 +30,10 @@ def main() -> int:
                 count = len(loop.instructions)
                 each = f"{count / loop.bytes:.2f}" if n == 1 else ""
                 cells = (count, each, f"{256 * count / loop.products:.1f}", loop.spills)
-                table.add_row(tier.name, kind, str(loop.tokens), *map(str, cells))
+                tile = {(1, 1): "", (1, 2): " (half a row group)"}.get(
+                    (loop.groups, loop.parts), f" (of {loop.groups} row groups)"
+                )
+                table.add_row(tier.name, kind, f"{loop.tokens}{tile}", *map(str, cells))
                 if arguments.show:
                     print(f"{tier.name} {kind}, {loop.tokens} tokens", *loop.instructions, sep="\n    ")
     Console().print(table)

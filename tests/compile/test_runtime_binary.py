@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from crosscompile import runtime
+from crosscompile import bionic, runtime
+from crosscompile.data import data_path
 from crosscompile.errors import CodegenError
 from crosscompile.runtime import build_runtime
 from crosscompile.spirv.capabilities import Gpu
 from crosscompile.target import target_of_tier
-from edgellm import virtual, virtual_parts
+from edgellm import cache, virtual, virtual_parts
 from edgellm.boards import load_board
 from tests.elf import GNU_RELRO, GNU_STACK, LOAD, Elf
 
@@ -33,6 +34,23 @@ def program(request: pytest.FixtureRequest) -> Path:
 def test_is_small(program: Path) -> None:
     aarch64 = Elf(program).machine == EM_AARCH64
     assert program.stat().st_size < (BUDGET_BYTES if aarch64 else OTHERS_BYTES)
+
+
+def test_only_static_programs_copy_by_themselves() -> None:
+    target = target_of_tier("dotprod")
+    phone = target_of_tier("dotprod", "android")
+    assert runtime.is_static(target, "musl")
+    assert runtime.is_static(phone)
+    assert not runtime.is_static(target)
+    assert not runtime.is_static(phone.on_gpu(Gpu()))
+    assert [path.name for path in runtime.static_sources()] == ["copies.c"]
+
+
+def test_whatever_makes_programs_makes_other_bundles() -> None:
+    hashed = {name for name, _ in cache.bundle_sources()}
+    used = [*runtime.sources(vulkan=True), *runtime.static_sources(), *bionic.sources()]
+    root = data_path("runtime_c")
+    assert {f"runtime_c/{path.relative_to(root)}" for path in used} <= hashed
 
 
 def test_the_vulkan_backend_is_small() -> None:

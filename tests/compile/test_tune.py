@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from crosscompile import checkpoint, shim
-from crosscompile.codegen import compile_kernels
+from crosscompile.codegen import compile_kernels, compile_object
 from crosscompile.kernels import linear
 from crosscompile.models.architecture import scheme_for
 from crosscompile.packing import Packing
 from crosscompile.program import Ladder, LinearLayer, compile_model, linear_layers_of
-from crosscompile.target import TIERS
+from crosscompile.target import TIERS, target_of_tier
 from edgellm import golden, shapes
 from edgellm.compile import cache_key
 from edgellm.precision import Options
@@ -87,8 +87,21 @@ def test_tiles_that_this_machine_cannot_run_can_be_made(tier, kind):
         function = linear.quantized_linear(n, 64, 256, TIERS[tier], packing)
         knobs = [each for each in linear.candidates(TIERS[tier], packing, n, 8) if each.block == 1]
         assert {(each.tokens, each.parts) for each in knobs} >= {(1, 1), (4, 1), (8, 1), (8, 2), (min(n, 16), 2)}
-        for each in knobs:
-            linear.schedule(function, TIERS[tier], packing, each)
+        kernels = {f"k{i}": linear.schedule(function, TIERS[tier], packing, each) for i, each in enumerate(knobs)}
+        compile_object({"k": kernels["k0"]}, target_of_tier(tier))
+        larger = next(i for i, each in enumerate(knobs) if (each.tokens, each.parts) == (min(n, 16), 2))
+        compile_object({"k": kernels[f"k{larger}"]}, target_of_tier(tier))
+
+
+@pytest.mark.parametrize(
+    "found", [{"tokens": 24}, {"tokens": 12}, {"tokens": 8, "parts": 3}, {"tokens": 4, "groups": 3}]
+)
+@pytest.mark.parametrize("kind", ["w4", "w3"])
+def test_knobs_of_a_file_are_made_to_fit(kind, found):
+    tier = TIERS["dotprod"]
+    packing = tier.packing(kind)
+    function = linear.quantized_linear(24, 40, 64, tier, packing)
+    linear.schedule(function, tier, packing, linear.LinearKnobs(**found))
 
 
 def aligned(values: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from edgellm.boards import load_board
 from edgellm.errors import BoardError
 
 ROOT = Path(__file__).resolve().parents[2]
-KNOBS = {"tokens": 4, "groups": 2, "ahead": 0, "block": 1}
+KNOBS = {"tokens": 4, "groups": 2, "ahead": 0, "block": 1, "parts": 1}
 GPU_KNOBS = {"threads": 64, "rows": 4, "tile": 1}
 
 
@@ -129,6 +129,20 @@ def test_the_template_revisions_are_the_compilers():
         ("gpu/knobs.py", tuned.GPU_TEMPLATE_REVISION),
     ):
         assert f"\nTEMPLATE_REVISION = {revision}\n" in (ROOT / "crosscompile" / path).read_text()
+
+
+def test_knobs_are_those_of_the_template(user):
+    source = (ROOT / "crosscompile/kernels/linear.py").read_text()
+    fields = source[source.index("class LinearKnobs") : source.index("@kernel_maker")]
+    assert set(re.findall(r"^    (\w+): int = ", fields, re.MULTILINE)) == set(KNOBS)
+
+
+def test_results_of_earlier_revisions_are_kept_and_not_used(user):
+    board = load_board("rpi5")
+    old = replace(tuned.key_for(board, 4), template=2)
+    knobs = {name: value for name, value in KNOBS.items() if name != "parts"}
+    tuned.save(user / "rpi5.json", old, {"linear.a": {"knobs": knobs}})
+    assert tuned.lookup(board) == {}
 
 
 def test_files_are_json_for_people(user):

@@ -16,7 +16,8 @@ from crosscompile.models.architecture import scheme_for
 from crosscompile.packing import Packing
 from crosscompile.program import Ladder, LinearLayer, compile_model, linear_layers_of
 from crosscompile.target import TIERS, target_of_tier
-from edgellm import golden, shapes
+from edgellm import golden, shapes, tuned
+from edgellm.boards import load_board
 from edgellm.compile import cache_key
 from edgellm.precision import Options
 
@@ -111,6 +112,15 @@ def aligned(values: np.ndarray) -> np.ndarray:
     view = memory[start : start + values.nbytes].view(values.dtype)
     view[:] = values
     return view
+
+
+def test_what_is_found_is_filed_and_read(tmp_path):
+    tier, key = TIERS["dotprod"], tuned.key_for(load_board("rpi5"), 4)
+    found = linear.candidates(tier, tier.packing("w4"), 8, 8)
+    kernels = {f"linear.{i}": {"knobs": asdict(knobs)} for i, knobs in enumerate(found)}
+    tuned.save(tmp_path / "rpi5.json", key, kernels)
+    read = tuned.read(tmp_path / "rpi5.json")[0]["kernels"]
+    assert {linear.LinearKnobs(**entry["knobs"]) for entry in read.values()} == set(found)
 
 
 def test_what_was_found_is_what_is_compiled():

@@ -40,6 +40,9 @@ _FOLDER = "usr/lib/llvm-19"
 _COVERED = 0.992
 """Share of the instructions whose blocks are looked at; the others are taken to be like them."""
 _TURNS = 100
+_SAME = 10
+"""Blocks that follow each other are one unless one is executed 1 / _SAME more often: the emulator cuts at pages, and the
+first turn of a loop belongs to what was before it."""
 
 Executed = dict[tuple[int, str], tuple[int, str]]
 """(Address, bytes in hexadecimal) of a block -> how often it was executed, and its symbol, or "-"."""
@@ -149,7 +152,7 @@ def joined(executed: Executed) -> Blocks:
             continue
         n, symbol, code = at[place]
         end = place + len(code) // 2
-        while end in at and abs(at[end][0] - n) <= n // 1000 and not branches(code[-8:]):
+        while end in at and abs(at[end][0] - n) <= n // _SAME and not branches(code[-8:]):
             used.add(end)
             code += at[end][2]
             end = place + len(code) // 2
@@ -239,9 +242,7 @@ def main() -> int:
                             counted = (each / (high - low) / 1e6 for each in (found.instructions, found.cycles))
                             ratio = f"{found.cycles / ours:.2f}" if ours else ""
                             ours = ours or found.cycles
-                            table.add_row(
-                                name, label, core.name, kind, side, *(f"{each:.2f} M" for each in counted), ratio
-                            )
+                            table.add_row(label, core.name, kind, side, *(f"{each:.2f} M" for each in counted), ratio)
                             show(console, found, llvm, arguments.show)
     except (EdgeError, CompileError, RuntimeError) as error:
         console.print(f"[red]{escape(str(error))}[/red]")

@@ -14,17 +14,15 @@ def test_a_block_that_is_translated_twice_counts_twice():
 
 def test_what_both_runs_execute_goes_away():
     few = read([f"1000 64 f {NOP}", f"1004 64 f {RETURN}"])
-    many = read([f"1000 128 f {NOP}", f"1004 129 f {RETURN}", f"2000 7 g {BRANCH}"])
-    assert joined(more(few, many)) == {NOP: (64, "f"), RETURN: (65, "f"), BRANCH: (7, "g")}
+    many = read([f"1000 128 f {NOP}", f"1004 200 f {RETURN}", f"2000 7 g {BRANCH}"])
+    assert joined(more(few, many)) == {NOP: (64, "f"), RETURN: (136, "f"), BRANCH: (7, "g")}
     with pytest.raises(RuntimeError, match="different addresses"):
         more(few, read([f"3000 128 f {NOP}"]))
 
 
 def test_blocks_are_put_together_where_no_branch_cuts_them():
-    assert joined(read([f"1000 5 f {NOP}", f"1004 5 - {BRANCH}", f"1008 5 - {NOP}"])) == {
-        NOP + BRANCH: (5, "f"),
-        NOP: (5, "-"),
-    }
+    blocks = read([f"1000 50 f {NOP}", f"1004 51 - {BRANCH}", f"1008 50 - {NOP}"])
+    assert joined(blocks) == {NOP + BRANCH: (50, "f"), NOP: (50, "-")}
 
 
 @pytest.mark.parametrize(

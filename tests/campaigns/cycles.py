@@ -41,7 +41,7 @@ _COVERED = 0.992
 """Share of the instructions whose blocks are looked at; the others are taken to be like them."""
 _TURNS = 100
 _SAME = 10
-"""Blocks that follow each other are one unless one is executed 1 / _SAME more often: the emulator cuts at pages, and the
+"""Blocks that follow each other are one unless one is executed 1 / _SAME more often: emulators cut at pages, and the
 first turn of a loop belongs to what was before it."""
 
 Executed = dict[tuple[int, str], tuple[int, str]]

@@ -1,7 +1,7 @@
 # Every target sets up what it needs by itself (.ci/setup); a second run starts at once.
 PY = .venv/bin/python
-C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/static/*.c runtime_c/vulkan/*.[ch] runtime_c/rpc/*.[ch] runtime_c/serve/*.[ch] \
-  runtime_c/cli/*.[ch])
+C_SHIPPED = $(wildcard runtime_c/src/*.[ch] runtime_c/static/*.c runtime_c/vulkan/*.[ch] runtime_c/rpc/*.[ch] \
+  runtime_c/serve/*.[ch] runtime_c/cli/*.[ch])
 C_FILES = $(C_SHIPPED) $(wildcard runtime_c/tests/*.[ch] runtime_c/probe/*.c) \
   $(wildcard runtime_c/bionic/*.c runtime_c/bionic/include/*.h runtime_c/bionic/include/*/*.h) edgellm/virtual_bionic.c
 PYTHON_FILES = edgellm crosscompile ansible_collections tests examples

@@ -12,10 +12,11 @@ the memory. --show lists the blocks that take most, with --side of one side alon
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -223,32 +224,40 @@ def main() -> int:
         status.update(escape(what))
 
     table = Table("weights", "core", "kind", "side", "instructions", "cycles", "ratio", title=arguments.model)
+    failed = ""
     try:
         with console.status("") as status:
-            path, name = hub.resolve(arguments.model, progress)
-            source, emulators, llvm = checkpoint.load(path), counter(progress), Llvm(progress)
-            for core in (CORES[each] for each in arguments.cores.split(",")):
-                for label in arguments.weights.split(","):
-                    both = sides(source, name, MATCHES[label], core.processor, progress)
-                    for kind in arguments.kinds.split(","):
-                        low, high = {"prefill": arguments.prompt, "decode": DECODE}[kind]
-                        ours = None
-                        for side, command in both.commands.items():
-                            if arguments.side not in (None, side):
-                                continue
-                            runs = (command(n, 1) if kind == "prefill" else command(1, n) for n in (low, high))
-                            few, many = (executed(emulators, core.processor, run) for run in runs)
-                            found = estimated(joined(more(few, many)), core, llvm)
-                            counted = (each / (high - low) / 1e6 for each in (found.instructions, found.cycles))
-                            ratio = f"{found.cycles / ours:.2f}" if ours else ""
-                            ours = ours or found.cycles
-                            table.add_row(label, core.name, kind, side, *(f"{each:.2f} M" for each in counted), ratio)
-                            show(console, found, llvm, arguments.show)
+            for row, found, llvm in rows(arguments, progress):
+                table.add_row(*row)
+                show(console, found, llvm, arguments.show)
     except (EdgeError, CompileError, RuntimeError) as error:
-        console.print(f"[red]{escape(str(error))}[/red]")
-        return 1
-    console.print(table)
-    return 0
+        failed = str(error)
+    if table.rows:
+        console.print(table)
+    if failed:
+        console.print(f"[red]{escape(failed)}[/red]")
+    return 1 if failed else 0
+
+
+def rows(
+    arguments: argparse.Namespace, progress: Callable[..., None]
+) -> Iterator[tuple[tuple[str, ...], Estimate, Llvm]]:
+    """Rows of the table, each with what it was estimated from, as soon as they are known."""
+    path, name = hub.resolve(arguments.model, progress)
+    source, emulators, llvm = checkpoint.load(path), counter(progress), Llvm(progress)
+    each = itertools.product(arguments.cores.split(","), arguments.weights.split(","), arguments.kinds.split(","))
+    for core, label, kind in ((CORES[core], label, kind) for core, label, kind in each):
+        low, high = {"prefill": arguments.prompt, "decode": DECODE}[kind]
+        commands = sides(source, name, MATCHES[label], core.processor, progress).commands
+        ours = None
+        for side in [arguments.side] if arguments.side else commands:
+            runs = (commands[side](n, 1) if kind == "prefill" else commands[side](1, n) for n in (low, high))
+            few, many = (executed(emulators, core.processor, run) for run in runs)
+            found = estimated(joined(more(few, many)), core, llvm)
+            counted = (f"{total / (high - low) / 1e6:.2f} M" for total in (found.instructions, found.cycles))
+            ratio = f"{found.cycles / ours:.2f}" if ours else ""
+            ours = found.cycles
+            yield (label, core.name, kind, side, *counted, ratio), found, llvm
 
 
 def show(console: Console, found: Estimate, llvm: Llvm, most: int) -> None:
